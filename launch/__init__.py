@@ -1,0 +1,1 @@
+"""Entry points: each module parses flags and calls into tsd_jax."""

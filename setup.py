@@ -1,0 +1,55 @@
+"""Installs tsd_jax; `pip install -e .` also offers `launch` and `experiments`.
+
+Exact versions live in `constraints/`, one file per Python minor version; the
+launch scripts apply them.
+"""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r'^__version__ = "([^"]+)"$',
+  (_ROOT / "tsd_jax" / "__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+).group(1)
+_README = _ROOT / "README.md"
+
+setuptools.setup(
+  name="tsd_jax",
+  version=_VERSION,
+  description="Tree Search Distillation of language models in JAX",
+  long_description=(
+    _README.read_text(encoding="utf-8") if _README.exists() else ""
+  ),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(
+    include=["tsd_jax", "tsd_jax.*", "launch", "launch.*"]
+    + ["experiments", "experiments.*"]
+  ),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py",
+    "array_record",
+    "chex",
+    "flax",
+    "grain",
+    "jax",
+    "mctx",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "safetensors",
+    "tensorflow-datasets",
+  ],
+  extras_require={
+    "test": ["hypothesis", "pytest", "ruff", "scipy"],
+    # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
+    "interop": ["tokenizers", "torch==2.13.0", "transformers"],
+    "notebook": ["ipykernel", "nbclient", "nbformat"],
+    "tpu": ["jax[tpu]"],
+  },
+)

@@ -1,0 +1,219 @@
+"""Prefill and sampling with cached keys and values.
+
+A response is sampled below a shared prompt: the prompt's keys are computed
+once and attended to by all of its G responses. A response may also continue
+from the middle of another one (a fork), whose keys it attends to in place, so
+that a shared prefix is never paid for twice.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tsd_jax.models.transformer import KV, Segment, Transformer
+from tsd_jax.types import LOG_ZERO, Array
+
+
+class Prefix(NamedTuple):
+  """A prompt after its forward pass."""
+
+  segment: Segment  # Keys of the prompt, with the mask of its padding.
+  length_B: Array  # int32, prompt tokens without padding.
+  x_BD: Array  # Features at the last prompt token.
+
+
+class Fork(NamedTuple):
+  """Where the rows of a continuation start."""
+
+  kv: KV  # Keys of the responses forked from, already gathered: R rows.
+  length_R: Array  # int32 >= 1, number of response tokens kept.
+  last_token_R: Array  # int32, the last token kept.
+
+
+class Sampled(NamedTuple):
+  """What `sample` drew; R rows, positions counted from where they start."""
+
+  tokens_RT: Array
+  mask_RT: Array  # True up to and including the end token.
+  log_prob_RT: Array  # Of the distribution sampled from (temperature applied).
+  value_RT: Array  # V_pi before each token.
+  entropy_RT: Array
+  kv: KV
+  forwards: Array  # int32, token forwards made, masked rows included.
+
+
+def prefill(
+  model: Transformer, prompt_BP: Array, mask_BP: Array | None = None
+) -> Prefix:
+  """Runs the model over prompts, padded on the right.
+
+  Args:
+    model: the model.
+    prompt_BP: int32 tokens.
+    mask_BP: true at real tokens; all of them by default.
+
+  Returns:
+    The prompts' keys and the features at their last real tokens.
+  """
+  B, P = prompt_BP.shape
+  if mask_BP is None:
+    mask_BP = jnp.ones((B, P), bool)
+  positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
+  causal_1PP = jnp.tril(jnp.ones((1, P, P), bool))
+  hidden = model.trunk(
+    prompt_BP, positions_BP, self_mask_RTT=causal_1PP & mask_BP[:, None]
+  )
+  length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+  last_B11 = (length_B - 1)[:, None, None]
+  return Prefix(
+    segment=Segment(hidden.kv, mask_BP[:, None]),
+    length_B=length_B,
+    x_BD=jnp.take_along_axis(hidden.x_RTD, last_B11, axis=1)[:, 0],
+  )
+
+
+def repeat_rows(prefix: Prefix, group: int) -> Prefix:
+  """Serves `group` rows from each prompt; its keys are not copied."""
+  segment = prefix.segment
+  return Prefix(
+    segment=Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0)),
+    length_B=jnp.repeat(prefix.length_B, group),
+    x_BD=jnp.repeat(prefix.x_BD, group, axis=0),
+  )
+
+
+def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
+  """One draw a row, each from its own key."""
+  return jax.vmap(jax.random.categorical)(keys_R, log_prob_RV)
+
+
+def sample(
+  model: Transformer,
+  prefix: Prefix,
+  keys_R: Array | None,
+  *,
+  length: int,
+  eos_id: int,
+  pad_id: int,
+  temperature: Array | float = 1.0,
+  fork: Fork | None = None,
+) -> Sampled:
+  """Samples responses until their end token or `length` tokens in all.
+
+  Args:
+    model: the model.
+    prefix: prompts, one row a response (`repeat_rows`).
+    keys_R: a random key a row, consumed; None decodes greedily.
+    length: T, the most tokens of a response (of a whole one, with a fork).
+    eos_id: end token.
+    pad_id: fills tokens after the end.
+    temperature: divides the logits.
+    fork: continue from the middle of other responses instead of the prompt.
+
+  Returns:
+    The sampled tokens with their behaviour log-probabilities. Rows are T long;
+    a forked row has at most T - length_R tokens.
+  """
+  c = model.config
+  R, T = prefix.x_BD.shape[0], length
+  kv_shape = (c.num_layers, R, c.num_kv_heads, T, c.head_dim)
+  own_kv = KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
+  start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
+
+  def segments(step, last):
+    """Prompt, forked-from response, own tokens before this step."""
+    parts = [prefix.segment]
+    if fork is not None:
+      seen_R1S = (
+        jnp.arange(fork.kv.k_LRKSE.shape[3])[None] < (fork.length_R - 1)[:, None]
+      )[:, None]
+      parts.append(Segment(fork.kv, seen_R1S))
+    own_11S = (jnp.arange(T) < step)[None, None]
+    parts.append(Segment(last, own_11S))
+    return parts
+
+  def forward(token_R, position_R, parts):
+    return model.trunk(token_R[:, None], position_R[:, None], segments=parts)
+
+  if fork is None:
+    x_RD = prefix.x_BD
+    refeed = 0
+  else:
+    # The features at the fork were not kept: run its last token once more.
+    # Its own key is column 0 of the row's cache.
+    hidden = forward(
+      fork.last_token_R,
+      prefix.length_B + fork.length_R - 1,
+      segments(0, own_kv),
+    )
+    x_RD = hidden.x_RTD[:, 0]
+    own_kv = _write(own_kv, hidden.kv, 0)
+    refeed = 1
+
+  def step_fn(state):
+    step, x_RD, alive_R, kv, out, forwards = state
+    log_prob_RV = jax.nn.log_softmax(model.logits(x_RD) / temperature)
+    entropy_R = -jnp.sum(jnp.exp(log_prob_RV) * log_prob_RV, axis=-1)
+    if keys_R is None:
+      token_R = jnp.argmax(log_prob_RV, axis=-1)
+    else:
+      step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, step)
+      token_R = sample_token(step_keys, log_prob_RV)
+    chosen_R = jnp.take_along_axis(log_prob_RV, token_R[:, None], axis=1)[:, 0]
+    value_R, _ = model.values(x_RD)
+    columns = dict(
+      tokens_RT=jnp.where(alive_R, token_R, pad_id),
+      mask_RT=alive_R,
+      log_prob_RT=jnp.where(alive_R, chosen_R, 0.0),
+      value_RT=jnp.where(alive_R, value_R, 0.0),
+      entropy_RT=jnp.where(alive_R, entropy_R, 0.0),
+    )
+    out = {
+      name: out[name].at[:, step].set(column.astype(out[name].dtype))
+      for name, column in columns.items()
+    }
+    alive_R &= (token_R != eos_id) & (start_R + step + 1 < T)
+
+    def go_on(_):
+      position_R = prefix.length_B + start_R + step
+      parts = segments(step + refeed, kv)
+      hidden = forward(token_R, position_R, parts)
+      new_kv = _write(kv, hidden.kv, step + refeed)
+      return hidden.x_RTD[:, 0], new_kv, forwards + R
+
+    x_RD, kv, forwards = jax.lax.cond(
+      jnp.any(alive_R), go_on, lambda _: (x_RD, kv, forwards), None
+    )
+    return step + 1, x_RD, alive_R, kv, out, forwards
+
+  zeros_RT = jnp.zeros((R, T))
+  out = dict(
+    tokens_RT=jnp.full((R, T), pad_id, jnp.int32),
+    mask_RT=jnp.zeros((R, T), bool),
+    log_prob_RT=zeros_RT,
+    value_RT=zeros_RT,
+    entropy_RT=zeros_RT,
+  )
+  state = (
+    jnp.int32(0), x_RD, start_R < T, own_kv, out, jnp.int32(refeed * R)
+  )
+  *_, kv, out, forwards = jax.lax.while_loop(
+    lambda s: (s[0] < T) & jnp.any(s[2]), step_fn, state
+  )
+  return Sampled(kv=kv, forwards=forwards, **out)
+
+
+def _write(kv: KV, new: KV, column) -> KV:
+  """Writes one position of all rows."""
+  return KV(
+    *(
+      jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis=3)
+      for old, fresh in zip(kv, new, strict=True)
+    )
+  )
+
+
+def mask_log_prob(log_prob_RV: Array, allowed_RV: Array) -> Array:
+  """Renormalises a distribution over the allowed tokens."""
+  return jax.nn.log_softmax(jnp.where(allowed_RV, log_prob_RV, LOG_ZERO))

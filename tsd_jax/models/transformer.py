@@ -1,0 +1,359 @@
+"""The decoder-only core: Llama, Qwen2 and Qwen3 shapes with two value outputs.
+
+One function of (parameters, tokens, keys and values of what came before). The
+caller owns every cache: a call returns the keys and values of its own tokens,
+and attends to any number of `Segment`s beside them, so that a prompt, the path
+through a search tree and a response under way are attended to without ever
+being copied together.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tsd_jax.types import LOG_ZERO, Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape of a model. `presets.py` names the published ones."""
+
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  d_mlp: int
+  rope_theta: float = 10_000.0
+  rms_eps: float = 1e-6
+  qkv_bias: bool = False  # Qwen2
+  qk_norm: bool = False  # Qwen3
+  tied_embeddings: bool = True
+  # Tokens 0..number_tokens-1 are integers; their embeddings start as Fourier
+  # features of the integer, in which a small model can add and multiply.
+  number_tokens: int = 0
+  compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: bool = False  # Recompute each layer in the backward pass.
+  unroll_layers: int = 1  # Layers per step of the scan over layers.
+
+  def __post_init__(self):
+    """Refuses impossible shapes."""
+    for field in ("vocab_size", "d_model", "num_layers", "num_heads",
+                  "num_kv_heads", "head_dim", "d_mlp", "unroll_layers"):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f"model.{field}={getattr(self, field)} must be at least 1"
+        )
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"model.num_heads={self.num_heads} must be a multiple of "
+        f"model.num_kv_heads={self.num_kv_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"model.head_dim={self.head_dim} must be even (RoPE)")
+    if self.number_tokens > self.vocab_size:
+      raise ValueError(
+        f"model.number_tokens={self.number_tokens} exceeds "
+        f"model.vocab_size={self.vocab_size}"
+      )
+
+
+class KV(NamedTuple):
+  """Keys (after RoPE) and values of some positions, all layers."""
+
+  k_LRKSE: Array
+  v_LRKSE: Array
+
+
+class Segment(NamedTuple):
+  """Earlier positions that the tokens of a call may attend to.
+
+  The keys may have fewer rows than the queries: with R/g rows, row i serves
+  query rows i*g .. i*g+g-1 (one prompt, g responses).
+  """
+
+  kv: KV
+  mask_RTS: Array  # bool, broadcastable; rows as in the keys times g.
+
+
+# What a layer sees of the past when it lives in mutable memory: given the layer
+# index and the call's own keys and values, returns keys, values and a mask.
+LayerMemory = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+
+
+class Hidden(NamedTuple):
+  """Result of the trunk: normalised features and the call's own keys."""
+
+  x_RTD: Array
+  kv: KV
+
+
+def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:
+  """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
+  x32_XD = x_XD.astype(jnp.float32)
+  x32_XD *= jax.lax.rsqrt(jnp.mean(x32_XD**2, axis=-1, keepdims=True) + eps)
+  scale_D = scale_D.reshape((1,) * (x_XD.ndim - 1) + scale_D.shape)
+  return (x32_XD * scale_D).astype(x_XD.dtype)
+
+
+def rope_tables(positions_RT: Array, head_dim: int, theta: float):
+  """Cosines and sines of rotary positions (arXiv:2104.09864), float32."""
+  exponent_e = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+  frequency_e = jnp.asarray(theta ** -exponent_e, jnp.float32)[None, None]
+  angle_RTe = positions_RT[..., None].astype(jnp.float32) * frequency_e
+  return jnp.cos(angle_RTe), jnp.sin(angle_RTe)
+
+
+def apply_rope(x_RTHE: Array, tables: tuple[Array, Array]) -> Array:
+  """Rotates the two halves of each head (the "rotate half" layout)."""
+  cos_RT1e, sin_RT1e = (t[:, :, None] for t in tables)
+  left, right = jnp.split(x_RTHE.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate(
+    [left * cos_RT1e - right * sin_RT1e, right * cos_RT1e + left * sin_RT1e],
+    axis=-1,
+  ).astype(x_RTHE.dtype)
+
+
+def attend(
+  q_RTHE: Array, pieces: Sequence[tuple[Array, Array, Array]]
+) -> Array:
+  """Softmax attention over several pieces of the past, in one softmax.
+
+  Scores are concatenated, never keys or values: no cache is copied.
+
+  Args:
+    q_RTHE: queries, R rows.
+    pieces: (k_rKSE, v_rKSE, mask) each, with r dividing R and the mask
+      broadcastable to RTS.
+
+  Returns:
+    Attention output, RTHE.
+  """
+  rows, T, H, E = q_RTHE.shape
+  scores, widths = [], []
+  for k_rKSE, _, mask_RTS in pieces:
+    r, K, S, _ = k_rKSE.shape
+    # [r, g, T, K, H/K, E]: the g query rows of one key row side by side.
+    q = q_RTHE.reshape(r, rows // r, T, K, H // K, E)
+    s = jnp.einsum(
+      "rgtkhe,rkse->rgtkhs", q, k_rKSE, preferred_element_type=jnp.float32
+    ).reshape(rows, T, H, S)
+    s = jnp.where(mask_RTS[:, :, None, :], s * E**-0.5, LOG_ZERO)
+    scores.append(s)
+    widths.append(S)
+  weights_RTHS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+  weights_RTHS = weights_RTHS.astype(q_RTHE.dtype)
+  out, start = 0.0, 0
+  for (_, v_rKSE, _), S in zip(pieces, widths, strict=True):
+    r, K = v_rKSE.shape[:2]
+    w = weights_RTHS[..., start : start + S]
+    w = w.reshape(r, rows // r, T, K, H // K, S)
+    out += jnp.einsum("rgtkhs,rkse->rgtkhe", w, v_rKSE).reshape(
+      rows, T, H, E
+    )
+    start += S
+  return out
+
+
+def fourier_features(count: int, d_model: int, scale: float) -> np.ndarray:
+  """Embeddings of the integers 0..count-1 from waves of several periods.
+
+  Periods run geometrically from 2 to twice the count, so that near integers
+  look alike on the long ones and residues are readable on the short ones; the
+  last two features grow linearly and logarithmically.
+  """
+  n = np.arange(count, dtype=np.float64)[:, None]
+  half = (d_model - 2) // 2
+  period = np.geomspace(2.0, 2.0 * count, half)[None]
+  waves = np.concatenate(
+    [np.cos(2 * np.pi * n / period), np.sin(2 * np.pi * n / period)], axis=1
+  )
+  features = np.zeros((count, d_model))
+  features[:, : 2 * half] = waves
+  features[:, -2] = 2 * n[:, 0] / count - 1
+  features[:, -1] = np.log1p(n[:, 0]) / np.log1p(count)
+  return (features * scale).astype(np.float32)
+
+
+class Transformer(nnx.Module):
+  """Decoder-only language model with a policy head and two value outputs.
+
+  All parameters are float32; L layers are stacked on the first axis and run by
+  one `scan`, so that the size of the compiled program does not grow with L.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    """Initialises with variance 1/fan-in; residual outputs scaled by 1/2L."""
+    c = self.config = config
+    L, D, F, H, K, E = (
+      c.num_layers, c.d_model, c.d_mlp, c.num_heads, c.num_kv_heads, c.head_dim,
+    )
+
+    def normal(shape, fan_in, gain=1.0):
+      std = gain * fan_in**-0.5
+      return nnx.Param(std * jax.random.normal(rngs.params(), shape))
+
+    embedding_VD = 0.02 * jax.random.normal(rngs.params(), (c.vocab_size, D))
+    if c.number_tokens:
+      waves = fourier_features(c.number_tokens, D, scale=0.05)
+      embedding_VD = embedding_VD.at[: c.number_tokens].set(waves)
+    self.embedding_VD = nnx.Param(embedding_VD)
+    if not c.tied_embeddings:
+      self.unembedding_VD = normal((c.vocab_size, D), D)
+    residual_gain = (2 * L) ** -0.5
+    layers = {
+      "attention_norm_LD": nnx.Param(jnp.ones((L, D))),
+      "query_LDHE": normal((L, D, H, E), D),
+      "key_LDKE": normal((L, D, K, E), D),
+      "value_LDKE": normal((L, D, K, E), D),
+      "output_LHED": normal((L, H, E, D), H * E, residual_gain),
+      "mlp_norm_LD": nnx.Param(jnp.ones((L, D))),
+      "gate_LDF": normal((L, D, F), D),
+      "up_LDF": normal((L, D, F), D),
+      "down_LFD": normal((L, F, D), F, residual_gain),
+    }
+    if c.qkv_bias:
+      layers["query_bias_LHE"] = nnx.Param(jnp.zeros((L, H, E)))
+      layers["key_bias_LKE"] = nnx.Param(jnp.zeros((L, K, E)))
+      layers["value_bias_LKE"] = nnx.Param(jnp.zeros((L, K, E)))
+    if c.qk_norm:
+      layers["query_norm_LE"] = nnx.Param(jnp.ones((L, E)))
+      layers["key_norm_LE"] = nnx.Param(jnp.ones((L, E)))
+    self.layers = nnx.Dict(layers)
+    self.final_norm_D = nnx.Param(jnp.ones((D,)))
+    # V_pi and V_search: one hidden layer each, so that they only share the
+    # trunk. The last weights are zero: V_pi starts at 0, V_search at 1/2.
+    self.value_hidden_2DD = normal((2, D, D), D)
+    self.value_output_2D = nnx.Param(jnp.zeros((2, D)))
+    self.value_bias_2 = nnx.Param(jnp.zeros((2,)))
+
+  @property
+  def dtype(self):
+    """Dtype of matrix multiplications and caches."""
+    return jnp.dtype(self.config.compute_dtype)
+
+  def trunk(
+    self,
+    tokens_RT: Array,
+    positions_RT: Array,
+    *,
+    segments: Sequence[Segment] = (),
+    self_mask_RTT: Array | None = None,
+    memory: LayerMemory | None = None,
+  ) -> Hidden:
+    """Runs the layers over some new tokens.
+
+    Args:
+      tokens_RT: int32 token ids.
+      positions_RT: int32 positions of the tokens in their sequences.
+      segments: earlier keys and values, with what each token may see of them.
+      self_mask_RTT: what each token may see of the call's own tokens
+        (broadcastable); causal by default.
+      memory: replaces attention to the call's own keys by attention to a
+        mutable memory that the layer writes its keys to first.
+
+    Returns:
+      Normalised features and the keys and values of the call's own tokens.
+    """
+    c = self.config
+    T = tokens_RT.shape[1]
+    if self_mask_RTT is None:
+      self_mask_RTT = jnp.tril(jnp.ones((1, T, T), bool))
+    tables = rope_tables(positions_RT, c.head_dim, c.rope_theta)
+    x_RTD = self.embedding_VD[...][tokens_RT].astype(self.dtype)
+
+    def layer(x_RTD, inputs):
+      w, layer_index, past = inputs
+      w = jax.tree.map(lambda a: a.astype(self.dtype), w)
+      h = rms_norm(x_RTD, w["attention_norm_LD"], c.rms_eps)
+      q = jnp.einsum("rtd,dhe->rthe", h, w["query_LDHE"])
+      k = jnp.einsum("rtd,dke->rtke", h, w["key_LDKE"])
+      v = jnp.einsum("rtd,dke->rtke", h, w["value_LDKE"])
+      if c.qkv_bias:
+        q += w["query_bias_LHE"][None, None]
+        k += w["key_bias_LKE"][None, None]
+        v += w["value_bias_LKE"][None, None]
+      if c.qk_norm:
+        q = rms_norm(q, w["query_norm_LE"], c.rms_eps)
+        k = rms_norm(k, w["key_norm_LE"], c.rms_eps)
+      q, k = apply_rope(q, tables), apply_rope(k, tables)
+      k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+      pieces = [
+        (kv.k_LRKSE, kv.v_LRKSE, s.mask_RTS)
+        for kv, s in zip(past, segments, strict=True)
+      ]
+      if memory is None:
+        pieces.append((k, v, self_mask_RTT))
+      else:
+        pieces.append(memory(layer_index, k, v))
+      x_RTD += jnp.einsum("rthe,hed->rtd", attend(q, pieces), w["output_LHED"])
+      h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
+      gate = jax.nn.silu(jnp.einsum("rtd,df->rtf", h, w["gate_LDF"]))
+      up = jnp.einsum("rtd,df->rtf", h, w["up_LDF"])
+      x_RTD += jnp.einsum("rtf,fd->rtd", gate * up, w["down_LFD"])
+      return x_RTD, KV(k, v)
+
+    if c.remat:
+      layer = jax.checkpoint(layer, prevent_cse=False)
+    weights = {name: p[...] for name, p in self.layers.items()}
+    past = tuple(s.kv for s in segments)
+    x_RTD, kv = jax.lax.scan(
+      layer,
+      x_RTD,
+      (weights, jnp.arange(c.num_layers), past),
+      unroll=min(c.unroll_layers, c.num_layers),
+    )
+    return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
+
+  def logits(self, x_XD: Array) -> Array:
+    """Next-token logits of normalised features, float32."""
+    table = (
+      self.embedding_VD if self.config.tied_embeddings else self.unembedding_VD
+    )
+    return jnp.einsum(
+      "...d,vd->...v",
+      x_XD,
+      table[...].astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  def values(self, x_XD: Array) -> tuple[Array, Array]:
+    """V_pi and the logit of V_search from the same normalised features."""
+    h = jnp.einsum("...d,zde->...ze", x_XD, self.value_hidden_2DD[...])
+    z = jnp.einsum(
+      "...zd,zd->...z", jax.nn.silu(h), self.value_output_2D[...]
+    )
+    v = z.astype(jnp.float32) + self.value_bias_2[...].reshape(
+      (1,) * (z.ndim - 1) + (2,)
+    )
+    return v[..., 0], v[..., 1]
+
+  def __call__(self, tokens_RT: Array) -> Array:
+    """Logits of a plain full forward over unpadded sequences."""
+    positions_RT = jnp.broadcast_to(
+      jnp.arange(tokens_RT.shape[1])[None], tokens_RT.shape
+    )
+    return self.logits(self.trunk(tokens_RT, positions_RT).x_RTD)
+
+
+def create(config: ModelConfig, seed: int):
+  """Initialises a model and splits it once into structure and parameters."""
+  return nnx.split(Transformer(config, nnx.Rngs(params=seed)), nnx.Param)
+
+
+def shapes(config: ModelConfig):
+  """Parameter shapes of a model, without allocating any."""
+  return nnx.eval_shape(
+    lambda: nnx.state(Transformer(config, nnx.Rngs(params=0)), nnx.Param)
+  )
+
+
+def count_parameters(config: ModelConfig) -> int:
+  """Number of parameters, value outputs included."""
+  return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(shapes(config)))

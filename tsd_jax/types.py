@@ -1,0 +1,46 @@
+"""Axis legend and the few records that several modules share.
+
+Shapes are written in names: `logits_BTV` has axes batch, position, vocabulary.
+
+  B  prompts in a batch            D  model width
+  G  responses of one prompt       F  feed-forward width
+  P  prompt positions              L  layers
+  T  response (query) positions    H  query heads
+  S  source (key) positions        K  key/value heads
+  V  vocabulary                    E  width of one head
+  N  nodes of a search tree        A  candidate moves of a node
+  R  rows of a model call (B, or B*G)
+  C  iterations in one dispatch    I  iterations of a run
+"""
+
+from typing import NamedTuple
+
+import jax
+
+Array = jax.Array
+
+# The log-probability given to impossible moves. Finite, so that a product with
+# a zero probability stays zero.
+LOG_ZERO = -1e9
+
+# mctx's index of a child that was never expanded.
+UNVISITED = -1
+
+
+class Responses(NamedTuple):
+  """G finished or cut-off responses to each of B prompts, as they were sampled.
+
+  Rows may fork from one another: row g of a forked response repeats the first
+  `fork_BG` tokens of row `parent_BG`; those tokens were sampled once, by the
+  parent, and `mask_BGT` is false for them in the child.
+  """
+
+  tokens_BGT: Array  # int32, PAD after the end.
+  mask_BGT: Array  # bool, tokens sampled by this row (end token included).
+  log_prob_BGT: Array  # float32, behaviour log-probability, 0 where masked.
+  value_BGT: Array  # float32, V_pi of the state each token was sampled in.
+  entropy_BGT: Array  # float32, nats, of the distribution sampled from.
+  parent_BG: Array  # int32, row this one forked from (itself if it did not).
+  fork_BG: Array  # int32, number of leading tokens shared with the parent.
+  reward_BG: Array  # float32.
+  correct_BG: Array  # bool.
