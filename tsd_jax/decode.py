@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.models.transformer import KV, Segment, Transformer
-from tsd_jax.types import LOG_ZERO, Array
+from tsd_jax.types import Array
 
 
 class Prefix(NamedTuple):
@@ -98,6 +98,8 @@ def sample(
   pad_id: int,
   temperature: Array | float = 1.0,
   fork: Fork | None = None,
+  more_segments: tuple[Segment, ...] = (),
+  room_R: Array | None = None,
 ) -> Sampled:
   """Samples responses until their end token or `length` tokens in all.
 
@@ -110,6 +112,8 @@ def sample(
     pad_id: fills tokens after the end.
     temperature: divides the logits.
     fork: continue from the middle of other responses instead of the prompt.
+    more_segments: keys to attend to between the prompt's and the row's own.
+    room_R: the most tokens each row may sample, where it is less.
 
   Returns:
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
@@ -120,10 +124,11 @@ def sample(
   kv_shape = (c.num_layers, R, c.num_kv_heads, T, c.head_dim)
   own_kv = KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
+  room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
 
   def segments(step, last):
     """Prompt, forked-from response, own tokens before this step."""
-    parts = [prefix.segment]
+    parts = [prefix.segment, *more_segments]
     if fork is not None:
       seen_R1S = (
         jnp.arange(fork.kv.k_LRKSE.shape[3])[None] < (fork.length_R - 1)[:, None]
@@ -173,7 +178,7 @@ def sample(
       name: out[name].at[:, step].set(column.astype(out[name].dtype))
       for name, column in columns.items()
     }
-    alive_R &= (token_R != eos_id) & (start_R + step + 1 < T)
+    alive_R &= (token_R != eos_id) & (step + 1 < room_R)
 
     def go_on(_):
       position_R = prefix.length_B + start_R + step
@@ -196,7 +201,7 @@ def sample(
     entropy_RT=zeros_RT,
   )
   state = (
-    jnp.int32(0), x_RD, start_R < T, own_kv, out, jnp.int32(refeed * R)
+    jnp.int32(0), x_RD, room_R > 0, own_kv, out, jnp.int32(refeed * R)
   )
   *_, kv, out, forwards = jax.lax.while_loop(
     lambda s: (s[0] < T) & jnp.any(s[2]), step_fn, state
@@ -214,6 +219,19 @@ def _write(kv: KV, new: KV, column) -> KV:
   )
 
 
-def mask_log_prob(log_prob_RV: Array, allowed_RV: Array) -> Array:
-  """Renormalises a distribution over the allowed tokens."""
-  return jax.nn.log_softmax(jnp.where(allowed_RV, log_prob_RV, LOG_ZERO))
+def splice(head_RT: Array, length_R: Array, tail_RT: Array) -> Array:
+  """Rows that begin with `length_R` columns of the head, then the tail's."""
+  T = head_RT.shape[1]
+  source_RT = jnp.clip(jnp.arange(T)[None] - length_R[:, None], 0)
+  moved_RT = jnp.take_along_axis(tail_RT, source_RT, axis=1)
+  return jnp.where(jnp.arange(T)[None] < length_R[:, None], head_RT, moved_RT)
+
+
+def row_keys(key: Array, prompts: int, group: int) -> Array:
+  """A key a response, from its prompt's index and its own.
+
+  Results then do not depend on how prompts are laid out over devices.
+  """
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  key_B = fold(key, jnp.arange(prompts))
+  return jax.vmap(lambda k: fold(k, jnp.arange(group)))(key_B).reshape(-1)

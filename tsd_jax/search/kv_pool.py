@@ -103,6 +103,14 @@ class RefPool(_Pool):
       token_B[:, None], position_B[:, None], segments=[prompt], memory=memory
     ).x_RTD[:, 0]
 
+  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
+    """Keys of whole paths, first `length_B` positions visible."""
+    batch = jnp.arange(slots_BD.shape[0])[:, None]
+    kv = KV(
+      *(r[:, slots_BD, batch].swapaxes(2, 3) for r in (self._k, self._v))
+    )
+    return Segment(kv, self._path_mask(slots_BD, length_B - 1))
+
 
 class CarryPool(_Pool):
   """The same pool as plain arrays in the carry of the simulation loop."""
@@ -138,20 +146,21 @@ class CarryPool(_Pool):
     depth_B: Array,
   ) -> Array:
     """Runs the model on one new token a tree; see `RefPool.forward`."""
-    batch = jnp.arange(token_B.shape[0])[:, None]
     # Entry depth_B is the new token itself, which is not in the pool yet.
-    mask_B1D = self._path_mask(slots_BD, depth_B - 1)
-    path_k, path_v = (
-      jax.vmap(lambda a: a[slots_BD, batch].swapaxes(1, 2))(a)
-      for a in self._kv
-    )
+    path = self.path_segment(slots_BD, depth_B)
     hidden = model.trunk(
       token_B[:, None],
       position_B[:, None],
-      segments=[prompt, Segment(KV(path_k, path_v), mask_B1D)],
+      segments=[prompt, path],
     )
     self._kv = tuple(
       a.at[:, self.slot].set(new[:, :, :, 0])
       for a, new in zip(self._kv, hidden.kv, strict=True)
     )
     return hidden.x_RTD[:, 0]
+
+  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
+    """Keys of whole paths, first `length_B` positions visible."""
+    batch = jnp.arange(slots_BD.shape[0])[:, None]
+    kv = KV(*(a[:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
+    return Segment(kv, self._path_mask(slots_BD, length_B - 1))

@@ -30,8 +30,9 @@ class Rule(Protocol):
     num_simulations: int,
     max_depth: int,
     loop_fn: LoopFn,
-  ) -> tuple[mctx.Tree, Array]:
-    """Searches; returns the tree and the number of simulations made."""
+    loop: "StoppableLoop",
+  ) -> mctx.Tree:
+    """Searches. `loop_fn` ends in `loop`, which a rule may stop early."""
 
   def improved(self, tree: mctx.Tree) -> Array:
     """The improved distribution over candidates of every node, BNA."""
@@ -70,7 +71,7 @@ class PUCT:
   revisit_penalty: float = 1.0
 
   def run(
-    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn
+    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
   ):
     """Searches with mctx's MuZero policy, without root noise."""
     output = mctx.muzero_policy(
@@ -87,7 +88,8 @@ class PUCT:
       dirichlet_fraction=0.0,
       pb_c_init=self.c_puct,
     )
-    return output.search_tree, jnp.int32(num_simulations)
+    del loop
+    return output.search_tree
 
   def improved(self, tree):
     """Visit frequencies; the prior where no child was visited."""
@@ -122,7 +124,7 @@ class Gumbel:
     )
 
   def run(
-    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn
+    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
   ):
     """Searches with mctx's Gumbel MuZero policy."""
     output = mctx.gumbel_muzero_policy(
@@ -137,7 +139,8 @@ class Gumbel:
       max_num_considered_actions=root.prior_logits.shape[-1],
       gumbel_scale=self.gumbel_scale,
     )
-    return output.search_tree, jnp.int32(num_simulations)
+    del loop
+    return output.search_tree
 
   def improved(self, tree):
     """softmax(prior logits + completed Q) at every node."""
@@ -180,7 +183,7 @@ class BestFirst:
   stop_when_solved: bool = True
 
   def run(
-    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn
+    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
   ):
     """Searches with `mctx.search`; the plan travels in `extra_data`."""
     B = root.value.shape[0]
@@ -197,19 +200,14 @@ class BestFirst:
       def step(simulation, state):
         rng_key, tree = state
         plan = self.plan(tree)
-        return body(simulation, (rng_key, tree.replace(extra_data=plan)))
+        state = body(simulation, (rng_key, tree.replace(extra_data=plan)))
+        if self.stop_when_solved:
+          loop.done = jnp.all(jnp.any(state[1].embeddings.correct, axis=1))
+        return state
 
-      def unsolved(state):
-        _, tree = state
-        solved_B = jnp.any(tree.embeddings.correct, axis=1)
-        return ~(jnp.all(solved_B) & self.stop_when_solved)
+      return loop_fn(first, last, step, state)
 
-      return loop_fn(
-        first, last, step, state, unsolved
-      )
-
-    counted = _count_steps(planned_loop)
-    tree = mctx.search(
+    return mctx.search(
       (),
       key,
       root=root,
@@ -219,9 +217,8 @@ class BestFirst:
       num_simulations=num_simulations,
       max_depth=max_depth,
       extra_data=Plan(actions_BD=jnp.zeros((B, max_depth), jnp.int32)),
-      loop_fn=counted,
+      loop_fn=planned_loop,
     )
-    return tree, counted.steps
 
   def plan(self, tree: mctx.Tree) -> Plan:
     """The best untried (node, move) of every tree, as moves from the root."""
@@ -268,18 +265,35 @@ class BestFirst:
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
 
 
-class _count_steps:
-  """Turns an early-stopping loop into mctx's `loop_fn`; keeps its count."""
+class StoppableLoop:
+  """mctx's simulation loop, which a body may end early and add a count to.
 
-  def __init__(self, loop):
-    self._loop = loop
-    self.steps = None
+  The two attributes are trace-time cells: a body assigns traced values to them
+  while it is traced, and the loop carries them.
+
+  Attributes:
+    done: set by a body to end the loop after its simulation.
+    count: added to by a body; its total after the loop.
+    steps: simulations made, after the loop.
+  """
+
+  def __init__(self):
+    """Starts at zero."""
+    self.done = jnp.bool_(False)
+    self.count = jnp.int32(0)
+    self.steps = jnp.int32(0)
 
   def __call__(self, first, last, body, state):
-    state, self.steps = self._loop(first, last, body, state)
+    """Runs `state = body(i, state)` for i in [first, last) or until done."""
+
+    def step(carry):
+      i, _, self.count, state = carry
+      self.done = jnp.bool_(False)
+      state = body(i, state)
+      return i + 1, self.done, self.count, state
+
+    start = (jnp.int32(first), jnp.bool_(False), jnp.int32(0), state)
+    self.steps, self.done, self.count, state = jax.lax.while_loop(
+      lambda carry: (carry[0] < last) & ~carry[1], step, start
+    )
     return state
-
-
-def fixed_loop(first, last, body, state):
-  """mctx's default loop."""
-  return jax.lax.fori_loop(first, last, body, state)

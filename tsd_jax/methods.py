@@ -1,0 +1,181 @@
+"""What the learner needs to know, and the methods as settings of it.
+
+`resolve` turns an algorithm's name into switches on one loop. Rows a prompt and
+update passes are equal for all, so that methods spend equal backward tokens on
+what they sample; the ledger counts what they spend beyond it.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+from tsd_jax.rollout import RolloutConfig
+from tsd_jax.search.tree import SearchConfig
+
+Algorithm = Literal["tsd", "ppo", "grpo", "cispo", "best_of_n"]
+ALGORITHMS = get_args(Algorithm)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Weights and forms of the terms of the loss."""
+
+  policy: Literal["ppo", "cispo"] = "ppo"
+  advantage: Literal["tree", "group", "gae"] = "tree"
+  policy_weight: float = 1.0
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  champion_weight: float = 0.5  # Cross-entropy on the search's best answer.
+  # "correct": distil champions that solve the task; "better": those whose
+  # reward beats the mean of the policy's own samples.
+  champion_gate: Literal["correct", "better"] = "correct"
+  soft_weight: float = 0.0  # KL to the improved move distributions.
+  soft_min_visits: int = 2
+  value_weight: float = 0.0  # V_pi.
+  success_weight: float = 0.1  # V_search.
+  kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
+  entropy_weight: float = 0.0
+  local_weight: float = 0.5  # Tree advantages: parent against root baseline.
+  discount: float = 1.0
+  gae_lambda: float = 0.95
+
+  def __post_init__(self):
+    """Refuses negative weights and impossible clips."""
+    for field in dataclasses.fields(self):
+      number = getattr(self, field.name)
+      if field.name.endswith("_weight") and number < 0:
+        raise ValueError(f"loss.{field.name}={number} must not be negative")
+    if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+      raise ValueError(
+        f"loss.clip_low={self.clip_low} must lie in (0, 1) and "
+        f"loss.clip_high={self.clip_high} be positive"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Adam over minibatches of whole prompts."""
+
+  learning_rate: float = 3e-4
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  max_grad_norm: float = 1.0
+  epochs: int = 1
+  minibatches: int = 8
+
+  def __post_init__(self):
+    """Refuses impossible settings."""
+    for field in ("learning_rate", "eps", "max_grad_norm", "epochs",
+                  "minibatches"):
+      if getattr(self, field) <= 0:
+        raise ValueError(
+          f"optimizer.{field}={getattr(self, field)} must be positive"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+  """Everything the compiled loop depends on."""
+
+  rollout: RolloutConfig
+  search: SearchConfig
+  loss: LossConfig
+  optimizer: OptimizerConfig
+  searches: bool  # Whether a tree is searched at all.
+  refresh_every: int  # theta_s <- theta every R iterations; 0 is never.
+  eos_id: int
+
+  def __post_init__(self):
+    """Refuses settings that do not fit together."""
+    if self.refresh_every < 0:
+      raise ValueError(f"refresh_every={self.refresh_every} must be >= 0")
+    if self.rollout.prompts % self.optimizer.minibatches:
+      raise ValueError(
+        f"rollout.prompts={self.rollout.prompts} must be a multiple of "
+        f"optimizer.minibatches={self.optimizer.minibatches}"
+      )
+    if self.loss.advantage != "tree" and self.rollout.forks:
+      raise ValueError(
+        f"loss.advantage={self.loss.advantage} knows no forks: set "
+        "rollout.forks=0 or loss.advantage=tree"
+      )
+    if self.loss.advantage == "gae" and self.loss.value_weight == 0:
+      raise ValueError(
+        "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
+      )
+    if self.loss.soft_weight > 0 and not self.searches:
+      raise ValueError(
+        "loss.soft_weight > 0 needs a search: use algorithm=tsd"
+      )
+
+  @property
+  def hyper(self) -> dict[str, float]:
+    """Scalars that are arguments of the compiled loop."""
+    l = self.loss
+    names = ("policy_weight", "clip_low", "clip_high", "champion_weight",
+             "soft_weight", "value_weight", "success_weight", "kl_weight",
+             "entropy_weight")
+    return {n: getattr(l, n) for n in names} | {
+      "learning_rate": self.optimizer.learning_rate
+    }
+
+
+def resolve(
+  algorithm: Algorithm,
+  *,
+  rollout: RolloutConfig,
+  search: SearchConfig,
+  loss: LossConfig,
+  optimizer: OptimizerConfig,
+  refresh_every: int,
+  eos_id: int,
+) -> LearnerConfig:
+  """Switches parts of the loop for a method.
+
+  Args:
+    algorithm: its name.
+    rollout: the group; baselines sample all of its rows from the prompt.
+    search: used by `tsd` alone.
+    loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
+    optimizer: shared.
+    refresh_every: how often the search model is refreshed.
+    eos_id: end token.
+
+  Returns:
+    What the learner compiles.
+
+  Raises:
+    ValueError: for an unknown algorithm or settings that do not fit.
+  """
+  if algorithm not in ALGORITHMS:
+    raise ValueError(
+      f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
+    )
+  if algorithm != "tsd":
+    rollout = dataclasses.replace(rollout, samples=rollout.group, forks=0)
+    own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
+    match algorithm:
+      case "ppo":
+        own |= dict(
+          policy="ppo",
+          advantage="gae",
+          value_weight=loss.value_weight or 0.5,
+        )
+      case "grpo":
+        own |= dict(policy="ppo", advantage="group")
+      case "cispo":
+        own |= dict(policy="cispo", advantage="group")
+      case "best_of_n":
+        own |= dict(
+          advantage="group", policy_weight=0.0, champion_weight=1.0
+        )
+    loss = dataclasses.replace(loss, **own)
+  return LearnerConfig(
+    rollout=rollout,
+    search=search,
+    loss=loss,
+    optimizer=optimizer,
+    searches=algorithm == "tsd",
+    refresh_every=refresh_every if algorithm == "tsd" else 0,
+    eos_id=eos_id,
+  )

@@ -1,0 +1,123 @@
+"""What a finished tree teaches: its best answers and its move distributions."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mctx
+
+from tsd_jax.types import Array
+
+
+class Champions(NamedTuple):
+  """The M best distinct finished responses of each tree."""
+
+  tokens_BMT: Array
+  reward_BM: Array  # 0 where there is none.
+  correct_BM: Array
+  valid_BM: Array  # Whether the tree holds that many distinct answers.
+  node_BM: Array  # Node that each was found at.
+
+
+class PathTargets(NamedTuple):
+  """Improved move distributions at the states of a response, BT(A)."""
+
+  candidate_BTA: Array  # int32 tokens.
+  weight_BTA: Array  # Sums to one over A.
+  mass_BT: Array  # Total prior probability of the candidates, m_K.
+  mask_BT: Array  # Where the tree visited the state well.
+
+
+def champions(tree: mctx.Tree, count: int) -> Champions:
+  """Best answers by reward, then visits, then search-model log-probability.
+
+  Rollout answers count as well as paths. Unfinished paths never do, and equal
+  responses count once.
+
+  Args:
+    tree: a finished search.
+    count: M.
+
+  Returns:
+    The champions, best first.
+  """
+  nodes = tree.embeddings
+  B, N = nodes.reward.shape
+  rows = jnp.arange(B)
+  keys = (nodes.answer_log_prob, tree.node_visits, nodes.reward)
+  order_BN = jnp.flip(jnp.lexsort(keys, axis=-1), axis=-1)
+  rank_BN = jnp.zeros((B, N), jnp.int32).at[rows[:, None], order_BN].set(
+    jnp.arange(N)[None]
+  )
+
+  def pick(left_BN, _):
+    node_B = jnp.argmin(jnp.where(left_BN, rank_BN, N), axis=1)
+    valid_B = jnp.any(left_BN, axis=1)
+    tokens_BT = nodes.answer_tokens[rows, node_B]
+    same_BN = jnp.all(nodes.answer_tokens == tokens_BT[:, None], axis=-1)
+    found = Champions(
+      tokens_BT,
+      jnp.where(valid_B, nodes.reward[rows, node_B], 0.0),
+      valid_B & nodes.correct[rows, node_B],
+      valid_B,
+      node_B,
+    )
+    return left_BN & ~same_BN, found
+
+  _, found = jax.lax.scan(pick, nodes.has_answer, length=count)
+  return Champions(*(jnp.moveaxis(a, 0, 1) for a in found))
+
+
+def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:
+  """Nodes on the way from the root to given nodes.
+
+  Args:
+    tree: a finished search.
+    node_B: one node a tree.
+
+  Returns:
+    node_BT, entry t the state in which token t was chosen, and a mask of the
+    entries that exist.
+  """
+  T = tree.embeddings.path_tokens.shape[-1]
+  rows = jnp.arange(node_B.shape[0])
+  depth_BN = tree.embeddings.depth
+
+  def up(at_B, _):
+    parent_B = tree.parents[rows, at_B]
+    going_B = parent_B >= 0
+    next_B = jnp.where(going_B, parent_B, at_B)
+    return next_B, (next_B, depth_BN[rows, next_B], going_B)
+
+  _, (node_TB, depth_TB, going_TB) = jax.lax.scan(up, node_B, length=T)
+  # Column T takes what does not exist and is cut off.
+  column_TB = jnp.where(going_TB, depth_TB, T)
+  shape = (node_B.shape[0], T + 1)
+  node_BT = jnp.zeros(shape, jnp.int32).at[rows[None], column_TB].set(node_TB)
+  mask_BT = jnp.zeros(shape, bool).at[rows[None], column_TB].set(going_TB)
+  return node_BT[:, :T], mask_BT[:, :T]
+
+
+def path_targets(
+  tree: mctx.Tree, improved_BNA: Array, node_B: Array, *, min_visits: int
+) -> PathTargets:
+  """Soft targets at the states that lead to given nodes.
+
+  Args:
+    tree: a finished search.
+    improved_BNA: a rule's improved distributions.
+    node_B: one node a tree, for instance the champion's.
+    min_visits: states visited less often are masked.
+
+  Returns:
+    Targets for the response that ends at the node.
+  """
+  node_BT, exists_BT = path_nodes(tree, node_B)
+  rows = jnp.arange(node_B.shape[0])[:, None]
+  nodes = tree.embeddings
+  return PathTargets(
+    candidate_BTA=nodes.candidate_A[rows, node_BT],
+    weight_BTA=improved_BNA[rows, node_BT],
+    mass_BT=jnp.sum(jnp.exp(nodes.log_prob_A[rows, node_BT]), axis=-1),
+    mask_BT=exists_BT & (tree.node_visits[rows, node_BT] >= min_visits),
+  )

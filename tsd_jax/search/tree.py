@@ -1,0 +1,292 @@
+"""Wires the language model into mctx: what a node is and how it is expanded.
+
+A state is the tokens so far, a move one of A candidate tokens, the reward that
+of the finished response. A node keeps its own best answer: the response that
+ends at it, or the rollout that was made from it, so nothing paid for is lost.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import mctx
+
+from tsd_jax import decode
+from tsd_jax.models.transformer import Transformer
+from tsd_jax.search import kv_pool, rules
+from tsd_jax.tasks.task import Task
+from tsd_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """How the tree is searched."""
+
+  rule: Literal["best_first", "puct", "gumbel"] = "best_first"
+  num_simulations: int = 64
+  num_candidates: int = 8  # A: the likeliest tokens of a node.
+  # What an unfinished leaf is worth: V_search, a rollout to the end, or the
+  # mean of both weighted by `mix`; "none" is for best-first without a value.
+  leaf: Literal["none", "value", "rollout", "mix"] = "none"
+  mix: float = 0.5  # Weight of the rollout in "mix".
+  rollout_temperature: float = 1.0
+  c_puct: float = 1.25
+  revisit_penalty: float = 1.0
+  gumbel_scale: float = 1.0
+  value_scale: float = 0.1
+  beta: float = 0.5  # Weight of log V_search in best-first, with a value leaf.
+  epsilon: float = 0.02
+  stop_when_solved: bool = True
+  pool: Literal["ref", "carry"] = "ref"
+
+  def __post_init__(self):
+    """Refuses impossible searches."""
+    for field in ("num_simulations", "num_candidates"):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f"search.{field}={getattr(self, field)} must be at least 1"
+        )
+    if not 0.0 <= self.mix <= 1.0:
+      raise ValueError(f"search.mix={self.mix} must lie in [0, 1]")
+    if self.rollout_temperature <= 0:
+      raise ValueError(
+        f"search.rollout_temperature={self.rollout_temperature} must be > 0"
+      )
+    if self.leaf == "none" and self.rule != "best_first":
+      raise ValueError(
+        f"search.leaf=none gives search.rule={self.rule} nothing to compare "
+        "moves by: use value, rollout or mix, or rule best_first"
+      )
+
+  @property
+  def needs_value(self) -> bool:
+    """Whether leaves are valued by V_search, which must then be trained."""
+    return self.leaf in ("value", "mix")
+
+  def make_rule(self) -> rules.Rule:
+    """The rule object with its tunables."""
+    match self.rule:
+      case "puct":
+        return rules.PUCT(
+          c_puct=self.c_puct, revisit_penalty=self.revisit_penalty
+        )
+      case "gumbel":
+        return rules.Gumbel(
+          gumbel_scale=self.gumbel_scale, value_scale=self.value_scale
+        )
+      case "best_first":
+        return rules.BestFirst(
+          beta=self.beta if self.needs_value else 0.0,
+          epsilon=self.epsilon,
+          stop_when_solved=self.stop_when_solved,
+        )
+
+
+@chex.dataclass(frozen=True)
+class Node:
+  """Embedding of a node; arrays lead with B, or BN inside a tree."""
+
+  candidate_A: Array  # int32, tokens offered.
+  log_prob_A: Array  # float32, log pi(token | path) over the whole vocabulary.
+  path_tokens: Array  # int32 D, response tokens up to this node, PAD after.
+  path_actions: Array  # int32 D, the moves that led here.
+  path_slots: Array  # int32 D, where the path's keys lie in the pool.
+  depth: Array  # int32, number of response tokens.
+  path_log_prob: Array  # float32, sum of log pi over the path.
+  discrepancy: Array  # float32, sum of log(p / p_max) over the path.
+  value_logit: Array  # float32, V_search before the sigmoid.
+  finished: Array  # bool, the path ends with the end token.
+  cut_off: Array  # bool, the path is full without an end token.
+  answer_tokens: Array  # int32 D, finished response found at this node.
+  answer_log_prob: Array  # float32, of that response under the search model.
+  reward: Array  # float32, of that response; 0 without one.
+  has_answer: Array  # bool.
+  correct: Array  # bool.
+
+
+class SearchResult(NamedTuple):
+  """A finished search over B prompts."""
+
+  tree: mctx.Tree  # embeddings: Node
+  simulations: Array  # int32 scalar, simulations made for every prompt.
+  forwards: Array  # int32 scalar, token forwards below the prompts, all trees.
+
+
+def search(
+  model: Transformer,
+  task: Task,
+  prompt_BP: Array,
+  prefix: decode.Prefix,
+  key: Array,
+  config: SearchConfig,
+) -> SearchResult:
+  """Searches one tree per prompt with a frozen model.
+
+  Args:
+    model: the search model; gradients through it are stopped by the loops.
+    task: scores finished responses and gives their longest length T (= D).
+    prompt_BP: prompts.
+    prefix: the prompts after prefill by the same model.
+    key: random key, consumed.
+    config: rule, budget, leaves.
+
+  Returns:
+    The tree, whose nodes hold every answer found.
+  """
+  B, D, A = prompt_BP.shape[0], task.response_length, config.num_candidates
+  tree_key, rollout_key = jax.random.split(key)
+  pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
+  pool = pool_type(model, B, config.num_simulations)
+  rolls_out = config.leaf in ("rollout", "mix")
+  loop = rules.StoppableLoop()
+
+  def offer(x_BD):
+    """Candidate tokens of new nodes."""
+    log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
+    log_prob_BA, candidate_BA = jax.lax.top_k(log_prob_BV, A)
+    return candidate_BA, log_prob_BA
+
+  def judge(node, prior_BA, answer):
+    """mctx's value and reward of a node, and its stored answer."""
+    tokens_BD, log_prob_B, has_answer_B = answer
+    score = task.score(prompt_BP, tokens_BD)
+    reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
+    done_B = node.finished | node.cut_off
+    rollout_value_B = reward_B
+    learned_B = jax.nn.sigmoid(node.value_logit)
+    match config.leaf:
+      case "none":
+        leaf_B = jnp.zeros((B,))
+      case "value":
+        leaf_B = learned_B
+      case "rollout":
+        leaf_B = rollout_value_B
+      case "mix":
+        leaf_B = (
+          config.mix * rollout_value_B + (1.0 - config.mix) * learned_B
+        )
+    output = mctx.RecurrentFnOutput(
+      reward=jnp.where(done_B, reward_B, 0.0),
+      discount=jnp.where(done_B, 0.0, 1.0),
+      prior_logits=prior_BA,
+      value=jnp.where(done_B, 0.0, leaf_B),
+    )
+    return output, node.replace(
+      answer_tokens=tokens_BD,
+      answer_log_prob=log_prob_B,
+      reward=reward_B,
+      has_answer=has_answer_B,
+      correct=has_answer_B & score.correct_X,
+    )
+
+  def recurrent_fn(params, rng_key, action_B, parent):
+    del params, rng_key  # Randomness comes from per-prompt keys below.
+    rows = jnp.arange(B)
+    token_B = parent.candidate_A[rows, action_B]
+    log_prob_B = parent.log_prob_A[rows, action_B]
+    at_BD = jnp.arange(D)[None] == parent.depth[:, None]
+    # A revisit of a finished node runs the model on it again, for nothing.
+    over_B = parent.finished | parent.cut_off
+    path_tokens = jnp.where(
+      at_BD & ~over_B[:, None], token_B[:, None], parent.path_tokens
+    )
+    path_slots = jnp.where(at_BD, pool.slot, parent.path_slots)
+    x_BD = pool.forward(
+      model,
+      token_B,
+      prefix.length_B + parent.depth,
+      prefix.segment,
+      path_slots,
+      parent.depth,
+    )
+    candidate_BA, prior_BA = offer(x_BD)
+    _, value_logit_B = model.values(x_BD)
+    depth_B = jnp.minimum(parent.depth + 1, D)
+    finished_B = parent.finished | (~over_B & (token_B == task.eos_id))
+    node = parent.replace(
+      candidate_A=candidate_BA,
+      log_prob_A=prior_BA,
+      path_tokens=path_tokens,
+      path_actions=jnp.where(at_BD, action_B[:, None], parent.path_actions),
+      path_slots=path_slots,
+      depth=depth_B,
+      path_log_prob=parent.path_log_prob + log_prob_B,
+      discrepancy=parent.discrepancy + log_prob_B - parent.log_prob_A[:, 0],
+      value_logit=value_logit_B,
+      finished=finished_B,
+      cut_off=~finished_B & (depth_B >= D),
+    )
+    answer = (path_tokens, node.path_log_prob, finished_B & ~over_B)
+    if rolls_out:
+      tokens_BD, log_prob_B, ended_B = roll_out(node, x_BD)
+      answer = (tokens_BD, log_prob_B, ended_B & ~over_B)
+    return judge(node, prior_BA, answer)
+
+  def roll_out(node, x_BD):
+    """Samples each path to its end; finished paths stay as they are."""
+    key_B = decode.row_keys(jax.random.fold_in(rollout_key, pool.slot), B, 1)
+    path = pool.path_segment(node.path_slots, node.depth)
+    done_B = node.finished | node.cut_off
+    sampled = decode.sample(
+      model,
+      decode.Prefix(prefix.segment, prefix.length_B + node.depth, x_BD),
+      key_B,
+      length=D,
+      eos_id=task.eos_id,
+      pad_id=task.pad_id,
+      temperature=config.rollout_temperature,
+      more_segments=(path,),
+      room_R=jnp.where(done_B, 0, D - node.depth),
+    )
+    loop.count += sampled.forwards
+    tokens_BD = decode.splice(
+      node.path_tokens, node.depth, sampled.tokens_RT
+    )
+    ended_B = jnp.any(tokens_BD == task.eos_id, axis=1)
+    log_prob_B = node.path_log_prob + jnp.sum(sampled.log_prob_RT, axis=1)
+    return tokens_BD, log_prob_B, ended_B
+
+  candidate_BA, prior_BA = offer(prefix.x_BD)
+  _, value_logit_B = model.values(prefix.x_BD)
+  zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
+  none_BD = jnp.zeros((B, D), jnp.int32)
+  root_node = Node(
+    candidate_A=candidate_BA,
+    log_prob_A=prior_BA,
+    path_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
+    path_actions=none_BD,
+    path_slots=none_BD,
+    depth=jnp.zeros((B,), jnp.int32),
+    path_log_prob=zero_B,
+    discrepancy=zero_B,
+    value_logit=value_logit_B,
+    finished=no_B,
+    cut_off=no_B,
+    answer_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
+    answer_log_prob=zero_B,
+    reward=zero_B,
+    has_answer=no_B,
+    correct=no_B,
+  )
+  root_value_B = (
+    jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
+  )
+  root = mctx.RootFnOutput(
+    prior_logits=prior_BA, value=root_value_B, embedding=root_node
+  )
+  tree = config.make_rule().run(
+    tree_key,
+    root,
+    recurrent_fn,
+    num_simulations=config.num_simulations,
+    max_depth=D,
+    loop_fn=pool.loop(loop),
+    loop=loop,
+  )
+  return SearchResult(
+    tree=jax.lax.stop_gradient(tree),
+    simulations=loop.steps,
+    forwards=loop.steps * B + loop.count,
+  )
