@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs tsd_jax with its test extras and runs the whole suite.
+# Usage: bash launch/test.sh [pytest arguments, as from the repository's root]
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+source "$ROOT/launch/setup_venv.sh"
+tsd_jax_setup "test,interop"
+cd "$ROOT"
+# An empty -m selects the slow tests too; a later -m of the caller wins.
+exec "$VENV/bin/python" -m pytest -m "" "$@"

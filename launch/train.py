@@ -1,0 +1,31 @@
+"""Trains an experiment; resumes where its workdir has a checkpoint.
+
+python -m launch.train --config=experiments/countdown.py --workdir=runs/tsd
+"""
+
+from absl import flags, logging
+
+from tsd_jax import config as config_lib
+
+_CONFIG = flags.DEFINE_string(
+  "config", "experiments/countdown.py", "Experiment file."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
+
+def main(overrides):
+  """Loads the config and trains."""
+  if _WORKDIR.value is None:
+    raise config_lib.UserError("--workdir=DIR is missing")
+  config = config_lib.override(config_lib.load(_CONFIG.value), overrides)
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax import train
+
+  logging.set_verbosity(logging.INFO)
+  results = train.train(config, _WORKDIR.value)
+  for mode, result in results.items():
+    print(f"{mode:>10} {result['accuracy']:.3f} ± {result['stderr']:.3f}")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,62 @@
+"""Parameters as one safetensors file: the warm start, and small checkpoints."""
+
+import pathlib
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tsd_jax.config import UserError
+
+
+def flatten(params) -> dict[str, np.ndarray]:
+  """Parameters by dotted name."""
+  flat = nnx.to_flat_state(params)
+  return {".".join(map(str, k)): np.asarray(v[...]) for k, v in flat}
+
+
+def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
+  """Writes parameters; half precision keeps a start small."""
+  arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
+  save_file(arrays, str(path), metadata=metadata)
+
+
+def load(path, params):
+  """Reads parameters into the structure of given ones, as float32.
+
+  Args:
+    path: safetensors file that `save` wrote.
+    params: parameters (or shapes) to fill.
+
+  Returns:
+    New parameters and the file's metadata.
+
+  Raises:
+    UserError: if the file is missing, damaged or of another model.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(
+      f"no parameters at {path}: set --config.init=none to start from scratch"
+    )
+  try:
+    with safe_open(str(path), framework="numpy") as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}
+      metadata = file.metadata() or {}
+  except SafetensorError as error:
+    raise UserError(f"{path} is damaged ({error})") from error
+  flat = nnx.to_flat_state(params)
+  wanted = {".".join(map(str, k)): tuple(v.shape) for k, v in flat}
+  found = {name: a.shape for name, a in arrays.items()}
+  if wanted != found:
+    odd = sorted(set(wanted.items()) ^ set(found.items()))
+    raise UserError(
+      f"{path} holds another model than the config's: differs in {odd[:4]}"
+    )
+  filled = [
+    (key, v.replace(jnp.asarray(arrays[".".join(map(str, key))], jnp.float32)))
+    for key, v in flat
+  ]
+  return nnx.from_flat_state(filled), metadata

@@ -1,0 +1,335 @@
+"""The host loop: compile, dispatch, log, checkpoint, stop.
+
+All work happens in the compiled chunk; the host hands it prompts, writes one
+metrics row an iteration, and saves what decides the future. A run stopped at
+any moment resumes from its last checkpoint and gives the same numbers.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from tsd_jax import config as config_lib
+from tsd_jax import data, evaluate, learner, methods, progress, sharding
+from tsd_jax.checkpoint import Checkpointer
+from tsd_jax.config import UserError
+from tsd_jax.ledger import Ledger
+from tsd_jax.models import transformer, weights
+from tsd_jax.rollout import RolloutConfig
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluation during and after a run."""
+
+  every: int = 10  # Iterations; 0 evaluates at the end only.
+  modes: str = "greedy,mean@16"
+  split: str = "validation"
+  temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole run."""
+
+  task: CountdownConfig
+  model: transformer.ModelConfig
+  seed: int = 0
+  algorithm: methods.Algorithm = "tsd"
+  iterations: int = 60
+  chunk: int = 5  # Iterations in one dispatch; keep a dispatch under 20 s.
+  checkpoint_every: int = 10
+  refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
+  init: str | None = None  # Parameters to start from (safetensors).
+  rollout: RolloutConfig = RolloutConfig()
+  search: SearchConfig = SearchConfig()
+  loss: methods.LossConfig = methods.LossConfig()
+  optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
+  eval: EvalConfig = EvalConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+
+  def __post_init__(self):
+    """Refuses what cannot run, before anything is compiled."""
+    for field in ("iterations", "chunk", "checkpoint_every"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+    for field, value in (
+      ("checkpoint_every", self.checkpoint_every),
+      ("eval.every", self.eval.every),
+    ):
+      if value % self.chunk:
+        raise ValueError(
+          f"{field}={value} must be a multiple of chunk={self.chunk}"
+        )
+    if self.search.num_candidates > self.model.vocab_size:
+      raise ValueError(
+        f"search.num_candidates={self.search.num_candidates} exceeds "
+        f"model.vocab_size={self.model.vocab_size}"
+      )
+    if self.rollout.prompts % self.mesh.data:
+      raise ValueError(
+        f"rollout.prompts={self.rollout.prompts} must be a multiple of "
+        f"mesh.data={self.mesh.data}"
+      )
+    task = Countdown(self.task)
+    if task.vocab_size > self.model.vocab_size:
+      raise ValueError(
+        f"model.vocab_size={self.model.vocab_size} is smaller than the "
+        f"task's {task.vocab_size}"
+      )
+    self.learner_config()
+
+  def learner_config(self) -> methods.LearnerConfig:
+    """What the compiled loop depends on."""
+    return methods.resolve(
+      self.algorithm,
+      rollout=self.rollout,
+      search=self.search,
+      loss=self.loss,
+      optimizer=self.optimizer,
+      refresh_every=self.refresh_every,
+      eos_id=Countdown(self.task).eos_id,
+    )
+
+
+class Stop(Exception):
+  """A signal asked the run to end after the running dispatch."""
+
+
+def initial_params(config: Experiment):
+  """The structure and the parameters that a run starts from.
+
+  Raises:
+    UserError: if `init` cannot be read, or its V_search was never trained but
+      the search values leaves by it.
+  """
+  graphdef, params = transformer.create(config.model, config.seed)
+  trained = False
+  if config.init is not None:
+    root = pathlib.Path(__file__).resolve().parent.parent
+    path = pathlib.Path(config.init)
+    if not path.is_absolute() and not path.is_file():
+      path = root / path
+    params, metadata = weights.load(path, params)
+    trained = metadata.get("value_trained") == "true"
+  searches = config.learner_config().searches
+  if searches and config.search.needs_value and not trained:
+    raise UserError(
+      f"search.leaf={config.search.leaf} values leaves by V_search, which "
+      f"init={config.init} never trained: use search.leaf=rollout or none, or "
+      "start from parameters whose V_search was trained"
+    )
+  return graphdef, params
+
+
+def prepare_workdir(config: Experiment, workdir: pathlib.Path) -> None:
+  """Writes config.json, or checks that the folder's is the same run.
+
+  Raises:
+    UserError: if the folder holds a run with other settings. Longer or shorter
+      runs may go on in the same folder.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = workdir / "config.json"
+  if file.exists():
+    try:
+      saved = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+      raise UserError(f"{file} is damaged ({error}): delete it") from error
+    lines = [
+      line
+      for line in config_lib.difference(saved, config)
+      if not line.startswith("iterations:")
+    ]
+    if lines:
+      raise UserError(
+        f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
+        "use another --workdir"
+      )
+  partial = file.with_suffix(".tmp")
+  partial.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
+  os.replace(partial, file)
+
+
+def keep_rows(file: pathlib.Path, step: int) -> None:
+  """Drops metrics rows past a checkpoint; the resumed run writes them again."""
+  if not file.exists():
+    return
+  rows = []
+  for line in file.read_text().splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue  # A row half written when the run was killed.
+    if row["step"] <= step:
+      rows.append(line + "\n")
+  partial = file.with_suffix(".tmp")
+  partial.write_text("".join(rows))
+  os.replace(partial, file)
+
+
+def check_finite(rows: list[dict[str, Any]]) -> None:
+  """Stops a run whose numbers broke.
+
+  Raises:
+    UserError: naming the metric and the iteration.
+  """
+  for row in rows:
+    bad = [k for k, v in row.items() if isinstance(v, float)
+           and not math.isfinite(v)]
+    if bad:
+      raise UserError(
+        f"iteration {row['step']}: {', '.join(bad)} became "
+        f"{row[bad[0]]}; the last checkpoint is kept. Try a lower "
+        "--config.optimizer.learning_rate or --config.loss.clip_high"
+      )
+
+
+def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
+  """Turns a chunk's stacked metrics into one row an iteration."""
+  metrics = jax.device_get(metrics)
+  tokens = metrics.pop("tokens")
+  rows = []
+  for i in range(len(metrics["loss"])):
+    ledger.add(jax.tree.map(lambda a, i=i: a[i], tokens))
+    row = {"step": step + i + 1}
+    row |= {name: float(values[i]) for name, values in metrics.items()}
+    rows.append(row | {"ledger": ledger.to_dict()})
+  return rows
+
+
+def train(
+  config: Experiment, workdir: str | pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """Runs or resumes an experiment.
+
+  Args:
+    config: the run.
+    workdir: its folder: config.json, metrics.jsonl, checkpoints/.
+
+  Returns:
+    The last evaluation.
+
+  Raises:
+    UserError: for bad input, before anything is compiled, and for a run whose
+      loss became NaN or infinite.
+  """
+  workdir = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  task, learner_config = Countdown(config.task), config.learner_config()
+  graphdef, params = initial_params(config)
+  held_out = data.load_problems(config.task, config.eval.split)
+  prompts = data.PromptIterator(
+    data.load_problems(config.task, "train"),
+    batch_size=config.rollout.prompts,
+    seed=config.seed,
+  )
+  prepare_workdir(config, workdir)
+
+  reference = jax.device_put(
+    jax.tree.map(jnp.copy, params), sharding.replicated(mesh)
+  )
+  state = jax.device_put(
+    learner.init_state(learner_config, params), sharding.replicated(mesh)
+  )
+  ledger, step, seconds, last_eval = Ledger(), 0, 0.0, {}
+  checkpointer = Checkpointer(workdir)
+  restored = checkpointer.restore(state._asdict())
+  if restored is not None:
+    arrays, record = restored
+    state = learner.TrainState(**arrays)
+    step, seconds = record["step"], record["seconds"]
+    ledger, last_eval = Ledger(**record["ledger"]), record["eval"]
+    prompts.set_state(record["prompts"])
+    logging.info("resuming %s at iteration %d", workdir, step)
+  metrics_file = workdir / "metrics.jsonl"
+  keep_rows(metrics_file, step)
+
+  hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
+  train_chunk = learner.make_train_chunk(
+    graphdef, task, learner_config, config.seed
+  )
+
+  def measure(params):
+    return evaluate.evaluate(
+      graphdef,
+      params,
+      task,
+      held_out,
+      config.eval.modes,
+      seed=config.seed,
+      temperature=config.eval.temperature,
+    )
+
+  def save():
+    record = dict(
+      step=step,
+      seconds=seconds,
+      ledger=dataclasses.asdict(ledger),
+      prompts=prompts.get_state(),
+      eval=last_eval,
+    )
+    checkpointer.save(step, state._asdict(), record)
+
+  asked = []
+  handlers = {
+    number: signal.signal(number, lambda n, _: asked.append(n))
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    with (
+      open(metrics_file, "a") as log,
+      progress.Progress(config.iterations, step) as bar,
+    ):
+      if step == 0:
+        last_eval = measure(state.params)
+        row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
+        _write(log, [row | {"eval": last_eval}])
+        bar.show(row | {"eval": last_eval})
+      while step < config.iterations:
+        start = time.monotonic()
+        size = min(config.chunk, config.iterations - step)
+        prompt_CBP = jax.device_put(
+          prompts.next_chunk(size), sharding.over_prompts(mesh, leading=1)
+        )
+        state, metrics = train_chunk(state, prompt_CBP, reference, hyper)
+        rows = to_rows(metrics, step, ledger)
+        check_finite(rows)
+        step += size
+        seconds += time.monotonic() - start
+        rows[-1]["seconds"] = round(seconds, 3)
+        done = step >= config.iterations
+        if done or (config.eval.every and step % config.eval.every == 0):
+          last_eval = measure(state.params)
+          rows[-1]["eval"] = last_eval
+        _write(log, rows)
+        if done or step % config.checkpoint_every == 0 or asked:
+          save()
+        bar.show(rows[-1])
+        if asked:
+          raise Stop
+  except Stop:
+    logging.warning(
+      "stopped by a signal at iteration %d; the same command resumes", step
+    )
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    checkpointer.close()
+  return last_eval
+
+
+def _write(log, rows: list[dict[str, Any]]) -> None:
+  log.writelines(json.dumps(row) + "\n" for row in rows)
+  log.flush()
