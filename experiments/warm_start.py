@@ -5,8 +5,8 @@ random, so that only the grammar and arithmetic are learned; in the second, 30 %
 of the examples have the target set to the expression's own result (hindsight).
 Problems of the validation and test splits never occur as prompts.
 
-Command (a few minutes on two cores; writes experiments/warm_start_3.safetensors,
-1 MB in half precision, and prints its accuracy):
+Command (a few minutes on two cores; writes 1 MB in half precision to
+experiments/warm_start_3.safetensors and prints its accuracy):
 
   python -m experiments.warm_start --numbers=3
 """
@@ -14,12 +14,12 @@ Command (a few minutes on two cores; writes experiments/warm_start_3.safetensors
 import pathlib
 import time
 
-from absl import flags
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
+from flax import nnx
 
 from tsd_jax import config as config_lib
 from tsd_jax import data, evaluate, learner, losses
@@ -95,9 +95,7 @@ def main(overrides):
     shape = (steps, _BATCH.value, -1)
     phases.append((prompts.reshape(shape), responses.reshape(shape)))
   graphdef, params = transformer.create(presets.TINY, _SEED.value)
-  params = train(
-    graphdef, params, task, phases, learning_rate=_RATE.value
-  )
+  params = train(graphdef, params, task, phases, learning_rate=_RATE.value)
   output = _OUTPUT.value or str(
     pathlib.Path(__file__).parent / f"warm_start_{_NUMBERS.value}.safetensors"
   )

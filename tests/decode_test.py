@@ -3,11 +3,11 @@
 import functools
 import re
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tsd_jax import decode
 from tsd_jax.models.transformer import ModelConfig, Transformer

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import ModelConfig, Segment, Transformer

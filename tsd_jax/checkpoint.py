@@ -8,9 +8,9 @@ says so when it had to pass over a damaged one.
 import pathlib
 from typing import Any
 
-from absl import logging
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from tsd_jax.config import UserError
 
@@ -76,7 +76,9 @@ class Checkpointer:
         first_line = str(error).strip().split("\n")[0][:200]
         logging.warning(
           "checkpoint %s is damaged and passed over (%s: %s)",
-          self.path / str(step), type(error).__name__, first_line,
+          self.path / str(step),
+          type(error).__name__,
+          first_line,
         )
         # The run will write this step again.
         self._manager.delete(step)

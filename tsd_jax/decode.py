@@ -131,7 +131,8 @@ def sample(
     parts = [prefix.segment, *more_segments]
     if fork is not None:
       seen_R1S = (
-        jnp.arange(fork.kv.k_LRKSE.shape[3])[None] < (fork.length_R - 1)[:, None]
+        jnp.arange(fork.kv.k_LRKSE.shape[3])[None]
+        < (fork.length_R - 1)[:, None]
       )[:, None]
       parts.append(Segment(fork.kv, seen_R1S))
     own_11S = (jnp.arange(T) < step)[None, None]
@@ -200,9 +201,7 @@ def sample(
     value_RT=zeros_RT,
     entropy_RT=zeros_RT,
   )
-  state = (
-    jnp.int32(0), x_RD, room_R > 0, own_kv, out, jnp.int32(refeed * R)
-  )
+  state = (jnp.int32(0), x_RD, room_R > 0, own_kv, out, jnp.int32(refeed * R))
   *_, kv, out, forwards = jax.lax.while_loop(
     lambda s: (s[0] < T) & jnp.any(s[2]), step_fn, state
   )

@@ -6,10 +6,10 @@ The model is evaluated as it ships: no search. Tokens spent are counted.
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tsd_jax import decode
 from tsd_jax.config import UserError

@@ -8,10 +8,10 @@ the algorithm alone. Randomness is a function of (seed, iteration, prompt).
 
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from tsd_jax import decode, losses, returns
 from tsd_jax.ledger import Tokens
@@ -114,7 +114,7 @@ def advantages(responses: Responses, config: LearnerConfig):
 
 
 def score_rows(model, prompt_BP, tokens_BGT, temperature):
-  """log pi, V_pi and V_search's logit before every token of given responses.
+  """Log pi, V_pi and V_search's logit before every token of given responses.
 
   The prompt is run once and shared by its rows, with gradients through it.
   """
@@ -150,9 +150,9 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   scored = score_rows(
     model, batch.prompt_BP, tokens_BGT, config.rollout.temperature
   )
-  chosen_BGT = jnp.take_along_axis(
-    scored[0], tokens_BGT[..., None], axis=-1
-  )[..., 0]
+  chosen_BGT = jnp.take_along_axis(scored[0], tokens_BGT[..., None], axis=-1)[
+    ..., 0
+  ]
   G = r.tokens_BGT.shape[1]
   log_prob_BGTV, value_BGT, logit_BGT = (a[:, :G] for a in scored)
   clip = dict(clip_high=hyper["clip_high"])
@@ -175,9 +175,7 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     success_BGT = jnp.broadcast_to(
       r.correct_BG[..., None].astype(jnp.float32), r.mask_BGT.shape
     )
-    metrics["success_loss"] = losses.success(
-      logit_BGT, success_BGT, r.mask_BGT
-    )
+    metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
     total += hyper["success_weight"] * metrics["success_loss"]
   if distils:
     # A champion ends with its end token; nothing after it is learned.
@@ -276,7 +274,9 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       )
       prefill += B * P
       champion_BT, reward_B, correct_B = (
-        best.tokens_BMT[:, 0], best.reward_BM[:, 0], best.correct_BM[:, 0]
+        best.tokens_BMT[:, 0],
+        best.reward_BM[:, 0],
+        best.correct_BM[:, 0],
       )
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     use_B = correct_B
@@ -284,8 +284,13 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       use_B = reward_B > policy_reward_B
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(
-      prompt_BP, responses, advantage_BGT, return_BGT,
-      champion_BT, use_B.astype(jnp.float32), targets,
+      prompt_BP,
+      responses,
+      advantage_BGT,
+      return_BGT,
+      champion_BT,
+      use_B.astype(jnp.float32),
+      targets,
     )
 
     def epoch(carry, epoch_key):
@@ -304,8 +309,8 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
     (params, opt_state), losses_EM = jax.lax.scan(
       epoch, (state.params, state.opt_state), epoch_keys
     )
-    update_tokens = config.optimizer.epochs * B * (
-      P + (G + int(distils)) * (T - 1)
+    update_tokens = (
+      config.optimizer.epochs * B * (P + (G + int(distils)) * (T - 1))
     )
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
     metrics |= jax.tree.map(jnp.mean, losses_EM)

@@ -123,9 +123,7 @@ def kl_to_reference(
   log_prob_XV: Array, reference_XV: Array, mask_X: Array
 ) -> Array:
   """Exact KL(pi || pi_ref) over the vocabulary, in nats a token."""
-  kl_X = jnp.sum(
-    jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1
-  )
+  kl_X = jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)
   return masked_mean(kl_X, mask_X)
 
 

@@ -65,8 +65,13 @@ class OptimizerConfig:
 
   def __post_init__(self):
     """Refuses impossible settings."""
-    for field in ("learning_rate", "eps", "max_grad_norm", "epochs",
-                  "minibatches"):
+    for field in (
+      "learning_rate",
+      "eps",
+      "max_grad_norm",
+      "epochs",
+      "minibatches",
+    ):
       if getattr(self, field) <= 0:
         raise ValueError(
           f"optimizer.{field}={getattr(self, field)} must be positive"
@@ -104,18 +109,24 @@ class LearnerConfig:
         "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
       )
     if self.loss.soft_weight > 0 and not self.searches:
-      raise ValueError(
-        "loss.soft_weight > 0 needs a search: use algorithm=tsd"
-      )
+      raise ValueError("loss.soft_weight > 0 needs a search: use algorithm=tsd")
 
   @property
   def hyper(self) -> dict[str, float]:
     """Scalars that are arguments of the compiled loop."""
-    l = self.loss
-    names = ("policy_weight", "clip_low", "clip_high", "champion_weight",
-             "soft_weight", "value_weight", "success_weight", "kl_weight",
-             "entropy_weight")
-    return {n: getattr(l, n) for n in names} | {
+    loss = self.loss
+    names = (
+      "policy_weight",
+      "clip_low",
+      "clip_high",
+      "champion_weight",
+      "soft_weight",
+      "value_weight",
+      "success_weight",
+      "kl_weight",
+      "entropy_weight",
+    )
+    return {n: getattr(loss, n) for n in names} | {
       "learning_rate": self.optimizer.learning_rate
     }
 
@@ -166,9 +177,7 @@ def resolve(
       case "cispo":
         own |= dict(policy="cispo", advantage="group")
       case "best_of_n":
-        own |= dict(
-          advantage="group", policy_weight=0.0, champion_weight=1.0
-        )
+        own |= dict(advantage="group", policy_weight=0.0, champion_weight=1.0)
     loss = dataclasses.replace(loss, **own)
   return LearnerConfig(
     rollout=rollout,

@@ -106,9 +106,7 @@ def tree_advantages(
   std_B1 = jnp.std(reward_BG, axis=1, keepdims=True)
   # Where each row's tree branches: a parent's fork point is its children's.
   children_fork_BG = jnp.max(
-    jnp.where(
-      below_BGG & ~is_root_BG[:, None, :], fork_BG[:, None, :], 0
-    ),
+    jnp.where(below_BGG & ~is_root_BG[:, None, :], fork_BG[:, None, :], 0),
     axis=2,
   )
   branch_BG = jnp.where(is_root_BG, children_fork_BG, fork_BG)
@@ -120,7 +118,5 @@ def tree_advantages(
     reward_BG - root_B1
   )
   early_BGT = jnp.arange(length)[None, None] < branch_BG[..., None]
-  advantage_BGT = jnp.where(
-    early_BGT, early_BG[..., None], late_BG[..., None]
-  )
+  advantage_BGT = jnp.where(early_BGT, early_BG[..., None], late_BG[..., None])
   return advantage_BGT / (std_B1 + epsilon)[..., None]

@@ -134,9 +134,7 @@ def rollout(
       joined_BRT = joined_RT.reshape(B, F * W, T)
       rows[n] = jnp.concatenate([rows[n], joined_BRT], axis=1)
     parent_BG = jnp.concatenate([parent_BG, parent_BR], axis=1)
-    fork_BG = jnp.concatenate(
-      [fork_BG, length_R.reshape(B, F * W)], axis=1
-    )
+    fork_BG = jnp.concatenate([fork_BG, length_R.reshape(B, F * W)], axis=1)
 
   prompt_BGP = jnp.broadcast_to(
     prompt_BP[:, None], (B, config.group, prompt_BP.shape[1])

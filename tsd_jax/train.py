@@ -14,9 +14,9 @@ import signal
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from tsd_jax import config as config_lib
 from tsd_jax import data, evaluate, learner, methods, progress, sharding
@@ -186,8 +186,9 @@ def check_finite(rows: list[dict[str, Any]]) -> None:
     UserError: naming the metric and the iteration.
   """
   for row in rows:
-    bad = [k for k, v in row.items() if isinstance(v, float)
-           and not math.isfinite(v)]
+    bad = [
+      k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
+    ]
     if bad:
       raise UserError(
         f"iteration {row['step']}: {', '.join(bad)} became "

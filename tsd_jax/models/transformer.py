@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tsd_jax.types import LOG_ZERO, Array
 
@@ -44,8 +44,16 @@ class ModelConfig:
 
   def __post_init__(self):
     """Refuses impossible shapes."""
-    for field in ("vocab_size", "d_model", "num_layers", "num_heads",
-                  "num_kv_heads", "head_dim", "d_mlp", "unroll_layers"):
+    for field in (
+      "vocab_size",
+      "d_model",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      "head_dim",
+      "d_mlp",
+      "unroll_layers",
+    ):
       if getattr(self, field) < 1:
         raise ValueError(
           f"model.{field}={getattr(self, field)} must be at least 1"
@@ -105,7 +113,7 @@ def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:
 def rope_tables(positions_RT: Array, head_dim: int, theta: float):
   """Cosines and sines of rotary positions (arXiv:2104.09864), float32."""
   exponent_e = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
-  frequency_e = jnp.asarray(theta ** -exponent_e, jnp.float32)[None, None]
+  frequency_e = jnp.asarray(theta**-exponent_e, jnp.float32)[None, None]
   angle_RTe = positions_RT[..., None].astype(jnp.float32) * frequency_e
   return jnp.cos(angle_RTe), jnp.sin(angle_RTe)
 
@@ -154,9 +162,7 @@ def attend(
     r, K = v_rKSE.shape[:2]
     w = weights_RTHS[..., start : start + S]
     w = w.reshape(r, rows // r, T, K, H // K, S)
-    out += jnp.einsum("rgtkhs,rkse->rgtkhe", w, v_rKSE).reshape(
-      rows, T, H, E
-    )
+    out += jnp.einsum("rgtkhs,rkse->rgtkhe", w, v_rKSE).reshape(rows, T, H, E)
     start += S
   return out
 
@@ -192,7 +198,12 @@ class Transformer(nnx.Module):
     """Initialises with variance 1/fan-in; residual outputs scaled by 1/2L."""
     c = self.config = config
     L, D, F, H, K, E = (
-      c.num_layers, c.d_model, c.d_mlp, c.num_heads, c.num_kv_heads, c.head_dim,
+      c.num_layers,
+      c.d_model,
+      c.d_mlp,
+      c.num_heads,
+      c.num_kv_heads,
+      c.head_dim,
     )
 
     def normal(shape, fan_in, gain=1.0):
@@ -326,9 +337,7 @@ class Transformer(nnx.Module):
   def values(self, x_XD: Array) -> tuple[Array, Array]:
     """V_pi and the logit of V_search from the same normalised features."""
     h = jnp.einsum("...d,zde->...ze", x_XD, self.value_hidden_2DD[...])
-    z = jnp.einsum(
-      "...zd,zd->...z", jax.nn.silu(h), self.value_output_2D[...]
-    )
+    z = jnp.einsum("...zd,zd->...z", jax.nn.silu(h), self.value_output_2D[...])
     v = z.astype(jnp.float32) + self.value_bias_2[...].reshape(
       (1,) * (z.ndim - 1) + (2,)
     )

@@ -2,9 +2,9 @@
 
 import pathlib
 
-from flax import nnx
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 

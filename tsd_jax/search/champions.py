@@ -46,8 +46,10 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   rows = jnp.arange(B)
   keys = (nodes.answer_log_prob, tree.node_visits, nodes.reward)
   order_BN = jnp.flip(jnp.lexsort(keys, axis=-1), axis=-1)
-  rank_BN = jnp.zeros((B, N), jnp.int32).at[rows[:, None], order_BN].set(
-    jnp.arange(N)[None]
+  rank_BN = (
+    jnp.zeros((B, N), jnp.int32)
+    .at[rows[:, None], order_BN]
+    .set(jnp.arange(N)[None])
   )
 
   def pick(left_BN, _):

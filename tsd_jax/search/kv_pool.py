@@ -106,9 +106,7 @@ class RefPool(_Pool):
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
     batch = jnp.arange(slots_BD.shape[0])[:, None]
-    kv = KV(
-      *(r[:, slots_BD, batch].swapaxes(2, 3) for r in (self._k, self._v))
-    )
+    kv = KV(*(r[:, slots_BD, batch].swapaxes(2, 3) for r in (self._k, self._v)))
     return Segment(kv, self._path_mask(slots_BD, length_B - 1))
 
 

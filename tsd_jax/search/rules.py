@@ -242,9 +242,7 @@ class BestFirst:
     path_BD = nodes.path_actions[rows, node_B]
     depth_B = nodes.depth[rows, node_B]
     here_BD = jnp.arange(path_BD.shape[1])[None] == depth_B[:, None]
-    return Plan(
-      actions_BD=jnp.where(here_BD, action_B[:, None], path_BD)
-    )
+    return Plan(actions_BD=jnp.where(here_BD, action_B[:, None], path_BD))
 
   def improved(self, tree):
     """The prior reweighted by success: p(a) V(a) / sum p V, over tried moves.
@@ -257,8 +255,7 @@ class BestFirst:
     node_BN1 = tree.node_values[..., None]
     v_BNA = jnp.where(
       tried_BNA,
-      tree.children_rewards
-      + tree.children_discounts * tree.children_values,
+      tree.children_rewards + tree.children_discounts * tree.children_values,
       node_BN1,
     )
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)

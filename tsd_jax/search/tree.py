@@ -149,7 +149,7 @@ def search(
     return candidate_BA, log_prob_BA
 
   def judge(node, prior_BA, answer):
-    """mctx's value and reward of a node, and its stored answer."""
+    """Mctx's value and reward of a node, and its stored answer."""
     tokens_BD, log_prob_B, has_answer_B = answer
     score = task.score(prompt_BP, tokens_BD)
     reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
@@ -164,9 +164,7 @@ def search(
       case "rollout":
         leaf_B = rollout_value_B
       case "mix":
-        leaf_B = (
-          config.mix * rollout_value_B + (1.0 - config.mix) * learned_B
-        )
+        leaf_B = config.mix * rollout_value_B + (1.0 - config.mix) * learned_B
     output = mctx.RecurrentFnOutput(
       reward=jnp.where(done_B, reward_B, 0.0),
       discount=jnp.where(done_B, 0.0, 1.0),
@@ -241,9 +239,7 @@ def search(
       room_R=jnp.where(done_B, 0, D - node.depth),
     )
     loop.count += sampled.forwards
-    tokens_BD = decode.splice(
-      node.path_tokens, node.depth, sampled.tokens_RT
-    )
+    tokens_BD = decode.splice(node.path_tokens, node.depth, sampled.tokens_RT)
     ended_B = jnp.any(tokens_BD == task.eos_id, axis=1)
     log_prob_B = node.path_log_prob + jnp.sum(sampled.log_prob_RT, axis=1)
     return tokens_BD, log_prob_B, ended_B
@@ -270,9 +266,7 @@ def search(
     has_answer=no_B,
     correct=no_B,
   )
-  root_value_B = (
-    jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
-  )
+  root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
   root = mctx.RootFnOutput(
     prior_logits=prior_BA, value=root_value_B, embedding=root_node
   )
