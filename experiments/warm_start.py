@@ -32,9 +32,9 @@ from tsd_jax.tasks.countdown import (
 
 _NUMBERS = flags.DEFINE_integer("numbers", 3, "Numbers of a problem, 3 or 4.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
-_STEPS = flags.DEFINE_list("steps", ["1000", "300"], "Steps of each phase.")
+_STEPS = flags.DEFINE_list("steps", ["2000", "1000"], "Steps of each phase.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.")
-_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
+_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
 _HINDSIGHT = flags.DEFINE_float("hindsight", 0.3, "Fraction in phase two.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write.")
 

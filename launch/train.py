@@ -3,7 +3,7 @@
 python -m launch.train --config=experiments/countdown.py --workdir=runs/tsd
 """
 
-from absl import flags, logging
+from absl import flags
 
 from tsd_jax import config as config_lib
 
@@ -19,9 +19,9 @@ def main(overrides):
     raise config_lib.UserError("--workdir=DIR is missing")
   config = config_lib.override(config_lib.load(_CONFIG.value), overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import train
+  from tsd_jax import progress, train
 
-  logging.set_verbosity(logging.INFO)
+  progress.quiet_libraries()
   results = train.train(config, _WORKDIR.value)
   for mode, result in results.items():
     print(f"{mode:>10} {result['accuracy']:.3f} ± {result['stderr']:.3f}")

@@ -1,8 +1,22 @@
 """A progress bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from typing import Any
+
+
+def quiet_libraries() -> None:
+  """Hides what Orbax and tensorflow-datasets say below an error.
+
+  Both log through absl, one line a file; our own warnings stay visible.
+  """
+
+  def wanted(record: logging.LogRecord) -> bool:
+    chatty = "orbax" in record.pathname or "datasets" in record.pathname
+    return record.levelno >= logging.ERROR or not chatty
+
+  logging.getLogger("absl").addFilter(wanted)
 
 
 class Progress:

@@ -253,7 +253,7 @@ def train(
     step, seconds = record["step"], record["seconds"]
     ledger, last_eval = Ledger(**record["ledger"]), record["eval"]
     prompts.set_state(record["prompts"])
-    logging.info("resuming %s at iteration %d", workdir, step)
+    logging.warning("resuming %s at iteration %d", workdir, step)
   metrics_file = workdir / "metrics.jsonl"
   keep_rows(metrics_file, step)
 

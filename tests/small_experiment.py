@@ -1,0 +1,32 @@
+"""A run that compiles in seconds: the real loop at toy sizes."""
+
+from tsd_jax.methods import OptimizerConfig
+from tsd_jax.models.transformer import ModelConfig
+from tsd_jax.rollout import RolloutConfig
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.countdown import CountdownConfig
+from tsd_jax.train import EvalConfig, Experiment
+
+
+def get_config() -> Experiment:
+  """The run."""
+  return Experiment(
+    task=CountdownConfig(numbers=3),
+    model=ModelConfig(
+      vocab_size=208,
+      d_model=16,
+      num_layers=1,
+      num_heads=2,
+      num_kv_heads=1,
+      head_dim=8,
+      d_mlp=16,
+      number_tokens=200,
+    ),  # fmt: skip
+    iterations=6,
+    chunk=1,
+    checkpoint_every=2,
+    rollout=RolloutConfig(prompts=16),
+    search=SearchConfig(num_simulations=8),
+    optimizer=OptimizerConfig(minibatches=2),
+    eval=EvalConfig(every=2, modes="greedy,mean@2"),
+  )

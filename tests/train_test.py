@@ -1,0 +1,138 @@
+"""Whole runs as a user starts them: resume after kill -9, and bad input."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = "tests/small_experiment.py"
+
+
+def command(workdir, *flags):
+  return [
+    sys.executable, "-m", "launch.train", f"--config={CONFIG}",
+    f"--workdir={workdir}", *flags,
+  ]  # fmt: skip
+
+
+def run(workdir, *flags):
+  return subprocess.run(
+    command(workdir, *flags), cwd=ROOT, capture_output=True, text=True,
+    timeout=300, check=False,
+  )  # fmt: skip
+
+
+def rows(workdir):
+  """Metrics rows without what a clock decides."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  for row in found:
+    row.pop("seconds", None)
+  return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("whole")
+  done = run(workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_a_run_writes_every_iteration(whole):
+  found = rows(whole)
+  assert [row["step"] for row in found] == list(range(7))
+  assert all(r["ledger"]["total"] > 0 for r in found[1:])
+  totals = [row["ledger"]["total"] for row in found]
+  assert totals == sorted(totals) and len(set(totals)) == 7
+  assert set(found[-1]["eval"]) == {"greedy", "mean@2"}
+
+
+def start_and_stop(workdir, number):
+  """Starts a run and sends it a signal after its first checkpoint."""
+  process = subprocess.Popen(
+    command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 240
+  folder = workdir / "checkpoints" / "2"
+  while not folder.is_dir() and time.monotonic() < deadline:
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.005)
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=120)
+  return process.returncode, stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
+  start_and_stop(tmp_path, number)
+  assert (tmp_path / "checkpoints" / "2").is_dir()
+  done = run(tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert rows(tmp_path) == rows(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(whole, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  for file in (workdir / "checkpoints" / "6").rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  done = run(workdir)
+  assert done.returncode == 0, done.stderr
+  assert "damaged" in done.stderr and "resuming" in done.stderr
+  assert rows(workdir) == rows(whole)
+
+
+def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  done = run(workdir, "--config.iterations=8")
+  assert done.returncode == 0, done.stderr
+  assert rows(workdir)[:6] == rows(whole)[:6]
+  assert rows(workdir)[-1]["step"] == 8
+
+
+@pytest.mark.parametrize(
+  ("flag", "words"),
+  [
+    ("--config.search.num_simulation=3", "search.num_simulations"),
+    ("--config.iterations=many", "an integer"),
+    ("--config.search.num_candidates=999", "exceeds model.vocab_size"),
+    ("--config.rollout.prompts=15", "multiple of optimizer.minibatches"),
+    ("--config.search.leaf=value", "never trained"),
+    ("--config.mesh.data=16", "devices"),
+    ("--config.init=nowhere.safetensors", "no parameters at"),
+    ("--config.eval.modes=best", "greedy, mean@K or pass@K"),
+    ("--config.algorithm=dpo", "one of tsd, ppo"),
+    ("--workdri=x", "workdir"),
+  ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, flag, words):
+  done = run(tmp_path / "run", flag)
+  assert done.returncode == 2, done.stderr
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: ") and words in last
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_refused_and_kept(whole):
+  before = (whole / "metrics.jsonl").read_bytes()
+  done = run(whole, "--config.seed=1")
+  assert done.returncode == 2
+  assert "seed: saved 0, now 1" in done.stderr
+  assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path):
+  done = run(tmp_path, "--config.optimizer.learning_rate=1e30")
+  assert done.returncode == 2
+  assert "became" in done.stderr and "learning_rate" in done.stderr
