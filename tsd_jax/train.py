@@ -227,6 +227,7 @@ def train(
       loss became NaN or infinite.
   """
   workdir = pathlib.Path(workdir)
+  evaluate.parse_modes(config.eval.modes)
   mesh = sharding.make_mesh(config.mesh)
   task, learner_config = Countdown(config.task), config.learner_config()
   graphdef, params = initial_params(config)
