@@ -17,7 +17,7 @@ def main(overrides):
   """Loads the config and trains."""
   if _WORKDIR.value is None:
     raise config_lib.UserError("--workdir=DIR is missing")
-  config = config_lib.override(config_lib.load(_CONFIG.value), overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import progress, train
 

@@ -321,7 +321,7 @@ class ReadFirstPool(kv_pool.RefPool):
 
     def memory(layer, *new):
       pieces = []
-      for ref, new_BK1E in zip((self._k, self._v), new, strict=True):
+      for ref, new_BK1E in zip(self._kv, new, strict=True):
         old_BKDE = ref[layer, slots_BD, batch].swapaxes(1, 2)
         pieces.append(jnp.concatenate([old_BKDE, new_BK1E], axis=2))
         ref[layer, self.slot] = new_BK1E[:, :, 0]

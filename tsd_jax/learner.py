@@ -141,9 +141,8 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   """
   model = nnx.merge(graphdef, params)
   r, c = batch.responses, config.loss
-  distils = c.champion_weight > 0 or c.soft_weight > 0
   tokens_BGT = r.tokens_BGT
-  if distils:
+  if c.distils:
     tokens_BGT = jnp.concatenate(
       [tokens_BGT, batch.champion_BT[:, None]], axis=1
     )
@@ -177,7 +176,7 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     )
     metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
     total += hyper["success_weight"] * metrics["success_loss"]
-  if distils:
+  if c.distils:
     # A champion ends with its end token; nothing after it is learned.
     end_BT = batch.champion_BT == config.eos_id
     inside_BT = jnp.cumsum(end_BT, axis=1) - end_BT == 0
@@ -233,7 +232,6 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
   base_key = jax.random.key(seed)
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   P = task.prompt_length
-  distils = config.loss.champion_weight > 0 or config.loss.soft_weight > 0
 
   def update(carry, batch, reference, hyper):
     params, opt_state = carry
@@ -267,7 +265,6 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       rollout_key,
       config.rollout,
     )
-    champion_BT, reward_B, correct_B = best_sample(responses)
     if config.searches:
       best, targets, search_forwards, metrics = search_phase(
         graphdef, search_params, task, prompt_BP, search_key, config
@@ -278,6 +275,8 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
         best.reward_BM[:, 0],
         best.correct_BM[:, 0],
       )
+    else:
+      champion_BT, reward_B, correct_B = best_sample(responses)
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     use_B = correct_B
     if config.loss.champion_gate == "better":
@@ -310,7 +309,9 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       epoch, (state.params, state.opt_state), epoch_keys
     )
     update_tokens = (
-      config.optimizer.epochs * B * (P + (G + int(distils)) * (T - 1))
+      config.optimizer.epochs
+      * B
+      * (P + (G + int(config.loss.distils)) * (T - 1))
     )
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
     metrics |= jax.tree.map(jnp.mean, losses_EM)

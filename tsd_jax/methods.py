@@ -38,6 +38,11 @@ class LossConfig:
   discount: float = 1.0
   gae_lambda: float = 0.95
 
+  @property
+  def distils(self) -> bool:
+    """Whether the loss reads a champion beside the samples."""
+    return self.champion_weight > 0 or self.soft_weight > 0
+
   def __post_init__(self):
     """Refuses negative weights and impossible clips."""
     for field in dataclasses.fields(self):

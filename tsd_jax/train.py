@@ -133,6 +133,13 @@ def initial_params(config: Experiment):
   return graphdef, params
 
 
+def _replace(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole: a reader finds the old text or the new."""
+  partial = file.with_suffix(".tmp")
+  partial.write_text(text)
+  os.replace(partial, file)
+
+
 def prepare_workdir(config: Experiment, workdir: pathlib.Path) -> None:
   """Writes config.json, or checks that the folder's is the same run.
 
@@ -147,19 +154,13 @@ def prepare_workdir(config: Experiment, workdir: pathlib.Path) -> None:
       saved = json.loads(file.read_text())
     except json.JSONDecodeError as error:
       raise UserError(f"{file} is damaged ({error}): delete it") from error
-    lines = [
-      line
-      for line in config_lib.difference(saved, config)
-      if not line.startswith("iterations:")
-    ]
+    lines = config_lib.difference(saved, config, ignore=("iterations",))
     if lines:
       raise UserError(
         f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
         "use another --workdir"
       )
-  partial = file.with_suffix(".tmp")
-  partial.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
-  os.replace(partial, file)
+  _replace(file, config_lib.to_json(config))
 
 
 def keep_rows(file: pathlib.Path, step: int) -> None:
@@ -174,9 +175,7 @@ def keep_rows(file: pathlib.Path, step: int) -> None:
       continue  # A row half written when the run was killed.
     if row["step"] <= step:
       rows.append(line + "\n")
-  partial = file.with_suffix(".tmp")
-  partial.write_text("".join(rows))
-  os.replace(partial, file)
+  _replace(file, "".join(rows))
 
 
 def check_finite(rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 from tsd_jax.models.transformer import ModelConfig
 
-# Symbol-level tasks: integers are tokens. 0.47 M parameters.
+# Symbol-level tasks: integers are tokens. 0.49 M parameters.
 TINY = ModelConfig(
   vocab_size=208,
   d_model=128,

@@ -25,7 +25,10 @@ LoopFn = Callable[[Any, Any, Callable[[Array, Any], Any], Any], Any]
 
 
 class _Pool:
-  """What both pools share: shapes, the current slot, the path's mask."""
+  """What both pools share: shapes, the current slot, reading a path.
+
+  A subclass holds keys and values in `_kv`: a pair of Refs, or of arrays.
+  """
 
   def __init__(self, model: Transformer, batch: int, num_slots: int):
     c = model.config
@@ -37,6 +40,12 @@ class _Pool:
   def _path_mask(self, slots_BD: Array, depth_B: Array) -> Array:
     """Path positions 0..depth are visible; the rest of D is unused."""
     return (jnp.arange(slots_BD.shape[1])[None] <= depth_B[:, None])[:, None]
+
+  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
+    """Keys of whole paths, first `length_B` positions visible."""
+    batch = jnp.arange(slots_BD.shape[0])[:, None]
+    kv = KV(*(a[:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
+    return Segment(kv, self._path_mask(slots_BD, length_B - 1))
 
   @property
   def slot(self) -> Array:
@@ -52,8 +61,7 @@ class RefPool(_Pool):
     """Allocates the pool for `num_slots` simulations."""
     super().__init__(model, batch, num_slots)
     zeros = jnp.zeros(self._shape, self._dtype)
-    self._k = jax.new_ref(zeros)
-    self._v = jax.new_ref(zeros)
+    self._kv = (jax.new_ref(zeros), jax.new_ref(zeros))
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
     """Wraps a simulation loop so that each simulation knows its slot."""
@@ -93,21 +101,16 @@ class RefPool(_Pool):
     mask_B1D = self._path_mask(slots_BD, depth_B)
 
     def memory(layer, k_BK1E, v_BK1E):
-      self._k[layer, self.slot] = k_BK1E[:, :, 0]
-      self._v[layer, self.slot] = v_BK1E[:, :, 0]
-      k_BKDE = self._k[layer, slots_BD, batch].swapaxes(1, 2)
-      v_BKDE = self._v[layer, slots_BD, batch].swapaxes(1, 2)
+      pool_k, pool_v = self._kv
+      pool_k[layer, self.slot] = k_BK1E[:, :, 0]
+      pool_v[layer, self.slot] = v_BK1E[:, :, 0]
+      k_BKDE = pool_k[layer, slots_BD, batch].swapaxes(1, 2)
+      v_BKDE = pool_v[layer, slots_BD, batch].swapaxes(1, 2)
       return k_BKDE, v_BKDE, mask_B1D
 
     return model.trunk(
       token_B[:, None], position_B[:, None], segments=[prompt], memory=memory
     ).x_RTD[:, 0]
-
-  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
-    """Keys of whole paths, first `length_B` positions visible."""
-    batch = jnp.arange(slots_BD.shape[0])[:, None]
-    kv = KV(*(r[:, slots_BD, batch].swapaxes(2, 3) for r in (self._k, self._v)))
-    return Segment(kv, self._path_mask(slots_BD, length_B - 1))
 
 
 class CarryPool(_Pool):
@@ -156,9 +159,3 @@ class CarryPool(_Pool):
       for a, new in zip(self._kv, hidden.kv, strict=True)
     )
     return hidden.x_RTD[:, 0]
-
-  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
-    """Keys of whole paths, first `length_B` positions visible."""
-    batch = jnp.arange(slots_BD.shape[0])[:, None]
-    kv = KV(*(a[:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
-    return Segment(kv, self._path_mask(slots_BD, length_B - 1))
