@@ -19,12 +19,11 @@ def main(overrides):
     raise config_lib.UserError("--workdir=DIR is missing")
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import progress, train
+  from tsd_jax import evaluate, progress, train
 
   progress.quiet_libraries()
   results = train.train(config, _WORKDIR.value)
-  for mode, result in results.items():
-    print(f"{mode:>10} {result['accuracy']:.3f} ± {result['stderr']:.3f}")
+  print(evaluate.table(results))
 
 
 if __name__ == "__main__":

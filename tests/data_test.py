@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tsd_jax import data, tokenizers
+from tsd_jax.config import UserError
 from tsd_jax.tasks import countdown
 from tsd_jax.tasks.countdown import CountdownConfig
 
@@ -146,10 +147,10 @@ def test_data_dir_from_the_environment(tmp_path, monkeypatch):
 
 def test_bad_splits_are_refused(tmp_path):
   """Before anything is built."""
-  with pytest.raises(ValueError, match="split='dev' is unknown.*validation"):
+  with pytest.raises(UserError, match="split='dev' is unknown.*validation"):
     data.load_problems(SMALL, "dev", tmp_path)
   empty = CountdownConfig(max_number=4, validation_size=0, test_size=9)
-  with pytest.raises(ValueError, match="empty: set validation_size above 0"):
+  with pytest.raises(UserError, match="empty: set validation_size above 0"):
     data.load_problems(empty, "validation", tmp_path)
   assert len(data.load_problems(empty, "test", tmp_path)) == 9
   greedy = CountdownConfig(max_number=2, validation_size=500)
@@ -206,7 +207,7 @@ def test_damage_is_one_clear_error(damage, tmp_path):
   good = data.load_problems(SMALL, "train", tmp_path)
   folder = folder_of(tmp_path)
   damage(folder)
-  with pytest.raises(RuntimeError, match="delete that folder") as error:
+  with pytest.raises(UserError, match="delete that folder") as error:
     data.load_problems(SMALL, "train", tmp_path)
   assert str(folder) in str(error.value)
   _remove_all(folder)

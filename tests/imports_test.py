@@ -5,9 +5,9 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
-types config_values config ledger sharding models tokenizers tasks rewards
-decode search rollout methods returns losses learner evaluate checkpoint data
-compare report progress train
+types config_values config config_json ledger sharding models tokenizers tasks
+rewards decode search rollout methods returns losses learner evaluate checkpoint
+data compare progress train runs report
 """.split()
 
 

@@ -18,19 +18,36 @@ from tsd_jax.config import UserError
 class Checkpointer:
   """The `checkpoints/` folder of a run."""
 
-  def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    keep: int = 2,
+    *,
+    read_only: bool = False,
+  ):
     """Opens the folder, creating it where there is none.
 
     Args:
       workdir: the run's folder.
       keep: how many checkpoints are kept; two, so that a damaged last one
         leaves one to return to.
+      read_only: change nothing on disk: for readers of a run that may still be
+        going on.
+
+    Raises:
+      UserError: if the folder is only to be read and there is none.
     """
     self.path = pathlib.Path(workdir).resolve() / "checkpoints"
+    self._read_only = read_only
+    if read_only and not self.path.is_dir():
+      raise UserError(f"no checkpoints in {workdir}: train there first")
     self._manager = ocp.CheckpointManager(
       self.path,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
+        max_to_keep=None if read_only else keep,
+        create=not read_only,
+        read_only=read_only,
+        enable_async_checkpointing=not read_only,
       ),
     )
 
@@ -80,8 +97,8 @@ class Checkpointer:
           type(error).__name__,
           first_line,
         )
-        # The run will write this step again.
-        self._manager.delete(step)
+        if not self._read_only:
+          self._manager.delete(step)  # The run will write this step again.
         continue
       return arrays, restored.record
     if tried:

@@ -15,14 +15,12 @@ other flags are ordinary absl flags.
 import dataclasses
 import difflib
 import importlib.util
-import json
-import math
 import pathlib
 import sys
 import traceback
 import typing
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -104,49 +102,6 @@ def override(config: Any, overrides: Mapping[str, str]) -> Any:
       branch = branch.setdefault(head, {})
     branch[last] = _Value(value)
   return _rebuild(config, nested, "")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-  """Returns the config as JSON's own types, equal to what a reload gives.
-
-  A nested config whose class its field does not tell (a union, a protocol)
-  carries the class's name as `__class__`.
-  """
-  return {
-    field.name: _to_json_value(
-      getattr(config, field.name), _hints(config)[field.name], field.name
-    )
-    for field in dataclasses.fields(config)
-  }
-
-
-def to_json(config: Any) -> str:
-  """Returns the config as indented JSON, the content of `config.json`."""
-  return json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n"
-
-
-def difference(
-  saved: Mapping[str, Any], config: Any, *, ignore: Collection[str] = ()
-) -> list[str]:
-  """Returns a line for every field in which a saved config is another one.
-
-  Args:
-    saved: `json.loads` of an earlier `to_json`.
-    config: the config at hand.
-    ignore: dotted names that may differ, each with all that it contains.
-  """
-  old, new = _flatten(saved), _flatten(to_dict(config))
-  lines = []
-  for name in [*new, *(name for name in old if name not in new)]:
-    if any(f"{name}.".startswith(f"{prefix}.") for prefix in ignore):
-      continue
-    if name not in old:
-      lines.append(f"{name}: not saved, now {_show(new[name])}")
-    elif name not in new:
-      lines.append(f"{name}: saved {_show(old[name])}, now absent")
-    elif old[name] != new[name]:
-      lines.append(f"{name}: saved {_show(old[name])}, now {_show(new[name])}")
-  return lines
 
 
 def from_flags(path: str, overrides: Mapping[str, str]) -> Any:
@@ -348,41 +303,3 @@ def _rebuild(config: Any, changes: Mapping[str, Any], path: str) -> Any:
     return dataclasses.replace(config, **values)
   except ValueError as error:
     raise ConfigError(f"config{path}: {error}") from error
-
-
-def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
-  if _is_config(value):
-    tag = (
-      {} if type(value) is annotation else {"__class__": type(value).__name__}
-    )
-    return tag | to_dict(value)
-  if isinstance(value, float) and not math.isfinite(value):
-    return str(value)
-  if value is None or isinstance(value, bool | int | float | str):
-    return value
-  if isinstance(value, tuple | list):
-    return [_to_json_value(item, type(item), name) for item in value]
-  if isinstance(value, Mapping):
-    return {
-      str(key): _to_json_value(item, type(item), name)
-      for key, item in value.items()
-    }
-  if callable(value) and hasattr(value, "__qualname__"):
-    return f"{value.__module__}.{value.__qualname__}"
-  raise ConfigError(
-    f"field {name} holds {type(value).__name__}, which JSON cannot say"
-  )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
-def _show(value: Any) -> str:
-  return json.dumps(value)

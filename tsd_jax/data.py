@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tsd_jax import tokenizers
+from tsd_jax.config import UserError
 from tsd_jax.tasks import countdown
 from tsd_jax.tasks.countdown import CountdownConfig, Problem
 
@@ -176,13 +177,13 @@ def load_problems(
     prompt_NP, int32, always in the same order.
 
   Raises:
-    ValueError: the split is unknown or empty.
-    RuntimeError: the dataset's folder is damaged.
+    UserError: the split is unknown or empty, or the dataset's folder is
+      damaged.
   """
   if split not in SPLITS:
-    raise ValueError(f"{split=} is unknown: use one of {', '.join(SPLITS)}")
+    raise UserError(f"{split=} is unknown: use one of {', '.join(SPLITS)}")
   if split != "train" and getattr(config, f"{split}_size") == 0:
-    raise ValueError(f"{split=} is empty: set {split}_size above 0")
+    raise UserError(f"{split=} is empty: set {split}_size above 0")
   root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
   folder = root / CountdownBuilder.name / _settings(config)
   folder /= str(CountdownBuilder.VERSION)
@@ -195,7 +196,7 @@ def load_problems(
     source = builder.as_data_source(split=split)
     return _read_prompts(config, source)
   except Exception as error:
-    raise RuntimeError(
+    raise UserError(
       f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
       "delete that folder, and it is built anew at the next use"
     ) from error

@@ -150,3 +150,13 @@ def evaluate(
       "reward": float(reward_NK[:, used].mean()),
     }
   return results
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+  """Lines of text, one a mode."""
+  width = max(map(len, results))
+  return "\n".join(
+    f"{mode:>{width}}  {r['accuracy']:.3f} ± {r['stderr']:.3f}"
+    f"  reward {r['reward']:.3f}  {r['n']} prompts  {r['tokens']:,} tokens"
+    for mode, r in results.items()
+  )

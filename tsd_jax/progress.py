@@ -7,10 +7,13 @@ from typing import Any
 
 
 def quiet_libraries() -> None:
-  """Hides what Orbax and tensorflow-datasets say below an error.
+  """Hides what Orbax, tensorflow-datasets and JAX say of no use to a user.
 
-  Both log through absl, one line a file; our own warnings stay visible.
+  The first two log through absl, one line a file; our own warnings stay
+  visible.
   """
+  # It tells of every backend that is not there.
+  logging.getLogger("jax").setLevel(logging.WARNING)
 
   def wanted(record: logging.LogRecord) -> bool:
     chatty = "orbax" in record.pathname or "datasets" in record.pathname

@@ -18,8 +18,15 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, learner, methods, progress, sharding
+from tsd_jax import (
+  config_json,
+  data,
+  evaluate,
+  learner,
+  methods,
+  progress,
+  sharding,
+)
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
 from tsd_jax.ledger import Ledger
@@ -154,13 +161,13 @@ def prepare_workdir(config: Experiment, workdir: pathlib.Path) -> None:
       saved = json.loads(file.read_text())
     except json.JSONDecodeError as error:
       raise UserError(f"{file} is damaged ({error}): delete it") from error
-    lines = config_lib.difference(saved, config, ignore=("iterations",))
+    lines = config_json.difference(saved, config, ignore=("iterations",))
     if lines:
       raise UserError(
         f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
         "use another --workdir"
       )
-  _replace(file, config_lib.to_json(config))
+  _replace(file, config_json.to_json(config))
 
 
 def keep_rows(file: pathlib.Path, step: int) -> None:

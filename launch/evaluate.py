@@ -1,0 +1,66 @@
+"""Measures a trained run on held-out problems, without search.
+
+python -m launch.evaluate --workdir=runs/tsd --mode=greedy,mean@16,pass@8
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_string("mode", None, "greedy, mean@K, pass@K; commas.")
+_SPLIT = flags.DEFINE_string("split", None, "train, validation or test.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "Of sampling.")
+_SEED = flags.DEFINE_integer("seed", None, "Of sampling.")
+
+
+def main(overrides):
+  """Prints a table and writes DIR/eval.json."""
+  del overrides  # There is no --config: a run is measured as it was trained.
+  if _WORKDIR.value is None:
+    raise config_lib.UserError("--workdir=DIR is missing")
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax import data, evaluate, progress, runs
+  from tsd_jax.tasks.countdown import Countdown
+
+  progress.quiet_libraries()
+  saved = runs.read_config(_WORKDIR.value)
+
+  def chosen(flag, default):
+    return default if flag.value is None else flag.value
+
+  modes = chosen(_MODE, saved.eval.modes)
+  split = chosen(_SPLIT, saved.eval.split)
+  temperature = chosen(_TEMPERATURE, saved.eval.temperature)
+  seed = chosen(_SEED, saved.seed)
+  evaluate.parse_modes(modes)
+  if not 0 < temperature < float("inf"):
+    raise config_lib.UserError(
+      f"--temperature={temperature} must be above 0 and finite; for argmax "
+      "decoding use --mode=greedy"
+    )
+  problems = data.load_problems(saved.task, split)
+  run = runs.open_run(_WORKDIR.value)
+  results = evaluate.evaluate(
+    run.graphdef,
+    run.params,
+    Countdown(run.config.task),
+    problems,
+    modes,
+    seed=seed,
+    temperature=temperature,
+  )
+  print(f"iteration {run.step}, {split}, temperature {temperature:g}")
+  print(evaluate.table(results))
+  facts = dict(split=split, step=run.step, temperature=temperature, seed=seed)
+  file = pathlib.Path(_WORKDIR.value) / "eval.json"
+  file.write_text(
+    json.dumps({m: r | facts for m, r in results.items()}, indent=2) + "\n"
+  )
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,40 @@
+"""Writes a run's model as a Hugging Face folder.
+
+python -m launch.export --workdir=runs/tsd --output=exported
+"""
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUTPUT = flags.DEFINE_string("output", None, "New folder.")
+
+
+def main(overrides):
+  """Reads the newest checkpoint and writes the folder."""
+  del overrides  # There is no --config: the run's own is read.
+  for flag in (_WORKDIR, _OUTPUT):
+    if flag.value is None:
+      raise config_lib.UserError(f"--{flag.name}=DIR is missing")
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax import progress, runs
+  from tsd_jax.models import hf
+  from tsd_jax.tasks.countdown import Countdown
+  from tsd_jax.tokenizers import SymbolTokenizer
+
+  progress.quiet_libraries()
+  run = runs.open_run(_WORKDIR.value)
+  task = Countdown(run.config.task)
+  hf.save(
+    _OUTPUT.value,
+    run.config.model,
+    run.params,
+    SymbolTokenizer(),
+    max_length=task.prompt_length + task.response_length,
+  )
+  print(f"iteration {run.step} of {_WORKDIR.value}: {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,98 @@
+"""config.json of a run reads back as the config that wrote it."""
+
+import dataclasses
+import json
+import math
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsd_jax import config_json
+from tsd_jax.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  """Every kind of leaf."""
+
+  count: int = 1
+  rate: float = 0.1
+  switch: bool = False
+  word: str = ""
+  choice: Literal["a", "b"] = "a"
+  pair: tuple[int, float] = (1, 2.0)
+  many: tuple[int, ...] = ()
+  maybe: float | None = None
+  path: str | None = None
+
+  def __post_init__(self):
+    """Refuses a count below 0."""
+    if self.count < 0:
+      raise ValueError(f"count={self.count} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  """Nested, with and without None."""
+
+  inner: Inner
+  other: Inner | None = None
+  seed: int = 0
+
+
+numbers = st.floats(allow_nan=False)
+inners = st.builds(
+  Inner,
+  count=st.integers(0, 10**12), rate=numbers, switch=st.booleans(),
+  word=st.text(), choice=st.sampled_from("ab"),
+  pair=st.tuples(st.integers(), numbers),
+  many=st.lists(st.integers(), max_size=3).map(tuple),
+  maybe=st.none() | numbers, path=st.none() | st.text(),
+)  # fmt: skip
+
+
+@given(st.builds(Outer, inner=inners, other=st.none() | inners))
+def test_what_is_written_reads_back_equal(config):
+  text = config_json.to_json(config)
+  back = config_json.from_dict(Outer, json.loads(text))
+  assert back == config
+  assert config_json.difference(json.loads(text), back) == []
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"inner": 3}, r"config\.inner is 3, not an object"),
+    ({"seed": "x"}, r'config\.seed is saved as "x", not as an integer'),
+    ({"seed": 1.5}, "not as an integer"),
+    ({"sed": 1}, "another version of the code: sed is unknown"),
+    ({"inner": {"count": 1}}, "rate is missing; switch is missing"),
+    (
+      {"inner": config_json.to_dict(Inner()) | {"count": -1}},
+      r"config\.inner: count=-1 must not be negative",
+    ),
+    (
+      {"inner": config_json.to_dict(Inner()) | {"pair": [1]}},
+      r"config\.inner\.pair is saved as \[1\]",
+    ),
+  ],
+)
+def test_what_cannot_be_read_is_named(change, message):
+  saved = config_json.to_dict(Outer(Inner())) | change
+  with pytest.raises(ConfigError, match=message):
+    config_json.from_dict(Outer, saved)
+
+
+def test_a_difference_is_named_field_by_field():
+  saved = config_json.to_dict(Outer(Inner(rate=math.inf)))
+  lines = config_json.difference(saved, Outer(Inner(count=2), seed=5))
+  assert lines == [
+    "inner.count: saved 1, now 2",
+    'inner.rate: saved "inf", now 0.1',
+    "seed: saved 0, now 5",
+  ]
+  assert not config_json.difference(
+    saved, Outer(Inner(count=2), seed=5), ignore=("inner", "seed")
+  )

@@ -1,0 +1,160 @@
+"""Accuracy figures against their definitions, and launch.evaluate."""
+
+import itertools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import small_experiment
+from tsd_jax import config as config_lib
+from tsd_jax import data, evaluate, runs, train
+from tsd_jax.config import UserError
+from tsd_jax.tasks.countdown import Countdown
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A short run."""
+  folder = tmp_path_factory.mktemp("run")
+  config = config_lib.override(
+    small_experiment.get_config(),
+    {"iterations": "2", "init": "experiments/warm_start_3.safetensors"}
+    | {
+      f"model.{k}": v
+      for k, v in dict(
+        d_model="128", num_layers="2", num_heads="4", num_kv_heads="4",
+        head_dim="32", d_mlp="384", unroll_layers="2",
+      ).items()
+    },
+  )  # fmt: skip
+  train.train(config, folder)
+  return folder
+
+
+@given(st.integers(1, 6), st.data())
+def test_pass_at_k_is_the_mean_over_all_draws(n, drawn):
+  k = drawn.draw(st.integers(1, n))
+  correct_BN = np.asarray(
+    drawn.draw(
+      st.lists(
+        st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4
+      )
+    )
+  )
+  expected = np.mean(
+    [
+      [any(row[list(draw)]) for draw in itertools.combinations(range(n), k)]
+      for row in correct_BN
+    ]
+  )
+  assert evaluate.pass_at_k(correct_BN, k) == pytest.approx(expected)
+
+
+def greedy_by_full_forwards(model, task, prompt_BP):
+  """No cache: the whole sequence again for every token."""
+  tokens_BT = jnp.asarray(prompt_BP)
+  ended = np.zeros(len(prompt_BP), bool)
+  for _ in range(task.response_length):
+    best = np.asarray(model(tokens_BT)[:, -1].argmax(-1))
+    best = np.where(ended, task.pad_id, best)
+    ended |= best == task.eos_id
+    tokens_BT = jnp.concatenate([tokens_BT, best[:, None]], axis=1)
+  return np.asarray(tokens_BT[:, prompt_BP.shape[1] :])
+
+
+def test_figures_follow_from_plain_decoding(workdir):
+  run = runs.open_run(workdir)
+  task = Countdown(run.config.task)
+  prompts = data.load_problems(run.config.task, "validation")[:64]
+  results = evaluate.evaluate(
+    run.graphdef, run.params, task, prompts, "greedy,mean@3,pass@3,mean@2",
+    seed=1,
+  )  # fmt: skip
+  model = nnx.merge(run.graphdef, run.params)
+  tokens_BT = greedy_by_full_forwards(model, task, prompts)
+  score = task.score(jnp.asarray(prompts), jnp.asarray(tokens_BT))
+  assert score.correct_X.sum() > 0
+  assert results["greedy"]["accuracy"] == pytest.approx(
+    float(score.correct_X.mean())
+  )
+  _, _, correct_BG, tokens = evaluate.draw(
+    run.graphdef, run.params, task, jnp.asarray(prompts), jax.random.key(1),
+    jnp.float32(1), samples=3,
+  )  # fmt: skip
+  correct_BG = np.asarray(correct_BG)
+  mean = results["mean@3"]
+  assert mean["accuracy"] == pytest.approx(correct_BG.mean())
+  assert mean["stderr"] == pytest.approx(correct_BG.mean(1).std() / 8)
+  assert (mean["n"], mean["tokens"]) == (64, int(tokens))
+  assert results["pass@3"]["accuracy"] == pytest.approx(
+    correct_BG.any(1).mean()
+  )
+  assert results["mean@2"]["accuracy"] == pytest.approx(
+    correct_BG[:, :2].mean()
+  )
+
+
+@pytest.mark.parametrize("modes", ["best", "mean", "mean@0", "pass@-1", ""])
+def test_unknown_modes_are_refused(modes):
+  with pytest.raises(UserError, match="use greedy, mean@K or pass@K"):
+    evaluate.parse_modes(modes)
+
+
+def run_evaluate(workdir, *flags):
+  return subprocess.run(
+    [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", *flags],
+    cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+  )  # fmt: skip
+
+
+def test_launch_evaluate_repeats_the_runs_own_figures(workdir):
+  done = run_evaluate(workdir)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""
+  saved = json.loads((workdir / "eval.json").read_text())
+  rows = (workdir / "metrics.jsonl").read_text().splitlines()
+  for mode, expected in json.loads(rows[-1])["eval"].items():
+    got = saved[mode]
+    assert {name: got[name] for name in expected} == expected
+    assert (got["split"], got["step"]) == ("validation", 2)
+    assert f"{expected['accuracy']:.3f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("flag", "words"),
+  [
+    ("--mode=best", "use greedy, mean@K or pass@K"),
+    ("--split=dev", "use one of train, validation, test"),
+    ("--temperature=0", "must be above 0"),
+    ("--config.seed=1", "no config to set seed of"),
+  ],
+)
+def test_bad_flags_are_one_line(workdir, flag, words):
+  done = run_evaluate(workdir, flag)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ") and words in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_left_alone(workdir, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(workdir, folder)
+  newest = folder / "checkpoints" / "2"
+  for file in newest.rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  with pytest.raises(UserError, match="every checkpoint .* is damaged"):
+    runs.open_run(folder)
+  assert newest.is_dir()

@@ -1,0 +1,159 @@
+"""Configs as JSON: what `config.json` of a run holds, and back."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any, Union
+
+from tsd_jax import config_values
+from tsd_jax.config import ConfigError
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns the config as JSON's own types, equal to what a reload gives.
+
+  A nested config whose class its field does not tell (a union, a protocol)
+  carries the class's name as `__class__`.
+  """
+  return {
+    field.name: _to_json_value(
+      getattr(config, field.name),
+      typing.get_type_hints(type(config))[field.name],
+      field.name,
+    )
+    for field in dataclasses.fields(config)
+  }
+
+
+def to_json(config: Any) -> str:
+  """Returns the config as indented JSON, the content of `config.json`."""
+  return json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n"
+
+
+def from_dict(cls: type, saved: Any, *, name: str = "config") -> Any:
+  """Returns the config that `to_dict` wrote.
+
+  Args:
+    cls: its dataclass; nested ones follow from the annotations.
+    saved: what `json.loads` gave.
+    name: what an error calls it.
+
+  Raises:
+    ConfigError: a field is missing, unknown or of another type, or a
+      `__post_init__` refuses a value.
+  """
+  if not isinstance(saved, Mapping):
+    raise ConfigError(f"{name} is {_show(saved)}, not an object of fields")
+  hints = typing.get_type_hints(cls)
+  known = [field.name for field in dataclasses.fields(cls) if field.init]
+  missing = [field for field in known if field not in saved]
+  unknown = [field for field in saved if field not in hints]
+  if missing or unknown:
+    raise ConfigError(
+      f"{name} was saved by another version of the code: "
+      + "; ".join(
+        [f"{field} is missing" for field in missing]
+        + [f"{field} is unknown" for field in unknown]
+      )
+    )
+  values = {
+    field: _from_json_value(saved[field], hints[field], f"{name}.{field}")
+    for field in known
+  }
+  try:
+    return cls(**values)
+  except ValueError as error:
+    raise ConfigError(f"{name}: {error}") from error
+
+
+def difference(
+  saved: Mapping[str, Any], config: Any, *, ignore: Collection[str] = ()
+) -> list[str]:
+  """Returns a line for every field in which a saved config is another one.
+
+  Args:
+    saved: `json.loads` of an earlier `to_json`.
+    config: the config at hand.
+    ignore: dotted names that may differ, each with all that it contains.
+  """
+  old, new = _flatten(saved), _flatten(to_dict(config))
+  lines = []
+  for name in [*new, *(name for name in old if name not in new)]:
+    if any(f"{name}.".startswith(f"{prefix}.") for prefix in ignore):
+      continue
+    if name not in old:
+      lines.append(f"{name}: not saved, now {_show(new[name])}")
+    elif name not in new:
+      lines.append(f"{name}: saved {_show(old[name])}, now absent")
+    elif old[name] != new[name]:
+      lines.append(f"{name}: saved {_show(old[name])}, now {_show(new[name])}")
+  return lines
+
+
+def _is_config(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
+  if _is_config(value):
+    tag = (
+      {} if type(value) is annotation else {"__class__": type(value).__name__}
+    )
+    return tag | to_dict(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, tuple | list):
+    return [_to_json_value(item, type(item), name) for item in value]
+  if isinstance(value, Mapping):
+    return {
+      str(key): _to_json_value(item, type(item), name)
+      for key, item in value.items()
+    }
+  if callable(value) and hasattr(value, "__qualname__"):
+    return f"{value.__module__}.{value.__qualname__}"
+  raise ConfigError(
+    f"field {name} holds {type(value).__name__}, which JSON cannot say"
+  )
+
+
+def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
+  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+  members = args if origin in (Union, types.UnionType) else (annotation,)
+  if value is None and type(None) in members:
+    return None
+  if isinstance(value, str) and str in members:
+    return value
+  configs = {m.__name__: m for m in members if dataclasses.is_dataclass(m)}
+  if configs:
+    fields = dict(value) if isinstance(value, Mapping) else {}
+    tag = fields.pop("__class__", next(iter(configs)))
+    if tag not in configs:
+      raise ConfigError(f"{name} is a {tag}; known: {', '.join(configs)}")
+    return from_dict(configs[tag], fields or value, name=name)
+  text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+  try:
+    return config_values.parse(text, annotation)
+  except (TypeError, ValueError):
+    expected = config_values.type_name(annotation)
+    raise ConfigError(
+      f"{name} is saved as {_show(value)}, not as {expected}"
+    ) from None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _show(value: Any) -> str:
+  return json.dumps(value)

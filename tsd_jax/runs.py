@@ -1,0 +1,78 @@
+"""A run's folder, read back: what was trained, and how far it got."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from tsd_jax import config_json, learner
+from tsd_jax.checkpoint import Checkpointer
+from tsd_jax.config import ConfigError, UserError
+from tsd_jax.ledger import Ledger
+from tsd_jax.models import transformer
+from tsd_jax.train import Experiment
+
+
+class Run(NamedTuple):
+  """The newest whole checkpoint of a run."""
+
+  config: Experiment
+  graphdef: Any
+  params: Any
+  step: int
+  ledger: Ledger
+
+
+def read_config(workdir: str | pathlib.Path) -> Experiment:
+  """Reads a run's config.json.
+
+  Raises:
+    UserError: if there is none, or it is damaged or of other code.
+  """
+  file = pathlib.Path(workdir) / "config.json"
+  try:
+    saved = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise UserError(
+      f"no run in {workdir}: {file} is missing; train one with "
+      f"python -m launch.train --workdir={workdir}"
+    ) from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{file} is damaged ({error})") from error
+  try:
+    return config_json.from_dict(Experiment, saved)
+  except ConfigError as error:
+    raise ConfigError(f"{file}: {error}") from error
+
+
+def open_run(workdir: str | pathlib.Path) -> Run:
+  """Reads a run's newest whole checkpoint; changes nothing on disk.
+
+  Args:
+    workdir: the run's folder; the run may still be going on.
+
+  Raises:
+    UserError: if there is no run, or no whole checkpoint yet.
+  """
+  config = read_config(workdir)
+  checkpointer = Checkpointer(workdir, read_only=True)
+  graphdef, params = transformer.create(config.model, config.seed)
+  state = learner.init_state(config.learner_config(), params)
+  try:
+    restored = checkpointer.restore(state._asdict())
+  finally:
+    checkpointer.close()
+  if restored is None:
+    raise UserError(
+      f"{workdir} has no checkpoint yet: wait for its first, at iteration "
+      f"{config.checkpoint_every}"
+    )
+  arrays, record = restored
+  return Run(
+    config,
+    graphdef,
+    jax.block_until_ready(arrays["params"]),
+    record["step"],
+    Ledger(**record["ledger"]),
+  )
