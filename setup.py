@@ -38,6 +38,7 @@ setuptools.setup(
     "flax",
     "grain",
     "jax",
+    "matplotlib",
     "mctx",
     "numpy",
     "optax",

@@ -29,17 +29,19 @@ def main(overrides):
     for name in _METHODS
   }
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import compare, progress, train
+  from tsd_jax import compare, evaluate, progress, report, train
 
   progress.quiet_libraries()
   workdir = pathlib.Path(_WORKDIR.value)
   for name, config in configs.items():
     print(f"{name}: {workdir / name}", flush=True)
     train.train(config, workdir / name)
-  modes = [m.strip() for m in base.eval.modes.split(",")]
-  mode = next((m for m in modes if m.startswith("mean@")), modes[0])
-  curves = {n: compare.read_curve(workdir / n, mode) for n in _METHODS}
+  mode = evaluate.headline(configs["tsd"].eval.modes)
+  folders = {name: workdir / name for name in _METHODS}
+  curves = {n: compare.read_curve(f, mode) for n, f in folders.items()}
   print("\n" + compare.summary(curves, mode))
+  report.write(workdir / "report.html", folders, mode)
+  print(f"plots and samples: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

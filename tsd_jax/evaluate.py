@@ -97,6 +97,12 @@ def parse_modes(modes: str) -> list[tuple[str, int]]:
   return parsed
 
 
+def headline(modes: str) -> str:
+  """The mode that plots and tables show: the first mean@K, else the first."""
+  names = [mode.strip() for mode in modes.split(",")]
+  return next((name for name in names if name.startswith("mean@")), names[0])
+
+
 def evaluate(
   graphdef,
   params,

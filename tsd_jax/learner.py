@@ -318,8 +318,7 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
     metrics |= {
       "reward": jnp.mean(policy_reward_B),
       "correct": jnp.mean(responses.correct_BG.astype(jnp.float32)),
-      "champion_rate": jnp.mean(use_B.astype(jnp.float32)),
-      "response_length": jnp.sum(responses.mask_BGT) / (B * G),
+      "response_length": jnp.sum(responses.tokens_BGT != task.pad_id) / (B * G),
       "tokens": Tokens(
         prefill=prefill,
         search=search_forwards,
@@ -328,6 +327,8 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
         update=jnp.int32(update_tokens),
       ),
     }
+    if config.loss.distils:
+      metrics["champion_rate"] = jnp.mean(use_B.astype(jnp.float32))
     if config.searches:
       metrics["search_gain"] = metrics["search_reward"] - metrics["reward"]
     state = TrainState(params, opt_state, search_params, state.iteration + 1)

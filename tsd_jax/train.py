@@ -25,6 +25,8 @@ from tsd_jax import (
   learner,
   methods,
   progress,
+  report,
+  samples,
   sharding,
 )
 from tsd_jax.checkpoint import Checkpointer
@@ -34,6 +36,7 @@ from tsd_jax.models import transformer, weights
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+from tsd_jax.tokenizers import SymbolTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,9 @@ class Experiment:
       refresh_every=self.refresh_every,
       eos_id=Countdown(self.task).eos_id,
     )
+
+
+SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
 
 
 class Stop(Exception):
@@ -223,7 +229,8 @@ def train(
 
   Args:
     config: the run.
-    workdir: its folder: config.json, metrics.jsonl, checkpoints/.
+    workdir: its folder: config.json, metrics.jsonl, checkpoints/, and at the
+      end samples.json and report.html.
 
   Returns:
     The last evaluation.
@@ -335,6 +342,19 @@ def train(
     for number, handler in handlers.items():
       signal.signal(number, handler)
     checkpointer.close()
+  if step >= config.iterations:
+    shown = samples.samples(
+      graphdef,
+      state.params,
+      task,
+      held_out[:SHOWN_PROMPTS],
+      SymbolTokenizer(),
+      config.search,
+      seed=config.seed,
+    )
+    _replace(workdir / "samples.json", json.dumps(shown, indent=2) + "\n")
+  mode = evaluate.headline(config.eval.modes)
+  report.write(workdir / "report.html", {config.algorithm: workdir}, mode)
   return last_eval
 
 

@@ -1,0 +1,135 @@
+"""The page of plots, the samples and the tree viewer."""
+
+import html.parser
+import json
+import re
+import types
+import xml.etree.ElementTree as ET
+
+import jax
+import numpy as np
+import pytest
+
+from tsd_jax import compare, report
+from tsd_jax.config import UserError
+from tsd_jax.search import view
+
+
+def write_run(folder, accuracy, *, text="1 + 2"):
+  folder.mkdir()
+  rows = []
+  for step, value in enumerate(accuracy):
+    ledger = dict(prefill=1, search=2, rollout=3, rescore=0, update=4)
+    rows.append({
+      "step": step, "seconds": float(step), "reward": value,
+      "clip_fraction": 0.1,
+      "ledger": {k: v * step for k, v in ledger.items()} | {"total": 18 * step},
+      "eval": {"mean@16": {"accuracy": value, "stderr": 0.01}},
+    })  # fmt: skip
+  (folder / "metrics.jsonl").write_text(
+    "".join(json.dumps(r) + "\n" for r in rows)
+  )
+  (folder / "config.json").write_text('{"task": {"name": "countdown"}}')
+  sample = {
+    "prompt": "1 2 = 3", "tree": "root",
+    "responses": [{"text": text, "reward": 1.0, "correct": True}],
+  }  # fmt: skip
+  (folder / "samples.json").write_text(json.dumps([sample]))
+  return folder
+
+
+def polylines(page):
+  """Points of every curve that matplotlib drew, by figure."""
+  for svg in page.split("<svg")[1:]:
+    root = ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
+    yield [
+      path.get("d")
+      for path in root.iter("{http://www.w3.org/2000/svg}path")
+      if "stroke: #1b6ca8" in (path.get("style") or "")
+    ]
+
+
+def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
+  evil = "<script>alert(1)</script>"
+  folders = {
+    "tsd": write_run(tmp_path / "a", [0.1, 0.2, 0.4], text=evil),
+    "ppo": write_run(tmp_path / "b", [0.1, 0.15, 0.3]),
+  }
+  file = tmp_path / "report.html"
+  report.write(file, folders, "mean@16")
+  page = file.read_text()
+  html.parser.HTMLParser().feed(page)
+  assert evil not in page and "&lt;script&gt;" in page
+  assert compare.summary(
+    {n: compare.read_curve(f, "mean@16") for n, f in folders.items()}, "mean@16"
+  ) in html.unescape(page)
+  # 3 held-out figures, reward, clipped tokens, ledger; nothing for metrics
+  # that no run has.
+  figures = list(polylines(page))
+  assert len(figures) == 6
+  assert "Search gain" not in page
+  # The first figure's curve has the three points, rising on the page.
+  (curve,) = [d for d in figures[0] if d.count("L") == 2 and "z" not in d][:1]
+  y = [float(n) for n in re.findall(r"[\d.]+", curve)[1::2]]
+  assert y[0] > y[1] > y[2]
+  assert (y[1] - y[2]) / (y[0] - y[1]) == pytest.approx(2.0, rel=1e-3)
+  report.write(tmp_path / "again.html", folders, "mean@16")
+  assert (tmp_path / "again.html").read_text() == page
+
+
+def test_folders_that_hold_no_run_are_named(tmp_path):
+  with pytest.raises(UserError, match=r"no run in .*metrics\.jsonl missing"):
+    report.write(tmp_path / "r.html", {"x": tmp_path}, "mean@16")
+  folder = write_run(tmp_path / "a", [0.1])
+  (folder / "samples.json").write_text("[{")
+  with pytest.raises(UserError, match="damaged"):
+    report.read_log(folder)
+  with pytest.raises(UserError, match="no evaluation of pass@8"):
+    compare.read_curve(folder, "pass@8")
+
+
+class Record(types.SimpleNamespace):
+  """Stands for mctx's records: only the fields that the viewer reads."""
+
+
+jax.tree_util.register_pytree_node(
+  Record,
+  lambda record: (list(vars(record).values()), tuple(vars(record))),
+  lambda names, values: Record(**dict(zip(names, values, strict=True))),
+)
+
+
+def fake_tree():
+  """Root -> {"5" -> {end}, "7"}; the batch has one tree."""
+  children = np.full((1, 4, 2), -1)
+  children[0, 0] = [1, 2]
+  children[0, 1, 0] = 3
+  embeddings = Record(
+    candidate_A=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]]),
+    log_prob_A=np.log(np.array([[[0.75, 0.25], [0.5, 0.5], [1, 1], [1, 1]]])),
+    has_answer=np.array([[False, False, True, True]]),
+    finished=np.array([[False, False, False, True]]),
+    reward=np.array([[0.0, 0.0, 0.25, 1.0]]),
+    answer_tokens=np.array([[[0, 0], [0, 0], [7, 9], [5, 9]]]),
+  )
+  return Record(
+    children_index=children,
+    node_visits=np.array([[4, 2, 1, 1]]),
+    embeddings=embeddings,
+  )
+
+
+def test_a_tree_is_drawn_node_by_node():
+  decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
+  text = view.tree_text(fake_tree(), 0, decode)
+  assert text.splitlines() == [
+    "root  n 4  4 nodes",
+    "├─ 5  p 0.75  n 2",
+    "│  └─ 9  p 0.50  n 1  reward 1.00  ★",
+    "└─ 7  p 0.25  n 1  reward 0.25  rollout: 7 9",
+  ]
+  assert view.tree_text(fake_tree(), 0, decode, max_nodes=2).splitlines() == [
+    "root  n 4  4 nodes",
+    "└─ 5  p 0.75  n 2",
+    "… 2 nodes more",
+  ]

@@ -1,0 +1,237 @@
+"""report.html: one page of plots, samples and settings from runs' folders.
+
+Everything is read from the folders, so that a page can be made again at any
+time, of one run or of several beside each other.
+"""
+
+import html
+import io
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from tsd_jax import compare
+from tsd_jax.config import UserError
+
+_COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8e5572", "#edae49", "#5f6c7b")
+# Title, then metric: line style.
+_TRAINING = (
+  ("Reward in training", {"reward": "-", "search_reward": ":"}),
+  ("Solved in training", {"correct": "-", "search_correct": ":"}),
+  ("Search gain over the policy (reward)", {"search_gain": "-"}),
+  ("Distilled prompts (fraction)", {"champion_rate": "-"}),
+  ("Clipped tokens (fraction)", {"clip_fraction": "-"}),
+  ("KL to the sampling policy (nats)", {"approx_kl": "-"}),
+  ("Entropy (nats)", {"entropy": "-"}),
+  ("Cross-entropy of champions (nats)", {"champion_ce": "-"}),
+  ("KL to the start (nats)", {"kl_reference": "-"}),
+  ("Value loss", {"value_loss": "-", "success_loss": ":"}),
+  ("Gradient norm", {"grad_norm": "-"}),
+  ("Response length (tokens)", {"response_length": "-"}),
+)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
+  max-width: 74rem; color: #222; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
+.grid svg { width: 100%; height: auto; }
+pre { background: #f5f6f8; padding: .8rem; overflow-x: auto;
+  font-size: 12.5px; line-height: 1.35; border-radius: 4px; }
+table { border-collapse: collapse; } td, th { padding: .15rem .8rem;
+  text-align: left; } .ok { color: #2e933c; } .no { color: #888; }
+"""
+
+
+class Log(NamedTuple):
+  """A run's folder as the page needs it."""
+
+  rows: list[dict[str, Any]]
+  config: dict[str, Any]
+  samples: list[dict[str, Any]]
+
+
+def read_log(workdir: str | pathlib.Path) -> Log:
+  """Reads a run's folder.
+
+  Raises:
+    UserError: if it holds no run, or a damaged file.
+  """
+  workdir = pathlib.Path(workdir)
+  try:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    config = json.loads((workdir / "config.json").read_text())
+    samples = workdir / "samples.json"
+    return Log(
+      [json.loads(line) for line in lines],
+      config,
+      json.loads(samples.read_text()) if samples.exists() else [],
+    )
+  except FileNotFoundError as error:
+    raise UserError(f"no run in {workdir}: {error.filename} missing") from None
+  except json.JSONDecodeError as error:
+    raise UserError(f"a file in {workdir} is damaged: {error}") from error
+
+
+def write(
+  file: str | pathlib.Path, workdirs: dict[str, str | pathlib.Path], mode: str
+) -> None:
+  """Writes the page.
+
+  Args:
+    file: such as DIR/report.html; it appears whole.
+    workdirs: folder of each run, by the name it is shown under.
+    mode: of evaluation, such as mean@16.
+
+  Raises:
+    UserError: if a folder holds no run.
+  """
+  logs = {name: read_log(folder) for name, folder in workdirs.items()}
+  curves = {n: compare.read_curve(w, mode) for n, w in workdirs.items()}
+  text = page(logs, curves, mode)
+  file = pathlib.Path(file)
+  partial = file.with_suffix(".tmp")
+  partial.write_text(text, encoding="utf-8")
+  os.replace(partial, file)
+
+
+def page(
+  logs: dict[str, Log], curves: dict[str, compare.Curve], mode: str
+) -> str:
+  """Returns the page's HTML."""
+  name = next(iter(logs.values())).config["task"].get("name", "countdown")
+  parts = [
+    f"<h1>{html.escape(' and '.join(logs))}: {html.escape(str(name))}</h1>",
+    "<pre>" + html.escape(compare.summary(curves, mode)) + "</pre>",
+    "<p>Tokens are all tokens that a run fed to a model: prompts, search, "
+    "rollouts, rescoring, and updates counted three times (forward and "
+    "backward). ± is one standard error over held-out prompts.</p>",
+    f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
+    _grid(held_out_figures(curves, logs)),
+    "<h2>Training</h2>",
+    _grid(training_figures(logs)),
+  ]
+  for run, log in logs.items():
+    if log.samples:
+      parts.append(f"<h2>{html.escape(run)}: held-out samples</h2>")
+      parts += map(_sample, log.samples)
+  for run, log in logs.items():
+    parts += [
+      f"<h2>{html.escape(run)}: settings</h2>",
+      "<details><summary>config.json</summary><pre>",
+      html.escape(json.dumps(log.config, indent=2)),
+      "</pre></details>",
+    ]
+  return (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>tsd_jax: {html.escape(' and '.join(logs))}</title>"
+    f"<style>{_STYLE}</style></head><body>"
+    + "\n".join(parts)
+    + "</body></html>"
+  )
+
+
+def held_out_figures(
+  curves: dict[str, compare.Curve], logs: dict[str, Log]
+) -> list[Figure]:
+  """Accuracy against iterations, ledger tokens and seconds."""
+  figures = []
+  for label in ("iterations", "ledger tokens (millions)", "training seconds"):
+    figure, axes = _axes("Accuracy", label)
+    for (run, curve), colour in zip(curves.items(), _cycle(), strict=False):
+      seconds = {r["step"]: r.get("seconds", 0.0) for r in logs[run].rows}
+      x = {
+        "iterations": curve.iterations,
+        "training seconds": [seconds[int(i)] for i in curve.iterations],
+      }.get(label, curve.tokens / 1e6)
+      axes.plot(x, curve.accuracy, color=colour, label=run)
+      low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
+      axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figures.append(figure)
+  return figures
+
+
+def training_figures(logs: dict[str, Log]) -> list[Figure]:
+  """One figure a group of metrics that some run has, and the ledger."""
+  figures = []
+  for title, metrics in _TRAINING:
+    figure, axes = _axes(title, "iterations")
+    for (run, log), colour in zip(logs.items(), _cycle(), strict=False):
+      for metric, style in metrics.items():
+        points = [(r["step"], r[metric]) for r in log.rows if metric in r]
+        if points:
+          label = run if style == "-" else f"{run}: {metric}"
+          axes.plot(
+            *zip(*points, strict=True), style, color=colour, label=label
+          )
+    if axes.lines:
+      axes.legend(frameon=False)
+      figures.append(figure)
+  figure, axes = _axes("Ledger by part", "million tokens")
+  left = dict.fromkeys(logs, 0.0)
+  parts = [k for k in next(iter(logs.values())).rows[-1]["ledger"]]
+  for part, colour in zip(parts, _cycle(), strict=False):
+    if part == "total":
+      continue
+    # An update costs a forward and twice as much backward.
+    weight = 3e-6 if part == "update" else 1e-6
+    widths = {
+      n: weight * log.rows[-1]["ledger"][part] for n, log in logs.items()
+    }
+    axes.barh(
+      list(logs), list(widths.values()), left=list(left.values()),
+      color=colour, label=part, height=0.5,
+    )  # fmt: skip
+    left = {n: left[n] + widths[n] for n in logs}
+  axes.set_ylim(-0.6, len(logs) + 0.4)
+  axes.legend(frameon=False, ncols=3, loc="upper center")
+  return [*figures, figure]
+
+
+def _cycle():
+  while True:
+    yield from _COLOURS
+
+
+def _axes(title: str, x_label: str):
+  figure = Figure(figsize=(4.2, 2.8), layout="constrained")
+  axes = figure.subplots()
+  axes.set_title(title, fontsize=10, loc="left")
+  axes.set_xlabel(x_label, fontsize=9)
+  axes.tick_params(labelsize=8)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.grid(alpha=0.25)
+  return figure, axes
+
+
+def to_svg(figure: Figure) -> str:
+  """A figure as an element of a page, the same bytes every time."""
+  buffer = io.StringIO()
+  with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tsd_jax"}):
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+  text = buffer.getvalue()
+  return text[text.index("<svg") :]
+
+
+def _grid(figures: list[Figure]) -> str:
+  return f'<div class="grid">{"".join(map(to_svg, figures))}</div>'
+
+
+def _sample(sample: dict[str, Any]) -> str:
+  rows = "".join(
+    f'<tr class="{"ok" if r["correct"] else "no"}"><td>'
+    f"{html.escape(r['text'])}</td><td>reward {r['reward']:.3f}</td></tr>"
+    for r in sample["responses"]
+  )
+  return (
+    f"<p><b>{html.escape(sample['prompt'])}</b></p><table>{rows}</table>"
+    "<details><summary>the tree searched around it</summary><pre>"
+    f"{html.escape(sample['tree'])}</pre></details>"
+  )
