@@ -1,0 +1,383 @@
+"""Trees against plain full forwards, a heap, and brute force."""
+
+import dataclasses
+import functools
+import heapq
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tsd_jax import decode, sharding
+from tsd_jax.models import transformer
+from tsd_jax.search import champions as champions_lib
+from tsd_jax.search import tree as tree_lib
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Score
+from tsd_jax.types import UNVISITED
+
+V, P, T, B, EOS, PAD = 12, 3, 4, 8, 11, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Hash:
+  """A reward with no structure: a hash of prompt and response."""
+
+  name = "hash"
+  vocab_size, prompt_length, response_length = V, P, T
+  eos_id, pad_id = EOS, PAD
+
+  def score(self, prompt_XP, response_XT):
+    """Reward in [0, 1] of finished responses; two thirds are correct."""
+    mixed_X = jnp.sum(response_XT * jnp.array([7, 13, 29, 31]), axis=-1)
+    mixed_X += jnp.sum(prompt_XP * jnp.array([3, 5, 11]), axis=-1)
+    finished_X = jnp.any(response_XT == EOS, axis=-1)
+    reward_X = jnp.where(finished_X, (mixed_X * 37 % 97) / 96.0, 0.0)
+    return Score(reward_X, finished_X & (reward_X > 1 / 3))
+
+  def describe(self, prompt_P, response_T):
+    """Not used."""
+
+
+TASK = Hash()
+
+
+@functools.cache
+def model():
+  config = transformer.ModelConfig(
+    vocab_size=V, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1,
+    head_dim=8, d_mlp=16,
+  )  # fmt: skip
+  # Tests trace this inside jit: the arrays must not be tracers.
+  with jax.ensure_compile_time_eval():
+    graphdef, params = transformer.create(config, 27)  # The end is likely.
+    flat = nnx.to_flat_state(params)
+    keys = jax.random.split(jax.random.key(5), len(flat))
+    noisy = [
+      (n, v.replace(v[...] + 0.3 * jax.random.normal(k, v[...].shape)))
+      for (n, v), k in zip(flat, keys, strict=True)
+    ]
+  return nnx.merge(graphdef, nnx.from_flat_state(noisy))
+
+
+PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _search(prompt_BP, config):
+  prefix = decode.prefill(model(), prompt_BP)
+  return tree_lib.search(
+    model(), TASK, prompt_BP, prefix, jax.random.key(0), config
+  )
+
+
+@functools.cache
+def search(**settings):
+  config = SearchConfig(
+    **{"num_simulations": 24, "num_candidates": 3, "stop_when_solved": False}
+    | settings
+  )
+  return jax.device_get(_search(PROMPTS, config))
+
+
+@jax.jit
+def _plain(tokens_1S):
+  positions_1S = jnp.arange(tokens_1S.shape[1])[None]
+  x_1D = model().trunk(tokens_1S, positions_1S).x_RTD[:, -1]
+  return jax.nn.log_softmax(model().logits(x_1D))[0], model().values(x_1D)[1]
+
+
+@functools.cache
+def next_log_prob(tokens):
+  """Plain full forward: log pi over the vocabulary, and V_search's logit."""
+  log_prob_V, logit_1 = _plain(np.array([tokens]))
+  return np.asarray(log_prob_V), float(logit_1[0])
+
+
+best_answers = jax.jit(champions_lib.champions, static_argnums=1)
+targets_of = jax.jit(
+  functools.partial(champions_lib.path_targets, min_visits=3)
+)
+ALL = [
+  dict(rule="best_first"),
+  dict(rule="best_first", leaf="value"),
+  dict(rule="best_first", leaf="mix"),
+  dict(rule="puct", leaf="rollout"),
+  dict(rule="puct", leaf="value"),
+  dict(rule="gumbel", leaf="rollout"),
+]
+
+
+def name(settings):
+  return "-".join(settings.values())
+
+
+def tried(tree, row):
+  """(parent, action, child) of every expanded edge."""
+  for parent, action in np.argwhere(tree.children_index[row] != UNVISITED):
+    yield parent, action, tree.children_index[row, parent, action]
+
+
+@pytest.mark.parametrize("settings", ALL, ids=name)
+def test_every_node_is_what_a_plain_forward_says(settings):
+  result = search(**settings)
+  tree, nodes = result.tree, result.tree.embeddings
+  for row in range(B):
+    edges = list(tried(tree, row))
+    assert len(edges) > 10
+    for parent, action, child in edges:
+      token = nodes.candidate_A[row, parent, action]
+      depth = nodes.depth[row, parent]
+      if nodes.finished[row, parent] or nodes.cut_off[row, parent]:
+        continue
+      path = nodes.path_tokens[row, child]
+      assert path[depth] == token
+      np.testing.assert_array_equal(
+        path[:depth], nodes.path_tokens[row, parent][:depth]
+      )
+      assert np.all(path[depth + 1 :] == PAD)
+      assert nodes.finished[row, child] == (token == EOS)
+      assert nodes.cut_off[row, child] == (token != EOS and depth + 1 == T)
+      before = (*PROMPTS[row], *path[:depth])
+      log_prob, _ = next_log_prob(tuple(map(int, before)))
+      assert nodes.log_prob_A[row, parent, action] == pytest.approx(
+        log_prob[token], abs=2e-5
+      )
+      log_prob, logit = next_log_prob((*map(int, before), int(token)))
+      top = np.sort(log_prob)[::-1][:3]
+      np.testing.assert_allclose(nodes.log_prob_A[row, child], top, atol=2e-5)
+      np.testing.assert_allclose(
+        log_prob[nodes.candidate_A[row, child]], top, atol=2e-5
+      )
+      assert nodes.value_logit[row, child] == pytest.approx(logit, abs=2e-5)
+
+
+@pytest.mark.parametrize("settings", ALL, ids=name)
+def test_every_answer_is_finished_scored_and_priced(settings):
+  nodes = search(**settings).tree.embeddings
+  found = np.argwhere(nodes.has_answer)
+  assert len(found) > 8
+  for row, n in found:
+    answer = nodes.answer_tokens[row, n]
+    (end,) = np.flatnonzero(answer == EOS)
+    assert np.all(answer[end + 1 :] == PAD)
+    depth = nodes.depth[row, n]
+    np.testing.assert_array_equal(
+      answer[:depth], nodes.path_tokens[row, n][:depth]
+    )
+    score = TASK.score(PROMPTS[row], answer)
+    assert nodes.reward[row, n] == pytest.approx(float(score.reward_X))
+    assert nodes.correct[row, n] == bool(score.correct_X)
+    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
+    for token in answer[: end + 1]:
+      total += next_log_prob(tokens)[0][token]
+      tokens += (int(token),)
+    assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", ALL, ids=name)
+def test_both_pools_give_the_same_tree(settings):
+  refs, carried = search(**settings), search(**settings, pool="carry")
+  for a, b in zip(jax.tree.leaves(refs), jax.tree.leaves(carried), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("settings", ALL[:1] + ALL[3:4], ids=name)
+def test_a_sharded_search_finds_the_same(settings):
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=8))
+  config = SearchConfig(
+    num_simulations=24, num_candidates=3, stop_when_solved=False, **settings
+  )
+  prompts = jax.device_put(PROMPTS, sharding.over_prompts(mesh))
+  sharded, whole = _search(prompts, config), search(**settings)
+  assert not sharded.tree.node_visits.sharding.is_fully_replicated
+  for a, b in zip(
+    jax.tree.leaves(sharded), jax.tree.leaves(whole), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_best_first_expands_in_the_order_of_a_heap(beta):
+  settings = dict(leaf="value", beta=beta) if beta else {}
+  result = search(rule="best_first", **settings)
+  epsilon = SearchConfig().epsilon
+  for row in range(B):
+    ticket = itertools.count()  # Ties never reach the tuple of tokens.
+    heap, expected = [], []
+
+    def push(path, discrepancy, heap=heap, ticket=ticket, row=row):
+      log_prob, logit = next_log_prob((*map(int, PROMPTS[row]), *path))
+      for token in np.argsort(-log_prob, kind="stable")[:3]:
+        step = log_prob[token] - log_prob.max()
+        key = discrepancy + step + epsilon * len(path)
+        key -= beta * np.log1p(np.exp(-logit))
+        entry = (*path, int(token)), discrepancy + step
+        heapq.heappush(heap, (-key, next(ticket), entry))
+
+    push((), 0.0)
+    while heap and len(expected) < 24:
+      path, discrepancy = heapq.heappop(heap)[2]
+      expected.append(path)
+      if path[-1] != EOS and len(path) < T:
+        push(path, discrepancy)
+    nodes = result.tree.embeddings
+    got = [
+      tuple(int(t) for t in nodes.path_tokens[row, n][: nodes.depth[row, n]])
+      for n in range(1, 25)
+    ]
+    assert got == expected
+
+
+def reachable(row, prefix=()):
+  """Every response through the three likeliest tokens of each state."""
+  log_prob, _ = next_log_prob((*map(int, PROMPTS[row]), *prefix))
+  for token in np.argsort(-log_prob)[:3]:
+    path = (*prefix, int(token))
+    if token == EOS:
+      yield path
+    elif len(path) < T:
+      yield from reachable(row, path)
+
+
+def test_an_exhausted_tree_finds_the_best_answers_in_order():
+  full = 3 + 9 + 27 + 81
+  tree = search(rule="best_first", num_simulations=full).tree
+  best = jax.device_get(best_answers(tree, 4))
+  seen = 0
+  for row in range(B):
+    answers = [(*path, *[PAD] * (T - len(path))) for path in reachable(row)]
+    rewards = [
+      float(TASK.score(PROMPTS[row], jnp.array(a)).reward_X) for a in answers
+    ]
+    count = min(4, len(answers))
+    seen += count
+    assert best.valid_BM[row].sum() == count
+    np.testing.assert_allclose(
+      best.reward_BM[row], sorted([*rewards, 0, 0, 0, 0])[::-1][:4], atol=1e-6
+    )
+    found = {tuple(map(int, t)) for t in best.tokens_BMT[row][:count]}
+    assert len(found) == count and found <= set(answers)
+    if count:
+      top = best.tokens_BMT[row, 0]
+      assert tuple(map(int, top)) in {
+        a for a, r in zip(answers, rewards, strict=True) if r == max(rewards)
+      }
+  assert seen > B
+
+
+def test_stopping_early_keeps_what_was_found_until_then():
+  settings = dict(rule="best_first", num_simulations=100, num_candidates=5)
+  stopped = search(**settings, stop_when_solved=True)
+  whole = search(**settings)
+  steps = int(stopped.simulations)
+  assert 1 < steps < int(whole.simulations) == 100
+  assert np.all(stopped.tree.embeddings.correct.any(1))
+  before = whole.tree.embeddings.correct[:, :steps]
+  assert not np.all(before.any(1))
+  np.testing.assert_array_equal(
+    stopped.tree.embeddings.path_tokens[:, : steps + 1],
+    whole.tree.embeddings.path_tokens[:, : steps + 1],
+  )
+  assert int(stopped.forwards) == steps * B
+
+
+def test_rollout_tokens_are_counted():
+  plain, rolled = search(rule="best_first"), search(**ALL[3])
+  assert int(plain.forwards) == 24 * B
+  # Rows of a call count together until the longest of them has ended.
+  extra = int(rolled.forwards) - 24 * B
+  assert 0 < extra <= 24 * B * (T - 2) and extra % B == 0
+
+
+@pytest.mark.parametrize("settings", ALL, ids=name)
+def test_improved_distributions(settings):
+  tree = search(**settings).tree
+  config = SearchConfig(**settings)
+  improved_BNA = np.asarray(config.make_rule().improved(tree))
+  np.testing.assert_allclose(improved_BNA.sum(-1), 1, atol=1e-5)
+  assert np.all(improved_BNA >= 0)
+  if config.rule == "puct":
+    visits = tree.children_visits
+    total = visits.sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+      np.where(total > 0, improved_BNA, 0), visits / np.maximum(total, 1),
+      atol=1e-6,
+    )  # fmt: skip
+  if config.rule == "gumbel":
+    # A better move gains against the prior: the sign of the advantage.
+    q = np.where(
+      tree.children_visits > 0, tree.children_rewards
+      + tree.children_discounts * tree.children_values, np.nan,
+    )[:, 0]  # fmt: skip
+    prior = np.exp(tree.children_prior_logits[:, 0])
+    gain = improved_BNA[:, 0] / (prior / prior.sum(-1, keepdims=True))
+    for row in range(B):
+      visited = np.flatnonzero(~np.isnan(q[row]))
+      order = visited[np.argsort(q[row][visited])]
+      assert np.all(np.diff(gain[row][order]) >= -1e-5)
+
+
+def test_bayes_posterior_of_best_first():
+  tree = search(rule="best_first", leaf="rollout", num_simulations=40).tree
+  improved_BNA = np.asarray(SearchConfig().make_rule().improved(tree))
+  for row in range(B):
+    p = np.exp(tree.children_prior_logits[row, 0])
+    v = np.full(3, tree.node_values[row, 0])
+    for action in range(3):
+      child = tree.children_index[row, 0, action]
+      if child != UNVISITED:
+        finished = tree.embeddings.finished[row, child]
+        v[action] = (
+          tree.embeddings.reward[row, child]
+          if finished
+          else tree.node_values[row, child]
+        )
+    v = np.maximum(v, 1e-6)
+    np.testing.assert_allclose(
+      improved_BNA[row, 0], p * v / (p * v).sum(), rtol=1e-4
+    )
+
+
+def test_path_targets_follow_the_champions_path():
+  tree = search(rule="puct", leaf="rollout", num_simulations=60).tree
+  config = SearchConfig(rule="puct", leaf="rollout")
+  improved_BNA = config.make_rule().improved(tree)
+  best = jax.device_get(best_answers(tree, 1))
+  targets = jax.device_get(targets_of(tree, improved_BNA, best.node_BM[:, 0]))
+  for row in range(B):
+    node, depth = 0, int(tree.embeddings.depth[row, best.node_BM[row, 0]])
+    path = tree.embeddings.path_tokens[row, best.node_BM[row, 0]]
+    for t in range(T):
+      visited = t < depth and tree.node_visits[row, node] >= 3
+      assert targets.mask_BT[row, t] == visited
+      if t >= depth:
+        continue
+      np.testing.assert_array_equal(
+        targets.candidate_BTA[row, t], tree.embeddings.candidate_A[row, node]
+      )
+      np.testing.assert_allclose(
+        targets.weight_BTA[row, t], improved_BNA[row, node], rtol=1e-6
+      )
+      assert targets.mass_BT[row, t] == pytest.approx(
+        np.exp(tree.embeddings.log_prob_A[row, node]).sum(), rel=1e-5
+      )
+      action = list(tree.embeddings.candidate_A[row, node]).index(path[t])
+      node = tree.children_index[row, node, action]
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    (dict(num_simulations=0), "search.num_simulations=0"),
+    (dict(mix=1.5), r"search.mix=1.5 must lie in \[0, 1\]"),
+    (dict(rule="puct"), "gives search.rule=puct nothing to compare"),
+    (dict(rollout_temperature=0.0), "rollout_temperature=0.0 must be > 0"),
+  ],
+)
+def test_impossible_searches_are_refused(settings, words):
+  with pytest.raises(ValueError, match=words):
+    SearchConfig(**settings)
