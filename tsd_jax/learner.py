@@ -238,7 +238,7 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
     grads, metrics = jax.grad(loss_fn, has_aux=True)(
       params, reference, graphdef, batch, hyper, config
     )
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     step, opt_state = optimizer.update(grads, opt_state, params)
     step = jax.tree.map(lambda u: -hyper["learning_rate"] * u, step)
     return (optax.apply_updates(params, step), opt_state), metrics

@@ -1,0 +1,278 @@
+"""The compiled loop on a task that it can learn in seconds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tsd_jax import decode, learner, methods, sharding
+from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.models import transformer
+from tsd_jax.rollout import RolloutConfig, rollout
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Score
+
+V, P, T, EOS, PAD = 8, 2, 4, 6, 7
+B = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+  """Begin with the prompt's last token, and end."""
+
+  name = "copy"
+  vocab_size, prompt_length, response_length = V, P, T
+  eos_id, pad_id = EOS, PAD
+
+  def score(self, prompt_XP, response_XT):
+    """Counts what is right."""
+    finished_X = jnp.any(response_XT == EOS, axis=-1)
+    right_X = finished_X & (response_XT[..., 0] == prompt_XP[..., -1])
+    return Score(right_X.astype(jnp.float32), right_X)
+
+  def describe(self, prompt_P, response_T):
+    """Not used."""
+
+
+TASK = Copy()
+MODEL = transformer.ModelConfig(
+  vocab_size=V, d_model=32, num_layers=1, num_heads=2, num_kv_heads=2,
+  head_dim=16, d_mlp=32,
+)  # fmt: skip
+
+
+def configure(algorithm="tsd", **parts):
+  options = dict(
+    rollout=RolloutConfig(prompts=B, samples=4, forks=2, fork_width=2),
+    search=SearchConfig(num_simulations=12, num_candidates=4),
+    loss=LossConfig(),
+    optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4),
+    refresh_every=1,
+    eos_id=EOS,
+  )
+  return methods.resolve(algorithm, **options | parts)
+
+
+@functools.cache
+def start():
+  return transformer.create(MODEL, 0)
+
+
+def prompts(iterations, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 6, (iterations, B, P)).astype(np.int32)
+
+
+@functools.cache
+def chunk_function(config):
+  return learner.make_train_chunk(start()[0], TASK, config, seed=0)
+
+
+def fresh(config):
+  """A state of its own: the loop donates what it is given."""
+  return learner.init_state(config, jax.tree.map(jnp.copy, start()[1]))
+
+
+def run(config, prompt_IBP, chunk=1, state=None, mesh=None):
+  state = fresh(config) if state is None else state
+  reference = jax.tree.map(jnp.copy, start()[1])
+  hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
+  all_metrics = []
+  for i in range(0, len(prompt_IBP), chunk):
+    piece = prompt_IBP[i : i + chunk]
+    if mesh is not None:
+      state, reference = jax.device_put(
+        (state, reference), sharding.replicated(mesh)
+      )
+      piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
+    state, metrics = chunk_function(config)(state, piece, reference, hyper)
+    all_metrics.append(jax.device_get(metrics))
+  stacked = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
+  return jax.device_get(state), stacked
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
+def test_every_method_learns(algorithm):
+  config = configure(
+    algorithm, optimizer=OptimizerConfig(learning_rate=1e-3, minibatches=4)
+  )
+  _, metrics = run(config, prompts(250), chunk=250)
+  for name, values in metrics.items():
+    if name != "tokens":
+      assert np.all(np.isfinite(values)), name
+  assert metrics["correct"][0] < 0.1
+  assert metrics["correct"][-50:].mean() > 0.5
+
+
+def test_a_chunk_of_four_is_four_chunks_of_one_bit_for_bit():
+  config = configure()
+  four, metrics_four = run(config, prompts(4), chunk=4)
+  ones, metrics_ones = run(config, prompts(4), chunk=1)
+  assert_equal(four, ones)
+  assert_equal(metrics_four, metrics_ones)
+  assert int(four.iteration) == 4
+
+
+def test_prompts_over_eight_devices_train_the_same():
+  config = configure()
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=8))
+  one, metrics_one = run(config, prompts(3))
+  eight, metrics_eight = run(config, prompts(3), mesh=mesh)
+  # The first iteration samples with equal parameters: the same tokens.
+  for name in ("reward", "correct", "search_reward", "response_length"):
+    np.testing.assert_allclose(
+      metrics_one[name][0], metrics_eight[name][0], rtol=1e-6
+    )
+  # Sums run in another order: close, not equal.
+  for a, b in zip(
+    jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_the_search_model_is_refreshed_when_told(every):
+  config = configure(refresh_every=every)
+  state, history = fresh(config), [jax.device_get(start()[1])]
+  for i in range(4):
+    state, _ = run(config, prompts(1, seed=i), state=state)
+    # The search of iteration i ran with what the policy was before it.
+    seen = {0: 0, 1: i, 2: i - i % 2}[every]
+    assert_equal(state.search_params, history[seen])
+    history.append(state.params)
+    state = jax.tree.map(jnp.asarray, state)
+  leaves = [jax.tree.leaves(h)[0] for h in history]
+  assert not np.array_equal(leaves[0], leaves[1])
+
+
+def test_a_seed_decides_everything():
+  config = configure()
+  first, again = run(config, prompts(2)), run(config, prompts(2))
+  assert_equal(first, again)
+  other = learner.make_train_chunk(start()[0], TASK, config, seed=1)
+  hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
+  _, metrics = other(fresh(config), prompts(2), start()[1], hyper)
+  assert not np.array_equal(metrics["loss"], first[1]["loss"])
+
+
+def test_a_tighter_clip_acts_more_and_changes_the_update():
+  def one(clip):
+    loss = LossConfig(clip_low=clip, clip_high=clip)
+    steps = OptimizerConfig(learning_rate=3e-3, minibatches=4, epochs=2)
+    return run(configure(loss=loss, optimizer=steps), prompts(1))
+
+  (tight, m_tight), (loose, m_loose) = one(0.01), one(0.9)
+  assert m_tight["clip_fraction"][0] > 0.1 > m_loose["clip_fraction"][0]
+  assert not np.array_equal(
+    jax.tree.leaves(tight.params)[0], jax.tree.leaves(loose.params)[0]
+  )
+
+
+def test_the_first_minibatch_is_on_policy():
+  """Stored log-probabilities are the learner's own at equal parameters."""
+  steps = OptimizerConfig(learning_rate=1e-9, minibatches=4)
+  for temperature in (1.0, 0.7):
+    sampling = RolloutConfig(prompts=B, temperature=temperature)
+    config = configure(optimizer=steps, rollout=sampling)
+    _, metrics = run(config, prompts(1))
+    assert metrics["approx_kl"][0] < 1e-9
+    assert metrics["ratio"][0] == pytest.approx(1, abs=1e-5)
+
+
+def lengths(mask_BGT):
+  return np.asarray(mask_BGT).sum(-1)
+
+
+def test_the_ledger_is_a_hand_count():
+  for algorithm in ("tsd", "ppo"):
+    config = configure(
+      algorithm,
+      search=SearchConfig(
+        num_simulations=12, num_candidates=4, stop_when_solved=False
+      ),
+      loss=LossConfig(kl_weight=0.1),
+      optimizer=OptimizerConfig(minibatches=4, epochs=3),
+    )
+    _, metrics = run(config, prompts(1))
+    tokens = jax.tree.map(lambda a: int(a[0]), metrics["tokens"])
+    G, searches = 8, algorithm == "tsd"
+    assert tokens.prefill == B * P * (1 + searches)
+    assert tokens.search == (12 * B if searches else 0)
+    rows = G + searches  # The champion is one row more.
+    assert tokens.update == 3 * B * (P + rows * (T - 1))
+    assert tokens.rescore == 3 * B * (P + G * (T - 1))
+    # Samples run until the longest row's last token, which is not fed back.
+    model = nnx.merge(*start())
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[1]
+    prompt_BP = jnp.asarray(prompts(1)[0])
+    r, forwards = rollout(
+      model, TASK, prompt_BP, decode.prefill(model, prompt_BP), key,
+      config.rollout,
+    )  # fmt: skip
+    S = config.rollout.samples
+    expected = B * S * (lengths(r.mask_BGT)[:, :S].max() - 1)
+    if searches:
+      # A fork feeds its parent's last token again.
+      tail = lengths(r.mask_BGT)[:, S:].max()
+      expected += B * (G - S) * (1 + tail - 1)
+    assert tokens.rollout == int(forwards) == expected
+
+
+def test_forks_share_what_they_say_and_differ_after_it():
+  config, model = configure().rollout, nnx.merge(*start())
+  prompt_BP = jnp.asarray(prompts(1)[0])
+  r, _ = rollout(
+    model, TASK, prompt_BP, decode.prefill(model, prompt_BP),
+    jax.random.key(3), config,
+  )  # fmt: skip
+  r = jax.device_get(r)
+  assert r.tokens_BGT.shape == (B, 8, T)
+  for b in range(B):
+    assert list(r.parent_BG[b, :4]) == [0, 1, 2, 3]
+    assert np.all(r.fork_BG[b, :4] == 0) and np.all(r.parent_BG[b, 4:] < 4)
+    for g in range(4, 8):
+      p, n = r.parent_BG[b, g], r.fork_BG[b, g]
+      np.testing.assert_array_equal(
+        r.tokens_BGT[b, g, :n], r.tokens_BGT[b, p, :n]
+      )
+      assert not r.mask_BGT[b, g, :n].any()
+      if r.mask_BGT[b, p].sum() < 2:
+        continue  # A row of one token has nothing to fork.
+      assert 1 <= n < T and r.mask_BGT[b, g, n]
+      # Forked at the parent's least certain token after its first.
+      entropy = np.where(r.mask_BGT[b, p], r.entropy_BGT[b, p], -1)[1:]
+      assert n == 1 + entropy.argmax()
+  assert len(np.unique(r.tokens_BGT[:, 4], axis=0)) > B // 4
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (dict(refresh_every=-1), "refresh_every=-1"),
+    (dict(optimizer=OptimizerConfig(minibatches=5)), "multiple of"),
+    (dict(loss=LossConfig(advantage="group")), "knows no forks"),
+    (
+      dict(
+        loss=LossConfig(advantage="gae"),
+        rollout=RolloutConfig(prompts=B, forks=0),
+      ),
+      "set loss.value_weight > 0",
+    ),
+  ],
+)
+def test_settings_that_do_not_fit_are_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    configure(**change)
+
+
+def test_an_unknown_method_is_refused():
+  with pytest.raises(ValueError, match="'dpo' is not one of tsd, ppo"):
+    configure("dpo")
