@@ -22,7 +22,7 @@ from absl import flags
 from flax import nnx
 
 from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, learner, losses
+from tsd_jax import data, evaluate, learner, losses, progress
 from tsd_jax.models import presets, transformer, weights
 from tsd_jax.tasks.countdown import (
   Countdown,
@@ -80,6 +80,7 @@ def train(graphdef, params, task, phases, *, learning_rate):
 def main(overrides):
   """Makes the file and prints what the model can do."""
   del overrides
+  progress.quiet_libraries()
   config = CountdownConfig(numbers=_NUMBERS.value)
   task = Countdown(config)
   splits = data.split_problems(config)

@@ -24,7 +24,6 @@ def main(overrides):
     raise config_lib.UserError("--workdir=DIR is missing")
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import data, evaluate, progress, runs
-  from tsd_jax.tasks.countdown import Countdown
 
   progress.quiet_libraries()
   saved = runs.read_config(_WORKDIR.value)
@@ -47,7 +46,7 @@ def main(overrides):
   results = evaluate.evaluate(
     run.graphdef,
     run.params,
-    Countdown(run.config.task),
+    run.config.make_task(),
     problems,
     modes,
     seed=seed,

@@ -20,12 +20,11 @@ def main(overrides):
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import progress, runs
   from tsd_jax.models import hf
-  from tsd_jax.tasks.countdown import Countdown
   from tsd_jax.tokenizers import SymbolTokenizer
 
   progress.quiet_libraries()
   run = runs.open_run(_WORKDIR.value)
-  task = Countdown(run.config.task)
+  task = run.config.make_task()
   hf.save(
     _OUTPUT.value,
     run.config.model,

@@ -4,7 +4,7 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
-tsd_jax_setup "test,interop"
+tsd_jax_setup "test,interop,notebook"
 cd "$ROOT"
 # An empty -m selects the slow tests too; a later -m of the caller wins.
 exec "$VENV/bin/python" -m pytest -m "" "$@"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -95,4 +96,27 @@ def test_a_difference_is_named_field_by_field():
   ]
   assert not config_json.difference(
     saved, Outer(Inner(count=2), seed=5), ignore=("inner", "seed")
+  )
+
+
+def double(prompt_XP, response_XT, score):
+  return score._replace(reward_X=2 * score.reward_X)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithFunction:
+  """A leaf that only code can say."""
+
+  function: Callable[[int], int] | None = None
+
+
+def test_functions_are_saved_by_name():
+  saved = config_json.to_dict(WithFunction(double))
+  assert saved == {"function": f"{__name__}.double"}
+  assert config_json.from_dict(WithFunction, saved).function is double
+  local = config_json.to_dict(WithFunction(lambda: 0))
+  with pytest.raises(ConfigError, match="cannot be imported: define"):
+    config_json.from_dict(WithFunction, local)
+  assert (
+    config_json.from_dict(WithFunction, {"function": None}).function is None
   )

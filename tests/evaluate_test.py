@@ -19,7 +19,6 @@ from tests import small_experiment
 from tsd_jax import config as config_lib
 from tsd_jax import data, evaluate, runs, train
 from tsd_jax.config import UserError
-from tsd_jax.tasks.countdown import Countdown
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -76,7 +75,7 @@ def greedy_by_full_forwards(model, task, prompt_BP):
 
 def test_figures_follow_from_plain_decoding(workdir):
   run = runs.open_run(workdir)
-  task = Countdown(run.config.task)
+  task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "validation")[:64]
   results = evaluate.evaluate(
     run.graphdef, run.params, task, prompts, "greedy,mean@3,pass@3,mean@2",

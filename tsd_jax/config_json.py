@@ -1,6 +1,8 @@
 """Configs as JSON: what `config.json` of a run holds, and back."""
 
+import collections.abc
 import dataclasses
+import importlib
 import json
 import math
 import types
@@ -128,6 +130,8 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     return None
   if isinstance(value, str) and str in members:
     return value
+  if any(typing.get_origin(m) is collections.abc.Callable for m in members):
+    return _import(value, name)
   configs = {m.__name__: m for m in members if dataclasses.is_dataclass(m)}
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
@@ -142,6 +146,18 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     expected = config_values.type_name(annotation)
     raise ConfigError(
       f"{name} is saved as {_show(value)}, not as {expected}"
+    ) from None
+
+
+def _import(value: Any, name: str) -> Any:
+  """Finds the function that `to_dict` named."""
+  try:
+    module, _, path = str(value).rpartition(".")
+    return getattr(importlib.import_module(module), path)
+  except (ImportError, AttributeError, ValueError):
+    raise ConfigError(
+      f"{name} is {_show(value)}, which cannot be imported: define the "
+      "function in a module, not in a notebook, a shell or another function"
     ) from None
 
 

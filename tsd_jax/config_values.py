@@ -1,5 +1,6 @@
 """Texts of flags, read as a config field's annotation says."""
 
+import collections.abc
 import math
 import types
 import typing
@@ -80,6 +81,8 @@ def type_name(annotation: Any) -> str:
     return f"{len(args)} comma-separated values: " + ", ".join(
       map(type_name, args)
     )
+  if origin is collections.abc.Callable:
+    return "a function (set in the config file)"
   names = {
     int: "an integer",
     float: "a number",

@@ -215,6 +215,49 @@ def best_sample(responses: Responses):
   return tokens_BT, jnp.max(responses.reward_BG, axis=1), correct_B
 
 
+def update(
+  graphdef, carry, reference, batch: Batch, key, hyper, config: LearnerConfig
+):
+  """Takes all optimiser steps of one iteration.
+
+  Args:
+    graphdef: structure of the model.
+    carry: parameters and optimiser state.
+    reference: parameters that the KL leash is tied to.
+    batch: what was sampled and searched.
+    key: random key of the prompts' order, consumed.
+    hyper: scalars, `LearnerConfig.hyper`.
+    config: epochs, minibatches, terms of the loss.
+
+  Returns:
+    The new carry, and the metrics' means over the steps.
+  """
+  optimizer = make_optimizer(config)
+  steps = config.optimizer.minibatches
+
+  def step(carry, minibatch):
+    params, opt_state = carry
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(
+      params, reference, graphdef, minibatch, hyper, config
+    )
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    change, opt_state = optimizer.update(grads, opt_state, params)
+    change = jax.tree.map(lambda u: -hyper["learning_rate"] * u, change)
+    return (optax.apply_updates(params, change), opt_state), metrics
+
+  def epoch(carry, epoch_key):
+    order_B = jax.random.permutation(epoch_key, batch.prompt_BP.shape[0])
+    minibatches = jax.tree.map(
+      lambda a: a[order_B].reshape(steps, -1, *a.shape[1:]), batch
+    )
+    return jax.lax.scan(step, carry, minibatches)
+
+  carry, metrics_EM = jax.lax.scan(
+    epoch, carry, jax.random.split(key, config.optimizer.epochs)
+  )
+  return carry, jax.tree.map(jnp.mean, metrics_EM)
+
+
 def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
   """Builds the compiled loop.
 
@@ -228,20 +271,9 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
     train_chunk(state, prompt_CBP, reference, hyper) -> (state, metrics), with
     the state donated; metrics lead with C and contain `tokens`.
   """
-  optimizer = make_optimizer(config)
   base_key = jax.random.key(seed)
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   P = task.prompt_length
-
-  def update(carry, batch, reference, hyper):
-    params, opt_state = carry
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(
-      params, reference, graphdef, batch, hyper, config
-    )
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    step, opt_state = optimizer.update(grads, opt_state, params)
-    step = jax.tree.map(lambda u: -hyper["learning_rate"] * u, step)
-    return (optax.apply_updates(params, step), opt_state), metrics
 
   def iteration(state: TrainState, prompt_BP, reference, hyper):
     key = jax.random.fold_in(base_key, state.iteration)
@@ -292,21 +324,14 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       targets,
     )
 
-    def epoch(carry, epoch_key):
-      order_B = jax.random.permutation(epoch_key, B)
-      split = jax.tree.map(
-        lambda a: a[order_B].reshape(
-          config.optimizer.minibatches, -1, *a.shape[1:]
-        ),
-        batch,
-      )
-      return jax.lax.scan(
-        lambda c, b: update(c, b, reference, hyper), carry, split
-      )
-
-    epoch_keys = jax.random.split(order_key, config.optimizer.epochs)
-    (params, opt_state), losses_EM = jax.lax.scan(
-      epoch, (state.params, state.opt_state), epoch_keys
+    (params, opt_state), update_metrics = update(
+      graphdef,
+      (state.params, state.opt_state),
+      reference,
+      batch,
+      order_key,
+      hyper,
+      config,
     )
     update_tokens = (
       config.optimizer.epochs
@@ -314,7 +339,7 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       * (P + (G + int(config.loss.distils)) * (T - 1))
     )
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
-    metrics |= jax.tree.map(jnp.mean, losses_EM)
+    metrics |= update_metrics
     metrics |= {
       "reward": jnp.mean(policy_reward_B),
       "correct": jnp.mean(responses.correct_BG.astype(jnp.float32)),

@@ -36,6 +36,7 @@ from tsd_jax.models import transformer, weights
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+from tsd_jax.tasks.task import Rewarded, RewardFn, Task
 from tsd_jax.tokenizers import SymbolTokenizer
 
 
@@ -62,6 +63,7 @@ class Experiment:
   checkpoint_every: int = 10
   refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
   init: str | None = None  # Parameters to start from (safetensors).
+  reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
   rollout: RolloutConfig = RolloutConfig()
   search: SearchConfig = SearchConfig()
   loss: methods.LossConfig = methods.LossConfig()
@@ -92,13 +94,18 @@ class Experiment:
         f"rollout.prompts={self.rollout.prompts} must be a multiple of "
         f"mesh.data={self.mesh.data}"
       )
-    task = Countdown(self.task)
+    task = self.make_task()
     if task.vocab_size > self.model.vocab_size:
       raise ValueError(
         f"model.vocab_size={self.model.vocab_size} is smaller than the "
         f"task's {task.vocab_size}"
       )
     self.learner_config()
+
+  def make_task(self) -> Task:
+    """The task with the run's reward."""
+    task = Countdown(self.task)
+    return task if self.reward is None else Rewarded(task, self.reward)
 
   def learner_config(self) -> methods.LearnerConfig:
     """What the compiled loop depends on."""
@@ -109,7 +116,7 @@ class Experiment:
       loss=self.loss,
       optimizer=self.optimizer,
       refresh_every=self.refresh_every,
-      eos_id=Countdown(self.task).eos_id,
+      eos_id=self.make_task().eos_id,
     )
 
 
@@ -242,7 +249,7 @@ def train(
   workdir = pathlib.Path(workdir)
   evaluate.parse_modes(config.eval.modes)
   mesh = sharding.make_mesh(config.mesh)
-  task, learner_config = Countdown(config.task), config.learner_config()
+  task, learner_config = config.make_task(), config.learner_config()
   graphdef, params = initial_params(config)
   held_out = data.load_problems(config.task, config.eval.split)
   prompts = data.PromptIterator(

@@ -4,8 +4,11 @@ Axes beyond the legend of `types.py`: X stands for any leading axes, none
 included.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.types import Array
@@ -16,6 +19,10 @@ class Score(NamedTuple):
 
   reward_X: Array  # float32 in [0, 1]: shaped, for learning.
   correct_X: Array  # bool: solved exactly, for evaluation and champions.
+
+
+# (prompt_XP, response_XT, the task's own score) -> another score; pure JAX.
+RewardFn = Callable[[Array, Array, Score], Score]
 
 
 @runtime_checkable
@@ -63,3 +70,43 @@ class Task(Protocol):
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns one readable line about one response; runs on the host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewarded:
+  """A task with another reward; everything else is the task's own."""
+
+  task: Task
+  reward: RewardFn
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith("_"):
+      raise AttributeError(name)
+    return getattr(self.task, name)
+
+  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
+    """Scores as the task does, then calls the reward on that.
+
+    Raises:
+      ValueError: the reward returns anything but a score of the same shape, a
+        float reward and a bool `correct`.
+    """
+    own = self.task.score(prompt_XP, response_XT)
+    new = self.reward(prompt_XP, response_XT, own)
+    name = getattr(self.reward, "__name__", str(self.reward))
+    if not isinstance(new, Score):
+      raise ValueError(
+        f"reward {name} returned {type(new).__name__}; return "
+        "score._replace(reward_X=...)"
+      )
+    reward_X, correct_X = map(jnp.asarray, new)
+    for got, shape, kind in (
+      (reward_X, own.reward_X.shape, jnp.floating),
+      (correct_X, own.correct_X.shape, jnp.bool_),
+    ):
+      if got.shape != shape or not jnp.issubdtype(got.dtype, kind):
+        raise ValueError(
+          f"reward {name} returned {got.dtype}{list(got.shape)}; expected "
+          f"{kind.__name__}{list(shape)}"
+        )
+    return Score(reward_X, correct_X)

@@ -1,0 +1,217 @@
+"""Where an iteration's time goes, and how far each part is from the matmuls.
+
+Times search, rollouts and update, each jitted alone, beside the whole loop; the
+floor of a part is the time of its weight multiplications alone, at its own row
+counts, measured in the same run (an update counts them three times). Also: time
+to compile, size of the compiled program against iterations and simulations, and
+what the host adds between dispatches.
+
+Command: python -m experiments.benchmarks.loop --output=FILE.json
+"""
+
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+
+from tsd_jax import config as config_lib
+
+_CONFIG = flags.DEFINE_string(
+  "config", "experiments/countdown.py", "Experiment file."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def seconds(call, repeats):
+  """Median time of a call, after one that compiles."""
+  jax.block_until_ready(call())
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    times.append(time.perf_counter() - start)
+  return statistics.median(times)
+
+
+def floor_seconds(model, rows, calls, repeats):
+  """Time of `calls` passes of `rows` tokens through the weight matrices."""
+  c = model.config
+  w = {n: p[...].astype(model.dtype) for n, p in model.layers.items()}
+  shapes = {
+    "query_LDHE": (c.d_model, -1),
+    "key_LDKE": (c.d_model, -1),
+    "value_LDKE": (c.d_model, -1),
+    "output_LHED": (-1, c.d_model),
+    "gate_LDF": (c.d_model, -1),
+    "up_LDF": (c.d_model, -1),
+    "down_LFD": (-1, c.d_model),
+  }
+  matrices = {n: w[n].reshape(c.num_layers, *s) for n, s in shapes.items()}
+
+  @jax.jit
+  def run(x_RD):
+    def layer(x_RD, m):
+      q, k, v = (x_RD @ m[n] for n in ("query_LDHE", "key_LDKE", "value_LDKE"))
+      x_RD += q @ m["output_LHED"] + (k.sum() + v.sum()) * 1e-9
+      x_RD += (x_RD @ m["gate_LDF"] + x_RD @ m["up_LDF"]) @ m["down_LFD"]
+      return x_RD, None
+
+    def call(x_RD, _):
+      x_RD, _ = jax.lax.scan(layer, x_RD, matrices)
+      logits_RV = x_RD @ model.embedding_VD[...].T
+      return x_RD * 1e-3 + logits_RV.mean() * 1e-9, None
+
+    return jax.lax.scan(call, x_RD, length=calls)[0]
+
+  x_RD = jnp.full((rows, c.d_model), 1e-3, model.dtype)
+  return seconds(lambda: run(x_RD), repeats)
+
+
+def compiled_size(config, graphdef, params, task, iterations):
+  """Seconds to compile the loop, and instructions in the result."""
+  from tsd_jax import learner
+
+  learner_config = config.learner_config()
+  state = learner.init_state(learner_config, params)
+  hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
+  shape = (iterations, config.rollout.prompts, task.prompt_length)
+  chunk = learner.make_train_chunk(graphdef, task, learner_config, 0)
+  start = time.perf_counter()
+  compiled = chunk.lower(
+    state, jax.ShapeDtypeStruct(shape, jnp.int32), params, hyper
+  ).compile()
+  took = time.perf_counter() - start
+  return took, compiled.as_text().count(" = ")
+
+
+def main(overrides):
+  """Prints the table and writes the JSON."""
+  config = config_lib.from_flags(_CONFIG.value, overrides)
+  # A compilation read from the cache would be no compilation.
+  jax.config.update("jax_enable_compilation_cache", False)
+  from tsd_jax import data, decode, learner, progress, train
+  from tsd_jax.rollout import rollout
+
+  progress.quiet_libraries()
+  repeats = _REPEATS.value
+  task, learner_config = config.make_task(), config.learner_config()
+  graphdef, params = train.initial_params(config)
+  model = nnx.merge(graphdef, params)
+  prompt_BP = jnp.asarray(
+    data.load_problems(config.task, "train")[: config.rollout.prompts]
+  )
+  B, P, T = *prompt_BP.shape, task.response_length
+  key = jax.random.key(0)
+  hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
+  rows = []
+
+  def note(name, value, unit, **ratios):
+    rows.append(dict(name=name, value=value, unit=unit, ratio_to=ratios))
+    shown = ", ".join(f"{v:.2f} of {k}" for k, v in ratios.items())
+    number = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    print(f"{name:<34}{number:>12} {unit:<14}{shown}", flush=True)
+
+  @jax.jit
+  def search(params, prompt_BP):
+    return learner.search_phase(
+      graphdef, params, task, prompt_BP, key, learner_config
+    )
+
+  @jax.jit
+  def sample(params, prompt_BP):
+    model = nnx.merge(graphdef, params)
+    prefix = decode.prefill(model, prompt_BP)
+    return rollout(model, task, prompt_BP, prefix, key, learner_config.rollout)
+
+  responses, _ = sample(params, prompt_BP)
+  best, targets, _, _ = search(params, prompt_BP)
+  advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
+  batch = learner.Batch(
+    prompt_BP, responses, advantage_BGT, return_BGT, best.tokens_BMT[:, 0],
+    jnp.ones((B,)), targets,
+  )  # fmt: skip
+  opt_state = learner.make_optimizer(learner_config).init(params)
+
+  @jax.jit
+  def update(params, batch):
+    return learner.update(
+      graphdef, (params, opt_state), params, batch, key, hyper, learner_config
+    )
+
+  G = learner_config.rollout.group + int(learner_config.loss.distils)
+  o, r = config.optimizer, learner_config.rollout
+  floor = functools.partial(floor_seconds, model, repeats=repeats)
+  forks = r.group - r.samples
+  floors = {
+    "search": floor(B, config.search.num_simulations) + floor(B * P, 1),
+    "rollouts": floor(B * r.samples, T - 1)
+    + (floor(B * forks, T - 1) if forks else 0)
+    + floor(B * P, 1),
+    "update": 3
+    * o.epochs
+    * floor(B // o.minibatches * (P + G * (T - 1)), o.minibatches),
+  }
+  parts = {
+    "search": seconds(lambda: search(params, prompt_BP), repeats),
+    "rollouts": seconds(lambda: sample(params, prompt_BP), repeats),
+    "update": seconds(lambda: update(params, batch), repeats),
+  }
+  for name, value in parts.items():
+    note(name, value, "s", floor=value / floors[name])
+  chunk = learner.make_train_chunk(graphdef, task, learner_config, 0)
+  prompt_CBP = jnp.broadcast_to(prompt_BP, (config.chunk, B, P))
+
+  def whole():
+    # The loop donates its state.
+    state = learner.init_state(learner_config, jax.tree.map(jnp.copy, params))
+    return chunk(state, prompt_CBP, params, hyper)
+
+  total = seconds(whole, repeats) / config.chunk
+  note("whole iteration", total, "s", sum_of_parts=total / sum(parts.values()))
+
+  for name, changes, iterations in (
+    (f"{config.chunk} iterations", {}, config.chunk),
+    ("1 iteration", {}, 1),
+    ("8 simulations", {"search.num_simulations": "8"}, config.chunk),
+  ):
+    changed = config_lib.override(config, changes)
+    took, size = compiled_size(changed, graphdef, params, task, iterations)
+    if not changes and iterations == config.chunk:
+      whole_size = size
+    note(f"compile, {name}", took, "s")
+    note(f"program, {name}", size, "instructions", first=size / whole_size)
+
+  with tempfile.TemporaryDirectory() as folder:
+    quick = config_lib.override(
+      config, {"eval.every": "0", "iterations": str(4 * config.chunk)}
+    )
+    train.train(quick, folder)
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+  stamps = [
+    row["seconds"] for row in map(json.loads, lines) if "seconds" in row
+  ]
+  # The first chunk compiles.
+  loop = (stamps[-1] - stamps[1]) / (len(stamps) - 2) / config.chunk
+  note("host overhead", max(loop - total, 0.0), "s", whole=loop / total - 1)
+  if _OUTPUT.value:
+    content = dict(
+      command="python -m experiments.benchmarks.loop",
+      rows=rows,
+      versions=dict(jax=jax.__version__, python=platform.python_version()),
+      device=f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
+    )
+    text = json.dumps(content, indent=1) + "\n"
+    pathlib.Path(_OUTPUT.value).write_text(text)
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,62 @@
+"""A run's own reward, wrapped around a task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import small_experiment
+from tsd_jax import config as config_lib
+from tsd_jax import tokenizers
+from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+from tsd_jax.tasks.task import Rewarded, Task
+
+COUNTDOWN = Countdown(CountdownConfig(numbers=3))
+ENCODE = tokenizers.SymbolTokenizer().encode
+PROMPT = np.array(ENCODE("5 12 2 = 58"))
+RESPONSE = np.array(ENCODE("12 * 5 60 60 - 2 58 <eos>"))
+
+
+def no_times(prompt_XP, response_XT, score):
+  times_X = jnp.any(response_XT == tokenizers.TIMES, axis=-1)
+  return score._replace(reward_X=jnp.where(times_X, 0.5, 1.0) * score.reward_X)
+
+
+def test_the_reward_is_changed_and_the_rest_is_the_tasks():
+  task = Rewarded(COUNTDOWN, no_times)
+  assert isinstance(task, Task) and hash(task) == hash(
+    Rewarded(COUNTDOWN, no_times)
+  )
+  for name in ("vocab_size", "prompt_length", "response_length", "eos_id"):
+    assert getattr(task, name) == getattr(COUNTDOWN, name)
+  rows = np.stack([RESPONSE] * 3)
+  score = jax.jit(task.score)(np.stack([PROMPT] * 3), rows)
+  np.testing.assert_allclose(score.reward_X, 0.5)
+  assert np.all(score.correct_X)
+  with pytest.raises(AttributeError, match="colour"):
+    task.colour  # noqa: B018
+
+
+@pytest.mark.parametrize(
+  ("reward", "words"),
+  [
+    (lambda p, r, s: s.reward_X, "return score._replace"),
+    (
+      lambda p, r, s: s._replace(reward_X=s.correct_X),
+      r"returned bool\[\]; expected floating\[\]",
+    ),
+    (
+      lambda p, r, s: s._replace(reward_X=jnp.ones(r.shape)),
+      r"float32\[9\]; expected floating\[\]",
+    ),
+    (lambda p, r, s: s._replace(correct_X=s.reward_X), "expected bool"),
+  ],
+)
+def test_what_is_no_score_is_refused(reward, words):
+  with pytest.raises(ValueError, match=words):
+    Rewarded(COUNTDOWN, reward).score(PROMPT, RESPONSE)
+
+
+def test_no_flag_can_say_a_function():
+  with pytest.raises(config_lib.ConfigError, match="set in the config file"):
+    config_lib.override(small_experiment.get_config(), {"reward": "mine"})
