@@ -4,7 +4,10 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
-tsd_jax_setup "test,interop,notebook"
+extras="test,interop,notebook"
+# The TPU compiler runs without a TPU, and exists for this platform alone.
+[[ "$(uname -sm)" != "Linux x86_64" ]] || extras+=",tpu"
+tsd_jax_setup "$extras"
 cd "$ROOT"
 # An empty -m selects the slow tests too; a later -m of the caller wins.
 exec "$VENV/bin/python" -m pytest -m "" "$@"
