@@ -4,10 +4,9 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
-extras="test,interop,notebook"
-# The TPU compiler runs without a TPU, and exists for this platform alone.
-[[ "$(uname -sm)" != "Linux x86_64" ]] || extras+=",tpu"
-tsd_jax_setup "$extras"
+# TSD_JAX_EXTRAS=tpu adds the TPU compiler (Linux; it needs no TPU) for the
+# tests that are skipped without it.
+tsd_jax_setup "test,interop,notebook${TSD_JAX_EXTRAS:+,$TSD_JAX_EXTRAS}"
 cd "$ROOT"
 # An empty -m selects the slow tests too; a later -m of the caller wins.
 exec "$VENV/bin/python" -m pytest -m "" "$@"

@@ -25,7 +25,7 @@ QUICK = {"xla_optimization_level": "EFFORT_O0"}
 @functools.cache
 def mesh():
   """Eight chips of a v5e slice."""
-  pytest.importorskip("libtpu", reason="needs the extra: tpu")
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
   from jax.experimental import topologies
 
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
