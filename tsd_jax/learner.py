@@ -40,8 +40,8 @@ class Batch(NamedTuple):
   responses: Responses
   advantage_BGT: Array
   return_BGT: Array
-  champion_BT: Array
-  champion_weight_B: Array  # 1 where the champion is distilled, else 0.
+  champion_BMT: Array
+  champion_weight_BM: Array  # 1 where the champion is distilled, else 0.
   targets: champions_lib.PathTargets | None
 
 
@@ -69,7 +69,7 @@ def search_phase(graphdef, params, task: Task, prompt_BP, key, config):
   model = nnx.merge(graphdef, params)
   prefix = decode.prefill(model, prompt_BP)
   result = tree_lib.search(model, task, prompt_BP, prefix, key, config.search)
-  best = champions_lib.champions(result.tree, 1)
+  best = champions_lib.champions(result.tree, config.loss.champions)
   targets = None
   if config.loss.soft_weight > 0:
     targets = champions_lib.path_targets(
@@ -141,30 +141,32 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   """
   model = nnx.merge(graphdef, params)
   r, c = batch.responses, config.loss
-  tokens_BGT = r.tokens_BGT
-  if c.distils:
-    tokens_BGT = jnp.concatenate(
-      [tokens_BGT, batch.champion_BT[:, None]], axis=1
-    )
+  read = [r.tokens_BGT] if c.trains_on_samples else []
+  read += [batch.champion_BMT] if c.distils else []
+  tokens_BGT = jnp.concatenate(read, axis=1)
   scored = score_rows(
     model, batch.prompt_BP, tokens_BGT, config.rollout.temperature
   )
   chosen_BGT = jnp.take_along_axis(scored[0], tokens_BGT[..., None], axis=-1)[
     ..., 0
   ]
-  G = r.tokens_BGT.shape[1]
+  G = r.tokens_BGT.shape[1] if c.trains_on_samples else 0
+  total, metrics = jnp.float32(0.0), {}
   log_prob_BGTV, value_BGT, logit_BGT = (a[:, :G] for a in scored)
-  clip = dict(clip_high=hyper["clip_high"])
-  if c.policy == "ppo":
-    policy_loss, clip["clip_low"] = losses.ppo, hyper["clip_low"]
-  else:
-    policy_loss = losses.cispo
-  policy, metrics = policy_loss(
-    chosen_BGT[:, :G], r.log_prob_BGT, batch.advantage_BGT, r.mask_BGT, **clip
-  )
-  entropy = losses.entropy(log_prob_BGTV, r.mask_BGT)
-  total = hyper["policy_weight"] * policy - hyper["entropy_weight"] * entropy
-  metrics |= {"policy_loss": policy, "entropy": entropy}
+  if c.policy_weight > 0:
+    clip = dict(clip_high=hyper["clip_high"])
+    if c.policy == "ppo":
+      policy_loss, clip["clip_low"] = losses.ppo, hyper["clip_low"]
+    else:
+      policy_loss = losses.cispo
+    policy, metrics = policy_loss(
+      chosen_BGT[:, :G], r.log_prob_BGT, batch.advantage_BGT, r.mask_BGT, **clip
+    )
+    metrics["policy_loss"] = policy
+    total += hyper["policy_weight"] * policy
+  if c.trains_on_samples:
+    metrics["entropy"] = losses.entropy(log_prob_BGTV, r.mask_BGT)
+    total -= hyper["entropy_weight"] * metrics["entropy"]
   if c.value_weight > 0:
     metrics["value_loss"] = losses.value(
       value_BGT, batch.return_BGT, r.mask_BGT
@@ -178,10 +180,10 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     total += hyper["success_weight"] * metrics["success_loss"]
   if c.distils:
     # A champion ends with its end token; nothing after it is learned.
-    end_BT = batch.champion_BT == config.eos_id
-    inside_BT = jnp.cumsum(end_BT, axis=1) - end_BT == 0
-    use_BT = inside_BT & (batch.champion_weight_B[:, None] > 0)
-    metrics["champion_ce"] = losses.cross_entropy(chosen_BGT[:, G], use_BT)
+    end_BMT = batch.champion_BMT == config.eos_id
+    inside_BMT = jnp.cumsum(end_BMT, axis=2) - end_BMT == 0
+    use_BMT = inside_BMT & (batch.champion_weight_BM[..., None] > 0)
+    metrics["champion_ce"] = losses.cross_entropy(chosen_BGT[:, G:], use_BMT)
     total += hyper["champion_weight"] * metrics["champion_ce"]
   if c.soft_weight > 0:
     t = batch.targets
@@ -190,7 +192,7 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
       t.candidate_BTA,
       t.weight_BTA,
       t.mass_BT,
-      t.mask_BT & use_BT,
+      t.mask_BT & use_BMT[:, 0],
     )
     total += hyper["soft_weight"] * metrics["soft_kl"]
   if c.kl_weight > 0:
@@ -207,12 +209,25 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   return total, {"loss": total, **metrics}
 
 
-def best_sample(responses: Responses):
-  """The best of a prompt's own responses, as rejection sampling keeps it."""
-  row_B11 = jnp.argmax(responses.reward_BG, axis=1)[:, None, None]
-  tokens_BT = jnp.take_along_axis(responses.tokens_BGT, row_B11, axis=1)[:, 0]
-  correct_B = jnp.any(responses.correct_BG, axis=1)
-  return tokens_BT, jnp.max(responses.reward_BG, axis=1), correct_B
+def best_samples(responses: Responses, count: int):
+  """The best distinct responses of a prompt, as rejection sampling keeps them.
+
+  Args:
+    responses: on-policy samples.
+    count: M.
+
+  Returns:
+    tokens_BMT, reward_BM, correct_BM; a repetition is never correct and has
+    reward 0.
+  """
+  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
+  tokens_BMT = jnp.take_along_axis(
+    responses.tokens_BGT, row_BM[..., None], axis=1
+  )
+  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
+  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  correct_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
+  return tokens_BMT, first_BM * reward_BM, first_BM & correct_BM
 
 
 def update(
@@ -302,25 +317,22 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
         graphdef, search_params, task, prompt_BP, search_key, config
       )
       prefill += B * P
-      champion_BT, reward_B, correct_B = (
-        best.tokens_BMT[:, 0],
-        best.reward_BM[:, 0],
-        best.correct_BM[:, 0],
-      )
+      champion_BMT, champion_reward_BM, use_BM = best[:3]
     else:
-      champion_BT, reward_B, correct_B = best_sample(responses)
+      champion_BMT, champion_reward_BM, use_BM = best_samples(
+        responses, config.loss.champions if config.loss.distils else 1
+      )
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
-    use_B = correct_B
     if config.loss.champion_gate == "better":
-      use_B = reward_B > policy_reward_B
+      use_BM = champion_reward_BM > policy_reward_B[:, None]
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(
       prompt_BP,
       responses,
       advantage_BGT,
       return_BGT,
-      champion_BT,
-      use_B.astype(jnp.float32),
+      champion_BMT,
+      use_BM.astype(jnp.float32),
       targets,
     )
 
@@ -334,9 +346,7 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       config,
     )
     update_tokens = (
-      config.optimizer.epochs
-      * B
-      * (P + (G + int(config.loss.distils)) * (T - 1))
+      config.optimizer.epochs * B * (P + config.update_rows * (T - 1))
     )
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
     metrics |= update_metrics
@@ -353,7 +363,7 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
       ),
     }
     if config.loss.distils:
-      metrics["champion_rate"] = jnp.mean(use_B.astype(jnp.float32))
+      metrics["champion_rate"] = jnp.mean(jnp.any(use_BM, axis=1))
     if config.searches:
       metrics["search_gain"] = metrics["search_reward"] - metrics["reward"]
     state = TrainState(params, opt_state, search_params, state.iteration + 1)

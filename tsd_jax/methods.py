@@ -1,8 +1,8 @@
 """What the learner needs to know, and the methods as settings of it.
 
-`resolve` turns an algorithm's name into switches on one loop. Rows a prompt and
-update passes are equal for all, so that methods spend equal backward tokens on
-what they sample; the ledger counts what they spend beyond it.
+`resolve` turns an algorithm's name into switches on one loop. Every method
+updates on the same number of rows a prompt, so that an update step has the same
+number of backward tokens for all; the ledger counts what they spend beyond it.
 """
 
 import dataclasses
@@ -11,7 +11,9 @@ from typing import Literal, get_args
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 
-Algorithm = Literal["tsd", "ppo", "grpo", "cispo", "best_of_n"]
+Algorithm = Literal[
+  "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
+]
 ALGORITHMS = get_args(Algorithm)
 
 
@@ -24,7 +26,10 @@ class LossConfig:
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2
-  champion_weight: float = 0.5  # Cross-entropy on the search's best answer.
+  champion_weight: float = 0.5  # Cross-entropy on the best answers found.
+  champions: int = 1  # M, distinct answers a prompt, best first.
+  # Where they come from: the tree, or the policy's own samples (no search).
+  champion_source: Literal["search", "samples"] = "search"
   # "correct": distil champions that solve the task; "better": those whose
   # reward beats the mean of the policy's own samples.
   champion_gate: Literal["correct", "better"] = "correct"
@@ -40,8 +45,20 @@ class LossConfig:
 
   @property
   def distils(self) -> bool:
-    """Whether the loss reads a champion beside the samples."""
+    """Whether the loss reads champions."""
     return self.champion_weight > 0 or self.soft_weight > 0
+
+  @property
+  def trains_on_samples(self) -> bool:
+    """Whether the loss reads the on-policy samples."""
+    weights = (
+      self.policy_weight,
+      self.value_weight,
+      self.success_weight,
+      self.kl_weight,
+      self.entropy_weight,
+    )
+    return any(weight > 0 for weight in weights)
 
   def __post_init__(self):
     """Refuses negative weights and impossible clips."""
@@ -49,6 +66,10 @@ class LossConfig:
       number = getattr(self, field.name)
       if field.name.endswith("_weight") and number < 0:
         raise ValueError(f"loss.{field.name}={number} must not be negative")
+    if self.champions < 1:
+      raise ValueError(f"loss.champions={self.champions} must be at least 1")
+    if not self.distils and not self.trains_on_samples:
+      raise ValueError("every weight of the loss is 0: set loss.policy_weight")
     if not 0 < self.clip_low < 1 or self.clip_high <= 0:
       raise ValueError(
         f"loss.clip_low={self.clip_low} must lie in (0, 1) and "
@@ -114,7 +135,22 @@ class LearnerConfig:
         "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
       )
     if self.loss.soft_weight > 0 and not self.searches:
-      raise ValueError("loss.soft_weight > 0 needs a search: use algorithm=tsd")
+      raise ValueError(
+        "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
+        "loss.champion_source=search"
+      )
+    if self.loss.distils and not self.searches:
+      if self.loss.champions > self.rollout.group:
+        raise ValueError(
+          f"loss.champions={self.loss.champions} exceeds the "
+          f"{self.rollout.group} samples that they are chosen from"
+        )
+
+  @property
+  def update_rows(self) -> int:
+    """Rows a prompt that the update runs forward and backward."""
+    samples = self.rollout.group if self.loss.trains_on_samples else 0
+    return samples + (self.loss.champions if self.loss.distils else 0)
 
   @property
   def hyper(self) -> dict[str, float]:
@@ -150,8 +186,8 @@ def resolve(
 
   Args:
     algorithm: its name.
-    rollout: the group; baselines sample all of its rows from the prompt.
-    search: used by `tsd` alone.
+    rollout: the group; baselines sample all their rows from the prompt.
+    search: used by `tsd` and `expert_iteration`.
     loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
     optimizer: shared.
     refresh_every: how often the search model is refreshed.
@@ -167,9 +203,22 @@ def resolve(
     raise ValueError(
       f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
     )
-  if algorithm != "tsd":
-    rollout = dataclasses.replace(rollout, samples=rollout.group, forks=0)
+  searches = algorithm in ("tsd", "expert_iteration")
+  if algorithm == "tsd":
+    searches = loss.distils and loss.champion_source == "search"
+  else:
+    # As many rows as tsd updates on, its champions included.
+    rows = rollout.group + (loss.champions if loss.distils else 0)
     own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
+    supervised = own | dict(
+      advantage="group",
+      policy_weight=0.0,
+      value_weight=0.0,
+      kl_weight=0.0,
+      entropy_weight=0.0,
+      champion_weight=1.0,
+      champions=rows,
+    )
     match algorithm:
       case "ppo":
         own |= dict(
@@ -182,14 +231,18 @@ def resolve(
       case "cispo":
         own |= dict(policy="cispo", advantage="group")
       case "best_of_n":
-        own |= dict(advantage="group", policy_weight=0.0, champion_weight=1.0)
+        own = supervised | dict(champion_source="samples")
+      case "expert_iteration":
+        own = supervised | dict(champion_source="search")
+        rows = 1  # A sample a prompt, to see where the policy stands.
+    rollout = dataclasses.replace(rollout, samples=rows, forks=0)
     loss = dataclasses.replace(loss, **own)
   return LearnerConfig(
     rollout=rollout,
     search=search,
     loss=loss,
     optimizer=optimizer,
-    searches=algorithm == "tsd",
-    refresh_every=refresh_every if algorithm == "tsd" else 0,
+    searches=searches,
+    refresh_every=refresh_every if searches else 0,
     eos_id=eos_id,
   )

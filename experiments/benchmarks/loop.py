@@ -169,8 +169,8 @@ def main(overrides):
   best, targets, _, _ = search(params, prompt_BP)
   advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
   batch = learner.Batch(
-    prompt_BP, responses, advantage_BGT, return_BGT, best.tokens_BMT[:, 0],
-    jnp.ones((B,)), targets,
+    prompt_BP, responses, advantage_BGT, return_BGT, best.tokens_BMT,
+    jnp.ones(best.reward_BM.shape), targets,
   )  # fmt: skip
   opt_state = learner.make_optimizer(learner_config).init(params)
 
@@ -180,7 +180,7 @@ def main(overrides):
       graphdef, (params, opt_state), params, batch, key, hyper, learner_config
     )
 
-  G = learner_config.rollout.group + int(learner_config.loss.distils)
+  G = learner_config.update_rows
   o, r = config.optimizer, learner_config.rollout
   floor = functools.partial(floor_seconds, model, repeats=repeats)
   forks = r.group - r.samples
