@@ -1,6 +1,7 @@
-"""Measures a trained run on held-out problems, without search.
+"""Measures a trained run, or what it started from, on held-out problems.
 
 python -m launch.evaluate --workdir=runs/tsd --mode=greedy,mean@16,pass@8
+python -m launch.evaluate --workdir=runs/tsd --base --mode=best@8,search@64
 """
 
 import json
@@ -11,19 +12,24 @@ from absl import flags
 from tsd_jax import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODE = flags.DEFINE_string("mode", None, "greedy, mean@K, pass@K; commas.")
+_MODE = flags.DEFINE_string(
+  "mode",
+  None,
+  "greedy, mean@K, pass@K, best@K, vote@K, search@N; several with commas.",
+)
+_BASE = flags.DEFINE_bool("base", False, "Measure the run's first parameters.")
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of sampling.")
 _SEED = flags.DEFINE_integer("seed", None, "Of sampling.")
 
 
 def main(overrides):
-  """Prints a table and writes DIR/eval.json."""
+  """Prints a table and writes DIR/eval.json, or DIR/eval_base.json."""
   del overrides  # There is no --config: a run is measured as it was trained.
   if _WORKDIR.value is None:
     raise config_lib.UserError("--workdir=DIR is missing")
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import data, evaluate, progress, runs
+  from tsd_jax import data, evaluate, progress, runs, train
 
   progress.quiet_libraries()
   saved = runs.read_config(_WORKDIR.value)
@@ -42,20 +48,26 @@ def main(overrides):
       "decoding use --mode=greedy"
     )
   problems = data.load_problems(saved.task, split)
-  run = runs.open_run(_WORKDIR.value)
+  if _BASE.value:
+    graphdef, params = train.initial_params(saved)
+    step = 0
+  else:
+    _, graphdef, params, step, _ = runs.open_run(_WORKDIR.value)
   results = evaluate.evaluate(
-    run.graphdef,
-    run.params,
-    run.config.make_task(),
+    graphdef,
+    params,
+    saved.make_task(),
     problems,
     modes,
     seed=seed,
     temperature=temperature,
+    search=saved.search,
   )
-  print(f"iteration {run.step}, {split}, temperature {temperature:g}")
+  print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluate.table(results))
-  facts = dict(split=split, step=run.step, temperature=temperature, seed=seed)
-  file = pathlib.Path(_WORKDIR.value) / "eval.json"
+  facts = dict(split=split, step=step, temperature=temperature, seed=seed)
+  name = "eval_base.json" if _BASE.value else "eval.json"
+  file = pathlib.Path(_WORKDIR.value) / name
   file.write_text(
     json.dumps({m: r | facts for m, r in results.items()}, indent=2) + "\n"
   )

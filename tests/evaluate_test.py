@@ -78,8 +78,8 @@ def test_figures_follow_from_plain_decoding(workdir):
   task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "validation")[:64]
   results = evaluate.evaluate(
-    run.graphdef, run.params, task, prompts, "greedy,mean@3,pass@3,mean@2",
-    seed=1,
+    run.graphdef, run.params, task, prompts,
+    "greedy,mean@3,pass@3,mean@2,best@3,vote@3,search@20,search@1", seed=1,
   )  # fmt: skip
   model = nnx.merge(run.graphdef, run.params)
   tokens_BT = greedy_by_full_forwards(model, task, prompts)
@@ -103,11 +103,31 @@ def test_figures_follow_from_plain_decoding(workdir):
   assert results["mean@2"]["accuracy"] == pytest.approx(
     correct_BG[:, :2].mean()
   )
+  assert results["mean@2"]["tokens"] < mean["tokens"]
+  # The reward is highest where the answer is correct.
+  assert results["best@3"]["accuracy"] == results["pass@3"]["accuracy"]
+  assert results["search@20"]["tokens"] == 64 * (20 + prompts.shape[1])
+  assert results["search@1"]["accuracy"] == 0 < results["search@20"]["accuracy"]
+
+
+def test_the_vote_is_a_count_of_equal_finished_answers():
+  rng = np.random.default_rng(0)
+  tokens_BKT = rng.integers(0, 3, (200, 7, 2))
+  chosen_B = evaluate.vote(tokens_BKT, eos_id=2)
+  ties = 0
+  for tokens_KT, chosen in zip(tokens_BKT, chosen_B, strict=True):
+    rows = [tuple(t) for t in tokens_KT]
+    counts = {t: rows.count(t) for t in rows if 2 in t}
+    if counts:
+      best = [t for t in counts if counts[t] == max(counts.values())]
+      assert rows[chosen] == best[0]  # The first one drawn wins a tie.
+      ties += len(best) > 1
+  assert ties
 
 
 @pytest.mark.parametrize("modes", ["best", "mean", "mean@0", "pass@-1", ""])
 def test_unknown_modes_are_refused(modes):
-  with pytest.raises(UserError, match="use greedy, mean@K or pass@K"):
+  with pytest.raises(UserError, match="use greedy, mean@K"):
     evaluate.parse_modes(modes)
 
 
@@ -134,7 +154,7 @@ def test_launch_evaluate_repeats_the_runs_own_figures(workdir):
 @pytest.mark.parametrize(
   ("flag", "words"),
   [
-    ("--mode=best", "use greedy, mean@K or pass@K"),
+    ("--mode=best", "use greedy, mean@K"),
     ("--split=dev", "use one of train, validation, test"),
     ("--temperature=0", "must be above 0"),
     ("--config.seed=1", "no config to set seed of"),
@@ -157,3 +177,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_alone(workdir, tmp_path):
   with pytest.raises(UserError, match="every checkpoint .* is damaged"):
     runs.open_run(folder)
   assert newest.is_dir()
+
+
+def test_the_base_is_measured_beside_the_run(workdir):
+  done = run_evaluate(workdir, "--base", "--mode=mean@2")
+  assert done.returncode == 0, done.stderr
+  saved = json.loads((workdir / "eval_base.json").read_text())
+  first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+  expected = first["eval"]["mean@2"]
+  assert {k: saved["mean@2"][k] for k in expected} == expected

@@ -110,7 +110,7 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
     ("--config.search.leaf=value", "never trained"),
     ("--config.mesh.data=16", "devices"),
     ("--config.init=nowhere.safetensors", "no parameters at"),
-    ("--config.eval.modes=best", "greedy, mean@K or pass@K"),
+    ("--config.eval.modes=best", "use greedy, mean@K"),
     ("--config.algorithm=dpo", "one of tsd, ppo"),
     ("--workdri=x", "workdir"),
   ],

@@ -1,8 +1,16 @@
-"""Accuracy on held-out prompts: greedy, mean@k, unbiased pass@k.
+"""Accuracy on held-out prompts, with the tokens that each mode spends.
 
-The model is evaluated as it ships: no search. Tokens spent are counted.
+  greedy    one answer, the likeliest token each time
+  mean@K    mean over K samples: the model as it ships
+  pass@K    unbiased probability that one of K samples is right
+  best@K    the best of K samples, chosen by the task's reward
+  vote@K    the most frequent of K samples; no reward is looked at
+  search@N  the champion of a tree of N simulations, chosen by the reward
+
+best, pass and search need the reward at test time; the others do not.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,6 +21,8 @@ from flax import nnx
 
 from tsd_jax import decode
 from tsd_jax.config import UserError
+from tsd_jax.search import champions as champions_lib
+from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array
 
@@ -70,14 +80,17 @@ def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
   return float(1.0 - np.prod(np.maximum(ratio_Bk, 0.0), axis=1).mean())
 
 
+KINDS = ("mean", "pass", "best", "vote", "search")
+
+
 def parse_modes(modes: str) -> list[tuple[str, int]]:
-  """Reads "greedy,mean@16,pass@8".
+  """Reads "greedy,mean@16,search@64".
 
   Args:
     modes: names separated by commas.
 
   Returns:
-    (kind, k) pairs; k is 0 for greedy.
+    (kind, K) pairs; K is 0 for greedy.
 
   Raises:
     UserError: for a mode that does not exist.
@@ -87,11 +100,11 @@ def parse_modes(modes: str) -> list[tuple[str, int]]:
     kind, _, k = mode.strip().partition("@")
     if kind == "greedy" and not k:
       parsed.append((kind, 0))
-    elif kind in ("mean", "pass") and k.isdigit() and int(k) > 0:
+    elif kind in KINDS and k.isdigit() and int(k) > 0:
       parsed.append((kind, int(k)))
     else:
       raise UserError(
-        f"mode {mode!r} is unknown: use greedy, mean@K or pass@K, "
+        f"mode {mode!r} is unknown: use greedy, {'@K, '.join(KINDS)}@N, "
         "for instance --mode=greedy,mean@16,pass@8"
       )
   return parsed
@@ -103,6 +116,24 @@ def headline(modes: str) -> str:
   return next((name for name in names if name.startswith("mean@")), names[0])
 
 
+def vote(tokens_BKT: np.ndarray, eos_id: int) -> np.ndarray:
+  """Index of each prompt's most frequent finished response, the first of it."""
+  same_BKK = np.all(tokens_BKT[:, :, None] == tokens_BKT[:, None], axis=-1)
+  finished_BK = np.any(tokens_BKT == eos_id, axis=-1)
+  return np.argmax(same_BKK.sum(axis=2) * finished_BK, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
+def search_best(graphdef, params, task: Task, prompt_BP, key, *, config):
+  """Searches once a prompt: reward_B, correct_B, token forwards made."""
+  model = nnx.merge(graphdef, params)
+  prefix = decode.prefill(model, prompt_BP)
+  result = tree_lib.search(model, task, prompt_BP, prefix, key, config)
+  best = champions_lib.champions(result.tree, 1)
+  forwards = result.forwards + prompt_BP.size
+  return best.reward_BM[:, 0], best.correct_BM[:, 0], forwards
+
+
 def evaluate(
   graphdef,
   params,
@@ -112,6 +143,7 @@ def evaluate(
   *,
   seed: int,
   temperature: float = 1.0,
+  search: tree_lib.SearchConfig | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Measures a model on a set of prompts.
 
@@ -121,39 +153,69 @@ def evaluate(
     task: the task.
     prompt_NP: prompts.
     modes: as `parse_modes` reads them.
-    seed: of sampling.
+    seed: of sampling. Sample k of a prompt is the same in every mode.
     temperature: of sampling.
+    search: rule and leaves of search@N; the default search if None.
 
   Returns:
     mode -> accuracy, its standard error over prompts, n, tokens, reward.
   """
   parsed = parse_modes(modes)
   prompt_NP = jnp.asarray(prompt_NP)
-  call = functools.partial(draw, graphdef, params, task, prompt_NP)
-  key = jax.random.key(seed)
+  key, rows_N = jax.random.key(seed), np.arange(len(prompt_NP))
+
+  @functools.cache
+  def drawn(samples: int):
+    return jax.device_get(
+      draw(
+        graphdef,
+        params,
+        task,
+        prompt_NP,
+        key,
+        jnp.float32(temperature),
+        samples=samples,
+      )
+    )
+
+  def measure(kind: str, k: int):
+    """Accuracy, or None for the mean; correct_NX; reward_NX; tokens."""
+    if kind == "search":
+      # Every prompt gets its N simulations, whatever the others do.
+      config = dataclasses.replace(
+        search or tree_lib.SearchConfig(),
+        num_simulations=k,
+        stop_when_solved=False,
+      )
+      reward_N, correct_N, tokens = jax.device_get(
+        search_best(graphdef, params, task, prompt_NP, key, config=config)
+      )
+      return None, correct_N, reward_N, tokens
+    tokens_NKT, reward_NK, correct_NK, tokens = drawn(k)
+    if kind == "pass":
+      return pass_at_k(correct_NK, k), correct_NK, reward_NK, tokens
+    if kind in ("best", "vote"):
+      chosen_N = (
+        reward_NK.argmax(axis=1)
+        if kind == "best"
+        else vote(tokens_NKT, task.eos_id)
+      )
+      correct_NK = correct_NK[rows_N, chosen_N]
+      reward_NK = reward_NK[rows_N, chosen_N]
+    return None, correct_NK, reward_NK, tokens
+
   results = {}
-  # One set of samples serves all modes that ask for samples.
-  most = max((k for _, k in parsed), default=0)
-  drawn = {}
-  if any(kind == "greedy" for kind, _ in parsed):
-    drawn[0] = jax.device_get(call(key, 1.0, samples=0)[1:])
-  if most:
-    drawn[most] = jax.device_get(
-      call(key, jnp.float32(temperature), samples=most)[1:]
-    )
   for kind, k in parsed:
-    reward_NK, correct_NK, tokens = drawn[most if k else 0]
-    used = slice(None) if kind == "pass" else slice(0, max(k, 1))
-    per_prompt_N = correct_NK[:, used].mean(axis=1)
-    accuracy = (
-      pass_at_k(correct_NK, k) if kind == "pass" else per_prompt_N.mean()
-    )
+    accuracy, correct, reward, tokens = measure(kind, k)
+    per_prompt_N = correct.reshape(len(rows_N), -1).mean(axis=1)
+    if kind == "pass":
+      per_prompt_N = correct.any(axis=1)  # K of K samples: no estimate left.
     results[f"{kind}@{k}" if k else kind] = {
-      "accuracy": float(accuracy),
-      "stderr": float(per_prompt_N.std() / np.sqrt(len(per_prompt_N))),
-      "n": len(per_prompt_N),
+      "accuracy": float(per_prompt_N.mean() if accuracy is None else accuracy),
+      "stderr": float(per_prompt_N.std() / np.sqrt(len(rows_N))),
+      "n": len(rows_N),
       "tokens": int(tokens),
-      "reward": float(reward_NK[:, used].mean()),
+      "reward": float(reward.mean()),
     }
   return results
 
