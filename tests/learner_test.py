@@ -68,17 +68,14 @@ def prompts(iterations, seed=0):
   return rng.integers(0, 6, (iterations, B, P)).astype(np.int32)
 
 
-@functools.cache
-def chunk_function(config):
-  return learner.make_train_chunk(start()[0], TASK, config, seed=0)
-
-
 def fresh(config):
   """A state of its own: the loop donates what it is given."""
   return learner.init_state(config, jax.tree.map(jnp.copy, start()[1]))
 
 
-def run(config, prompt_IBP, chunk=1, state=None, mesh=None):
+def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
+  train_chunk = learner.make_train_chunk(start()[0], TASK, config)
+  key = jax.random.key(seed)
   state = fresh(config) if state is None else state
   reference = jax.tree.map(jnp.copy, start()[1])
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
@@ -90,7 +87,7 @@ def run(config, prompt_IBP, chunk=1, state=None, mesh=None):
         (state, reference), sharding.replicated(mesh)
       )
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
-    state, metrics = chunk_function(config)(state, piece, reference, hyper)
+    state, metrics = train_chunk(state, piece, reference, hyper, key)
     all_metrics.append(jax.device_get(metrics))
   stacked = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
   return jax.device_get(state), stacked
@@ -158,9 +155,7 @@ def test_a_seed_decides_everything():
   config = configure()
   first, again = run(config, prompts(2)), run(config, prompts(2))
   assert_equal(first, again)
-  other = learner.make_train_chunk(start()[0], TASK, config, seed=1)
-  hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
-  _, metrics = other(fresh(config), prompts(2), start()[1], hyper)
+  _, metrics = run(config, prompts(2), seed=1)
   assert not np.array_equal(metrics["loss"], first[1]["loss"])
 
 
@@ -317,3 +312,18 @@ def test_best_samples_are_distinct_and_best_first():
       value = np.dot(t, [4, 2, 1]) / 7
       assert float(reward[b, i]) == pytest.approx(value if new else 0)
       assert bool(correct[b, i]) == (new and value > 0.5)
+
+
+def test_programs_are_shared_between_values_of_hyper():
+  def program(algorithm, **parts):
+    return learner.make_train_chunk(
+      start()[0], TASK, configure(algorithm, **parts)
+    )
+
+  faster = OptimizerConfig(learning_rate=1e-4, minibatches=4)
+  lighter = LossConfig(champion_weight=0.1, clip_high=0.3)
+  first = program("tsd")
+  assert program("tsd", optimizer=faster) is first
+  assert program("tsd", loss=lighter) is first
+  assert program("tsd", loss=LossConfig(champion_weight=0)) is not first
+  assert program("ppo") is not first

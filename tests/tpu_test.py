@@ -99,7 +99,7 @@ def test_the_whole_loop_compiles_for_tpu():
     functools.partial(learner.init_state, learner_config), params
   )
   everywhere = sharding.replicated(mesh())
-  chunk = learner.make_train_chunk(graphdef, task, learner_config, seed=0)
+  chunk = learner.make_train_chunk(graphdef, task, learner_config)
   prompt_CBP = jax.ShapeDtypeStruct(
     (2, 64, task.prompt_length),
     jnp.int32,
@@ -109,8 +109,9 @@ def test_the_whole_loop_compiles_for_tpu():
     k: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     for k in learner_config.hyper
   }
+  key = placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
   compiled = chunk.lower(
-    placed(state, everywhere), prompt_CBP, params, hyper
+    placed(state, everywhere), prompt_CBP, params, hyper, key
   ).compile(QUICK)
   # Gradients are summed over the chips.
   assert "all-reduce" in collectives(compiled)

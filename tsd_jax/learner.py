@@ -6,6 +6,7 @@ switched off (`config.search`, loss weights), so that a comparison differs in
 the algorithm alone. Randomness is a function of (seed, iteration, prompt).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -273,25 +274,29 @@ def update(
   return carry, jax.tree.map(jnp.mean, metrics_EM)
 
 
-def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
-  """Builds the compiled loop.
+def make_train_chunk(graphdef, task: Task, config: LearnerConfig):
+  """Builds the compiled loop; equal programs are built and compiled once.
 
   Args:
     graphdef: structure of the model.
     task: prompts' rewards.
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
-    seed: seed of all sampling.
 
   Returns:
-    train_chunk(state, prompt_CBP, reference, hyper) -> (state, metrics), with
-    the state donated; metrics lead with C and contain `tokens`.
+    train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
+    with the state donated; metrics lead with C and contain `tokens`. The key is
+    the run's own, the same in every call: an iteration folds its number in.
   """
-  base_key = jax.random.key(seed)
+  return _train_chunk(graphdef, task, config.static)
+
+
+@functools.lru_cache(maxsize=64)
+def _train_chunk(graphdef, task: Task, config: LearnerConfig):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   P = task.prompt_length
 
-  def iteration(state: TrainState, prompt_BP, reference, hyper):
-    key = jax.random.fold_in(base_key, state.iteration)
+  def iteration(state: TrainState, prompt_BP, reference, hyper, key):
+    key = jax.random.fold_in(key, state.iteration)
     search_key, rollout_key, order_key = jax.random.split(key, 3)
     metrics, targets, search_forwards = {}, None, jnp.int32(0)
     prefill = jnp.int32(B * P)
@@ -369,9 +374,9 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig, seed: int):
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
     return state, metrics
 
-  def train_chunk(state, prompt_CBP, reference, hyper):
+  def train_chunk(state, prompt_CBP, reference, hyper, key):
     return jax.lax.scan(
-      lambda s, prompt_BP: iteration(s, prompt_BP, reference, hyper),
+      lambda s, prompt_BP: iteration(s, prompt_BP, reference, hyper, key),
       state,
       prompt_CBP,
     )

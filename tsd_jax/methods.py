@@ -15,6 +15,16 @@ Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
+_WEIGHTS = (
+  "policy_weight",
+  "champion_weight",
+  "soft_weight",
+  "value_weight",
+  "success_weight",
+  "kl_weight",
+  "entropy_weight",
+)
+_CLIPS = ("clip_low", "clip_high")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,21 +165,25 @@ class LearnerConfig:
   @property
   def hyper(self) -> dict[str, float]:
     """Scalars that are arguments of the compiled loop."""
-    loss = self.loss
-    names = (
-      "policy_weight",
-      "clip_low",
-      "clip_high",
-      "champion_weight",
-      "soft_weight",
-      "value_weight",
-      "success_weight",
-      "kl_weight",
-      "entropy_weight",
-    )
-    return {n: getattr(loss, n) for n in names} | {
+    return {n: getattr(self.loss, n) for n in _WEIGHTS + _CLIPS} | {
       "learning_rate": self.optimizer.learning_rate
     }
+
+  @property
+  def static(self) -> "LearnerConfig":
+    """What a program is compiled for: all but the values of `hyper`.
+
+    A weight still says whether it is zero, because its term is then left out.
+    """
+    weights = {n: float(getattr(self.loss, n) > 0) for n in _WEIGHTS}
+    clips = {n: getattr(LossConfig, n) for n in _CLIPS}
+    return dataclasses.replace(
+      self,
+      loss=dataclasses.replace(self.loss, **weights, **clips),
+      optimizer=dataclasses.replace(
+        self.optimizer, learning_rate=OptimizerConfig.learning_rate
+      ),
+    )
 
 
 def resolve(

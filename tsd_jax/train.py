@@ -279,9 +279,8 @@ def train(
   keep_rows(metrics_file, step)
 
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  train_chunk = learner.make_train_chunk(
-    graphdef, task, learner_config, config.seed
-  )
+  key = jax.random.key(config.seed)
+  train_chunk = learner.make_train_chunk(graphdef, task, learner_config)
 
   def measure(params):
     return evaluate.evaluate(
@@ -325,7 +324,7 @@ def train(
         prompt_CBP = jax.device_put(
           prompts.next_chunk(size), sharding.over_prompts(mesh, leading=1)
         )
-        state, metrics = train_chunk(state, prompt_CBP, reference, hyper)
+        state, metrics = train_chunk(state, prompt_CBP, reference, hyper, key)
         rows = to_rows(metrics, step, ledger)
         check_finite(rows)
         step += size

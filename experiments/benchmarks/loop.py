@@ -85,10 +85,11 @@ def compiled_size(config, graphdef, params, task, iterations):
   state = learner.init_state(learner_config, params)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
   shape = (iterations, config.rollout.prompts, task.prompt_length)
-  chunk = learner.make_train_chunk(graphdef, task, learner_config, 0)
+  chunk = learner.make_train_chunk(graphdef, task, learner_config)
+  key = jax.random.key(0)
   start = time.perf_counter()
   compiled = chunk.lower(
-    state, jax.ShapeDtypeStruct(shape, jnp.int32), params, hyper
+    state, jax.ShapeDtypeStruct(shape, jnp.int32), params, hyper, key
   ).compile()
   took = time.perf_counter() - start
   return took, compiled.as_text().count(" = ")
@@ -200,13 +201,13 @@ def main(overrides):
   }
   for name, value in parts.items():
     note(name, value, "s", floor=value / floors[name])
-  chunk = learner.make_train_chunk(graphdef, task, learner_config, 0)
+  chunk = learner.make_train_chunk(graphdef, task, learner_config)
   prompt_CBP = jnp.broadcast_to(prompt_BP, (config.chunk, B, P))
 
   def whole():
     # The loop donates its state.
     state = learner.init_state(learner_config, jax.tree.map(jnp.copy, params))
-    return chunk(state, prompt_CBP, params, hyper)
+    return chunk(state, prompt_CBP, params, hyper, key)
 
   total = seconds(whole, repeats) / config.chunk
   note("whole iteration", total, "s", sum_of_parts=total / sum(parts.values()))
