@@ -55,16 +55,20 @@ def test_a_run_writes_every_iteration(whole):
   assert set(found[-1]["eval"]) == {"greedy", "mean@2"}
 
 
+def wait_for(process, folder):
+  """Waits until a running process has made a folder."""
+  deadline = time.monotonic() + 240
+  while not folder.is_dir() and time.monotonic() < deadline:
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.005)
+
+
 def start_and_stop(workdir, number):
   """Starts a run and sends it a signal after its first checkpoint."""
   process = subprocess.Popen(
     command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
-  deadline = time.monotonic() + 240
-  folder = workdir / "checkpoints" / "2"
-  while not folder.is_dir() and time.monotonic() < deadline:
-    assert process.poll() is None, process.stderr.read()
-    time.sleep(0.005)
+  wait_for(process, workdir / "checkpoints" / "2")
   process.send_signal(number)
   _, stderr = process.communicate(timeout=120)
   return process.returncode, stderr
@@ -72,7 +76,9 @@ def start_and_stop(workdir, number):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
-  start_and_stop(tmp_path, number)
+  code, stderr = start_and_stop(tmp_path, number)
+  assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+  assert "Traceback" not in stderr
   assert (tmp_path / "checkpoints" / "2").is_dir()
   done = run(tmp_path)
   assert done.returncode == 0, done.stderr
@@ -136,3 +142,39 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path):
   done = run(tmp_path, "--config.optimizer.learning_rate=1e30")
   assert done.returncode == 2
   assert "became" in done.stderr and "learning_rate" in done.stderr
+
+
+def test_a_stopped_comparison_does_not_start_its_next_run(tmp_path):
+  line = [
+    sys.executable, "-m", "launch.local", f"--config={CONFIG}",
+    f"--workdir={tmp_path}",
+  ]  # fmt: skip
+  process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  wait_for(process, tmp_path / "tsd" / "checkpoints" / "2")
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 130
+  assert "the same command resumes" in stderr
+  assert not (tmp_path / "ppo").exists()
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path):
+  first = subprocess.Popen(
+    command(tmp_path, "--config.iterations=200"),
+    cwd=ROOT, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  wait_for(first, tmp_path / "checkpoints" / "2")
+  second = run(tmp_path, "--config.iterations=200")
+  assert second.returncode == 2
+  assert "another process trains in" in second.stderr
+  first.kill()
+  first.communicate(timeout=60)
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+  before = {f: f.stat().st_mtime_ns for f in whole.iterdir() if f.is_file()}
+  done = run(whole)
+  assert done.returncode == 0 and "mean@2" in done.stdout
+  after = {f: f.stat().st_mtime_ns for f in before}
+  for name in ("metrics.jsonl", "report.html", "samples.json"):
+    assert after[whole / name] == before[whole / name]

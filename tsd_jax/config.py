@@ -174,6 +174,8 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
     except UserError as error:
       _print_error(error)
       return 2
+    except KeyboardInterrupt:
+      return 130  # As a shell counts it; who caught it has said what to do.
 
   app.run(guarded, flags_parser=parse)
 

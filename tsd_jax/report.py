@@ -7,7 +7,6 @@ time, of one run or of several beside each other.
 import html
 import io
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from tsd_jax import compare
 from tsd_jax.config import UserError
+from tsd_jax.workdir import write_whole
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8e5572", "#edae49", "#5f6c7b")
 # Title, then metric: line style.
@@ -93,10 +93,7 @@ def write(
   logs = {name: read_log(folder) for name, folder in workdirs.items()}
   curves = {n: compare.read_curve(w, mode) for n, w in workdirs.items()}
   text = page(logs, curves, mode)
-  file = pathlib.Path(file)
-  partial = file.with_suffix(".tmp")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, file)
+  write_whole(pathlib.Path(file), text)
 
 
 def page(
@@ -111,7 +108,7 @@ def page(
     "rollouts, rescoring, and updates counted three times (forward and "
     "backward). ± is one standard error over held-out prompts.</p>",
     f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
-    _grid(held_out_figures(curves, logs)),
+    _grid(held_out_figures(curves)),
     "<h2>Training</h2>",
     _grid(training_figures(logs)),
   ]
@@ -136,18 +133,15 @@ def page(
   )
 
 
-def held_out_figures(
-  curves: dict[str, compare.Curve], logs: dict[str, Log]
-) -> list[Figure]:
+def held_out_figures(curves: dict[str, compare.Curve]) -> list[Figure]:
   """Accuracy against iterations, ledger tokens and seconds."""
   figures = []
   for label in ("iterations", "ledger tokens (millions)", "training seconds"):
     figure, axes = _axes("Accuracy", label)
     for (run, curve), colour in zip(curves.items(), _cycle(), strict=False):
-      seconds = {r["step"]: r.get("seconds", 0.0) for r in logs[run].rows}
       x = {
         "iterations": curve.iterations,
-        "training seconds": [seconds[int(i)] for i in curve.iterations],
+        "training seconds": curve.seconds,
       }.get(label, curve.tokens / 1e6)
       axes.plot(x, curve.accuracy, color=colour, label=run)
       low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))

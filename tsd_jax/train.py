@@ -8,9 +8,9 @@ any moment resumes from its last checkpoint and gives the same numbers.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from absl import logging
 
 from tsd_jax import (
-  config_json,
   data,
   evaluate,
   learner,
@@ -28,6 +27,9 @@ from tsd_jax import (
   report,
   samples,
   sharding,
+)
+from tsd_jax import (
+  workdir as workdir_lib,
 )
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
@@ -123,10 +125,6 @@ class Experiment:
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
 
 
-class Stop(Exception):
-  """A signal asked the run to end after the running dispatch."""
-
-
 def initial_params(config: Experiment):
   """The structure and the parameters that a run starts from.
 
@@ -151,51 +149,6 @@ def initial_params(config: Experiment):
       "start from parameters whose V_search was trained"
     )
   return graphdef, params
-
-
-def _replace(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a reader finds the old text or the new."""
-  partial = file.with_suffix(".tmp")
-  partial.write_text(text)
-  os.replace(partial, file)
-
-
-def prepare_workdir(config: Experiment, workdir: pathlib.Path) -> None:
-  """Writes config.json, or checks that the folder's is the same run.
-
-  Raises:
-    UserError: if the folder holds a run with other settings. Longer or shorter
-      runs may go on in the same folder.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  file = workdir / "config.json"
-  if file.exists():
-    try:
-      saved = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-      raise UserError(f"{file} is damaged ({error}): delete it") from error
-    lines = config_json.difference(saved, config, ignore=("iterations",))
-    if lines:
-      raise UserError(
-        f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
-        "use another --workdir"
-      )
-  _replace(file, config_json.to_json(config))
-
-
-def keep_rows(file: pathlib.Path, step: int) -> None:
-  """Drops metrics rows past a checkpoint; the resumed run writes them again."""
-  if not file.exists():
-    return
-  rows = []
-  for line in file.read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue  # A row half written when the run was killed.
-    if row["step"] <= step:
-      rows.append(line + "\n")
-  _replace(file, "".join(rows))
 
 
 def check_finite(rows: list[dict[str, Any]]) -> None:
@@ -245,6 +198,8 @@ def train(
   Raises:
     UserError: for bad input, before anything is compiled, and for a run whose
       loss became NaN or infinite.
+    KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
+      dispatch has ended and a checkpoint is on disk.
   """
   workdir = pathlib.Path(workdir)
   evaluate.parse_modes(config.eval.modes)
@@ -257,98 +212,107 @@ def train(
     batch_size=config.rollout.prompts,
     seed=config.seed,
   )
-  prepare_workdir(config, workdir)
 
-  reference = jax.device_put(
-    jax.tree.map(jnp.copy, params), sharding.replicated(mesh)
-  )
-  state = jax.device_put(
-    learner.init_state(learner_config, params), sharding.replicated(mesh)
-  )
-  ledger, step, seconds, last_eval = Ledger(), 0, 0.0, {}
-  checkpointer = Checkpointer(workdir)
-  restored = checkpointer.restore(state._asdict())
-  if restored is not None:
-    arrays, record = restored
-    state = learner.TrainState(**arrays)
-    step, seconds = record["step"], record["seconds"]
-    ledger, last_eval = Ledger(**record["ledger"]), record["eval"]
-    prompts.set_state(record["prompts"])
-    logging.warning("resuming %s at iteration %d", workdir, step)
-  metrics_file = workdir / "metrics.jsonl"
-  keep_rows(metrics_file, step)
-
-  hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  key = jax.random.key(config.seed)
-  train_chunk = learner.make_train_chunk(graphdef, task, learner_config)
-
-  def measure(params):
-    return evaluate.evaluate(
-      graphdef,
-      params,
-      task,
-      held_out,
-      config.eval.modes,
-      seed=config.seed,
-      temperature=config.eval.temperature,
+  workdir_lib.prepare(config, workdir)
+  with workdir_lib.sole_writer(workdir):
+    reference = jax.device_put(
+      jax.tree.map(jnp.copy, params), sharding.replicated(mesh)
     )
-
-  def save():
-    record = dict(
-      step=step,
-      seconds=seconds,
-      ledger=dataclasses.asdict(ledger),
-      prompts=prompts.get_state(),
-      eval=last_eval,
+    state = jax.device_put(
+      learner.init_state(learner_config, params), sharding.replicated(mesh)
     )
-    checkpointer.save(step, state._asdict(), record)
+    ledger, step, seconds, last_eval = Ledger(), 0, 0.0, {}
+    checkpointer = Checkpointer(workdir)
+    restored = checkpointer.restore(state._asdict())
+    if restored is not None:
+      arrays, record = restored
+      state = learner.TrainState(**arrays)
+      step, seconds = record["step"], record["seconds"]
+      ledger, last_eval = Ledger(**record["ledger"]), record["eval"]
+      prompts.set_state(record["prompts"])
+      finished = step >= config.iterations
+      if finished and (workdir / "report.html").exists():
+        checkpointer.close()
+        return last_eval
+      logging.warning("resuming %s at iteration %d", workdir, step)
+    # It is there if and only if the run is finished.
+    (workdir / "report.html").unlink(missing_ok=True)
+    metrics_file = workdir / "metrics.jsonl"
+    workdir_lib.keep_rows(metrics_file, step)
 
-  asked = []
-  handlers = {
-    number: signal.signal(number, lambda n, _: asked.append(n))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    with (
-      open(metrics_file, "a") as log,
-      progress.Progress(config.iterations, step) as bar,
-    ):
-      if step == 0:
-        last_eval = measure(state.params)
-        row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
-        _write(log, [row | {"eval": last_eval}])
-        bar.show(row | {"eval": last_eval})
-      while step < config.iterations:
-        start = time.monotonic()
-        size = min(config.chunk, config.iterations - step)
-        prompt_CBP = jax.device_put(
-          prompts.next_chunk(size), sharding.over_prompts(mesh, leading=1)
-        )
-        state, metrics = train_chunk(state, prompt_CBP, reference, hyper, key)
-        rows = to_rows(metrics, step, ledger)
-        check_finite(rows)
-        step += size
-        seconds += time.monotonic() - start
-        rows[-1]["seconds"] = round(seconds, 3)
-        done = step >= config.iterations
-        if done or (config.eval.every and step % config.eval.every == 0):
+    hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
+    key = jax.random.key(config.seed)
+    train_chunk = learner.make_train_chunk(graphdef, task, learner_config)
+
+    def measure(params):
+      return evaluate.evaluate(
+        graphdef,
+        params,
+        task,
+        held_out,
+        config.eval.modes,
+        seed=config.seed,
+        temperature=config.eval.temperature,
+      )
+
+    def save():
+      record = dict(
+        step=step,
+        seconds=seconds,
+        ledger=dataclasses.asdict(ledger),
+        prompts=prompts.get_state(),
+        eval=last_eval,
+      )
+      checkpointer.save(step, state._asdict(), record)
+
+    asked = []
+    handlers = {
+      number: signal.signal(number, lambda n, _: asked.append(n))
+      for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+      with (
+        open(metrics_file, "a") as log,
+        progress.Progress(config.iterations, step) as bar,
+      ):
+        if step == 0:
           last_eval = measure(state.params)
-          rows[-1]["eval"] = last_eval
-        _write(log, rows)
-        if done or step % config.checkpoint_every == 0 or asked:
-          save()
-        bar.show(rows[-1])
-        if asked:
-          raise Stop
-  except Stop:
-    logging.warning(
-      "stopped by a signal at iteration %d; the same command resumes", step
-    )
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-    checkpointer.close()
-  if step >= config.iterations:
+          row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
+          _write(log, [row | {"eval": last_eval}])
+          bar.show(row | {"eval": last_eval})
+        while step < config.iterations:
+          start = time.monotonic()
+          size = min(config.chunk, config.iterations - step)
+          prompt_CBP = jax.device_put(
+            prompts.next_chunk(size), sharding.over_prompts(mesh, leading=1)
+          )
+          state, metrics = train_chunk(state, prompt_CBP, reference, hyper, key)
+          rows = to_rows(metrics, step, ledger)
+          check_finite(rows)
+          step += size
+          seconds += time.monotonic() - start
+          rows[-1]["seconds"] = round(seconds, 3)
+          done = step >= config.iterations
+          if done or (config.eval.every and step % config.eval.every == 0):
+            last_eval = measure(state.params)
+            rows[-1]["eval"] = last_eval
+          _write(log, rows)
+          if done or step % config.checkpoint_every == 0 or asked:
+            save()
+          bar.show(rows[-1])
+          if asked:
+            break
+    finally:
+      for number, handler in handlers.items():
+        signal.signal(number, handler)
+      checkpointer.close()
+    if step < config.iterations:
+      logging.warning(
+        "stopped by a signal at iteration %d; the same command resumes", step
+      )
+      if asked[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+      sys.exit(128 + asked[0])
     shown = samples.samples(
       graphdef,
       state.params,
@@ -358,10 +322,12 @@ def train(
       config.search,
       seed=config.seed,
     )
-    _replace(workdir / "samples.json", json.dumps(shown, indent=2) + "\n")
-  mode = evaluate.headline(config.eval.modes)
-  report.write(workdir / "report.html", {config.algorithm: workdir}, mode)
-  return last_eval
+    workdir_lib.write_whole(
+      workdir / "samples.json", json.dumps(shown, indent=2) + "\n"
+    )
+    mode = evaluate.headline(config.eval.modes)
+    report.write(workdir / "report.html", {config.algorithm: workdir}, mode)
+    return last_eval
 
 
 def _write(log, rows: list[dict[str, Any]]) -> None:

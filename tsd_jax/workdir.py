@@ -1,0 +1,78 @@
+"""A run's folder on disk: one writer, whole files, one config."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any
+
+from tsd_jax import config_json
+from tsd_jax.config import UserError
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole: a reader finds the old text or the new."""
+  partial = file.with_suffix(".tmp")
+  partial.write_text(text, encoding="utf-8")
+  os.replace(partial, file)
+
+
+def prepare(config: Any, workdir: pathlib.Path) -> None:
+  """Writes config.json, or checks that the folder's is the same run.
+
+  Args:
+    config: the run's config.
+    workdir: its folder, made where there is none.
+
+  Raises:
+    UserError: if the folder holds a run with other settings. Longer or shorter
+      runs may go on in the same folder.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = workdir / "config.json"
+  if file.exists():
+    try:
+      saved = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+      raise UserError(f"{file} is damaged ({error}): delete it") from error
+    lines = config_json.difference(saved, config, ignore=("iterations",))
+    if lines:
+      raise UserError(
+        f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
+        "use another --workdir"
+      )
+  write_whole(file, config_json.to_json(config))
+
+
+@contextlib.contextmanager
+def sole_writer(workdir: pathlib.Path):
+  """Keeps other processes out of a run's folder; the lock dies with us.
+
+  Raises:
+    UserError: if another process trains there.
+  """
+  with open(workdir / ".lock", "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(
+        f"another process trains in {workdir}: wait for it, or use another "
+        "--workdir"
+      ) from None
+    yield
+
+
+def keep_rows(file: pathlib.Path, step: int) -> None:
+  """Drops metrics rows past a checkpoint; the resumed run writes them again."""
+  if not file.exists():
+    return
+  rows = []
+  for line in file.read_text().splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue  # A row half written when the run was killed.
+    if row["step"] <= step:
+      rows.append(line + "\n")
+  write_whole(file, "".join(rows))
