@@ -123,10 +123,34 @@ def page(
       html.escape(json.dumps(log.config, indent=2)),
       "</pre></details>",
     ]
+  return _document(" and ".join(logs), parts)
+
+
+def comparison_page(
+  table: str, curves: dict[str, compare.Curve], mode: str
+) -> str:
+  """Returns the HTML of a comparison: its table, and mean curves over seeds."""
+  return _document(
+    "comparison",
+    [
+      "<h1>Comparison of methods</h1>",
+      f"<pre>{html.escape(table)}</pre>",
+      "<p>steps to its accuracy: iterations that tsd needs for the other's "
+      "last accuracy, as a fraction of what the other needs; at equal tokens: "
+      "difference of accuracy; in brackets 95 % bootstrap intervals over "
+      "seeds; P: probability that a run of tsd beats one of the other at equal "
+      "tokens. Bands are one standard error over seeds.</p>",
+      f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
+      _grid(held_out_figures(curves)),
+    ],
+  )
+
+
+def _document(title: str, parts: list[str]) -> str:
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>tsd_jax: {html.escape(' and '.join(logs))}</title>"
+    f"<title>tsd_jax: {html.escape(title)}</title>"
     f"<style>{_STYLE}</style></head><body>"
     + "\n".join(parts)
     + "</body></html>"

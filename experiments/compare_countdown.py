@@ -1,0 +1,19 @@
+"""All methods on Countdown with three numbers.
+
+Purpose: one table that says what the search buys, at equal iterations and at
+equal tokens. Every method gets the same three learning rates on validation, one
+seed; what is reported are five other seeds at its best rate, on test problems
+that chose nothing.
+
+Command: python -m launch.compare --workdir=DIR
+With four numbers: --config.experiment.task.numbers=4
+  --config.experiment.init=experiments/warm_start_4.safetensors
+"""
+
+from experiments import countdown
+from tsd_jax.judge import Comparison
+
+
+def get_config() -> Comparison:
+  """The comparison."""
+  return Comparison(experiment=countdown.get_config())

@@ -1,0 +1,33 @@
+"""Judges methods at equal iterations, tokens and seconds, over several seeds.
+
+python -m launch.compare --config=experiments/compare_countdown.py --workdir=DIR
+
+First every method is run with each setting of a short sweep, one seed, on the
+validation split; then at its best setting with all seeds, on the test split. A
+killed comparison goes on with the same command.
+"""
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_CONFIG = flags.DEFINE_string(
+  "config", "experiments/compare_countdown.py", "Comparison file."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+
+
+def main(overrides):
+  """Runs what is missing, prints the table, writes compare.json and .html."""
+  if _WORKDIR.value is None:
+    raise config_lib.UserError("--workdir=DIR is missing")
+  config = config_lib.from_flags(_CONFIG.value, overrides)
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax import judge, progress
+
+  progress.quiet_libraries()
+  print(judge.judge(config, _WORKDIR.value))
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,180 @@
+"""The comparison: statistics against their definitions, and the command."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from flax import nnx
+
+from tests import small_comparison
+from tsd_jax import compare, judge
+from tsd_jax.compare import Curve
+from tsd_jax.models import presets, transformer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = np.array([0, 10, 20, 30])
+
+
+def curve(*accuracy, tokens=100):
+  zeros = np.zeros(4)
+  return Curve(STEPS, STEPS * tokens, np.array(accuracy), zeros, zeros)
+
+
+SLOW = curve(0.1, 0.2, 0.3, 0.4)
+FAST = curve(0.1, 0.3, 0.5, 0.5, tokens=200)
+
+
+@pytest.mark.parametrize(
+  ("target", "steps"), [(0.1, 0), (0.2, 5), (0.4, 15), (0.5, 20), (0.6, np.inf)]
+)
+def test_steps_to_a_target(target, steps):
+  assert compare.steps_to(FAST, target) == pytest.approx(steps)
+
+
+def test_a_dip_does_not_hide_the_first_crossing():
+  assert compare.steps_to(curve(0.1, 0.4, 0.2, 0.4), 0.25) == pytest.approx(5)
+
+
+def test_area_is_the_mean_height():
+  assert compare.area(SLOW) == pytest.approx(0.25)
+  assert compare.area(FAST) == pytest.approx((0.2 + 0.4 + 0.5) / 3)
+
+
+def test_contrast_by_hand():
+  found = compare.contrast({"tsd": [FAST] * 3, "ppo": [SLOW] * 3})
+  # .4 after 15 iterations instead of 30.
+  steps = found["steps_to_target"]["tsd/ppo"]
+  assert steps["value"] == pytest.approx(0.5)
+  assert steps["ci95"] == pytest.approx([0.5, 0.5])
+  # 3,000 tokens: 15 of fast's iterations, 30 of slow's.
+  tokens = found["accuracy_at_equal_tokens"]["tsd/ppo"]
+  assert tokens["value"] == pytest.approx(0.4 - 0.4)
+  equal = found["accuracy_at_equal_steps"]["tsd/ppo"]
+  assert equal["value"] == pytest.approx(0.1)
+  assert found["probability_of_improvement"]["tsd/ppo"] == pytest.approx(0.5)
+
+
+def test_a_target_that_is_never_reached_is_none():
+  found = compare.contrast({"tsd": [SLOW] * 2, "ppo": [FAST] * 2})
+  assert found["steps_to_target"]["tsd/ppo"] == {
+    "value": None, "median": None, "ci95": [None, None],
+  }  # fmt: skip
+  json.dumps(found, allow_nan=False)
+
+
+def test_the_interval_is_scipys():
+  rng = np.random.default_rng(1)
+  ours, theirs = rng.normal(0.4, 0.03, 8), rng.normal(0.3, 0.03, 8)
+
+  def ends(values):
+    return [curve(0.1, 0.1, 0.1, v) for v in values]
+
+  got = compare.bootstrap(
+    ends(ours), ends(theirs), lambda a, b: a.accuracy[-1] - b.accuracy[-1],
+    draws=4000,
+  )  # fmt: skip
+  expected = scipy.stats.bootstrap(
+    (ours, theirs), lambda a, b, axis: a.mean(axis) - b.mean(axis),
+    method="percentile", n_resamples=4000, rng=0,
+  ).confidence_interval  # fmt: skip
+  assert got["ci95"] == pytest.approx(list(expected), abs=3e-3)
+  assert got["value"] == pytest.approx(ours.mean() - theirs.mean())
+
+
+def test_probability_of_improvement_is_mann_whitney():
+  rng = np.random.default_rng(2)
+  a, b = rng.normal(0.5, 1, 9), rng.normal(0, 1, 7)
+  u = scipy.stats.mannwhitneyu(a, b).statistic
+  assert compare.probability_of_improvement(a, b) == pytest.approx(u / 63)
+  assert compare.probability_of_improvement([1, 1], [1, 1]) == 0.5
+
+
+def test_flops_are_what_xla_counts():
+  config = dataclasses.replace(presets.TINY, unroll_layers=2)
+  graphdef, params = transformer.create(config, 0)
+  tokens = 64
+
+  def forward(params, tokens_RT):
+    return nnx.merge(graphdef, params)(tokens_RT)
+
+  shape = jax.ShapeDtypeStruct((tokens, 1), jnp.int32)
+  cost = jax.jit(forward).lower(params, shape).compile().cost_analysis()
+  expected = judge.flops_per_token(config) * tokens
+  # The rest: norms, softmax, activations.
+  assert 1.0 < cost["flops"] / expected < 1.1
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (dict(methods=("ppo", "tsd")), "must begin with tsd"),
+    (dict(methods=("tsd", "tsd")), "repeats one"),
+    (dict(seeds=(0, 0)), "must be distinct"),
+    (dict(sweep_seed=1), "must be none of seeds"),
+    (dict(split="validation"), "chose the settings"),
+    (dict(values=()), "values is empty"),
+    (dict(values=("fast",)), "is not a number"),
+    (dict(mode="greedy"), "is not what experiment.eval.modes"),
+  ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_run(change, words):
+  with pytest.raises(Exception, match=re.escape(words)):
+    dataclasses.replace(small_comparison.get_config(), **change)
+
+
+def command(folder):
+  return [
+    sys.executable, "-m", "launch.compare",
+    "--config=tests/small_comparison.py", f"--workdir={folder}",
+  ]  # fmt: skip
+
+
+def without_clocks(folder):
+  content = json.loads((folder / "compare.json").read_text())
+  content.pop("session_seconds")
+  for row in content["methods"].values():
+    row.pop("seconds")
+  return content
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  done = subprocess.run(
+    command(whole), cwd=ROOT, capture_output=True, text=True, timeout=600,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.PIPE)
+  target = killed / "runs" / "tsd" / "1" / "metrics.jsonl"
+  deadline = time.monotonic() + 300
+  while not target.exists() and time.monotonic() < deadline:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not (killed / "compare.json").exists()
+  again = subprocess.run(
+    command(killed), cwd=ROOT, capture_output=True, text=True, timeout=600,
+    check=False,
+  )  # fmt: skip
+  assert again.returncode == 0, again.stderr
+  content = without_clocks(killed)
+  assert content == without_clocks(whole)
+  assert content["methods"]["tsd"]["seeds"] == [0, 1]
+  assert np.shape(content["methods"]["grpo"]["mean@2"]) == (2, 4)
+  assert set(content["ratios"]) >= {
+    "steps_to_target", "accuracy_at_equal_tokens",
+  }  # fmt: skip
+  assert "tsd against" in done.stdout
+  assert (whole / "compare.html").read_text().count("<svg") == 3
