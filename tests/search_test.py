@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
 
 from tsd_jax import decode, sharding
 from tsd_jax.models import transformer
 from tsd_jax.search import champions as champions_lib
+from tsd_jax.search import health
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
@@ -367,6 +369,37 @@ def test_path_targets_follow_the_champions_path():
       )
       action = list(tree.embeddings.candidate_A[row, node]).index(path[t])
       node = tree.children_index[row, node, action]
+
+
+@pytest.mark.parametrize("settings", ALL, ids=name)
+def test_health_by_counting(settings):
+  result = search(**settings)
+  tree, nodes = result.tree, result.tree.embeddings
+  got = jax.device_get(
+    jax.jit(health.health)(tree, jnp.asarray(result.simulations))
+  )
+  depths, cut, answers, repeated, entropy = [], [], 0, 0, []
+  for row in range(B):
+    children = [n for _, _, n in tried(tree, row)]
+    depths += [nodes.depth[row, n] for n in children]
+    cut += [nodes.cut_off[row, n] for n in children]
+    seen = [
+      tuple(nodes.answer_tokens[row, n])
+      for n in children
+      if nodes.has_answer[row, n]
+    ]
+    answers += len(seen)
+    repeated += len(seen) - len(set(seen))
+    visits = tree.children_visits[row, 0]
+    entropy.append(scipy.stats.entropy(visits / visits.sum()))
+  assert got["search_depth"] == pytest.approx(np.mean(depths))
+  assert got["search_cut_off"] == pytest.approx(np.mean(cut))
+  assert got["search_wasted"] == pytest.approx(1 - len(depths) / (24 * B))
+  assert got["search_answers"] == pytest.approx((answers - repeated) / B)
+  assert got["search_duplicates"] == pytest.approx(repeated / answers)
+  assert got["search_visit_entropy"] == pytest.approx(np.mean(entropy))
+  if settings["rule"] == "best_first":
+    assert got["search_wasted"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

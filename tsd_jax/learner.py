@@ -20,6 +20,7 @@ from tsd_jax.methods import LearnerConfig
 from tsd_jax.models.transformer import Segment
 from tsd_jax.rollout import rollout
 from tsd_jax.search import champions as champions_lib
+from tsd_jax.search import health
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array, Responses
@@ -83,6 +84,7 @@ def search_phase(graphdef, params, task: Task, prompt_BP, key, config):
     "search_reward": jnp.mean(best.reward_BM[:, 0]),
     "search_correct": jnp.mean(best.correct_BM[:, 0].astype(jnp.float32)),
     "search_simulations": result.simulations,
+    **health.health(result.tree, result.simulations),
   }
   return best, targets, result.forwards, metrics
 
@@ -370,6 +372,10 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
     if config.loss.distils:
       metrics["champion_rate"] = jnp.mean(jnp.any(use_BM, axis=1))
     if config.searches:
+      age = state.iteration
+      if config.refresh_every:
+        age %= config.refresh_every
+      metrics["search_age"] = age.astype(jnp.float32)
       metrics["search_gain"] = metrics["search_reward"] - metrics["reward"]
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
     return state, metrics

@@ -23,6 +23,18 @@ _TRAINING = (
   ("Reward in training", {"reward": "-", "search_reward": ":"}),
   ("Solved in training", {"correct": "-", "search_correct": ":"}),
   ("Search gain over the policy (reward)", {"search_gain": "-"}),
+  ("Depth of a node (tokens)", {"search_depth": "-"}),
+  ("Distinct answers in a tree", {"search_answers": "-"}),
+  (
+    "Search: fractions",
+    {"search_wasted": "-", "search_duplicates": ":", "search_cut_off": "--"},
+  ),
+  ("Entropy of the root's visits (nats)", {"search_visit_entropy": "-"}),
+  (
+    "V_search of prompts, samples solved",
+    {"search_root_value": "-", "correct": ":"},
+  ),
+  ("Age of the search model (iterations)", {"search_age": "-"}),
   ("Distilled prompts (fraction)", {"champion_rate": "-"}),
   ("Clipped tokens (fraction)", {"clip_fraction": "-"}),
   ("KL to the sampling policy (nats)", {"approx_kl": "-"}),
@@ -185,7 +197,7 @@ def training_figures(logs: dict[str, Log]) -> list[Figure]:
       for metric, style in metrics.items():
         points = [(r["step"], r[metric]) for r in log.rows if metric in r]
         if points:
-          label = run if style == "-" else f"{run}: {metric}"
+          label = run if len(metrics) == 1 else f"{run}: {metric}"
           axes.plot(
             *zip(*points, strict=True), style, color=colour, label=label
           )
