@@ -32,7 +32,8 @@ def write_run(folder, accuracy, *, text="1 + 2"):
   (folder / "config.json").write_text('{"task": {"name": "countdown"}}')
   sample = {
     "prompt": "1 2 = 3", "tree": "root",
-    "responses": [{"text": text, "reward": 1.0, "correct": True}],
+    "before": [{"text": "2 - 1", "reward": 0.25, "correct": False}],
+    "after": [{"text": text, "reward": 1.0, "correct": True}],
   }  # fmt: skip
   (folder / "samples.json").write_text(json.dumps([sample]))
   return folder
@@ -59,6 +60,7 @@ def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
   report.write(file, folders, "mean@16")
   page = file.read_text()
   html.parser.HTMLParser().feed(page)
+  assert '<td class="no">2 - 1  (0.25)</td>' in page
   assert evil not in page and "&lt;script&gt;" in page
   assert compare.summary(
     {n: compare.read_curve(f, "mean@16") for n, f in folders.items()}, "mean@16"

@@ -255,13 +255,18 @@ def _grid(figures: list[Figure]) -> str:
 
 
 def _sample(sample: dict[str, Any]) -> str:
+  def cell(r):
+    kind = "ok" if r["correct"] else "no"
+    text = html.escape(f"{r['text']}  ({r['reward']:.2f})")
+    return f'<td class="{kind}">{text}</td>'
+
   rows = "".join(
-    f'<tr class="{"ok" if r["correct"] else "no"}"><td>'
-    f"{html.escape(r['text'])}</td><td>reward {r['reward']:.3f}</td></tr>"
-    for r in sample["responses"]
+    f"<tr>{cell(before)}{cell(after)}</tr>"
+    for before, after in zip(sample["before"], sample["after"], strict=True)
   )
   return (
-    f"<p><b>{html.escape(sample['prompt'])}</b></p><table>{rows}</table>"
+    f"<p><b>{html.escape(sample['prompt'])}</b></p><table>"
+    f"<tr><th>before (reward)</th><th>after</th></tr>{rows}</table>"
     "<details><summary>the tree searched around it</summary><pre>"
     f"{html.escape(sample['tree'])}</pre></details>"
   )

@@ -316,6 +316,7 @@ def train(
     shown = samples.samples(
       graphdef,
       state.params,
+      reference,
       task,
       held_out[:SHOWN_PROMPTS],
       SymbolTokenizer(),
