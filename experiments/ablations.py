@@ -54,8 +54,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 def main(overrides):
   """Runs what is missing, prints the table, writes ablations.json."""
-  if _WORKDIR.value is None:
-    raise config_lib.UserError("--workdir=DIR is missing")
+  folder = config_lib.required(_WORKDIR)
   names = _ONLY.value or list(VARIANTS)
   if unknown := sorted(set(names) - set(VARIANTS)):
     raise config_lib.UserError(
@@ -73,10 +72,7 @@ def main(overrides):
   from tsd_jax import compare, evaluate, progress, train, workdir
 
   progress.quiet_libraries()
-  folder, mode = (
-    pathlib.Path(_WORKDIR.value),
-    evaluate.headline(base.eval.modes),
-  )
+  folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
   runs, rows = {}, {}
   print(
     f"{'change':>18}  {mode:>7}  {'at equal steps':>14}  "
@@ -86,7 +82,6 @@ def main(overrides):
   for name, seeds in configs.items():
     for config in seeds:
       place = folder / name / str(config.seed)
-      place.parent.mkdir(parents=True, exist_ok=True)
       train.train(config, place)
       curve = compare.read_curve(place, mode)
       runs.setdefault(name, []).append(curve)

@@ -19,14 +19,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 
 def main(overrides):
   """Runs what is missing, prints the table, writes compare.json and .html."""
-  if _WORKDIR.value is None:
-    raise config_lib.UserError("--workdir=DIR is missing")
+  folder = config_lib.required(_WORKDIR)
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import judge, progress
 
   progress.quiet_libraries()
-  print(judge.judge(config, _WORKDIR.value))
+  print(judge.judge(config, folder))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ _SEED = flags.DEFINE_integer("seed", None, "Of sampling.")
 def main(overrides):
   """Prints a table and writes DIR/eval.json, or DIR/eval_base.json."""
   del overrides  # There is no --config: a run is measured as it was trained.
-  if _WORKDIR.value is None:
-    raise config_lib.UserError("--workdir=DIR is missing")
+  folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import data, evaluate, progress, runs, train
+  from tsd_jax import data, evaluate, progress, runs, train, workdir
 
   progress.quiet_libraries()
-  saved = runs.read_config(_WORKDIR.value)
+  saved = runs.read_config(folder)
 
   def chosen(flag, default):
     return default if flag.value is None else flag.value
@@ -52,7 +51,7 @@ def main(overrides):
     graphdef, params = train.initial_params(saved)
     step = 0
   else:
-    _, graphdef, params, step, _ = runs.open_run(_WORKDIR.value)
+    _, graphdef, params, step, _ = runs.open_run(folder)
   results = evaluate.evaluate(
     graphdef,
     params,
@@ -67,9 +66,9 @@ def main(overrides):
   print(evaluate.table(results))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)
   name = "eval_base.json" if _BASE.value else "eval.json"
-  file = pathlib.Path(_WORKDIR.value) / name
-  file.write_text(
-    json.dumps({m: r | facts for m, r in results.items()}, indent=2) + "\n"
+  content = {mode: result | facts for mode, result in results.items()}
+  workdir.write_whole(
+    pathlib.Path(folder) / name, json.dumps(content, indent=2) + "\n"
   )
 
 

@@ -14,25 +14,23 @@ _OUTPUT = flags.DEFINE_string("output", None, "New folder.")
 def main(overrides):
   """Reads the newest checkpoint and writes the folder."""
   del overrides  # There is no --config: the run's own is read.
-  for flag in (_WORKDIR, _OUTPUT):
-    if flag.value is None:
-      raise config_lib.UserError(f"--{flag.name}=DIR is missing")
+  folder, output = map(config_lib.required, (_WORKDIR, _OUTPUT))
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import progress, runs
   from tsd_jax.models import hf
   from tsd_jax.tokenizers import SymbolTokenizer
 
   progress.quiet_libraries()
-  run = runs.open_run(_WORKDIR.value)
+  run = runs.open_run(folder)
   task = run.config.make_task()
   hf.save(
-    _OUTPUT.value,
+    output,
     run.config.model,
     run.params,
     SymbolTokenizer(),
     max_length=task.prompt_length + task.response_length,
   )
-  print(f"iteration {run.step} of {_WORKDIR.value}: {_OUTPUT.value}")
+  print(f"iteration {run.step} of {folder}: {output}")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 def main(overrides):
   """Loads the config and trains."""
-  if _WORKDIR.value is None:
-    raise config_lib.UserError("--workdir=DIR is missing")
+  folder = config_lib.required(_WORKDIR)
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import evaluate, progress, train
 
   progress.quiet_libraries()
-  results = train.train(config, _WORKDIR.value)
+  results = train.train(config, folder)
   print(evaluate.table(results))
 
 

@@ -6,12 +6,12 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.noisy import add_noise
 from tsd_jax.config import UserError
 from tsd_jax.models import hf, transformer, weights
 from tsd_jax.models.transformer import ModelConfig
@@ -33,13 +33,7 @@ SHAPES = {
 def make(config, seed=0):
   """A model in which every parameter counts: no zeros, no ones."""
   graphdef, params = transformer.create(config, seed)
-  flat = nnx.to_flat_state(params)
-  keys = jax.random.split(jax.random.key(7), len(flat))
-  noisy = [
-    (name, v.replace(v[...] + 0.1 * jax.random.normal(key, v[...].shape)))
-    for (name, v), key in zip(flat, keys, strict=True)
-  ]
-  return graphdef, nnx.from_flat_state(noisy)
+  return graphdef, add_noise(params, scale=0.1, seed=7)
 
 
 def export(folder, config, params):

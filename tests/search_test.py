@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 
+from tests.noisy import add_noise
 from tsd_jax import decode, sharding
 from tsd_jax.models import transformer
 from tsd_jax.search import champions as champions_lib
@@ -56,13 +57,8 @@ def model():
   # Tests trace this inside jit: the arrays must not be tracers.
   with jax.ensure_compile_time_eval():
     graphdef, params = transformer.create(config, 27)  # The end is likely.
-    flat = nnx.to_flat_state(params)
-    keys = jax.random.split(jax.random.key(5), len(flat))
-    noisy = [
-      (n, v.replace(v[...] + 0.3 * jax.random.normal(k, v[...].shape)))
-      for (n, v), k in zip(flat, keys, strict=True)
-    ]
-  return nnx.merge(graphdef, nnx.from_flat_state(noisy))
+    noisy = add_noise(params, scale=0.3, seed=5)
+  return nnx.merge(graphdef, noisy)
 
 
 PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P))

@@ -4,7 +4,6 @@ Statistics over seeds follow arXiv:2108.13264: bootstrap intervals that resample
 seeds, and the probability that a run of one method beats one of another.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tsd_jax.config import UserError
+from tsd_jax.workdir import read_rows
 
 
 class Curve(NamedTuple):
@@ -32,13 +32,8 @@ def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
     mode: such as mean@16.
 
   Raises:
-    UserError: if the run never evaluated this mode.
+    UserError: if there is no run, or it never evaluated this mode.
   """
-  file = pathlib.Path(workdir) / "metrics.jsonl"
-  try:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-  except FileNotFoundError:
-    raise UserError(f"no run in {workdir}: {file} is missing") from None
   points = [
     (
       row["step"],
@@ -47,12 +42,13 @@ def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
       row["eval"][mode]["stderr"],
       row["seconds"],
     )
-    for row in rows
+    for row in read_rows(workdir)
     if mode in row.get("eval", {})
   ]
   if not points:
     raise UserError(
-      f"{file} has no evaluation of {mode}: add it to --config.eval.modes"
+      f"the run in {workdir} has no evaluation of {mode}: add it to "
+      "--config.eval.modes"
     )
   return Curve(*map(np.asarray, zip(*points, strict=True)))
 

@@ -69,7 +69,7 @@ def load(path: str) -> Any:
     raise ConfigError(
       f"{path}{_line_in(file, error)}: {type(error).__name__}: {error}"
     ) from error
-  if not _is_config(config):
+  if not is_config(config):
     raise ConfigError(
       f"get_config() of {path} returned {type(config).__name__}; it must "
       "return an instance of a dataclass"
@@ -107,6 +107,17 @@ def override(config: Any, overrides: Mapping[str, str]) -> Any:
 def from_flags(path: str, overrides: Mapping[str, str]) -> Any:
   """Returns a file's config with the overrides of the command line applied."""
   return override(load(path), overrides)
+
+
+def required(flag: flags.FlagHolder) -> Any:
+  """Returns the value of a flag that has no default.
+
+  Raises:
+    UserError: the flag was not given.
+  """
+  if flag.value is None:
+    raise UserError(f"--{flag.name}=DIR is missing")
+  return flag.value
 
 
 def split_overrides(
@@ -218,7 +229,8 @@ def _line_in(file: pathlib.Path, error: Exception) -> str:
   return f":{lines[-1]}" if lines else ""
 
 
-def _is_config(value: Any) -> bool:
+def is_config(value: Any) -> bool:
+  """Whether a value is a dataclass instance: a config or a part of one."""
   return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -234,7 +246,7 @@ def _leaf_names(config: Any, prefix: str = "") -> list[str]:
   names = []
   for name in _field_names(config):
     value = getattr(config, name)
-    if _is_config(value):
+    if is_config(value):
       names += _leaf_names(value, f"{prefix}{name}.")
     else:
       names.append(prefix + name)
@@ -257,7 +269,7 @@ def _descend(config: Any, name: str) -> tuple[Any, str]:
   *heads, last = name.split(".")
   parent = config
   for depth, head in enumerate([*heads, last]):
-    if not _is_config(parent):
+    if not is_config(parent):
       at = ".".join(heads[:depth])
       if parent is None:
         raise ConfigError(
@@ -277,7 +289,7 @@ def _parse_field(parent: Any, name: str, leaf: str, text: str) -> Any:
   if not field.init:
     raise ConfigError(f"config.{name} follows from other fields; set those")
   annotation, current = _hints(parent)[leaf], getattr(parent, leaf)
-  if _is_config(current) and not (
+  if is_config(current) and not (
     text.lower() == "none" and type(None) in typing.get_args(annotation)
   ):
     inner = ", ".join(f"config.{name}.{n}" for n in _field_names(current))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Union
 
 from tsd_jax import config_values
-from tsd_jax.config import ConfigError
+from tsd_jax.config import ConfigError, is_config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -95,12 +95,8 @@ def difference(
   return lines
 
 
-def _is_config(value: Any) -> bool:
-  return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
 def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
-  if _is_config(value):
+  if is_config(value):
     tag = (
       {} if type(value) is annotation else {"__class__": type(value).__name__}
     )

@@ -2,7 +2,8 @@
 
   greedy    one answer, the likeliest token each time
   mean@K    mean over K samples: the model as it ships
-  pass@K    unbiased probability that one of K samples is right
+  pass@K    unbiased probability that one of K samples is right, from as many
+            samples as the largest K asked for
   best@K    the best of K samples, chosen by the task's reward
   vote@K    the most frequent of K samples; no reward is looked at
   search@N  the champion of a tree of N simulations, chosen by the reward
@@ -71,16 +72,22 @@ def draw(
   return tokens_BGT, score.reward_X, score.correct_X, forwards
 
 
-def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
-  """Unbiased pass@k, 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374)."""
+def solved_by_k(correct_BN: np.ndarray, k: int) -> np.ndarray:
+  """Each prompt's chance that k of its N samples, drawn at random, solve it."""
   n = correct_BN.shape[1]
   wrong_B = n - correct_BN.sum(axis=1)
   # C(n-c, k) / C(n, k) as a product that never overflows; 0 when n-c < k.
   ratio_Bk = (wrong_B[:, None] - np.arange(k)) / (n - np.arange(k))
-  return float(1.0 - np.prod(np.maximum(ratio_Bk, 0.0), axis=1).mean())
+  return 1.0 - np.prod(np.maximum(ratio_Bk, 0.0), axis=1)
 
 
-KINDS = ("mean", "pass", "best", "vote", "search")
+def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
+  """Unbiased pass@k, 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374)."""
+  return float(solved_by_k(correct_BN, k).mean())
+
+
+SAMPLED = ("mean", "pass", "best", "vote")
+KINDS = (*SAMPLED, "search")
 
 
 def parse_modes(modes: str) -> list[tuple[str, int]]:
@@ -178,8 +185,11 @@ def evaluate(
       )
     )
 
+  # An estimate of pass@K is the better, the more samples it is made from.
+  most = max((k for kind, k in parsed if kind in SAMPLED), default=0)
+
   def measure(kind: str, k: int):
-    """Accuracy, or None for the mean; correct_NX; reward_NX; tokens."""
+    """How far each prompt is solved, rewards, and tokens."""
     if kind == "search":
       # Every prompt gets its N simulations, whatever the others do.
       config = dataclasses.replace(
@@ -190,29 +200,27 @@ def evaluate(
       reward_N, correct_N, tokens = jax.device_get(
         search_best(graphdef, params, task, prompt_NP, key, config=config)
       )
-      return None, correct_N, reward_N, tokens
-    tokens_NKT, reward_NK, correct_NK, tokens = drawn(k)
-    if kind == "pass":
-      return pass_at_k(correct_NK, k), correct_NK, reward_NK, tokens
-    if kind in ("best", "vote"):
-      chosen_N = (
-        reward_NK.argmax(axis=1)
-        if kind == "best"
-        else vote(tokens_NKT, task.eos_id)
-      )
-      correct_NK = correct_NK[rows_N, chosen_N]
-      reward_NK = reward_NK[rows_N, chosen_N]
-    return None, correct_NK, reward_NK, tokens
+      return correct_N, reward_N, tokens
+    tokens_NKT, reward_NK, correct_NK, tokens = drawn(
+      most if kind == "pass" else k
+    )
+    match kind:
+      case "pass":
+        return solved_by_k(correct_NK, k), reward_NK, tokens
+      case "best":
+        chosen_N = reward_NK.argmax(axis=1)
+      case "vote":
+        chosen_N = vote(tokens_NKT, task.eos_id)
+      case _:
+        return correct_NK.mean(axis=1), reward_NK, tokens
+    return correct_NK[rows_N, chosen_N], reward_NK[rows_N, chosen_N], tokens
 
   results = {}
   for kind, k in parsed:
-    accuracy, correct, reward, tokens = measure(kind, k)
-    per_prompt_N = correct.reshape(len(rows_N), -1).mean(axis=1)
-    if kind == "pass":
-      per_prompt_N = correct.any(axis=1)  # K of K samples: no estimate left.
+    solved_N, reward, tokens = measure(kind, k)
     results[f"{kind}@{k}" if k else kind] = {
-      "accuracy": float(per_prompt_N.mean() if accuracy is None else accuracy),
-      "stderr": float(per_prompt_N.std() / np.sqrt(len(rows_N))),
+      "accuracy": float(solved_N.mean()),
+      "stderr": float(solved_N.std() / np.sqrt(len(rows_N))),
       "n": len(rows_N),
       "tokens": int(tokens),
       "reward": float(reward.mean()),

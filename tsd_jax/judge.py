@@ -132,7 +132,6 @@ def judge(config: Comparison, folder: str | pathlib.Path) -> str:
 def _run(config: train.Experiment, folder: pathlib.Path, mode: str) -> Curve:
   """Trains where that is not done yet."""
   print(f"{folder}", flush=True)
-  folder.parent.mkdir(parents=True, exist_ok=True)
   train.train(config, folder)
   return compare.read_curve(folder, mode)
 

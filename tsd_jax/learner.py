@@ -42,8 +42,8 @@ class Batch(NamedTuple):
   responses: Responses
   advantage_BGT: Array
   return_BGT: Array
-  champion_BMT: Array
-  champion_weight_BM: Array  # 1 where the champion is distilled, else 0.
+  champion_BMT: Array | None  # None where nothing is distilled.
+  champion_used_BM: Array | None  # bool, whether it is distilled.
   targets: champions_lib.PathTargets | None
 
 
@@ -185,7 +185,7 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     # A champion ends with its end token; nothing after it is learned.
     end_BMT = batch.champion_BMT == config.eos_id
     inside_BMT = jnp.cumsum(end_BMT, axis=2) - end_BMT == 0
-    use_BMT = inside_BMT & (batch.champion_weight_BM[..., None] > 0)
+    use_BMT = inside_BMT & batch.champion_used_BM[..., None]
     metrics["champion_ce"] = losses.cross_entropy(chosen_BGT[:, G:], use_BMT)
     total += hyper["champion_weight"] * metrics["champion_ce"]
   if c.soft_weight > 0:
@@ -301,6 +301,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
     key = jax.random.fold_in(key, state.iteration)
     search_key, rollout_key, order_key = jax.random.split(key, 3)
     metrics, targets, search_forwards = {}, None, jnp.int32(0)
+    champion_BMT = use_BM = None
     prefill = jnp.int32(B * P)
     search_params = state.search_params
     if config.refresh_every:
@@ -325,12 +326,12 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       )
       prefill += B * P
       champion_BMT, champion_reward_BM, use_BM = best[:3]
-    else:
+    elif config.loss.distils:
       champion_BMT, champion_reward_BM, use_BM = best_samples(
-        responses, config.loss.champions if config.loss.distils else 1
+        responses, config.loss.champions
       )
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
-    if config.loss.champion_gate == "better":
+    if config.loss.distils and config.loss.champion_gate == "better":
       use_BM = champion_reward_BM > policy_reward_B[:, None]
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(
@@ -339,7 +340,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       advantage_BGT,
       return_BGT,
       champion_BMT,
-      use_BM.astype(jnp.float32),
+      use_BM,
       targets,
     )
 

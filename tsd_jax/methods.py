@@ -15,15 +15,15 @@ Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-_WEIGHTS = (
+_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight")
+_SAMPLE_WEIGHTS = (
   "policy_weight",
-  "champion_weight",
-  "soft_weight",
   "value_weight",
   "success_weight",
   "kl_weight",
   "entropy_weight",
 )
+_WEIGHTS = _CHAMPION_WEIGHTS + _SAMPLE_WEIGHTS
 _CLIPS = ("clip_low", "clip_high")
 
 
@@ -56,26 +56,18 @@ class LossConfig:
   @property
   def distils(self) -> bool:
     """Whether the loss reads champions."""
-    return self.champion_weight > 0 or self.soft_weight > 0
+    return any(getattr(self, name) > 0 for name in _CHAMPION_WEIGHTS)
 
   @property
   def trains_on_samples(self) -> bool:
     """Whether the loss reads the on-policy samples."""
-    weights = (
-      self.policy_weight,
-      self.value_weight,
-      self.success_weight,
-      self.kl_weight,
-      self.entropy_weight,
-    )
-    return any(weight > 0 for weight in weights)
+    return any(getattr(self, name) > 0 for name in _SAMPLE_WEIGHTS)
 
   def __post_init__(self):
     """Refuses negative weights and impossible clips."""
-    for field in dataclasses.fields(self):
-      number = getattr(self, field.name)
-      if field.name.endswith("_weight") and number < 0:
-        raise ValueError(f"loss.{field.name}={number} must not be negative")
+    for name in (*_WEIGHTS, "local_weight"):
+      if (number := getattr(self, name)) < 0:
+        raise ValueError(f"loss.{name}={number} must not be negative")
     if self.champions < 1:
       raise ValueError(f"loss.champions={self.champions} must be at least 1")
     if not self.distils and not self.trains_on_samples:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from tsd_jax import compare
 from tsd_jax.config import UserError
-from tsd_jax.workdir import write_whole
+from tsd_jax.workdir import read_rows, write_whole
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8e5572", "#edae49", "#5f6c7b")
 # Title, then metric: line style.
@@ -74,12 +74,12 @@ def read_log(workdir: str | pathlib.Path) -> Log:
     UserError: if it holds no run, or a damaged file.
   """
   workdir = pathlib.Path(workdir)
+  rows = read_rows(workdir)
   try:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     config = json.loads((workdir / "config.json").read_text())
     samples = workdir / "samples.json"
     return Log(
-      [json.loads(line) for line in lines],
+      rows,
       config,
       json.loads(samples.read_text()) if samples.exists() else [],
     )

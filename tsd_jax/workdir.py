@@ -63,6 +63,21 @@ def sole_writer(workdir: pathlib.Path):
     yield
 
 
+def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Reads a run's metrics, one row an iteration.
+
+  Raises:
+    UserError: if the folder holds no run, or a damaged file.
+  """
+  file = pathlib.Path(workdir) / "metrics.jsonl"
+  try:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+  except FileNotFoundError:
+    raise UserError(f"no run in {workdir}: {file} missing") from None
+  except json.JSONDecodeError as error:
+    raise UserError(f"{file} is damaged: {error}") from error
+
+
 def keep_rows(file: pathlib.Path, step: int) -> None:
   """Drops metrics rows past a checkpoint; the resumed run writes them again."""
   if not file.exists():

@@ -12,7 +12,6 @@ Command: python -m experiments.benchmarks.loop --output=FILE.json
 import functools
 import json
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from absl import flags
 from flax import nnx
 
+from experiments.benchmarks.table import Table
 from tsd_jax import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
@@ -147,13 +147,7 @@ def main(overrides):
   B, P, T = *prompt_BP.shape, task.response_length
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  rows = []
-
-  def note(name, value, unit, **ratios):
-    rows.append(dict(name=name, value=value, unit=unit, ratio_to=ratios))
-    shown = ", ".join(f"{v:.2f} of {k}" for k, v in ratios.items())
-    number = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-    print(f"{name:<34}{number:>12} {unit:<14}{shown}", flush=True)
+  table = Table()
 
   @jax.jit
   def search(params, prompt_BP):
@@ -172,7 +166,7 @@ def main(overrides):
   advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
   batch = learner.Batch(
     prompt_BP, responses, advantage_BGT, return_BGT, best.tokens_BMT,
-    jnp.ones(best.reward_BM.shape), targets,
+    best.valid_BM, targets,
   )  # fmt: skip
   opt_state = learner.make_optimizer(learner_config).init(params)
 
@@ -201,7 +195,7 @@ def main(overrides):
     "update": seconds(lambda: update(params, batch), repeats),
   }
   for name, value in parts.items():
-    note(name, value, "s", floor=value / floors[name])
+    table.note(name, value, "s", floor=value / floors[name])
   chunk = learner.make_train_chunk(graphdef, task, learner_config)
   prompt_CBP = jnp.broadcast_to(prompt_BP, (config.chunk, B, P))
 
@@ -211,7 +205,9 @@ def main(overrides):
     return chunk(state, prompt_CBP, params, hyper, key)
 
   total = seconds(whole, repeats) / config.chunk
-  note("whole iteration", total, "s", sum_of_parts=total / sum(parts.values()))
+  table.note(
+    "whole iteration", total, "s", sum_of_parts=total / sum(parts.values())
+  )
 
   for name, changes, iterations in (
     (f"{config.chunk} iterations", {}, config.chunk),
@@ -222,20 +218,14 @@ def main(overrides):
     took, size = compiled_size(changed, graphdef, params, task, iterations)
     if not changes and iterations == config.chunk:
       whole_size = size
-    note(f"compile, {name}", took, "s")
-    note(f"program, {name}", size, "instructions", first=size / whole_size)
+    table.note(f"compile, {name}", took, "s")
+    table.note(
+      f"program, {name}", size, "instructions", first=size / whole_size
+    )
 
   wall, busy = host_loop(config)
-  note("host overhead", wall - busy, "s", whole=(wall - busy) / wall)
-  if _OUTPUT.value:
-    content = dict(
-      command="python -m experiments.benchmarks.loop",
-      rows=rows,
-      versions=dict(jax=jax.__version__, python=platform.python_version()),
-      device=f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
-    )
-    text = json.dumps(content, indent=1) + "\n"
-    pathlib.Path(_OUTPUT.value).write_text(text)
+  table.note("host overhead", wall - busy, "s", whole=(wall - busy) / wall)
+  table.write(_OUTPUT.value, "python -m experiments.benchmarks.loop")
 
 
 if __name__ == "__main__":

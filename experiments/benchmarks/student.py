@@ -7,9 +7,6 @@ work of a turn is the same for both: latency is divided by the tokens written.
 Command: python -m experiments.benchmarks.student --workdir=DIR --output=FILE
 """
 
-import json
-import pathlib
-import platform
 import statistics
 import time
 
@@ -17,6 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.benchmarks.table import Table
 from tsd_jax import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
@@ -27,12 +25,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 def main(overrides):
   """Prints the table and writes the JSON."""
   del overrides
-  if _WORKDIR.value is None:
-    raise config_lib.UserError("--workdir=DIR is missing")
+  folder = config_lib.required(_WORKDIR)
   from tsd_jax import data, evaluate, progress, runs, train
 
   progress.quiet_libraries()
-  run = runs.open_run(_WORKDIR.value)
+  run = runs.open_run(folder)
   graphdef, base = train.initial_params(run.config)
   task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "test")
@@ -51,32 +48,14 @@ def main(overrides):
       if turn:  # The first one compiles.
         written = int(np.sum(np.asarray(tokens) != task.pad_id))
         times[name].append(took / written)
-  rows = []
+  table = Table()
   for name, params in models.items():
     size = sum(int(leaf.size) for leaf in jax.tree.leaves(params))
     latency = statistics.median(times[name])
     ratio = latency / statistics.median(times["base"])
-    rows += [
-      dict(name=f"{name}, parameters", value=size, unit="", ratio_to={}),
-      dict(
-        name=f"{name}, latency",
-        value=1e3 * latency,
-        unit="ms a token",
-        ratio_to={"base": ratio},
-      ),
-    ]
-    print(
-      f"{name:>8}  {size:,} parameters  {1e3 * latency:.3f} ms a token  "
-      f"{ratio:.3f} of the base"
-    )
-  if _OUTPUT.value:
-    content = dict(
-      command="python -m experiments.benchmarks.student",
-      rows=rows,
-      versions=dict(jax=jax.__version__, python=platform.python_version()),
-    )
-    text = json.dumps(content, indent=1) + "\n"
-    pathlib.Path(_OUTPUT.value).write_text(text)
+    table.note(f"{name}, parameters", size, "")
+    table.note(f"{name}, latency", 1e3 * latency, "ms a token", base=ratio)
+  table.write(_OUTPUT.value, "python -m experiments.benchmarks.student")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -295,11 +293,7 @@ def load(folder: str | pathlib.Path, **changes: Any):
     }:
       raise UserError(f"{folder / VALUE_HEADS} is of another model")
     flat |= heads
-  filled = [
-    (key, v.replace(jnp.asarray(flat[".".join(map(str, key))])))
-    for key, v in nnx.to_flat_state(params)
-  ]
-  return config, graphdef, nnx.from_flat_state(filled)
+  return config, graphdef, weights.unflatten(params, flat)
 
 
 def _read(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:

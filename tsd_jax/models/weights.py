@@ -17,6 +17,15 @@ def flatten(params) -> dict[str, np.ndarray]:
   return {".".join(map(str, k)): np.asarray(v[...]) for k, v in flat}
 
 
+def unflatten(params, arrays: dict[str, np.ndarray]):
+  """Arrays by dotted name, in the structure of given parameters."""
+  filled = [
+    (key, v.replace(jnp.asarray(arrays[".".join(map(str, key))], jnp.float32)))
+    for key, v in nnx.to_flat_state(params)
+  ]
+  return nnx.from_flat_state(filled)
+
+
 def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
   """Writes parameters; half precision keeps a start small."""
   arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
@@ -55,8 +64,4 @@ def load(path, params):
     raise UserError(
       f"{path} holds another model than the config's: differs in {odd[:4]}"
     )
-  filled = [
-    (key, v.replace(jnp.asarray(arrays[".".join(map(str, key))], jnp.float32)))
-    for key, v in flat
-  ]
-  return nnx.from_flat_state(filled), metadata
+  return unflatten(params, arrays), metadata

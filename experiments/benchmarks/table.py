@@ -1,0 +1,34 @@
+"""The rows of a benchmark: printed as they come, written as JSON."""
+
+import json
+import pathlib
+import platform
+
+import jax
+
+
+class Table:
+  """Rows of name, value, unit and ratios to other things."""
+
+  def __init__(self):
+    self._rows = []
+
+  def note(self, name: str, value: float, unit: str, **ratios: float) -> None:
+    """Adds and prints a row; a ratio is named by what it is a ratio to."""
+    self._rows.append(dict(name=name, value=value, unit=unit, ratio_to=ratios))
+    shown = ", ".join(f"{v:.2f} of {k}" for k, v in ratios.items())
+    number = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    print(f"{name:<34}{number:>12} {unit:<14}{shown}", flush=True)
+
+  def write(self, file: str | None, command: str) -> None:
+    """Writes the rows where a file was asked for, with what made them."""
+    if not file:
+      return
+    device = jax.devices()[0].device_kind
+    content = dict(
+      command=command,
+      rows=self._rows,
+      versions=dict(jax=jax.__version__, python=platform.python_version()),
+      device=f"{device}, {jax.device_count()} device(s)",
+    )
+    pathlib.Path(file).write_text(json.dumps(content, indent=1) + "\n")
