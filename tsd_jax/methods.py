@@ -15,7 +15,7 @@ Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight")
+_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight", "tree_value_weight")
 _SAMPLE_WEIGHTS = (
   "policy_weight",
   "value_weight",
@@ -38,6 +38,7 @@ class LossConfig:
   clip_high: float = 0.2
   champion_weight: float = 0.5  # Cross-entropy on the best answers found.
   champions: int = 1  # M, distinct answers a prompt, best first.
+  lessons: int = 0  # C, prompts distilled in an update; 0: as many as sampled.
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"
   # "correct": distil champions that solve the task; "better": those whose
@@ -47,6 +48,7 @@ class LossConfig:
   soft_min_visits: int = 2
   value_weight: float = 0.0  # V_pi.
   success_weight: float = 0.1  # V_search.
+  tree_value_weight: float = 0.0  # V_search at the states of champions.
   kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
   entropy_weight: float = 0.0
   local_weight: float = 0.5  # Tree advantages: parent against root baseline.
@@ -149,10 +151,21 @@ class LearnerConfig:
         )
 
   @property
-  def update_rows(self) -> int:
-    """Rows a prompt that the update runs forward and backward."""
-    samples = self.rollout.group if self.loss.trains_on_samples else 0
-    return samples + (self.loss.champions if self.loss.distils else 0)
+  def prompts(self) -> int:
+    """S, prompts that an iteration reads."""
+    return self.rollout.prompts * (self.search.width if self.searches else 1)
+
+  @property
+  def lessons(self) -> int:
+    """C, prompts whose champions an update distils."""
+    return self.loss.lessons or self.rollout.prompts
+
+  def update_tokens(self, prompt_length: int, response_length: int) -> int:
+    """Tokens that one epoch runs forward and backward."""
+    P, T = prompt_length, response_length - 1
+    samples = self.rollout.prompts * (P + self.rollout.group * T)
+    lessons = self.lessons * (P + self.loss.champions * T)
+    return samples * self.loss.trains_on_samples + lessons * self.loss.distils
 
   @property
   def hyper(self) -> dict[str, float]:
@@ -215,7 +228,7 @@ def resolve(
   else:
     # As many rows as tsd updates on, its champions included.
     rows = rollout.group + (loss.champions if loss.distils else 0)
-    own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
+    own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0, tree_value_weight=0.0)
     supervised = own | dict(
       advantage="group",
       policy_weight=0.0,

@@ -6,6 +6,7 @@ reuses the keys of its parent's prefix: shared tokens are sampled once.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ class RolloutConfig:
   forks: int = 2  # How many of them are forked, at their least certain token.
   fork_width: int = 2  # New rows a fork.
   temperature: float = 1.0
+  where: Literal["first", "learnable"] = "first"
 
   def __post_init__(self):
     """Refuses impossible sizes."""

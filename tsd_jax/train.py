@@ -142,7 +142,12 @@ def initial_params(config: Experiment):
     params, metadata = weights.load(path, params)
     trained = metadata.get("value_trained") == "true"
   searches = config.learner_config().searches
-  if searches and config.search.needs_value and not trained:
+  if (
+    searches
+    and config.search.needs_value
+    and not trained
+    and config.search.rule != "best_first"
+  ):
     raise UserError(
       f"search.leaf={config.search.leaf} values leaves by V_search, which "
       f"init={config.init} never trained: use search.leaf=rollout or none, or "
@@ -209,7 +214,7 @@ def train(
   held_out = data.load_problems(config.task, config.eval.split)
   prompts = data.PromptIterator(
     data.load_problems(config.task, "train"),
-    batch_size=config.rollout.prompts,
+    batch_size=learner_config.prompts,
     seed=config.seed,
   )
 

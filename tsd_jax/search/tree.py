@@ -26,6 +26,7 @@ class SearchConfig:
 
   rule: Literal["best_first", "puct", "gumbel"] = "best_first"
   num_simulations: int = 64
+  width: int = 1  # Prompts searched for each prompt that the policy samples on.
   num_candidates: int = 8  # A: the likeliest tokens of a node.
   # What an unfinished leaf is worth: V_search, a rollout to the end, or the
   # mean of both weighted by `mix`; "none" is for best-first without a value.

@@ -1,0 +1,226 @@
+"""What an iteration teaches and how: the batch, the loss, the optimiser steps.
+
+Rows come from two places. Samples of the policy carry advantages; champions are
+answers to distil, of prompts that need not be those the policy sampled on, for
+a search can afford to look at many more prompts than an update.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from tsd_jax import decode, losses
+from tsd_jax.methods import LearnerConfig
+from tsd_jax.models.transformer import Segment
+from tsd_jax.search.champions import PathTargets
+from tsd_jax.types import Array, Responses
+
+
+class Lessons(NamedTuple):
+  """Answers to distil: M of each of C prompts; every leaf leads with C."""
+
+  prompt_CP: Array
+  tokens_CMT: Array
+  used_CM: Array  # bool, whether it is distilled.
+  valid_CM: Array  # bool, whether there is an answer.
+  success_CMT: Array  # V_search's target before every token.
+  targets: PathTargets | None  # At the states of the first answer.
+
+
+class Batch(NamedTuple):
+  """What the loss sees; leaves lead with B, those of `lessons` with C."""
+
+  prompt_BP: Array
+  responses: Responses
+  advantage_BGT: Array
+  return_BGT: Array
+  lessons: Lessons | None  # None where nothing is distilled.
+
+
+def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
+  """Adam without a learning rate: that is an argument of the compiled loop."""
+  o = config.optimizer
+  return optax.chain(
+    optax.clip_by_global_norm(o.max_grad_norm),
+    optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps),
+  )
+
+
+def score_rows(model, prompt_BP, tokens_BGT, temperature):
+  """Log pi, V_pi and V_search's logit before every token of given responses.
+
+  The prompt is run once and shared by its rows, with gradients through it.
+  """
+  B, G, T = tokens_BGT.shape
+  prefix = decode.prefill(model, prompt_BP)
+  rows = decode.repeat_rows(prefix, G)
+  positions_RT = rows.length_B[:, None] + jnp.arange(T - 1)[None]
+  hidden = model.trunk(
+    tokens_BGT.reshape(B * G, T)[:, :-1],
+    positions_RT,
+    segments=[Segment(rows.segment.kv, rows.segment.mask_RTS)],
+  )
+  x_RTD = jnp.concatenate([rows.x_BD[:, None], hidden.x_RTD], axis=1)
+  x_BGTD = x_RTD.reshape(B, G, T, -1)
+  log_prob_BGTV = jax.nn.log_softmax(model.logits(x_BGTD) / temperature)
+  return log_prob_BGTV, *model.values(x_BGTD)
+
+
+def champion_loss(model, lessons: Lessons, hyper, config: LearnerConfig):
+  """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
+  c, temperature = config.loss, config.rollout.temperature
+  tokens_CMT = lessons.tokens_CMT
+  log_prob_CMTV, _, logit_CMT = score_rows(
+    model, lessons.prompt_CP, tokens_CMT, temperature
+  )
+  chosen_CMT = jnp.take_along_axis(
+    log_prob_CMTV, tokens_CMT[..., None], axis=-1
+  )[..., 0]
+  # A champion ends with its end token; nothing after it is learned.
+  end_CMT = tokens_CMT == config.eos_id
+  inside_CMT = jnp.cumsum(end_CMT, axis=2) - end_CMT == 0
+  use_CMT = inside_CMT & lessons.used_CM[..., None]
+  metrics = {"champion_ce": losses.cross_entropy(chosen_CMT, use_CMT)}
+  total = hyper["champion_weight"] * metrics["champion_ce"]
+  if c.tree_value_weight > 0:
+    loss = losses.success(
+      logit_CMT, lessons.success_CMT, inside_CMT & lessons.valid_CM[..., None]
+    )
+    metrics["tree_value_loss"] = loss
+    total += hyper["tree_value_weight"] * loss
+  if c.soft_weight > 0:
+    t = lessons.targets
+    metrics["soft_kl"] = losses.bucket_kl(
+      log_prob_CMTV[:, 0],
+      t.candidate_BTA,
+      t.weight_BTA,
+      t.mass_BT,
+      t.mask_BT & use_CMT[:, 0],
+    )
+    total += hyper["soft_weight"] * metrics["soft_kl"]
+  return total, metrics
+
+
+def sample_loss(model, reference, graphdef, batch: Batch, hyper, config):
+  """The terms that read the policy's own samples, with metrics."""
+  r, c = batch.responses, config.loss
+  temperature = config.rollout.temperature
+  log_prob_BGTV, value_BGT, logit_BGT = score_rows(
+    model, batch.prompt_BP, r.tokens_BGT, temperature
+  )
+  chosen_BGT = jnp.take_along_axis(
+    log_prob_BGTV, r.tokens_BGT[..., None], axis=-1
+  )[..., 0]
+  total, metrics = jnp.float32(0.0), {}
+  if c.policy_weight > 0:
+    clip = dict(clip_high=hyper["clip_high"])
+    if c.policy == "ppo":
+      policy_loss, clip["clip_low"] = losses.ppo, hyper["clip_low"]
+    else:
+      policy_loss = losses.cispo
+    policy, metrics = policy_loss(
+      chosen_BGT, r.log_prob_BGT, batch.advantage_BGT, r.mask_BGT, **clip
+    )
+    metrics["policy_loss"] = policy
+    total += hyper["policy_weight"] * policy
+  metrics["entropy"] = losses.entropy(log_prob_BGTV, r.mask_BGT)
+  total -= hyper["entropy_weight"] * metrics["entropy"]
+  if c.value_weight > 0:
+    metrics["value_loss"] = losses.value(
+      value_BGT, batch.return_BGT, r.mask_BGT
+    )
+    total += hyper["value_weight"] * metrics["value_loss"]
+  if c.success_weight > 0:
+    success_BGT = jnp.broadcast_to(
+      r.correct_BG[..., None].astype(jnp.float32), r.mask_BGT.shape
+    )
+    metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
+    total += hyper["success_weight"] * metrics["success_loss"]
+  if c.kl_weight > 0:
+    reference_BGTV = score_rows(
+      nnx.merge(graphdef, reference),
+      batch.prompt_BP,
+      r.tokens_BGT,
+      config.rollout.temperature,
+    )[0]
+    metrics["kl_reference"] = losses.kl_to_reference(
+      log_prob_BGTV, jax.lax.stop_gradient(reference_BGTV), r.mask_BGT
+    )
+    total += hyper["kl_weight"] * metrics["kl_reference"]
+  return total, metrics
+
+
+def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
+  """The loss of one minibatch, with metrics.
+
+  L = L_policy + l_hard CE(champion) + l_soft KL(target || pi)
+      + c_v L_value + c_s L_success + beta KL(pi || ref) - c_e H
+  """
+  model = nnx.merge(graphdef, params)
+  total, metrics = jnp.float32(0.0), {}
+  if config.loss.trains_on_samples:
+    total, metrics = sample_loss(
+      model, reference, graphdef, batch, hyper, config
+    )
+  if config.loss.distils:
+    distilled, found = champion_loss(model, batch.lessons, hyper, config)
+    total, metrics = total + distilled, metrics | found
+  return total, {"loss": total, **metrics}
+
+
+
+def update(
+  graphdef, carry, reference, batch: Batch, key, hyper, config: LearnerConfig
+):
+  """Takes all optimiser steps of one iteration.
+
+  Args:
+    graphdef: structure of the model.
+    carry: parameters and optimiser state.
+    reference: parameters that the KL leash is tied to.
+    batch: what was sampled and searched.
+    key: random key of the prompts' order, consumed.
+    hyper: scalars, `LearnerConfig.hyper`.
+    config: epochs, minibatches, terms of the loss.
+
+  Returns:
+    The new carry, and the metrics' means over the steps.
+  """
+  optimizer = make_optimizer(config)
+  steps = config.optimizer.minibatches
+
+  def step(carry, minibatch):
+    params, opt_state = carry
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(
+      params, reference, graphdef, minibatch, hyper, config
+    )
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    change, opt_state = optimizer.update(grads, opt_state, params)
+    change = jax.tree.map(lambda u: -hyper["learning_rate"] * u, change)
+    return (optax.apply_updates(params, change), opt_state), metrics
+
+  def shuffled(key, leaves):
+    """Minibatches of whole prompts, in random order."""
+    count = {a.shape[0] for a in jax.tree.leaves(leaves)}
+    if not count:
+      return leaves
+    order_X = jax.random.permutation(key, *count)
+    return jax.tree.map(
+      lambda a: a[order_X].reshape(steps, -1, *a.shape[1:]), leaves
+    )
+
+  def epoch(carry, epoch_key):
+    sample_key, lesson_key = jax.random.split(epoch_key)
+    lessons = shuffled(lesson_key, batch.lessons)
+    samples = shuffled(sample_key, batch._replace(lessons=None))
+    return jax.lax.scan(step, carry, samples._replace(lessons=lessons))
+
+  carry, metrics_EM = jax.lax.scan(
+    epoch, carry, jax.random.split(key, config.optimizer.epochs)
+  )
+  return carry, jax.tree.map(jnp.mean, metrics_EM)
+
+
