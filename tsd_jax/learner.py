@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from tsd_jax import decode, losses, returns
+from tsd_jax import decode, losses, returns, scoring
 from tsd_jax.ledger import Tokens
 from tsd_jax.methods import LearnerConfig
-from tsd_jax.models.transformer import Segment
 from tsd_jax.rollout import rollout
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import health
@@ -116,26 +115,6 @@ def advantages(responses: Responses, config: LearnerConfig):
   return jnp.where(r.mask_BGT, a_BGT, 0.0), return_BGT
 
 
-def score_rows(model, prompt_BP, tokens_BGT, temperature):
-  """Log pi, V_pi and V_search's logit before every token of given responses.
-
-  The prompt is run once and shared by its rows, with gradients through it.
-  """
-  B, G, T = tokens_BGT.shape
-  prefix = decode.prefill(model, prompt_BP)
-  rows = decode.repeat_rows(prefix, G)
-  positions_RT = rows.length_B[:, None] + jnp.arange(T - 1)[None]
-  hidden = model.trunk(
-    tokens_BGT.reshape(B * G, T)[:, :-1],
-    positions_RT,
-    segments=[Segment(rows.segment.kv, rows.segment.mask_RTS)],
-  )
-  x_RTD = jnp.concatenate([rows.x_BD[:, None], hidden.x_RTD], axis=1)
-  x_BGTD = x_RTD.reshape(B, G, T, -1)
-  log_prob_BGTV = jax.nn.log_softmax(model.logits(x_BGTD) / temperature)
-  return log_prob_BGTV, *model.values(x_BGTD)
-
-
 def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   """The loss of one minibatch, with metrics.
 
@@ -144,18 +123,25 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   """
   model = nnx.merge(graphdef, params)
   r, c = batch.responses, config.loss
-  read = [r.tokens_BGT] if c.trains_on_samples else []
-  read += [batch.champion_BMT] if c.distils else []
-  tokens_BGT = jnp.concatenate(read, axis=1)
-  scored = score_rows(
-    model, batch.prompt_BP, tokens_BGT, config.rollout.temperature
+  tokens = [r.tokens_BGT] if c.trains_on_samples else []
+  tokens += [batch.champion_BMT] if c.distils else []
+  tokens_BGT = jnp.concatenate(tokens, axis=1)
+  x_BGTD = scoring.features(model, batch.prompt_BP, tokens_BGT)
+  read = functools.partial(
+    scoring.read_log_probs, model, temperature=config.rollout.temperature
   )
-  chosen_BGT = jnp.take_along_axis(scored[0], tokens_BGT[..., None], axis=-1)[
-    ..., 0
-  ]
+  chosen_BGT, entropy_BGT = read(
+    lambda log_prob_XV, token_X: (
+      scoring.log_prob_of(log_prob_XV, token_X),
+      losses.entropy(log_prob_XV),
+    ),
+    x_BGTD,
+    tokens_BGT,
+  )
   G = r.tokens_BGT.shape[1] if c.trains_on_samples else 0
+  sampled_BGTD = x_BGTD[:, :G]
+  value_BGT, logit_BGT = model.values(sampled_BGTD)
   total, metrics = jnp.float32(0.0), {}
-  log_prob_BGTV, value_BGT, logit_BGT = (a[:, :G] for a in scored)
   if c.policy_weight > 0:
     clip = dict(clip_high=hyper["clip_high"])
     if c.policy == "ppo":
@@ -168,7 +154,8 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     metrics["policy_loss"] = policy
     total += hyper["policy_weight"] * policy
   if c.trains_on_samples:
-    metrics["entropy"] = losses.entropy(log_prob_BGTV, r.mask_BGT)
+    metrics["entropy"] = losses.masked_mean(entropy_BGT[:, :G], r.mask_BGT)
+  if c.entropy_weight > 0:
     total -= hyper["entropy_weight"] * metrics["entropy"]
   if c.value_weight > 0:
     metrics["value_loss"] = losses.value(
@@ -190,24 +177,31 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
     total += hyper["champion_weight"] * metrics["champion_ce"]
   if c.soft_weight > 0:
     t = batch.targets
+    candidate_B1TA = t.candidate_BTA[:, None]
+    log_prob_B1TA = read(
+      functools.partial(jnp.take_along_axis, axis=-1),
+      x_BGTD[:, G : G + 1],
+      candidate_B1TA,
+    )
     metrics["soft_kl"] = losses.bucket_kl(
-      scored[0][:, G],
-      t.candidate_BTA,
+      log_prob_B1TA[:, 0],
       t.weight_BTA,
       t.mass_BT,
       t.mask_BT & use_BMT[:, 0],
     )
     total += hyper["soft_weight"] * metrics["soft_kl"]
   if c.kl_weight > 0:
-    reference_BGTV = score_rows(
-      nnx.merge(graphdef, reference),
-      batch.prompt_BP,
-      r.tokens_BGT,
-      config.rollout.temperature,
-    )[0]
-    metrics["kl_reference"] = losses.kl_to_reference(
-      log_prob_BGTV, jax.lax.stop_gradient(reference_BGTV), r.mask_BGT
+    leash = nnx.merge(graphdef, reference)
+    reference_BGTD = jax.lax.stop_gradient(
+      scoring.features(leash, batch.prompt_BP, r.tokens_BGT)
     )
+
+    def kl(log_prob_XV, reference_XD):
+      logits_XV = leash.logits(reference_XD) / config.rollout.temperature
+      return losses.kl_to_reference(log_prob_XV, jax.nn.log_softmax(logits_XV))
+
+    kl_BGT = read(kl, sampled_BGTD, reference_BGTD)
+    metrics["kl_reference"] = losses.masked_mean(kl_BGT, r.mask_BGT)
     total += hyper["kl_weight"] * metrics["kl_reference"]
   return total, {"loss": total, **metrics}
 
