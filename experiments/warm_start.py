@@ -22,7 +22,7 @@ from absl import flags
 from flax import nnx
 
 from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, learner, losses, progress
+from tsd_jax import data, evaluate, losses, progress, scoring
 from tsd_jax.models import presets, transformer, weights
 from tsd_jax.tasks.countdown import (
   Countdown,
@@ -52,9 +52,11 @@ def train(graphdef, params, task, phases, *, learning_rate):
   def loss_fn(params, prompt_BP, response_BT):
     model = nnx.merge(graphdef, params)
     rows_B1T = response_BT[:, None]
-    log_prob_BGTV, _, _ = learner.score_rows(model, prompt_BP, rows_B1T, 1.0)
-    chosen = jnp.take_along_axis(log_prob_BGTV, rows_B1T[..., None], axis=-1)
-    return losses.cross_entropy(chosen[..., 0], rows_B1T != task.pad_id)
+    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
+    log_prob_B1T = scoring.read_log_probs(
+      model, scoring.log_prob_of, x_B1TD, rows_B1T
+    )
+    return losses.cross_entropy(log_prob_B1T, rows_B1T != task.pad_id)
 
   @jax.jit
   def run(carry, examples):

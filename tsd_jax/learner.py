@@ -199,9 +199,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
         graphdef, search_params, task, prompt_SP, search_key, config
       )
       prefill += S * P
-      lessons, _ = choose_lessons(
-        lesson_key, prompt_SP, found, config
-      )
+      lessons, _ = choose_lessons(lesson_key, prompt_SP, found, config)
       if config.rollout.where == "learnable":
         value_S = found.mass_S * (1.0 - found.mass_S)
         value_S += 1e-6 * jax.random.uniform(where_key, (S,))
@@ -216,10 +214,15 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       config.rollout,
     )
     if config.loss.distils and not config.searches:
-      tokens_BMT, _, correct_BM = best_samples(
-        responses, config.loss.champions
+      tokens_BMT, _, correct_BM = best_samples(responses, config.loss.champions)
+      lessons = Lessons(
+        prompt_BP,
+        tokens_BMT,
+        correct_BM,
+        correct_BM,
+        jnp.zeros(tokens_BMT.shape),
+        None,
       )
-      lessons = Lessons(prompt_BP, tokens_BMT, correct_BM, correct_BM, jnp.zeros(tokens_BMT.shape), None)
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, lessons)
@@ -233,9 +236,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       hyper,
       config,
     )
-    update_tokens = (
-      config.optimizer.epochs * config.update_tokens(P, T)
-    )
+    update_tokens = config.optimizer.epochs * config.update_tokens(P, T)
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
     metrics |= update_metrics
     metrics |= {

@@ -1,7 +1,8 @@
-"""Losses as pure functions of arrays; each returns a masked mean.
+"""Losses as pure functions of arrays.
 
-No function here knows a model or a config. `mask` selects the positions that
-count and the mean is over them; an empty mask gives zero.
+No function here knows a model or a config. Those with a `mask` return the mean
+over the positions that it selects; an empty mask gives zero. Those over the
+whole vocabulary return a number a token (`scoring.read_log_probs`).
 """
 
 import jax
@@ -85,8 +86,7 @@ def cross_entropy(log_prob_X: Array, mask_X: Array) -> Array:
 
 
 def bucket_kl(
-  log_prob_XV: Array,
-  candidate_XA: Array,
+  log_prob_XA: Array,
   weight_XA: Array,
   mass_X: Array,
   mask_X: Array,
@@ -98,8 +98,7 @@ def bucket_kl(
   probability between the moves it tried and says nothing of the others.
 
   Args:
-    log_prob_XV: log pi over the vocabulary.
-    candidate_XA: distinct candidate tokens.
+    log_prob_XA: log pi of the candidates, which are distinct tokens.
     weight_XA: improved distribution over them, sums to one.
     mass_X: m in [0, 1].
     mask_X: states that count.
@@ -108,30 +107,24 @@ def bucket_kl(
     Mean KL in nats.
   """
   tiny = 1e-6
-  log_p_XA = jnp.take_along_axis(log_prob_XV, candidate_XA, axis=-1)
-  inside_X = jnp.clip(jnp.sum(jnp.exp(log_p_XA), axis=-1), tiny, 1.0 - tiny)
+  inside_X = jnp.clip(jnp.sum(jnp.exp(log_prob_XA), axis=-1), tiny, 1.0 - tiny)
   mass_X = jnp.clip(mass_X, tiny, 1.0 - tiny)
   target_XA = mass_X[..., None] * weight_XA
   log_target_XA = jnp.log(jnp.maximum(target_XA, 1e-30))
-  kl_X = jnp.sum(target_XA * (log_target_XA - log_p_XA), axis=-1)
+  kl_X = jnp.sum(target_XA * (log_target_XA - log_prob_XA), axis=-1)
   rest_X = 1.0 - mass_X
   kl_X += rest_X * (jnp.log(rest_X) - jnp.log1p(-inside_X))
   return masked_mean(kl_X, mask_X)
 
 
-def kl_to_reference(
-  log_prob_XV: Array, reference_XV: Array, mask_X: Array
-) -> Array:
-  """Exact KL(pi || pi_ref) over the vocabulary, in nats a token."""
-  kl_X = jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)
-  return masked_mean(kl_X, mask_X)
+def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:
+  """Exact KL(pi || pi_ref) over the vocabulary, in nats, of every token."""
+  return jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)
 
 
-def entropy(log_prob_XV: Array, mask_X: Array) -> Array:
-  """Mean entropy of the policy, nats a token."""
-  return masked_mean(
-    -jnp.sum(jnp.exp(log_prob_XV) * log_prob_XV, axis=-1), mask_X
-  )
+def entropy(log_prob_XV: Array) -> Array:
+  """Entropy of the policy in nats, of every token."""
+  return -jnp.sum(jnp.exp(log_prob_XV) * log_prob_XV, axis=-1)
 
 
 def value(value_X: Array, return_X: Array, mask_X: Array) -> Array:

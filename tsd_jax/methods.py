@@ -228,7 +228,12 @@ def resolve(
   else:
     # As many rows as tsd updates on, its champions included.
     rows = rollout.group + (loss.champions if loss.distils else 0)
-    own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0, tree_value_weight=0.0)
+    own = dict(
+      champion_weight=0.0,
+      soft_weight=0.0,
+      success_weight=0.0,
+      tree_value_weight=0.0,
+    )
     supervised = own | dict(
       advantage="group",
       policy_weight=0.0,

@@ -5,6 +5,7 @@ answers to distil, of prompts that need not be those the policy sampled on, for
 a search can afford to look at many more prompts than an update.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from tsd_jax import decode, losses
+from tsd_jax import losses, scoring
 from tsd_jax.methods import LearnerConfig
-from tsd_jax.models.transformer import Segment
 from tsd_jax.search.champions import PathTargets
 from tsd_jax.types import Array, Responses
 
@@ -49,36 +49,11 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
   )
 
 
-def score_rows(model, prompt_BP, tokens_BGT, temperature):
-  """Log pi, V_pi and V_search's logit before every token of given responses.
-
-  The prompt is run once and shared by its rows, with gradients through it.
-  """
-  B, G, T = tokens_BGT.shape
-  prefix = decode.prefill(model, prompt_BP)
-  rows = decode.repeat_rows(prefix, G)
-  positions_RT = rows.length_B[:, None] + jnp.arange(T - 1)[None]
-  hidden = model.trunk(
-    tokens_BGT.reshape(B * G, T)[:, :-1],
-    positions_RT,
-    segments=[Segment(rows.segment.kv, rows.segment.mask_RTS)],
-  )
-  x_RTD = jnp.concatenate([rows.x_BD[:, None], hidden.x_RTD], axis=1)
-  x_BGTD = x_RTD.reshape(B, G, T, -1)
-  log_prob_BGTV = jax.nn.log_softmax(model.logits(x_BGTD) / temperature)
-  return log_prob_BGTV, *model.values(x_BGTD)
-
-
-def champion_loss(model, lessons: Lessons, hyper, config: LearnerConfig):
-  """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
-  c, temperature = config.loss, config.rollout.temperature
-  tokens_CMT = lessons.tokens_CMT
-  log_prob_CMTV, _, logit_CMT = score_rows(
-    model, lessons.prompt_CP, tokens_CMT, temperature
-  )
-  chosen_CMT = jnp.take_along_axis(
-    log_prob_CMTV, tokens_CMT[..., None], axis=-1
-  )[..., 0]
+def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
+  """l_hard CE(champion) + l_soft KL(target || pi) + c_t L_success."""
+  c, tokens_CMT = config.loss, lessons.tokens_CMT
+  x_CMTD = scoring.features(model, lessons.prompt_CP, tokens_CMT)
+  chosen_CMT = read(scoring.log_prob_of, x_CMTD, tokens_CMT)
   # A champion ends with its end token; nothing after it is learned.
   end_CMT = tokens_CMT == config.eos_id
   inside_CMT = jnp.cumsum(end_CMT, axis=2) - end_CMT == 0
@@ -86,6 +61,7 @@ def champion_loss(model, lessons: Lessons, hyper, config: LearnerConfig):
   metrics = {"champion_ce": losses.cross_entropy(chosen_CMT, use_CMT)}
   total = hyper["champion_weight"] * metrics["champion_ce"]
   if c.tree_value_weight > 0:
+    _, logit_CMT = model.values(x_CMTD)
     loss = losses.success(
       logit_CMT, lessons.success_CMT, inside_CMT & lessons.valid_CM[..., None]
     )
@@ -93,27 +69,31 @@ def champion_loss(model, lessons: Lessons, hyper, config: LearnerConfig):
     total += hyper["tree_value_weight"] * loss
   if c.soft_weight > 0:
     t = lessons.targets
+    log_prob_C1TA = read(
+      functools.partial(jnp.take_along_axis, axis=-1),
+      x_CMTD[:, :1],
+      t.candidate_BTA[:, None],
+    )
     metrics["soft_kl"] = losses.bucket_kl(
-      log_prob_CMTV[:, 0],
-      t.candidate_BTA,
-      t.weight_BTA,
-      t.mass_BT,
-      t.mask_BT & use_CMT[:, 0],
+      log_prob_C1TA[:, 0], t.weight_BTA, t.mass_BT, t.mask_BT & use_CMT[:, 0]
     )
     total += hyper["soft_weight"] * metrics["soft_kl"]
   return total, metrics
 
 
-def sample_loss(model, reference, graphdef, batch: Batch, hyper, config):
-  """The terms that read the policy's own samples, with metrics."""
+def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
+  """The terms that read the policy's own samples."""
   r, c = batch.responses, config.loss
-  temperature = config.rollout.temperature
-  log_prob_BGTV, value_BGT, logit_BGT = score_rows(
-    model, batch.prompt_BP, r.tokens_BGT, temperature
+  x_BGTD = scoring.features(model, batch.prompt_BP, r.tokens_BGT)
+  chosen_BGT, entropy_BGT = read(
+    lambda log_prob_XV, token_X: (
+      scoring.log_prob_of(log_prob_XV, token_X),
+      losses.entropy(log_prob_XV),
+    ),
+    x_BGTD,
+    r.tokens_BGT,
   )
-  chosen_BGT = jnp.take_along_axis(
-    log_prob_BGTV, r.tokens_BGT[..., None], axis=-1
-  )[..., 0]
+  value_BGT, logit_BGT = model.values(x_BGTD)
   total, metrics = jnp.float32(0.0), {}
   if c.policy_weight > 0:
     clip = dict(clip_high=hyper["clip_high"])
@@ -126,8 +106,9 @@ def sample_loss(model, reference, graphdef, batch: Batch, hyper, config):
     )
     metrics["policy_loss"] = policy
     total += hyper["policy_weight"] * policy
-  metrics["entropy"] = losses.entropy(log_prob_BGTV, r.mask_BGT)
-  total -= hyper["entropy_weight"] * metrics["entropy"]
+  metrics["entropy"] = losses.masked_mean(entropy_BGT, r.mask_BGT)
+  if c.entropy_weight > 0:
+    total -= hyper["entropy_weight"] * metrics["entropy"]
   if c.value_weight > 0:
     metrics["value_loss"] = losses.value(
       value_BGT, batch.return_BGT, r.mask_BGT
@@ -140,15 +121,16 @@ def sample_loss(model, reference, graphdef, batch: Batch, hyper, config):
     metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
     total += hyper["success_weight"] * metrics["success_loss"]
   if c.kl_weight > 0:
-    reference_BGTV = score_rows(
-      nnx.merge(graphdef, reference),
-      batch.prompt_BP,
-      r.tokens_BGT,
-      config.rollout.temperature,
-    )[0]
-    metrics["kl_reference"] = losses.kl_to_reference(
-      log_prob_BGTV, jax.lax.stop_gradient(reference_BGTV), r.mask_BGT
+    reference_BGTD = jax.lax.stop_gradient(
+      scoring.features(leash, batch.prompt_BP, r.tokens_BGT)
     )
+
+    def kl(log_prob_XV, reference_XD):
+      logits_XV = leash.logits(reference_XD) / config.rollout.temperature
+      return losses.kl_to_reference(log_prob_XV, jax.nn.log_softmax(logits_XV))
+
+    kl_BGT = read(kl, x_BGTD, reference_BGTD)
+    metrics["kl_reference"] = losses.masked_mean(kl_BGT, r.mask_BGT)
     total += hyper["kl_weight"] * metrics["kl_reference"]
   return total, metrics
 
@@ -160,16 +142,17 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
       + c_v L_value + c_s L_success + beta KL(pi || ref) - c_e H
   """
   model = nnx.merge(graphdef, params)
+  read = functools.partial(
+    scoring.read_log_probs, model, temperature=config.rollout.temperature
+  )
   total, metrics = jnp.float32(0.0), {}
   if config.loss.trains_on_samples:
-    total, metrics = sample_loss(
-      model, reference, graphdef, batch, hyper, config
-    )
+    leash = nnx.merge(graphdef, reference)
+    total, metrics = sample_loss(read, model, leash, batch, hyper, config)
   if config.loss.distils:
-    distilled, found = champion_loss(model, batch.lessons, hyper, config)
+    distilled, found = champion_loss(read, model, batch.lessons, hyper, config)
     total, metrics = total + distilled, metrics | found
   return total, {"loss": total, **metrics}
-
 
 
 def update(
@@ -222,5 +205,3 @@ def update(
     epoch, carry, jax.random.split(key, config.optimizer.epochs)
   )
   return carry, jax.tree.map(jnp.mean, metrics_EM)
-
-
