@@ -234,7 +234,7 @@ def test_rows_stop_at_their_room():
 def fork_at(sampled, row_R, length_R):
   """Keeps the first tokens of some sampled rows."""
   return decode.Fork(
-    kv=jax.tree.map(lambda a: a[:, row_R], sampled.kv),
+    kv=decode.take_rows(sampled.kv, row_R),
     length_R=jnp.asarray(length_R, jnp.int32),
     last_token_R=sampled.tokens_RT[row_R, np.asarray(length_R) - 1],
   )

@@ -84,8 +84,14 @@ def repeat_rows(prefix: Prefix, group: int) -> Prefix:
 
 
 def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
-  """One draw a row, each from its own key."""
-  return jax.vmap(jax.random.categorical)(keys_R, log_prob_RV)
+  """One draw a row, each from its own key, by inverting the distribution.
+
+  It takes one random number a row; Gumbel noise would take V of them.
+  """
+  uniform_R = jax.vmap(jax.random.uniform)(keys_R)
+  sum_RV = jnp.cumsum(jnp.exp(log_prob_RV), axis=-1)
+  below_RV = sum_RV <= uniform_R[:, None] * sum_RV[:, -1:]
+  return jnp.sum(below_RV, axis=-1, dtype=jnp.int32)
 
 
 def sample(
@@ -122,7 +128,9 @@ def sample(
   c = model.config
   R, T = prefix.x_BD.shape[0], length
   kv_shape = (c.num_layers, R, c.num_kv_heads, T, c.head_dim)
-  own_kv = KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
+  own_kv = model.unstack(
+    KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
+  )
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
 
@@ -131,7 +139,7 @@ def sample(
     parts = [prefix.segment, *more_segments]
     if fork is not None:
       seen_R1S = (
-        jnp.arange(fork.kv.k_LRKSE.shape[3])[None]
+        jnp.arange(jax.tree.leaves(fork.kv)[0].shape[-2])[None]
         < (fork.length_R - 1)[:, None]
       )[:, None]
       parts.append(Segment(fork.kv, seen_R1S))
@@ -154,11 +162,11 @@ def sample(
       segments(0, own_kv),
     )
     x_RD = hidden.x_RTD[:, 0]
-    own_kv = _write(own_kv, hidden.kv, 0)
+    own_kv = _write(own_kv, model.unstack(hidden.kv), 0)
     refeed = 1
 
-  def step_fn(state):
-    step, x_RD, alive_R, kv, out, forwards = state
+  def choose(step, x_RD, alive_R, out):
+    """The tokens at a step, and who goes on after it."""
     log_prob_RV = jax.nn.log_softmax(model.logits(x_RD) / temperature)
     entropy_R = -jnp.sum(jnp.exp(log_prob_RV) * log_prob_RV, axis=-1)
     if keys_R is None:
@@ -180,18 +188,17 @@ def sample(
       for name, column in columns.items()
     }
     alive_R &= (token_R != eos_id) & (step + 1 < room_R)
+    return token_R, alive_R, out
 
-    def go_on(_):
-      position_R = prefix.length_B + start_R + step
-      parts = segments(step + refeed, kv)
-      hidden = forward(token_R, position_R, parts)
-      new_kv = _write(kv, hidden.kv, step + refeed)
-      return hidden.x_RTD[:, 0], new_kv, forwards + R
-
-    x_RD, kv, forwards = jax.lax.cond(
-      jnp.any(alive_R), go_on, lambda _: (x_RD, kv, forwards), None
+  def step_fn(state):
+    step, token_R, alive_R, kv, out, forwards = state
+    column = step - 1 + refeed
+    hidden = forward(
+      token_R, prefix.length_B + start_R + step - 1, segments(column, kv)
     )
-    return step + 1, x_RD, alive_R, kv, out, forwards
+    token_R, alive_R, out = choose(step, hidden.x_RTD[:, 0], alive_R, out)
+    kv = _write(kv, model.unstack(hidden.kv), column)
+    return step + 1, token_R, alive_R, kv, out, forwards + R
 
   zeros_RT = jnp.zeros((R, T))
   out = dict(
@@ -201,7 +208,9 @@ def sample(
     value_RT=zeros_RT,
     entropy_RT=zeros_RT,
   )
-  state = (jnp.int32(0), x_RD, room_R > 0, own_kv, out, jnp.int32(refeed * R))
+  token_R, alive_R, out = choose(jnp.int32(0), x_RD, room_R > 0, out)
+  forwards = jnp.int32(refeed * R)
+  state = (jnp.int32(1), token_R, alive_R, own_kv, out, forwards)
   *_, kv, out, forwards = jax.lax.while_loop(
     lambda s: (s[0] < T) & jnp.any(s[2]), step_fn, state
   )
@@ -210,12 +219,17 @@ def sample(
 
 def _write(kv: KV, new: KV, column) -> KV:
   """Writes one position of all rows."""
-  return KV(
-    *(
-      jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis=3)
-      for old, fresh in zip(kv, new, strict=True)
-    )
-  )
+
+  def write(old, fresh):
+    axis = old.ndim - 2
+    return jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis)
+
+  return jax.tree.map(write, kv, new)
+
+
+def take_rows(kv: KV, row_R: Array) -> KV:
+  """Copies the keys of given rows, for a fork."""
+  return jax.tree.map(lambda a: jnp.take(a, row_R, axis=a.ndim - 4), kv)
 
 
 def splice(head_RT: Array, length_R: Array, tail_RT: Array) -> Array:

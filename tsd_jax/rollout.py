@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax import decode
-from tsd_jax.models.transformer import KV, Transformer
+from tsd_jax.models.transformer import Transformer
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array, Responses
 
@@ -118,7 +118,7 @@ def rollout(
       decode.repeat_rows(prefix, F * W),
       decode.row_keys(fork_key, B, F * W),
       fork=decode.Fork(
-        kv=KV(*(a[:, source_R] for a in plain.kv)),
+        kv=decode.take_rows(plain.kv, source_R),
         length_R=length_R,
         last_token_R=last_R,
       ),

@@ -43,6 +43,11 @@ class ModelConfig:
   remat: bool = False  # Recompute each layer in the backward pass.
   unroll_layers: int = 1  # Layers per step of the scan over layers.
 
+  @property
+  def unrolled(self) -> bool:
+    """Whether the layers are written out instead of scanned."""
+    return self.unroll_layers >= self.num_layers
+
   def __post_init__(self):
     """Refuses impossible shapes."""
     for field in (
@@ -74,10 +79,13 @@ class ModelConfig:
 
 
 class KV(NamedTuple):
-  """Keys (after RoPE) and values of some positions, all layers."""
+  """Keys (after RoPE) and values of some positions, all layers.
 
-  k_LRKSE: Array
-  v_LRKSE: Array
+  One array each, or a tuple with an array a layer: see `Transformer.unstack`.
+  """
+
+  k_LRKSE: Array | tuple[Array, ...]
+  v_LRKSE: Array | tuple[Array, ...]
 
 
 class Segment(NamedTuple):
@@ -141,7 +149,8 @@ def rope_tables(positions_RT: Array, head_dim: int, theta: float):
   exponent_e = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
   frequency_e = jnp.asarray(theta**-exponent_e, jnp.float32)[None, None]
   angle_RTe = positions_RT[..., None].astype(jnp.float32) * frequency_e
-  return jnp.cos(angle_RTe), jnp.sin(angle_RTe)
+  # Fused into its uses, a cosine would be taken again for every head and layer.
+  return jax.lax.optimization_barrier((jnp.cos(angle_RTe), jnp.sin(angle_RTe)))
 
 
 def apply_rope(x_RTHE: Array, tables: tuple[Array, Array]) -> Array:
@@ -217,7 +226,8 @@ class Transformer(nnx.Module):
   """Decoder-only language model with a policy head and two value outputs.
 
   All parameters are float32; L layers are stacked on the first axis and run by
-  one `scan`, so that the size of the compiled program does not grow with L.
+  one `scan`, so that the size of the compiled program does not grow with L. Few
+  layers are better written out (`unroll_layers` = L).
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -338,16 +348,32 @@ class Transformer(nnx.Module):
       return x_RTD, KV(k, v)
 
     if c.remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)
+      layer = jax.checkpoint(layer, prevent_cse=c.unrolled)
     weights = {name: p[...] for name, p in self.layers.items()}
     past = tuple(s.kv for s in segments)
-    x_RTD, kv = jax.lax.scan(
-      layer,
-      x_RTD,
-      (weights, jnp.arange(c.num_layers), past),
-      unroll=min(c.unroll_layers, c.num_layers),
-    )
+    if c.unrolled:
+      new = []
+      for i in range(c.num_layers):
+        w = {name: a[i] for name, a in weights.items()}
+        seen = tuple(KV(kv.k_LRKSE[i], kv.v_LRKSE[i]) for kv in past)
+        x_RTD, kv = layer(x_RTD, (w, i, seen))
+        new.append(kv)
+      kv = jax.tree.map(lambda *a: jnp.stack(a), *new)
+    else:
+      x_RTD, kv = jax.lax.scan(
+        layer,
+        x_RTD,
+        (weights, jnp.arange(c.num_layers), past),
+        unroll=c.unroll_layers,
+      )
     return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
+
+  def unstack(self, kv: KV) -> KV:
+    """Keys that a loop carries: an array a layer, where layers are unrolled.
+
+    XLA on CPU copies a layer out of a stack before it is multiplied.
+    """
+    return KV(*map(tuple, kv)) if self.config.unrolled else kv
 
   def logits(self, x_XD: Array) -> Array:
     """Next-token logits of normalised features, float32."""

@@ -17,6 +17,9 @@ import mctx
 from tsd_jax.search.kv_pool import LoopFn
 from tsd_jax.types import LOG_ZERO, UNVISITED, Array
 
+# Key of a move that cannot be expanded (any more).
+CLOSED = 2 * LOG_ZERO
+
 
 class Rule(Protocol):
   """How a tree grows."""
@@ -154,13 +157,6 @@ class Gumbel:
     )
 
 
-@chex.dataclass(frozen=True)
-class Plan:
-  """Where the next simulation of each tree goes: moves from the root down."""
-
-  actions_BD: Array
-
-
 @dataclasses.dataclass(frozen=True)
 class BestFirst:
   """Discrepancy best-first: expand the least surprising untried move.
@@ -185,64 +181,127 @@ class BestFirst:
   def run(
     self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
   ):
-    """Searches with `mctx.search`; the plan travels in `extra_data`."""
-    B = root.value.shape[0]
+    """Searches with `mctx.search`, its simulations replaced by `grow`.
 
-    def follow(_, tree, node_index, depth):
-      del node_index
-      # mctx counts depth in the dtype of the priors.
-      return tree.extra_data.actions_BD[jnp.int32(depth)]
+    mctx walks down from the root and back up, all trees in step and their
+    arrays copied at every node. Here the next leaf is known without a walk,
+    and its path is known from its embedding.
+    """
 
-    def follow_root(rng_key, tree, node_index):
-      return follow(rng_key, tree, node_index, 0)
+    def grown(first, last, body, state):
+      del body
 
-    def planned_loop(first, last, body, state):
       def step(simulation, state):
         rng_key, tree = state
-        plan = self.plan(tree)
-        state = body(simulation, (rng_key, tree.replace(extra_data=plan)))
+        rng_key, expand_key = jax.random.split(rng_key)
+        tree = self.grow(
+          tree, functools.partial(recurrent_fn, (), expand_key), simulation + 1
+        )
         if self.stop_when_solved:
-          loop.done = jnp.all(jnp.any(state[1].embeddings.correct, axis=1))
-        return state
+          loop.done = jnp.all(jnp.any(tree.embeddings.correct, axis=1))
+        return rng_key, tree
 
-      return loop_fn(first, last, step, state)
+      rng_key, tree = loop_fn(first, last, step, state)
+      return rng_key, with_edges(tree).replace(extra_data=None)
 
+    # The open list: keys of all moves of all nodes.
+    closed_BNA = jnp.full(
+      (root.value.shape[0], num_simulations + 1, root.prior_logits.shape[1]),
+      CLOSED,
+    )
     return mctx.search(
       (),
       key,
       root=root,
       recurrent_fn=recurrent_fn,
-      root_action_selection_fn=follow_root,
-      interior_action_selection_fn=follow,
+      root_action_selection_fn=None,  # Used by mctx's own simulations only.
+      interior_action_selection_fn=None,
       num_simulations=num_simulations,
       max_depth=max_depth,
-      extra_data=Plan(actions_BD=jnp.zeros((B, max_depth), jnp.int32)),
-      loop_fn=planned_loop,
+      extra_data=closed_BNA.at[:, 0].set(self.keys(root.embedding)),
+      loop_fn=grown,
     )
 
-  def plan(self, tree: mctx.Tree) -> Plan:
-    """The best untried (node, move) of every tree, as moves from the root."""
-    nodes = tree.embeddings
+  def keys(self, node) -> Array:
+    """Keys of the moves of nodes, BA; closed where a node has none."""
+    key_B = (
+      node.discrepancy
+      + self.beta * jax.nn.log_sigmoid(node.value_logit)
+      + self.epsilon * node.depth
+    )
+    log_ratio_BA = node.log_prob_A - node.log_prob_A[..., :1]
+    over_B = node.finished | node.cut_off
+    return jnp.where(over_B[:, None], CLOSED, key_B[:, None] + log_ratio_BA)
+
+  def grow(self, tree: mctx.Tree, expand, n: Array) -> mctx.Tree:
+    """Expands the best untried move of every tree as its node n.
+
+    Visits and values of nodes are kept as mctx does. A tree in which nothing
+    is left to expand stays as it is.
+
+    Args:
+      tree: the trees, with their open lists as extra data.
+      expand: (action_B, parent) -> (mctx.RecurrentFnOutput, node).
+      n: index of the new node, the same in all trees.
+
+    Returns:
+      The trees, without visits and values of edges (`with_edges`).
+    """
     B, N, A = tree.children_index.shape
-    open_BN = (tree.node_visits > 0) & ~nodes.finished & ~nodes.cut_off
-    log_ratio_BNA = nodes.log_prob_A - nodes.log_prob_A[..., :1]
-    key_BN = (
-      nodes.discrepancy
-      + self.beta * jax.nn.log_sigmoid(nodes.value_logit)
-      + self.epsilon * nodes.depth
-    )
-    key_BNA = jnp.where(
-      open_BN[..., None] & (tree.children_index == UNVISITED),
-      key_BN[..., None] + log_ratio_BNA,
-      2 * LOG_ZERO,
-    )
-    best_B = jnp.argmax(key_BNA.reshape(B, N * A), axis=1)
-    node_B, action_B = best_B // A, best_B % A
     rows = jnp.arange(B)
-    path_BD = nodes.path_actions[rows, node_B]
-    depth_B = nodes.depth[rows, node_B]
-    here_BD = jnp.arange(path_BD.shape[1])[None] == depth_B[:, None]
-    return Plan(actions_BD=jnp.where(here_BD, action_B[:, None], path_BD))
+    key_BX = tree.extra_data.reshape(B, N * A)
+    # An argmax in two reductions, which vectorise; XLA on CPU's own does not.
+    top_B1 = jnp.max(key_BX, axis=1, keepdims=True)
+    place_1X = jnp.arange(N * A)[None]
+    best_B = jnp.min(jnp.where(key_BX == top_B1, place_1X, N * A), axis=1)
+    exists_B = top_B1[:, 0] > CLOSED
+    node_B, action_B = best_B // A, best_B % A
+    parent = jax.tree.map(lambda a: a[rows, node_B], tree.embeddings)
+    output, node = expand(action_B, parent)
+
+    def write(old, new):
+      """Column n of the trees that grow."""
+      column = jax.lax.dynamic_index_in_dim(old, n, 1, keepdims=False)
+      grows = exists_B.reshape(B, *[1] * (column.ndim - 1))
+      column = jnp.where(grows, new, column).astype(old.dtype)
+      return jax.lax.dynamic_update_index_in_dim(old, column, n, 1)
+
+    # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
+    above_BD = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
+    D = above_BD.shape[1]
+    exists_BD = (jnp.arange(D)[None] < node.depth[:, None]) & exists_B[:, None]
+    at_BD = (rows[:, None], jnp.where(exists_BD, above_BD, N))
+    count_BD = tree.node_visits[rows[:, None], above_BD]
+    mean_BD = tree.node_values[rows[:, None], above_BD]
+    # Edges above the last have no reward and no discount.
+    value_B1 = (output.reward + output.discount * output.value)[:, None]
+    mean_BD = (mean_BD * count_BD + value_B1) / (count_BD + 1.0)
+    edge = (rows, jnp.where(exists_B, node_B, N), action_B)
+    return tree.replace(
+      node_visits=write(
+        tree.node_visits.at[at_BD].set(count_BD + 1, mode="drop"), 1
+      ),
+      node_values=write(
+        tree.node_values.at[at_BD].set(mean_BD, mode="drop"), output.value
+      ),
+      raw_values=write(tree.raw_values, output.value),
+      parents=write(tree.parents, node_B),
+      action_from_parent=write(tree.action_from_parent, action_B),
+      children_prior_logits=write(
+        tree.children_prior_logits, output.prior_logits
+      ),
+      embeddings=jax.tree.map(write, tree.embeddings, node),
+      children_index=tree.children_index.at[edge].set(n, mode="drop"),
+      children_rewards=tree.children_rewards.at[edge].set(
+        output.reward, mode="drop"
+      ),
+      children_discounts=tree.children_discounts.at[edge].set(
+        output.discount, mode="drop"
+      ),
+      extra_data=write(
+        tree.extra_data.at[edge].set(CLOSED, mode="drop"), self.keys(node)
+      ),
+    )
 
   def improved(self, tree):
     """The prior reweighted by success: p(a) V(a) / sum p V, over tried moves.
@@ -260,6 +319,17 @@ class BestFirst:
     )
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
+
+
+def with_edges(tree: mctx.Tree) -> mctx.Tree:
+  """Visits and values of edges: those of the nodes that they lead to."""
+  rows_B11 = jnp.arange(tree.children_index.shape[0])[:, None, None]
+  tried_BNA = tree.children_index != UNVISITED
+  at = (rows_B11, jnp.maximum(tree.children_index, 0))
+  return tree.replace(
+    children_visits=jnp.where(tried_BNA, tree.node_visits[at], 0),
+    children_values=jnp.where(tried_BNA, tree.node_values[at], 0.0),
+  )
 
 
 class StoppableLoop:

@@ -146,7 +146,11 @@ def search(
   def offer(x_BD):
     """Candidate tokens of new nodes."""
     log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
-    log_prob_BA, candidate_BA = jax.lax.top_k(log_prob_BV, A)
+    # Without the barrier a slice of the result, merged into top_k's own, makes
+    # XLA on CPU sort the whole vocabulary instead.
+    log_prob_BA, candidate_BA = jax.lax.optimization_barrier(
+      jax.lax.top_k(log_prob_BV, A)
+    )
     return candidate_BA, log_prob_BA
 
   def judge(node, prior_BA, answer):
