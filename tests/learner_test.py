@@ -18,7 +18,7 @@ from tsd_jax.tasks.task import Score
 from tsd_jax.types import Responses
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
-B = 32
+S, B, C = 32, 16, 24  # Prompts searched, sampled on, distilled.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +46,21 @@ MODEL = transformer.ModelConfig(
 )  # fmt: skip
 
 
+ROLLOUT = RolloutConfig(prompts=B, samples=4, forks=2, baseline_prompts=S)
+SEARCH = SearchConfig(
+  num_simulations=12, num_candidates=4, width=S // B, trees=16
+)
+
+
 def configure(algorithm="tsd", **parts):
   options = dict(
-    rollout=RolloutConfig(prompts=B, samples=4, forks=2, fork_width=2),
-    search=SearchConfig(num_simulations=12, num_candidates=4),
-    loss=LossConfig(),
+    rollout=ROLLOUT,
+    search=SEARCH,
+    loss=LossConfig(lessons=C),
     optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4),
     refresh_every=1,
-    eos_id=EOS,
   )
-  return methods.resolve(algorithm, **options | parts)
+  return methods.resolve(algorithm, TASK, **options | parts)
 
 
 @functools.cache
@@ -65,7 +70,7 @@ def start():
 
 def prompts(iterations, seed=0):
   rng = np.random.default_rng(seed)
-  return rng.integers(0, 6, (iterations, B, P)).astype(np.int32)
+  return rng.integers(0, 6, (iterations, S, P)).astype(np.int32)
 
 
 def fresh(config):
@@ -161,7 +166,7 @@ def test_a_seed_decides_everything():
 
 def test_a_tighter_clip_acts_more_and_changes_the_update():
   def one(clip):
-    loss = LossConfig(clip_low=clip, clip_high=clip)
+    loss = LossConfig(lessons=C, clip_low=clip, clip_high=clip)
     steps = OptimizerConfig(learning_rate=3e-3, minibatches=4, epochs=2)
     return run(configure(loss=loss, optimizer=steps), prompts(1))
 
@@ -176,7 +181,7 @@ def test_the_first_minibatch_is_on_policy():
   """Stored log-probabilities are the learner's own at equal parameters."""
   steps = OptimizerConfig(learning_rate=1e-9, minibatches=4)
   for temperature in (1.0, 0.7):
-    sampling = RolloutConfig(prompts=B, temperature=temperature)
+    sampling = dataclasses.replace(ROLLOUT, temperature=temperature)
     config = configure(optimizer=steps, rollout=sampling)
     _, metrics = run(config, prompts(1))
     assert metrics["approx_kl"][0] < 1e-9
@@ -191,34 +196,35 @@ def test_the_ledger_is_a_hand_count():
   for algorithm in ("tsd", "ppo"):
     config = configure(
       algorithm,
-      search=SearchConfig(
-        num_simulations=12, num_candidates=4, stop_when_solved=False
-      ),
-      loss=LossConfig(kl_weight=0.1),
+      search=dataclasses.replace(SEARCH, stop_when_solved=False),
+      rollout=dataclasses.replace(ROLLOUT, choose="first"),
+      loss=LossConfig(lessons=C, kl_weight=0.1),
       optimizer=OptimizerConfig(minibatches=4, epochs=3),
     )
     _, metrics = run(config, prompts(1))
     tokens = jax.tree.map(lambda a: int(a[0]), metrics["tokens"])
-    # The champion is one row more for tsd; ppo samples as many rows.
-    G, searches = (8, True) if algorithm == "tsd" else (9, False)
-    assert tokens.prefill == B * P * (1 + searches)
-    assert tokens.search == (12 * B if searches else 0)
-    assert tokens.update == 3 * B * (P + 9 * (T - 1))
-    assert tokens.rescore == 3 * B * (P + G * (T - 1))
+    # The baseline's 5 rows of 32 prompts are the fewest that reach tsd's count.
+    ours = B * (P + 8 * (T - 1)) + C * (P + T - 1)
+    assert S * (P + 4 * (T - 1)) < ours <= S * (P + 5 * (T - 1))
+    G, b, searches = (8, B, True) if algorithm == "tsd" else (5, S, False)
+    assert tokens.prefill == b * P + searches * S * P
+    assert tokens.search == (12 * S if searches else 0)
+    assert tokens.update == 3 * (ours if searches else b * (P + G * (T - 1)))
+    assert tokens.rescore == 3 * b * (P + G * (T - 1))
     # Samples run until the longest row's last token, which is not fed back.
     model = nnx.merge(*start())
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[1]
-    prompt_BP = jnp.asarray(prompts(1)[0])
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 5)[3]
+    prompt_BP = jnp.asarray(prompts(1)[0])[:b]
     r, forwards = rollout(
       model, TASK, prompt_BP, decode.prefill(model, prompt_BP), key,
       config.rollout,
     )  # fmt: skip
-    S = config.rollout.samples
-    expected = B * S * (lengths(r.mask_BGT)[:, :S].max() - 1)
+    plain = config.rollout.samples
+    expected = b * plain * (lengths(r.mask_BGT)[:, :plain].max() - 1)
     if searches:
       # A fork feeds its parent's last token again.
-      tail = lengths(r.mask_BGT)[:, S:].max()
-      expected += B * (G - S) * (1 + tail - 1)
+      tail = lengths(r.mask_BGT)[:, plain:].max()
+      expected += b * (G - plain) * (1 + tail - 1)
     assert tokens.rollout == int(forwards) == expected
 
 
@@ -230,8 +236,8 @@ def test_forks_share_what_they_say_and_differ_after_it():
     jax.random.key(3), config,
   )  # fmt: skip
   r = jax.device_get(r)
-  assert r.tokens_BGT.shape == (B, 8, T)
-  for b in range(B):
+  assert r.tokens_BGT.shape == (S, 8, T)
+  for b in range(S):
     assert list(r.parent_BG[b, :4]) == [0, 1, 2, 3]
     assert np.all(r.fork_BG[b, :4] == 0) and np.all(r.parent_BG[b, 4:] < 4)
     for g in range(4, 8):
@@ -246,7 +252,7 @@ def test_forks_share_what_they_say_and_differ_after_it():
       # Forked at the parent's least certain token after its first.
       entropy = np.where(r.mask_BGT[b, p], r.entropy_BGT[b, p], -1)[1:]
       assert n == 1 + entropy.argmax()
-  assert len(np.unique(r.tokens_BGT[:, 4], axis=0)) > B // 4
+  assert len(np.unique(r.tokens_BGT[:, 4], axis=0)) > S // 4
 
 
 @pytest.mark.parametrize(
@@ -254,11 +260,17 @@ def test_forks_share_what_they_say_and_differ_after_it():
   [
     (dict(refresh_every=-1), "refresh_every=-1"),
     (dict(optimizer=OptimizerConfig(minibatches=5)), "multiple of"),
-    (dict(loss=LossConfig(advantage="group")), "knows no forks"),
+    (dict(loss=LossConfig(lessons=6)), "loss.lessons=6 must be a multiple"),
+    (dict(loss=LossConfig(lessons=64)), "exceeds the 32 prompts"),
+    (
+      dict(search=dataclasses.replace(SEARCH, trees=20)),
+      "multiple of search.trees=20",
+    ),
+    (dict(loss=LossConfig(advantage="group", lessons=C)), "knows no forks"),
     (
       dict(
-        loss=LossConfig(advantage="gae"),
-        rollout=RolloutConfig(prompts=B, forks=0),
+        loss=LossConfig(advantage="gae", lessons=C),
+        rollout=dataclasses.replace(ROLLOUT, forks=0),
       ),
       "set loss.value_weight > 0",
     ),
@@ -274,17 +286,56 @@ def test_an_unknown_method_is_refused():
     configure("dpo")
 
 
+@pytest.mark.parametrize("champions", [1, 3])
 @pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
-def test_every_method_updates_on_as_many_rows(algorithm):
-  assert configure(algorithm).update_rows == 9
-  three = configure(algorithm, loss=LossConfig(champions=3))
-  assert three.update_rows == 11
+def test_every_method_updates_on_as_many_tokens(algorithm, champions):
+  loss = LossConfig(lessons=C, champions=champions)
+  ours = configure(loss=loss).update_tokens(TASK)
+  config = configure(algorithm, loss=loss)
+  count = config.update_tokens(TASK)
+  # Baselines round up to a row of every prompt.
+  assert ours <= count <= ours + S * T or algorithm == "expert_iteration"
+  assert config.prompts == S
+
+
+def found(used_S, chance_S):
+  """What a search of one champion a prompt found."""
+  tokens_SMT = jnp.arange(len(used_S) * T, dtype=jnp.int32)
+  return learner.Found(
+    tokens_SMT.reshape(-1, 1, T),
+    jnp.asarray(used_S)[:, None],
+    jnp.asarray(chance_S, jnp.float32),
+    None,
+  )
+
+
+def test_prompts_with_a_champion_are_the_first_lessons():
+  prompt_SP = jnp.arange(20).reshape(10, 2)
+  used_S = np.isin(np.arange(10), [2, 5, 7])
+  search = found(used_S, np.zeros(10))
+  seen = set()
+  for seed in range(20):
+    lessons = learner.choose_lessons(jax.random.key(seed), prompt_SP, search, 5)
+    rows = np.asarray(lessons.prompt_CP[:, 0]) // 2
+    assert len(set(rows)) == 5 and {2, 5, 7} <= set(rows)
+    np.testing.assert_array_equal(lessons.used_CM[:, 0], used_S[rows])
+    np.testing.assert_array_equal(lessons.tokens_CMT[:, 0, 0], rows * T)
+    seen |= set(rows)
+  assert seen == set(range(10))  # The rest is drawn, not always the same.
+
+
+def test_samples_go_where_success_is_least_certain():
+  prompt_SP = jnp.arange(12).reshape(6, 2)
+  search = found(np.ones(6, bool), [0.0, 0.95, 0.4, 1.0, 0.7, 0.1])
+  chosen = learner.choose_prompts(jax.random.key(0), prompt_SP, search, 3)
+  assert sorted(np.asarray(chosen)[:, 0] // 2) == [2, 4, 5]
 
 
 def test_own_champions_need_no_search():
   config = configure(loss=LossConfig(champion_source="samples"))
+  assert config.prompts == config.lessons == B
   assert not config.searches
-  _, metrics = run(config, prompts(1))
+  _, metrics = run(config, prompts(1)[:, :B])
   assert metrics["tokens"].search[0] == 0
   assert metrics["champion_ce"][0] > 0
 
@@ -301,17 +352,17 @@ def test_best_samples_are_distinct_and_best_first():
     reward_BG=jnp.asarray(reward_BG),
     correct_BG=jnp.asarray(reward_BG > 0.5),
   )
-  tokens, reward, correct = learner.best_samples(Responses(**fields), 6)
+  loss = LossConfig(champions=6, champion_source="samples")
+  config = configure(loss=loss, rollout=RolloutConfig(prompts=16, samples=6))
+  lessons = learner.best_samples(None, Responses(**fields), config)
   for b in range(16):
     distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
-    found = [tuple(map(int, t)) for t in tokens[b]]
+    found = [tuple(map(int, t)) for t in lessons.tokens_CMT[b]]
     kept = [t for i, t in enumerate(found) if t not in found[:i]]
     assert kept == distinct
     for i, t in enumerate(found):
-      new = t not in found[:i]
-      value = np.dot(t, [4, 2, 1]) / 7
-      assert float(reward[b, i]) == pytest.approx(value if new else 0)
-      assert bool(correct[b, i]) == (new and value > 0.5)
+      right = np.dot(t, [4, 2, 1]) / 7 > 0.5
+      assert bool(lessons.used_CM[b, i]) == (t not in found[:i] and right)
 
 
 def test_programs_are_shared_between_values_of_hyper():
@@ -321,9 +372,11 @@ def test_programs_are_shared_between_values_of_hyper():
     )
 
   faster = OptimizerConfig(learning_rate=1e-4, minibatches=4)
-  lighter = LossConfig(champion_weight=0.1, clip_high=0.3)
+  lighter = LossConfig(lessons=C, champion_weight=0.1, clip_high=0.3)
   first = program("tsd")
   assert program("tsd", optimizer=faster) is first
   assert program("tsd", loss=lighter) is first
-  assert program("tsd", loss=LossConfig(champion_weight=0)) is not first
+  assert (
+    program("tsd", loss=LossConfig(champion_weight=0, lessons=C)) is not first
+  )
   assert program("ppo") is not first

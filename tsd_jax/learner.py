@@ -44,48 +44,36 @@ def init_state(config: LearnerConfig, params) -> TrainState:
   )
 
 
-def choose_lessons(key, prompt_SP, found, config: LearnerConfig):
-  """C of the S searched prompts, those with a champion first."""
-  best = found.champions
-  used_SM = best.correct_BM
-  rank_S = jnp.any(used_SM, axis=1) + jax.random.uniform(key, used_SM.shape[:1])
-  _, row_C = jax.lax.top_k(rank_S, config.lessons)
-  targets = jax.tree.map(lambda a: a[row_C], found.targets)
-  return Lessons(
-    prompt_SP[row_C],
-    best.tokens_BMT[row_C],
-    used_SM[row_C],
-    best.valid_BM[row_C],
-    found.success_SMT[row_C],
-    targets,
-  ), row_C
-
-
 class Found(NamedTuple):
   """What the search brings home of S prompts; every leaf leads with S."""
 
-  champions: champions_lib.Champions
-  targets: champions_lib.PathTargets | None
-  success_SMT: Array  # V_search's targets at the champions' states.
-  mass_S: Array  # Policy's probability of all correct answers in the tree.
+  tokens_SMT: Array  # Champions, best first.
+  used_SM: Array  # bool, whether they are distilled.
+  chance_S: (
+    Array  # The search model's chance of success, as far as it is found.
+  )
+  targets: champions_lib.PathTargets | None  # At the first champion's states.
 
 
 def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
-  """Searches with the frozen model, a block of prompts after the other.
+  """Searches with the frozen model, some trees at a time.
 
   Returns:
     What was found, token forwards below the prompts, metrics.
   """
-  block = config.rollout.prompts
+  block = min(config.search.trees, prompt_SP.shape[0])
   prompt_WBP = prompt_SP.reshape(-1, block, prompt_SP.shape[1])
-  keys_W = jax.random.split(key, prompt_WBP.shape[0])
+  model = nnx.merge(graphdef, params)
 
   def search(inputs):
     prompt_BP, key = inputs
-    model = nnx.merge(graphdef, params)
     prefix = decode.prefill(model, prompt_BP)
     result = tree_lib.search(model, task, prompt_BP, prefix, key, config.search)
     best = champions_lib.champions(result.tree, config.loss.champions)
+    greedy_B = champions_lib.greedy_reward(result.tree)
+    used_BM = best.correct_BM
+    if config.loss.champion_gate == "better":
+      used_BM = best.valid_BM & (best.reward_BM > greedy_B[:, None])
     targets = None
     if config.loss.soft_weight > 0:
       targets = champions_lib.path_targets(
@@ -94,19 +82,47 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
         best.node_BM[:, 0],
         min_visits=config.loss.soft_min_visits,
       )
+    chance_B = champions_lib.chance_of_success(result.tree)
+    reward = jnp.mean(best.reward_BM[:, 0])
     metrics = {
-      "search_reward": jnp.mean(best.reward_BM[:, 0]),
+      "search_reward": reward,
+      "search_gain": reward - jnp.mean(greedy_B),
       "search_correct": jnp.mean(best.correct_BM[:, 0].astype(jnp.float32)),
+      "search_chance": jnp.mean(chance_B),
       "search_simulations": result.simulations,
       **health.health(result.tree, result.simulations),
     }
-    mass_B = champions_lib.success_mass(result.tree)
-    success_BMT = champions_lib.success_below(result.tree, best.tokens_BMT)
-    return Found(best, targets, success_BMT, mass_B), result.forwards, metrics
+    found = Found(best.tokens_BMT, used_BM, chance_B, targets)
+    return found, result.forwards, metrics
 
+  keys_W = jax.random.split(key, prompt_WBP.shape[0])
   found, forwards_W, metrics = jax.lax.map(search, (prompt_WBP, keys_W))
   found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
   return found, jnp.sum(forwards_W), jax.tree.map(jnp.mean, metrics)
+
+
+def choose_lessons(key, prompt_SP, found: Found, count: int) -> Lessons:
+  """Lessons from C of the S searched prompts: random ones with a champion."""
+  has_S = jnp.any(found.used_SM, axis=1)
+  rank_S = has_S + jax.random.uniform(key, has_S.shape)
+  _, row_C = jax.lax.top_k(rank_S, count)
+  return Lessons(
+    prompt_SP[row_C],
+    found.tokens_SMT[row_C],
+    found.used_SM[row_C],
+    jax.tree.map(lambda a: a[row_C], found.targets),
+  )
+
+
+def choose_prompts(key, prompt_SP, found: Found, count: int) -> Array:
+  """The B searched prompts on which a sample's outcome is least certain.
+
+  Their chance of success p, as the tree found it, has the largest p (1 - p):
+  there, samples differ in their reward and have something to teach.
+  """
+  spread_S = found.chance_S * (1.0 - found.chance_S)
+  ties_S = 1e-6 * jax.random.uniform(key, spread_S.shape)
+  return prompt_SP[jax.lax.top_k(spread_S + ties_S, count)[1]]
 
 
 def advantages(responses: Responses, config: LearnerConfig):
@@ -136,25 +152,20 @@ def advantages(responses: Responses, config: LearnerConfig):
   return jnp.where(r.mask_BGT, a_BGT, 0.0), return_BGT
 
 
-def best_samples(responses: Responses, count: int):
-  """The best distinct responses of a prompt, as rejection sampling keeps them.
-
-  Args:
-    responses: on-policy samples.
-    count: M.
-
-  Returns:
-    tokens_BMT, reward_BM, correct_BM; a repetition is never correct and has
-    reward 0.
-  """
+def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
+  """Lessons from the policy's own samples, as rejection sampling keeps them."""
+  count = config.loss.champions
   reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
   tokens_BMT = jnp.take_along_axis(
     responses.tokens_BGT, row_BM[..., None], axis=1
   )
   same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
   first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
-  correct_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
-  return tokens_BMT, first_BM * reward_BM, first_BM & correct_BM
+  used_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
+  if config.loss.champion_gate == "better":
+    mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
+    used_BM = reward_BM > mean_B1
+  return Lessons(prompt_BP, tokens_BMT, first_BM & used_BM, None)
 
 
 def make_train_chunk(graphdef, task: Task, config: LearnerConfig):
@@ -176,11 +187,11 @@ def make_train_chunk(graphdef, task: Task, config: LearnerConfig):
 @functools.lru_cache(maxsize=64)
 def _train_chunk(graphdef, task: Task, config: LearnerConfig):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
-  P, S, C = task.prompt_length, config.prompts, config.lessons
+  P, S = task.prompt_length, config.prompts
 
   def iteration(state: TrainState, prompt_SP, reference, hyper, key):
     key = jax.random.fold_in(key, state.iteration)
-    search_key, lesson_key, where_key, rollout_key, order_key = (
+    search_key, lesson_key, choice_key, rollout_key, order_key = (
       jax.random.split(key, 5)
     )
     metrics, search_forwards = {}, jnp.int32(0)
@@ -199,11 +210,9 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
         graphdef, search_params, task, prompt_SP, search_key, config
       )
       prefill += S * P
-      lessons, _ = choose_lessons(lesson_key, prompt_SP, found, config)
-      if config.rollout.where == "learnable":
-        value_S = found.mass_S * (1.0 - found.mass_S)
-        value_S += 1e-6 * jax.random.uniform(where_key, (S,))
-        prompt_BP = prompt_SP[jax.lax.top_k(value_S, B)[1]]
+      lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
+      if config.rollout.choose == "uncertain":
+        prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
     model = nnx.merge(graphdef, state.params)
     responses, rollout_forwards = rollout(
       model,
@@ -214,15 +223,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       config.rollout,
     )
     if config.loss.distils and not config.searches:
-      tokens_BMT, _, correct_BM = best_samples(responses, config.loss.champions)
-      lessons = Lessons(
-        prompt_BP,
-        tokens_BMT,
-        correct_BM,
-        correct_BM,
-        jnp.zeros(tokens_BMT.shape),
-        None,
-      )
+      lessons = best_samples(prompt_BP, responses, config)
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, lessons)
@@ -236,7 +237,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       hyper,
       config,
     )
-    update_tokens = config.optimizer.epochs * config.update_tokens(P, T)
+    update_tokens = config.optimizer.epochs * config.update_tokens(task)
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
     metrics |= update_metrics
     metrics |= {
@@ -258,7 +259,6 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       if config.refresh_every:
         age %= config.refresh_every
       metrics["search_age"] = age.astype(jnp.float32)
-      metrics["search_gain"] = metrics["search_reward"] - metrics["reward"]
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
     return state, metrics
 

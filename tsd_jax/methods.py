@@ -10,12 +10,13 @@ from typing import Literal, get_args
 
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Task
 
 Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight", "tree_value_weight")
+_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight")
 _SAMPLE_WEIGHTS = (
   "policy_weight",
   "value_weight",
@@ -36,19 +37,20 @@ class LossConfig:
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2
-  champion_weight: float = 0.5  # Cross-entropy on the best answers found.
+  champion_weight: float = 8.0  # Cross-entropy on the best answers found.
   champions: int = 1  # M, distinct answers a prompt, best first.
-  lessons: int = 0  # C, prompts distilled in an update; 0: as many as sampled.
+  # C, searched prompts whose champions an update distils, those that have one
+  # first. Own samples give a lesson for every prompt.
+  lessons: int = 448
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"
   # "correct": distil champions that solve the task; "better": those whose
-  # reward beats the mean of the policy's own samples.
+  # reward beats the search model's greedy answer (the own samples' mean).
   champion_gate: Literal["correct", "better"] = "correct"
   soft_weight: float = 0.0  # KL to the improved move distributions.
   soft_min_visits: int = 2
   value_weight: float = 0.0  # V_pi.
   success_weight: float = 0.1  # V_search.
-  tree_value_weight: float = 0.0  # V_search at the states of champions.
   kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
   entropy_weight: float = 0.0
   local_weight: float = 0.5  # Tree advantages: parent against root baseline.
@@ -124,10 +126,24 @@ class LearnerConfig:
     """Refuses settings that do not fit together."""
     if self.refresh_every < 0:
       raise ValueError(f"refresh_every={self.refresh_every} must be >= 0")
-    if self.rollout.prompts % self.optimizer.minibatches:
+    for name, count in (
+      ("rollout.prompts", self.rollout.prompts),
+      ("loss.lessons", self.lessons),
+    ):
+      if count % self.optimizer.minibatches:
+        raise ValueError(
+          f"{name}={count} must be a multiple of "
+          f"optimizer.minibatches={self.optimizer.minibatches}"
+        )
+    if self.lessons > self.prompts:
       raise ValueError(
-        f"rollout.prompts={self.rollout.prompts} must be a multiple of "
-        f"optimizer.minibatches={self.optimizer.minibatches}"
+        f"loss.lessons={self.lessons} exceeds the {self.prompts} prompts that "
+        "are searched: rollout.prompts times search.width"
+      )
+    if self.searches and self.prompts % min(self.search.trees, self.prompts):
+      raise ValueError(
+        f"the {self.prompts} prompts that are searched (rollout.prompts times "
+        f"search.width) must be a multiple of search.trees={self.search.trees}"
       )
     if self.loss.advantage != "tree" and self.rollout.forks:
       raise ValueError(
@@ -157,15 +173,17 @@ class LearnerConfig:
 
   @property
   def lessons(self) -> int:
-    """C, prompts whose champions an update distils."""
-    return self.loss.lessons or self.rollout.prompts
+    """C, prompts whose champions an update reads."""
+    if not self.loss.distils:
+      return 0
+    return self.loss.lessons if self.searches else self.rollout.prompts
 
-  def update_tokens(self, prompt_length: int, response_length: int) -> int:
+  def update_tokens(self, task: Task) -> int:
     """Tokens that one epoch runs forward and backward."""
-    P, T = prompt_length, response_length - 1
+    P, T = task.prompt_length, task.response_length - 1
     samples = self.rollout.prompts * (P + self.rollout.group * T)
     lessons = self.lessons * (P + self.loss.champions * T)
-    return samples * self.loss.trains_on_samples + lessons * self.loss.distils
+    return samples * self.loss.trains_on_samples + lessons
 
   @property
   def hyper(self) -> dict[str, float]:
@@ -193,24 +211,27 @@ class LearnerConfig:
 
 def resolve(
   algorithm: Algorithm,
+  task: Task,
   *,
   rollout: RolloutConfig,
   search: SearchConfig,
   loss: LossConfig,
   optimizer: OptimizerConfig,
   refresh_every: int,
-  eos_id: int,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 
+  Baselines sample as many rows of `rollout.baseline_prompts` prompts as reach
+  the number of tokens that tsd's update runs backward; the last row counts up.
+
   Args:
     algorithm: its name.
-    rollout: the group; baselines sample all their rows from the prompt.
+    task: gives the lengths and the end token.
+    rollout: tsd's samples.
     search: used by `tsd` and `expert_iteration`.
     loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
     optimizer: shared.
     refresh_every: how often the search model is refreshed.
-    eos_id: end token.
 
   Returns:
     What the learner compiles.
@@ -222,51 +243,59 @@ def resolve(
     raise ValueError(
       f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
     )
-  searches = algorithm in ("tsd", "expert_iteration")
+
+  def config(rollout, loss, *, searches):
+    return LearnerConfig(
+      rollout=rollout,
+      search=search,
+      loss=loss,
+      optimizer=optimizer,
+      searches=searches,
+      refresh_every=refresh_every if searches else 0,
+      eos_id=task.eos_id,
+    )
+
+  distils_tree = loss.distils and loss.champion_source == "search"
+  ours = config(rollout, loss, searches=distils_tree)
   if algorithm == "tsd":
-    searches = loss.distils and loss.champion_source == "search"
-  else:
-    # As many rows as tsd updates on, its champions included.
-    rows = rollout.group + (loss.champions if loss.distils else 0)
-    own = dict(
-      champion_weight=0.0,
-      soft_weight=0.0,
-      success_weight=0.0,
-      tree_value_weight=0.0,
-    )
-    supervised = own | dict(
-      advantage="group",
-      policy_weight=0.0,
-      value_weight=0.0,
-      kl_weight=0.0,
-      entropy_weight=0.0,
-      champion_weight=1.0,
-      champions=rows,
-    )
-    match algorithm:
-      case "ppo":
-        own |= dict(
-          policy="ppo",
-          advantage="gae",
-          value_weight=loss.value_weight or 0.5,
-        )
-      case "grpo":
-        own |= dict(policy="ppo", advantage="group")
-      case "cispo":
-        own |= dict(policy="cispo", advantage="group")
-      case "best_of_n":
-        own = supervised | dict(champion_source="samples")
-      case "expert_iteration":
-        own = supervised | dict(champion_source="search")
-        rows = 1  # A sample a prompt, to see where the policy stands.
-    rollout = dataclasses.replace(rollout, samples=rows, forks=0)
-    loss = dataclasses.replace(loss, **own)
-  return LearnerConfig(
-    rollout=rollout,
-    search=search,
-    loss=loss,
-    optimizer=optimizer,
-    searches=searches,
-    refresh_every=refresh_every if searches else 0,
-    eos_id=eos_id,
+    return ours
+  # The group of a baseline, champions included.
+  prompts, T = rollout.baseline_prompts, task.response_length - 1
+  own_tokens = ours.update_tokens(task)
+  rows = max(1, -(-(own_tokens // prompts - task.prompt_length) // T))
+  own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
+  supervised = own | dict(
+    advantage="group",
+    policy_weight=0.0,
+    value_weight=0.0,
+    kl_weight=0.0,
+    entropy_weight=0.0,
+    champion_weight=1.0,
   )
+  match algorithm:
+    case "ppo":
+      own |= dict(
+        policy="ppo", advantage="gae", value_weight=loss.value_weight or 0.5
+      )
+    case "grpo":
+      own |= dict(policy="ppo", advantage="group")
+    case "cispo":
+      own |= dict(policy="cispo", advantage="group")
+    case "best_of_n":
+      own = supervised | dict(champion_source="samples", champions=rows)
+    case "expert_iteration":
+      # All rows are champions; a sample a prompt shows where the policy stands.
+      row_tokens = task.prompt_length + loss.champions * T
+      lessons = own_tokens // row_tokens
+      lessons -= lessons % optimizer.minibatches
+      own = supervised | dict(
+        champion_source="search",
+        lessons=min(lessons, rollout.prompts * search.width),
+      )
+      rollout = dataclasses.replace(rollout, samples=1, forks=0)
+      loss = dataclasses.replace(loss, **own)
+      return config(rollout, loss, searches=True)
+  rollout = dataclasses.replace(
+    rollout, prompts=prompts, samples=rows, forks=0, choose="first"
+  )
+  return config(rollout, dataclasses.replace(loss, **own), searches=False)

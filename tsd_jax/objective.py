@@ -6,7 +6,7 @@ a search can afford to look at many more prompts than an update.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ class Lessons(NamedTuple):
   prompt_CP: Array
   tokens_CMT: Array
   used_CM: Array  # bool, whether it is distilled.
-  valid_CM: Array  # bool, whether there is an answer.
-  success_CMT: Array  # V_search's target before every token.
   targets: PathTargets | None  # At the states of the first answer.
 
 
@@ -50,7 +48,7 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
 
 
 def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
-  """l_hard CE(champion) + l_soft KL(target || pi) + c_t L_success."""
+  """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
   c, tokens_CMT = config.loss, lessons.tokens_CMT
   x_CMTD = scoring.features(model, lessons.prompt_CP, tokens_CMT)
   chosen_CMT = read(scoring.log_prob_of, x_CMTD, tokens_CMT)
@@ -60,13 +58,6 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
   use_CMT = inside_CMT & lessons.used_CM[..., None]
   metrics = {"champion_ce": losses.cross_entropy(chosen_CMT, use_CMT)}
   total = hyper["champion_weight"] * metrics["champion_ce"]
-  if c.tree_value_weight > 0:
-    _, logit_CMT = model.values(x_CMTD)
-    loss = losses.success(
-      logit_CMT, lessons.success_CMT, inside_CMT & lessons.valid_CM[..., None]
-    )
-    metrics["tree_value_loss"] = loss
-    total += hyper["tree_value_weight"] * loss
   if c.soft_weight > 0:
     t = lessons.targets
     log_prob_C1TA = read(
@@ -82,7 +73,7 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
 
 
 def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
-  """The terms that read the policy's own samples."""
+  """The terms that read the policy's own samples, with metrics."""
   r, c = batch.responses, config.loss
   x_BGTD = scoring.features(model, batch.prompt_BP, r.tokens_BGT)
   chosen_BGT, entropy_BGT = read(

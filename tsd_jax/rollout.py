@@ -21,16 +21,19 @@ from tsd_jax.types import Array, Responses
 class RolloutConfig:
   """How many responses are sampled, and how."""
 
-  prompts: int = 256  # B, prompts an iteration.
+  prompts: int = 64  # B, prompts an iteration.
   samples: int = 4  # Rows that start at the prompt.
   forks: int = 2  # How many of them are forked, at their least certain token.
   fork_width: int = 2  # New rows a fork.
   temperature: float = 1.0
-  where: Literal["first", "learnable"] = "first"
+  # Which of the searched prompts are sampled on: the first ones, or those whose
+  # chance of success, as the tree found it, is least certain.
+  choose: Literal["first", "uncertain"] = "uncertain"
+  baseline_prompts: int = 128  # Prompts an iteration of methods without a tree.
 
   def __post_init__(self):
     """Refuses impossible sizes."""
-    for field in ("prompts", "samples"):
+    for field in ("prompts", "samples", "baseline_prompts"):
       if getattr(self, field) < 1:
         raise ValueError(
           f"rollout.{field}={getattr(self, field)} must be at least 1"

@@ -113,12 +113,12 @@ class Experiment:
     """What the compiled loop depends on."""
     return methods.resolve(
       self.algorithm,
+      self.make_task(),
       rollout=self.rollout,
       search=self.search,
       loss=self.loss,
       optimizer=self.optimizer,
       refresh_every=self.refresh_every,
-      eos_id=self.make_task().eos_id,
     )
 
 
@@ -142,12 +142,7 @@ def initial_params(config: Experiment):
     params, metadata = weights.load(path, params)
     trained = metadata.get("value_trained") == "true"
   searches = config.learner_config().searches
-  if (
-    searches
-    and config.search.needs_value
-    and not trained
-    and config.search.rule != "best_first"
-  ):
+  if searches and config.search.needs_value and not trained:
     raise UserError(
       f"search.leaf={config.search.leaf} values leaves by V_search, which "
       f"init={config.init} never trained: use search.leaf=rollout or none, or "

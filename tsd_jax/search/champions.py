@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax.types import LOG_ZERO, Array
+from tsd_jax.types import Array
 
 
 class Champions(NamedTuple):
@@ -70,57 +70,24 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   return Champions(*(jnp.moveaxis(a, 0, 1) for a in found))
 
 
-def success_mass(tree: mctx.Tree) -> Array:
-  """Search model's probability of the correct answers that end at nodes, B.
+def chance_of_success(tree: mctx.Tree) -> Array:
+  """Search model's probability of the correct answers found, B.
 
-  A lower bound of the policy's chance to solve the prompt in one sample:
-  finished nodes are distinct answers, so their probabilities add up.
+  A lower bound of its chance to solve the prompt in one sample: finished nodes
+  are distinct answers, so their probabilities add up.
   """
   nodes = tree.embeddings
-  here_BN = (tree.node_visits > 0) & nodes.finished & nodes.correct
-  return jnp.sum(jnp.where(here_BN, jnp.exp(nodes.path_log_prob), 0.0), axis=1)
-
-
-def success_below(tree: mctx.Tree, tokens_BMT: Array) -> Array:
-  """Success that the tree found below the states of given answers.
-
-  V(s) = sum over correct answers y below s of pi(y) / pi(s): a lower bound of
-  the search model's chance to succeed from s, and V_search's target.
-
-  Args:
-    tree: a finished search.
-    tokens_BMT: answers whose states are asked about.
-
-  Returns:
-    BMT in [0, 1]; entry t is the state before token t.
-  """
-  nodes = tree.embeddings
-  B, M, T = tokens_BMT.shape
   solved_BN = (tree.node_visits > 0) & nodes.finished & nodes.correct
-  log_BN = jnp.where(solved_BN, nodes.path_log_prob, LOG_ZERO)
+  return jnp.sum(
+    jnp.where(solved_BN, jnp.exp(nodes.path_log_prob), 0.0), axis=1
+  )
 
-  def one(tokens_BT):
-    same_BNT = nodes.path_tokens == tokens_BT[:, None]
-    # shares_BNT[t]: node N's first t tokens are the answer's.
-    shares_BNT = jnp.cumprod(same_BNT, axis=2)
-    shares_BNT = jnp.concatenate(
-      [jnp.ones_like(shares_BNT[..., :1]), shares_BNT[..., :-1]], axis=2
-    )
-    depth_BN1 = nodes.depth[..., None]
-    # The state's own probability, from the node that stands for it.
-    is_state_BNT = (
-      shares_BNT.astype(bool)
-      & (depth_BN1 == jnp.arange(T))
-      & ((tree.node_visits > 0) & ~nodes.finished)[..., None]
-    )
-    state_BT = jnp.max(
-      jnp.where(is_state_BNT, nodes.path_log_prob[..., None], LOG_ZERO), axis=1
-    )
-    ratio_BNT = jnp.exp(log_BN[..., None] - state_BT[:, None])
-    found_BT = jnp.sum(jnp.where(shares_BNT, ratio_BNT, 0.0), axis=1)
-    return jnp.clip(found_BT, 0.0, 1.0)
 
-  return jax.vmap(one, in_axes=1, out_axes=1)(tokens_BMT)
+def greedy_reward(tree: mctx.Tree) -> Array:
+  """Reward of the search model's greedy answer, B; 0 if it was not finished."""
+  nodes = tree.embeddings
+  greedy_BN = (tree.node_visits > 0) & nodes.finished & (nodes.discrepancy == 0)
+  return jnp.max(jnp.where(greedy_BN, nodes.reward, 0.0), axis=1)
 
 
 def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:

@@ -26,7 +26,10 @@ class SearchConfig:
 
   rule: Literal["best_first", "puct", "gumbel"] = "best_first"
   num_simulations: int = 64
-  width: int = 1  # Prompts searched for each prompt that the policy samples on.
+  # Prompts searched for each one that the policy samples on, and how many trees
+  # grow at the same time: more of them need more memory.
+  width: int = 16
+  trees: int = 256
   num_candidates: int = 8  # A: the likeliest tokens of a node.
   # What an unfinished leaf is worth: V_search, a rollout to the end, or the
   # mean of both weighted by `mix`; "none" is for best-first without a value.
@@ -44,7 +47,7 @@ class SearchConfig:
 
   def __post_init__(self):
     """Refuses impossible searches."""
-    for field in ("num_simulations", "num_candidates"):
+    for field in ("num_simulations", "num_candidates", "width", "trees"):
       if getattr(self, field) < 1:
         raise ValueError(
           f"search.{field}={getattr(self, field)} must be at least 1"
