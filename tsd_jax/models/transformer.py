@@ -351,19 +351,21 @@ class Transformer(nnx.Module):
       layer = jax.checkpoint(layer, prevent_cse=c.unrolled)
     weights = {name: p[...] for name, p in self.layers.items()}
     past = tuple(s.kv for s in segments)
+    index_L = jnp.arange(c.num_layers)
     if c.unrolled:
       new = []
       for i in range(c.num_layers):
         w = {name: a[i] for name, a in weights.items()}
         seen = tuple(KV(kv.k_LRKSE[i], kv.v_LRKSE[i]) for kv in past)
-        x_RTD, kv = layer(x_RTD, (w, i, seen))
+        # Not `i`: an integer makes JAX index a pool of keys value by value.
+        x_RTD, kv = layer(x_RTD, (w, index_L[i], seen))
         new.append(kv)
       kv = jax.tree.map(lambda *a: jnp.stack(a), *new)
     else:
       x_RTD, kv = jax.lax.scan(
         layer,
         x_RTD,
-        (weights, jnp.arange(c.num_layers), past),
+        (weights, index_L, past),
         unroll=c.unroll_layers,
       )
     return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
