@@ -25,13 +25,46 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
 _ONLY = flags.DEFINE_list("only", None, "Lines to run; all by default.")
 
-# Rows of an update stay 9 where a part is taken out.
+# Where a part is taken out, another one gets its share of the update's tokens.
 VARIANTS: dict[str, dict[str, str]] = {
-  "no_champion": {"loss.champion_weight": "0", "rollout.samples": "5"},
-  "own_champion": {"loss.champion_source": "samples"},
+  "no_champion": {
+    "loss.champion_weight": "0",
+    "rollout.prompts": "128",
+    "rollout.samples": "5",
+  },
+  "champion_only": {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.lessons": "832",
+  },
+  "own_champion": {
+    "loss.champion_source": "samples",
+    "loss.champion_weight": "0.5",
+    "rollout.prompts": "128",
+  },
+  # As many prompts as the search has, five samples each instead of a tree.
+  "wide_samples": {
+    "loss.champion_source": "samples",
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "rollout.prompts": "1024",
+    "rollout.samples": "5",
+    "rollout.forks": "0",
+  },
+  # A tree for every prompt that is sampled on, and no other.
+  "narrow_search": {
+    "loss.champion_weight": "0.5",
+    "loss.lessons": "128",
+    "rollout.prompts": "128",
+    "search.width": "1",
+    "search.trees": "128",
+  },
+  "width_8": {"search.width": "8"},
+  "width_32": {"search.width": "32"},
+  "any_prompts": {"rollout.choose": "first"},
   "champion_weight_2": {"loss.champion_weight": "2"},
+  "champion_weight_32": {"loss.champion_weight": "32"},
   "better_champion": {"loss.champion_gate": "better"},
-  "champions_3": {"loss.champions": "3", "rollout.samples": "2"},
   "no_forks": {"rollout.samples": "8", "rollout.forks": "0"},
   "group_advantage": {
     "rollout.samples": "8",
@@ -43,6 +76,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   "puct": {"search.rule": "puct", "search.leaf": "rollout"},
   "gumbel": {"search.rule": "gumbel", "search.leaf": "rollout"},
   "simulations_16": {"search.num_simulations": "16"},
+  "simulations_32": {"search.num_simulations": "32"},
   "simulations_256": {"search.num_simulations": "256"},
   "frozen_search": {"refresh_every": "0"},
   "refresh_10": {"refresh_every": "10"},

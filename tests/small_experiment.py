@@ -1,6 +1,6 @@
 """A run that compiles in seconds: the real loop at toy sizes."""
 
-from tsd_jax.methods import OptimizerConfig
+from tsd_jax.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
@@ -25,8 +25,9 @@ def get_config() -> Experiment:
     iterations=6,
     chunk=1,
     checkpoint_every=2,
-    rollout=RolloutConfig(prompts=16),
-    search=SearchConfig(num_simulations=8),
+    rollout=RolloutConfig(prompts=8, baseline_prompts=8),
+    search=SearchConfig(num_simulations=8, width=2, trees=8),
+    loss=LossConfig(lessons=8),
     optimizer=OptimizerConfig(minibatches=2),
     eval=EvalConfig(every=2, modes="greedy,mean@2"),
   )

@@ -84,7 +84,7 @@ def compiled_size(config, graphdef, params, task, iterations):
   learner_config = config.learner_config()
   state = learner.init_state(learner_config, params)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  shape = (iterations, config.rollout.prompts, task.prompt_length)
+  shape = (iterations, learner_config.prompts, task.prompt_length)
   chunk = learner.make_train_chunk(graphdef, task, learner_config)
   key = jax.random.key(0)
   jax.clear_caches()  # The loop was compiled before, to be timed.
@@ -133,7 +133,7 @@ def main(overrides):
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # A compilation read from the cache would be no compilation.
   jax.config.update("jax_enable_compilation_cache", False)
-  from tsd_jax import data, decode, learner, progress, train
+  from tsd_jax import data, decode, learner, objective, progress, train
   from tsd_jax.rollout import rollout
 
   progress.quiet_libraries()
@@ -141,18 +141,22 @@ def main(overrides):
   task, learner_config = config.make_task(), config.learner_config()
   graphdef, params = train.initial_params(config)
   model = nnx.merge(graphdef, params)
-  prompt_BP = jnp.asarray(
-    data.load_problems(config.task, "train")[: config.rollout.prompts]
+  S, B, C = (
+    learner_config.prompts,
+    learner_config.rollout.prompts,
+    learner_config.lessons,
   )
-  B, P, T = *prompt_BP.shape, task.response_length
+  prompt_SP = jnp.asarray(data.load_problems(config.task, "train")[:S])
+  prompt_BP = prompt_SP[:B]
+  P, T = task.prompt_length, task.response_length
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
   table = Table()
 
   @jax.jit
-  def search(params, prompt_BP):
+  def search(params, prompt_SP):
     return learner.search_phase(
-      graphdef, params, task, prompt_BP, key, learner_config
+      graphdef, params, task, prompt_SP, key, learner_config
     )
 
   @jax.jit
@@ -162,47 +166,51 @@ def main(overrides):
     return rollout(model, task, prompt_BP, prefix, key, learner_config.rollout)
 
   responses, _ = sample(params, prompt_BP)
-  best, targets, _, _ = search(params, prompt_BP)
+  found, _, _ = search(params, prompt_SP)
   advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
-  batch = learner.Batch(
-    prompt_BP, responses, advantage_BGT, return_BGT, best.tokens_BMT,
-    best.valid_BM, targets,
-  )  # fmt: skip
-  opt_state = learner.make_optimizer(learner_config).init(params)
+  lessons = learner.choose_lessons(key, prompt_SP, found, C)
+  batch = objective.Batch(
+    prompt_BP, responses, advantage_BGT, return_BGT, lessons
+  )
+  opt_state = objective.make_optimizer(learner_config).init(params)
 
   @jax.jit
   def update(params, batch):
-    return learner.update(
+    return objective.update(
       graphdef, (params, opt_state), params, batch, key, hyper, learner_config
     )
 
-  G = learner_config.update_rows
+  M = config.loss.champions
   o, r = config.optimizer, learner_config.rollout
   floor = functools.partial(floor_seconds, model, repeats=repeats)
-  forks = r.group - r.samples
+  forks, trees = r.group - r.samples, min(config.search.trees, S)
   floors = {
-    "search": floor(B, config.search.num_simulations) + floor(B * P, 1),
+    "search": S // trees * floor(trees, config.search.num_simulations)
+    + floor(S * P, 1),
     "rollouts": floor(B * r.samples, T - 1)
     + (floor(B * forks, T - 1) if forks else 0)
     + floor(B * P, 1),
     "update": 3
     * o.epochs
-    * floor(B // o.minibatches * (P + G * (T - 1)), o.minibatches),
+    * (
+      floor(B // o.minibatches * (P + r.group * (T - 1)), o.minibatches)
+      + floor(C // o.minibatches * (P + M * (T - 1)), o.minibatches)
+    ),
   }
   parts = {
-    "search": seconds(lambda: search(params, prompt_BP), repeats),
+    "search": seconds(lambda: search(params, prompt_SP), repeats),
     "rollouts": seconds(lambda: sample(params, prompt_BP), repeats),
     "update": seconds(lambda: update(params, batch), repeats),
   }
   for name, value in parts.items():
     table.note(name, value, "s", floor=value / floors[name])
   chunk = learner.make_train_chunk(graphdef, task, learner_config)
-  prompt_CBP = jnp.broadcast_to(prompt_BP, (config.chunk, B, P))
+  prompt_CSP = jnp.broadcast_to(prompt_SP, (config.chunk, S, P))
 
   def whole():
     # The loop donates its state.
     state = learner.init_state(learner_config, jax.tree.map(jnp.copy, params))
-    return chunk(state, prompt_CBP, params, hyper, key)
+    return chunk(state, prompt_CSP, params, hyper, key)
 
   total = seconds(whole, repeats) / config.chunk
   table.note(
