@@ -129,7 +129,7 @@ def main(overrides):
     if name != "default":
       pair = {name: runs[name], "default": runs["default"]}
       found = compare.contrast(pair, ours=name)
-      keys = ("accuracy_at_equal_steps", "accuracy_at_equal_tokens")
+      keys = ("difference_at_equal_steps", "difference_at_equal_tokens")
       row |= {key: found[key][f"{name}/default"] for key in keys}
       shown = tuple(f"{row[key]['value']:+.3f}" for key in keys)
     rows[name] = row

@@ -5,7 +5,14 @@ python -m launch.compare --config=experiments/compare_countdown.py --workdir=DIR
 First every method is run with each setting of a short sweep, one seed, on the
 validation split; then at its best setting with all seeds, on the test split. A
 killed comparison goes on with the same command.
+
+A small one, below 15 minutes on two cores (no sweep, two seeds):
+
+  python -m launch.compare --workdir=DIR --config.values=3e-4
+    --config.seeds=0,1 --config.experiment.iterations=20
 """
+
+import sys
 
 from absl import flags
 
@@ -25,7 +32,9 @@ def main(overrides):
   from tsd_jax import judge, progress
 
   progress.quiet_libraries()
-  print(judge.judge(config, folder))
+  words = [w for w in sys.argv[1:] if not w.startswith("--workdir")]
+  command = " ".join(["python -m launch.compare", *words, "--workdir=DIR"])
+  print(judge.judge(config, folder, command=command))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import small_experiment
+from tests.noisy import add_noise
 from tsd_jax import config as config_lib
 from tsd_jax import data, evaluate, runs, train
 from tsd_jax.config import UserError
+from tsd_jax.models import transformer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -108,6 +110,31 @@ def test_figures_follow_from_plain_decoding(workdir):
   assert results["best@3"]["accuracy"] == results["pass@3"]["accuracy"]
   assert results["search@20"]["tokens"] == 64 * (20 + prompts.shape[1])
   assert results["search@1"]["accuracy"] == 0 < results["search@20"]["accuracy"]
+
+
+def test_perplexity_follows_from_a_plain_forward():
+  config = small_experiment.get_config()
+  graphdef, params = transformer.create(config.model, 0)
+  params = add_noise(params, scale=0.3, seed=1)
+  task, rng = config.make_task(), np.random.default_rng(0)
+  P, T = task.prompt_length, task.response_length
+  tokens = rng.integers(0, 200, (5, P + T))
+  tokens[0, -3:] = (
+    task.pad_id
+  )  # What follows the end is no token of a response.
+  got = evaluate.perplexity(
+    graphdef, params, task, tokens[:, :P], tokens[:, P:]
+  )
+  logits = np.asarray(nnx.merge(graphdef, params)(jnp.asarray(tokens)))
+  log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  found = [
+    log_prob[n, t - 1, tokens[n, t]]
+    for n in range(5)
+    for t in range(P, P + T)
+    if tokens[n, t] != task.pad_id
+  ]
+  assert len(found) == 5 * T - 3
+  assert got == pytest.approx(np.exp(-np.mean(found)), rel=1e-4)
 
 
 def test_the_vote_is_a_count_of_equal_finished_answers():

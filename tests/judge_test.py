@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 
+from experiments import compare_countdown
 from tests import small_comparison
 from tsd_jax import compare, judge
 from tsd_jax.compare import Curve
@@ -25,13 +26,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
 
 
-def curve(*accuracy, tokens=100):
-  zeros = np.zeros(4)
-  return Curve(STEPS, STEPS * tokens, np.array(accuracy), zeros, zeros)
+def curve(*accuracy, tokens=100, seconds=0.5):
+  return Curve(
+    STEPS, STEPS * tokens, np.array(accuracy), np.zeros(4), STEPS * seconds
+  )
 
 
 SLOW = curve(0.1, 0.2, 0.3, 0.4)
-FAST = curve(0.1, 0.3, 0.5, 0.5, tokens=200)
+FAST = curve(0.1, 0.3, 0.5, 0.5, tokens=200, seconds=1.5)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +58,27 @@ def test_contrast_by_hand():
   steps = found["steps_to_target"]["tsd/ppo"]
   assert steps["value"] == pytest.approx(0.5)
   assert steps["ci95"] == pytest.approx([0.5, 0.5])
-  # 3,000 tokens: 15 of fast's iterations, 30 of slow's.
-  tokens = found["accuracy_at_equal_tokens"]["tsd/ppo"]
-  assert tokens["value"] == pytest.approx(0.4 - 0.4)
-  equal = found["accuracy_at_equal_steps"]["tsd/ppo"]
-  assert equal["value"] == pytest.approx(0.1)
+
+  def value(name):
+    return found[name]["tsd/ppo"]["value"]
+
+  # 3,000 tokens: 15 of fast's iterations, 30 of slow's; both are at .4 there.
+  assert value("accuracy_at_equal_tokens") == pytest.approx(1.0)
+  assert value("difference_at_equal_tokens") == pytest.approx(0.0)
+  assert value("difference_at_equal_steps") == pytest.approx(0.1)
+  # A second is two of slow's iterations: fast is still at .3 when slow ends.
+  assert value("accuracy_at_equal_seconds") == pytest.approx(0.3 / 0.4)
+  assert value("difference_of_area") == pytest.approx(11 / 30 - 0.25)
   assert found["probability_of_improvement"]["tsd/ppo"] == pytest.approx(0.5)
+
+
+def test_resampled_seeds_move_every_statistic():
+  """Two seeds that reach the target after 10 and after 20 iterations."""
+  early, late = curve(0.1, 0.4, 0.4, 0.4), curve(0.1, 0.1, 0.4, 0.4)
+  found = compare.contrast({"tsd": [early, late], "ppo": [SLOW]})
+  steps = found["steps_to_target"]["tsd/ppo"]
+  assert steps["value"] == pytest.approx(20 / 30)
+  assert steps["ci95"] == pytest.approx([10 / 30, 20 / 30])
 
 
 def test_a_target_that_is_never_reached_is_none():
@@ -80,9 +97,9 @@ def test_the_interval_is_scipys():
     return [curve(0.1, 0.1, 0.1, v) for v in values]
 
   got = compare.bootstrap(
-    ends(ours), ends(theirs), lambda a, b: a.accuracy[-1] - b.accuracy[-1],
-    draws=4000,
-  )  # fmt: skip
+    ends(ours), ends(theirs),
+    {"gain": lambda a, b: a.accuracy[-1] - b.accuracy[-1]}, draws=4000,
+  )["gain"]  # fmt: skip
   expected = scipy.stats.bootstrap(
     (ours, theirs), lambda a, b, axis: a.mean(axis) - b.mean(axis),
     method="percentile", n_resamples=4000, rng=0,
@@ -125,11 +142,42 @@ def test_flops_are_what_xla_counts():
     (dict(values=()), "values is empty"),
     (dict(values=("fast",)), "is not a number"),
     (dict(mode="greedy"), "is not what experiment.eval.modes"),
+    (
+      dict(swept="optimizer.minibatches", values=("2", "4")),
+      "their ratio of steps would mean nothing",
+    ),
   ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(change, words):
   with pytest.raises(Exception, match=re.escape(words)):
     dataclasses.replace(small_comparison.get_config(), **change)
+
+
+def test_every_method_reads_as_much_in_an_update_step():
+  config = compare_countdown.get_config()
+  assert config.methods == judge.METHODS
+  runs = [config.run(m, "3e-4", 0, "test") for m in config.methods]
+  assert [judge.update_step(run) for run in runs] == [
+    {"prompts": 32, "rows": 32 * 9, "steps_an_iteration": 8}
+  ] * len(runs)
+
+
+def test_controls_differ_from_tsd_in_what_they_are_named_for():
+  base = compare_countdown.get_config()
+  champion, prefix = (
+    base.run(m, "3e-4", 0, "test").learner_config()
+    for m in ("grpo_champion", "tree_prefix_values")
+  )
+  grpo = base.run("grpo", "3e-4", 0, "test").learner_config()
+  for control in (champion, prefix):
+    assert not control.searches and control.loss.champion_weight == 0.5
+    assert (control.rollout.samples, control.rollout.forks) == (8, 0)
+  # But for the champion and the row it takes, it is GRPO.
+  loss = dataclasses.replace(
+    champion.loss, champion_weight=0.0, champion_source="search"
+  )
+  assert loss == grpo.loss
+  assert prefix.loss.advantage == "prefix"
 
 
 def command(folder):
@@ -141,7 +189,9 @@ def command(folder):
 
 def without_clocks(folder):
   content = json.loads((folder / "compare.json").read_text())
-  content.pop("session_seconds")
+  for name in ("session_seconds", "training_seconds"):
+    content.pop(name)
+  content["ratios"].pop("accuracy_at_equal_seconds")
   for row in content["methods"].values():
     row.pop("seconds")
   return content
@@ -172,9 +222,22 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   content = without_clocks(killed)
   assert content == without_clocks(whole)
   assert content["methods"]["tsd"]["seeds"] == [0, 1]
+  assert set(content["methods"]) == {"tsd", "grpo", "tree_prefix_values"}
   assert np.shape(content["methods"]["grpo"]["mean@2"]) == (2, 4)
   assert set(content["ratios"]) >= {
     "steps_to_target", "accuracy_at_equal_tokens",
   }  # fmt: skip
-  assert "tsd against" in done.stdout
-  assert (whole / "compare.html").read_text().count("<svg") == 3
+  # 16 prompts of 5 tokens, with 9 rows of 8 tokens fed, in two minibatches.
+  for row in content["methods"].values():
+    assert row["update_step"]["backward_tokens"] == 8 * (5 + 9 * 8)
+    assert row["flops"] == pytest.approx(
+      np.array(row["tokens"]) * content["flops_per_token"]
+    )
+  assert judge.table(content) in done.stdout
+  expected = compare.mean_curve(
+    [compare.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
+  )
+  got = judge.curves(json.loads((whole / "compare.json").read_text()))["grpo"]
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=0.005)
+  assert (whole / "compare.html").read_text().count("<svg") == 4

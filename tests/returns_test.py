@@ -113,3 +113,40 @@ def test_without_forks_or_local_baseline_it_is_the_groups():
   np.testing.assert_allclose(
     got, np.repeat(np.asarray(group)[..., None], 4, -1), rtol=1e-4, atol=1e-5
   )
+
+
+def prefix_oracle(reward, tokens, local):
+  """One prompt, node by node: a node is the set of rows that share a prefix."""
+  G, T = tokens.shape
+  root, out = reward.mean(), np.zeros((G, T))
+
+  def below(g, length):
+    same = [
+      h
+      for h in range(G)
+      if list(tokens[h, :length]) == list(tokens[g, :length])
+    ]
+    return tuple(same)
+
+  for g in range(G):
+    for t in range(T):
+      node = below(g, t + 1)
+      longer = [below(g, n) for n in range(t + 1)]
+      parents = [n for n in longer if n != node] or [tuple(range(G))]
+      start, value = reward[list(parents[-1])].mean(), reward[list(node)].mean()
+      out[g, t] = local * (value - start) + (1 - local) * (value - root)
+  return out / (reward.std() + 1e-4)
+
+
+@pytest.mark.parametrize("symbols", [1, 2, 10**6])
+def test_prefix_advantages(symbols):
+  tokens = RNG.integers(0, symbols, (5, 6, 4))
+  reward = RNG.random((5, 6)).astype(np.float32)
+  got = returns.prefix_advantages(reward, tokens, local_weight=0.3)
+  for b in range(5):
+    np.testing.assert_allclose(
+      got[b], prefix_oracle(reward[b], tokens[b], 0.3), atol=1e-4
+    )
+  if symbols > 2:  # Nothing is shared: the group's advantage.
+    group = returns.group_advantages(reward)
+    np.testing.assert_allclose(got[..., -1], group, rtol=1e-3, atol=1e-3)

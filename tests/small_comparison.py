@@ -8,7 +8,7 @@ def get_config() -> Comparison:
   """The comparison."""
   return Comparison(
     experiment=small_experiment.get_config(),
-    methods=("tsd", "grpo"),
+    methods=("tsd", "grpo", "tree_prefix_values"),
     seeds=(0, 1),
     values=("1e-3", "1e-2"),
     mode="mean@2",

@@ -5,7 +5,7 @@ seeds, and the probability that a run of one method beats one of another.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +53,9 @@ def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
   return Curve(*map(np.asarray, zip(*points, strict=True)))
 
 
-def at_tokens(curve: Curve, tokens: float) -> float:
-  """Accuracy at a ledger total, linear between two evaluations."""
-  return float(np.interp(tokens, curve.tokens, curve.accuracy))
+def at(curve: Curve, axis: str, x: float) -> float:
+  """Accuracy where an axis of the curve is x, linear between evaluations."""
+  return float(np.interp(x, getattr(curve, axis), curve.accuracy))
 
 
 def summary(curves: dict[str, Curve], mode: str) -> str:
@@ -68,7 +68,7 @@ def summary(curves: dict[str, Curve], mode: str) -> str:
   Returns:
     Lines of text.
   """
-  steps = min(c.iterations[-1] for c in curves.values())
+  steps = int(min(c.iterations[-1] for c in curves.values()))
   tokens = min(c.tokens[-1] for c in curves.values())
   lines = [
     f"held-out {mode}",
@@ -76,12 +76,12 @@ def summary(curves: dict[str, Curve], mode: str) -> str:
     f"{f'{tokens / 1e6:.2f} M tokens':>16}  {'tokens/iteration':>16}",
   ]
   for name, c in curves.items():
-    at = int(np.searchsorted(c.iterations, steps, side="right")) - 1
+    last = int(np.searchsorted(c.iterations, steps, side="right")) - 1
     lines.append(
       f"{name:>10}  {c.accuracy[0]:>6.3f}  "
-      f"{f'{c.accuracy[at]:.3f} ± {c.stderr[at]:.3f}':>20}  "
-      f"{at_tokens(c, tokens):>16.3f}  "
-      f"{c.tokens[-1] // max(c.iterations[-1], 1):>16,}"
+      f"{f'{c.accuracy[last]:.3f} ± {c.stderr[last]:.3f}':>20}  "
+      f"{at(c, 'tokens', tokens):>16.3f}  "
+      f"{c.tokens[-1] / max(c.iterations[-1], 1):>16,.0f}"
     )
   return "\n".join(lines)
 
@@ -115,24 +115,27 @@ def area(curve: Curve) -> float:
   return float(np.trapezoid(curve.accuracy, curve.iterations) / max(width, 1))
 
 
+Statistic = Callable[[Curve, Curve], float]
+
+
 def bootstrap(
   ours: Sequence[Curve],
   theirs: Sequence[Curve],
-  statistic: Callable[[Curve, Curve], float],
+  statistics: Mapping[str, Statistic],
   *,
   draws: int = 2000,
-) -> dict[str, Any]:
-  """A statistic of two mean curves, with a 95 % interval over seeds.
+) -> dict[str, dict[str, Any]]:
+  """Statistics of two mean curves, with 95 % intervals over seeds.
 
   Args:
     ours: one curve a seed.
     theirs: the other method's.
-    statistic: of the two means.
+    statistics: functions of the two means, by name.
     draws: resamples of the seeds, of both methods independently.
 
   Returns:
-    value (of all seeds), median and ci95 of the resamples; numbers that are
-    infinite are None.
+    For each statistic value (of all seeds), median and ci95 of the resamples;
+    numbers that are not finite are None.
   """
   rng = np.random.default_rng(0)
 
@@ -140,20 +143,25 @@ def bootstrap(
     picks = rng.integers(0, len(curves), len(curves))
     return mean_curve([curves[i] for i in picks])
 
-  with np.errstate(divide="ignore", invalid="ignore"):
-    values = [statistic(resample(ours), resample(theirs)) for _ in range(draws)]
-    # Quantiles by rank: an interpolation between infinities is no number.
-    low, median, high = np.quantile(values, [0.025, 0.5, 0.975], method="lower")
-  whole = statistic(mean_curve(ours), mean_curve(theirs))
-
   def finite(x):
     return float(x) if np.isfinite(x) else None
 
-  return {
-    "value": finite(whole),
-    "median": finite(median),
-    "ci95": [finite(low), finite(high)],
-  }
+  pairs = [(resample(ours), resample(theirs)) for _ in range(draws)]
+  whole = mean_curve(ours), mean_curve(theirs)
+  found = {}
+  with np.errstate(divide="ignore", invalid="ignore"):
+    for name, statistic in statistics.items():
+      values = [statistic(*pair) for pair in pairs]
+      # By rank: an interpolation between infinities is no number.
+      low, median, high = np.quantile(
+        values, [0.025, 0.5, 0.975], method="lower"
+      )
+      found[name] = {
+        "value": finite(statistic(*whole)),
+        "median": finite(median),
+        "ci95": [finite(low), finite(high)],
+      }
+  return found
 
 
 def probability_of_improvement(
@@ -176,37 +184,44 @@ def contrast(
   Returns:
     `steps_to_target`: iterations that `ours` needs for the other's last
     accuracy, as a fraction of the iterations that the other needs for it;
-    `accuracy_at_equal_tokens` and `accuracy_at_equal_steps`: differences, at
-    the end of the shorter run; `probability_of_improvement` at equal tokens.
+    `accuracy_at_equal_tokens` and `accuracy_at_equal_seconds`: the ratio of
+    accuracies at the end of the shorter run; `difference_at_equal_tokens`,
+    `difference_at_equal_steps` and `difference_of_area`: differences;
+    `probability_of_improvement` at equal tokens.
   """
 
-  def ratio(a: Curve, b: Curve) -> float:
+  def steps(a: Curve, b: Curve) -> float:
     target = b.accuracy[-1]
+    # A method that never leaves its start reaches that at once.
     return steps_to(a, target) / max(steps_to(b, target), 1e-9)
 
-  def by_tokens(a: Curve, b: Curve) -> float:
-    tokens = min(a.tokens[-1], b.tokens[-1])
-    return at_tokens(a, tokens) - at_tokens(b, tokens)
+  def at_equal(axis: str, combine: Callable[[float, float], float]):
+    def statistic(a: Curve, b: Curve) -> float:
+      end = min(getattr(c, axis)[-1] for c in (a, b))
+      return combine(*(at(c, axis, end) for c in (a, b)))
 
-  def by_steps(a: Curve, b: Curve) -> float:
-    return float(a.accuracy[-1] - b.accuracy[-1])
+    return statistic
 
+  statistics = {
+    "steps_to_target": steps,
+    "accuracy_at_equal_tokens": at_equal("tokens", np.divide),
+    "accuracy_at_equal_seconds": at_equal("seconds", np.divide),
+    "difference_at_equal_tokens": at_equal("tokens", np.subtract),
+    "difference_at_equal_steps": at_equal("iterations", np.subtract),
+    "difference_of_area": lambda a, b: area(a) - area(b),
+  }
   found: dict[str, dict[str, Any]] = {}
   for name, theirs in runs.items():
     if name == ours:
       continue
     pair, mine = f"{ours}/{name}", runs[ours]
-    for key, statistic in (
-      ("steps_to_target", ratio),
-      ("accuracy_at_equal_tokens", by_tokens),
-      ("accuracy_at_equal_steps", by_steps),
-    ):
-      found.setdefault(key, {})[pair] = bootstrap(mine, theirs, statistic)
+    for key, interval in bootstrap(mine, theirs, statistics).items():
+      found.setdefault(key, {})[pair] = interval
     tokens = min(c.tokens[-1] for c in (*mine, *theirs))
     found.setdefault("probability_of_improvement", {})[pair] = (
       probability_of_improvement(
-        [at_tokens(c, tokens) for c in mine],
-        [at_tokens(c, tokens) for c in theirs],
+        [at(c, "tokens", tokens) for c in mine],
+        [at(c, "tokens", tokens) for c in theirs],
       )
     )
   return found

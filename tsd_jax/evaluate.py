@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax import decode
+from tsd_jax import decode, learner, losses
 from tsd_jax.config import UserError
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
@@ -226,6 +226,38 @@ def evaluate(
       "reward": float(reward.mean()),
     }
   return results
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "pad_id"))
+def mean_loss(graphdef, params, prompt_NP, response_NT, pad_id: int):
+  """Mean negative log-probability of the tokens of given responses, in nats."""
+  model = nnx.merge(graphdef, params)
+  log_prob_N1TV, _, _ = learner.score_rows(
+    model, prompt_NP, response_NT[:, None], 1.0
+  )
+  log_prob_NT = jnp.take_along_axis(
+    log_prob_N1TV[:, 0], response_NT[..., None], axis=-1
+  )[..., 0]
+  return losses.cross_entropy(log_prob_NT, response_NT != pad_id)
+
+
+def perplexity(
+  graphdef, params, task: Task, prompt_NP: np.ndarray, response_NT: np.ndarray
+) -> float:
+  """exp of the mean negative log-probability of a token of given responses.
+
+  Args:
+    graphdef: structure of the model.
+    params: its parameters.
+    task: whose pad token is left out.
+    prompt_NP: prompts.
+    response_NT: a response to each.
+  """
+  loss = mean_loss(
+    graphdef, params, jnp.asarray(prompt_NP), jnp.asarray(response_NT),
+    task.pad_id,
+  )  # fmt: skip
+  return float(jnp.exp(loss))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

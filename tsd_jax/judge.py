@@ -5,15 +5,45 @@ import json
 import pathlib
 import platform
 import time
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 
 from tsd_jax import compare, evaluate, report, train, workdir
 from tsd_jax import config as config_lib
 from tsd_jax.compare import Curve
-from tsd_jax.methods import ALGORITHMS, Algorithm
+from tsd_jax.ledger import BACKWARD_COST
+from tsd_jax.methods import Algorithm
 from tsd_jax.models import transformer
+
+# Controls are tsd's loop without a tree, champions taken from own samples:
+# grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
+# samples form by themselves where they share a prefix.
+Method = Literal[Algorithm, "grpo_champion", "tree_prefix_values"]
+METHODS = get_args(Method)
+_CONTROLS = {
+  "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
+  "tree_prefix_values": {"loss.advantage": "prefix"},
+}
+
+
+def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
+  """What a method changes of an experiment, as flags say it.
+
+  Args:
+    method: its name.
+    experiment: gives the number of samples that the update reads.
+  """
+  if method not in _CONTROLS:
+    return {"algorithm": method}
+  return {
+    "algorithm": "tsd",
+    "loss.champion_source": "samples",
+    "rollout.samples": str(experiment.rollout.group),
+    "rollout.forks": "0",
+    **_CONTROLS[method],
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +51,7 @@ class Comparison:
   """Methods on one task."""
 
   experiment: train.Experiment
-  methods: tuple[Algorithm, ...] = ALGORITHMS
+  methods: tuple[Method, ...] = METHODS
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   # Values of `swept` that every method is tried with, on validation.
   swept: str = "optimizer.learning_rate"
@@ -53,14 +83,24 @@ class Comparison:
         f"mode={self.mode} is not what experiment.eval.modes="
         f"{self.experiment.eval.modes} shows"
       )
-    for method in self.methods:  # Every run can start, before any does.
+    steps = {}  # Every run can start, before any does.
+    for method in self.methods:
       for value in self.values:
-        self.run(method, value, self.seeds[0], self.split)
+        run = self.run(method, value, self.seeds[0], self.split)
+        steps[f"{method} with {self.swept}={value}"] = update_step(run)
+    first, *others = steps
+    for name in others:
+      if steps[name] != steps[first]:
+        raise ValueError(
+          f"an update step of {name} is {steps[name]}, of {first} "
+          f"{steps[first]}: their ratio of steps would mean nothing"
+        )
 
-  def run(self, method: str, value: str, seed: int, split: str):
+  def run(
+    self, method: str, value: str, seed: int, split: str
+  ) -> train.Experiment:
     """The experiment of one run."""
-    changes = {
-      "algorithm": method,
+    changes = settings(method, self.experiment) | {
       "seed": str(seed),
       "eval.split": split,
       self.swept: value,
@@ -68,12 +108,25 @@ class Comparison:
     return config_lib.override(self.experiment, changes)
 
 
-def judge(config: Comparison, folder: str | pathlib.Path) -> str:
+def update_step(run: train.Experiment) -> dict[str, int]:
+  """What one optimiser step of a run reads; equal for methods compared."""
+  learner, o = run.learner_config(), run.optimizer
+  return {
+    "prompts": run.rollout.prompts // o.minibatches,
+    "rows": run.rollout.prompts // o.minibatches * learner.update_rows,
+    "steps_an_iteration": o.epochs * o.minibatches,
+  }
+
+
+def judge(
+  config: Comparison, folder: str | pathlib.Path, *, command: str = ""
+) -> str:
   """Runs all that is missing and writes compare.json and compare.html.
 
   Args:
     config: what is compared.
     folder: holds sweep/METHOD/VALUE and runs/METHOD/SEED.
+    command: what made it, for the record.
 
   Returns:
     A table of text.
@@ -84,56 +137,112 @@ def judge(config: Comparison, folder: str | pathlib.Path) -> str:
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluate.parse_modes(config.mode)
   workdir.prepare(config, folder)
-  best, sweep = {}, {}
+  best, sweep, trained = {}, {}, 0.0
   for method in config.methods:
     sweep[method] = {}
     for value in config.values if len(config.values) > 1 else ():
       run = config.run(method, value, config.sweep_seed, "validation")
-      curve = _run(run, folder / "sweep" / method / value, config.mode)
+      curve, _ = _run(run, folder / "sweep" / method / value, config.mode)
       sweep[method][value] = float(curve.accuracy[-1])
+      trained += float(curve.seconds[-1])
     scores = sweep[method] or dict.fromkeys(config.values, 0.0)
     best[method] = max(scores, key=scores.__getitem__)
   runs: dict[str, list[Curve]] = {}
+  spent: dict[str, list[dict[str, int]]] = {}
   for method in config.methods:
     for seed in config.seeds:
       run = config.run(method, best[method], seed, config.split)
-      curve = _run(run, folder / "runs" / method / str(seed), config.mode)
+      place = folder / "runs" / method / str(seed)
+      curve, ledger = _run(run, place, config.mode)
       runs.setdefault(method, []).append(curve)
-  curves = {name: compare.mean_curve(all_) for name, all_ in runs.items()}
+      spent.setdefault(method, []).append(ledger)
+      trained += float(curve.seconds[-1])
+  flops = flops_per_token(config.experiment.model)
   content = {
+    "command": command,
     "task": config.experiment.make_task().name,
     "split": config.split,
+    "mode": config.mode,
+    "swept": config.swept,
     "methods": {
-      name: {
-        "seeds": list(config.seeds),
-        config.swept: best[name],
-        "sweep": sweep[name],
-        "iterations": curves[name].iterations.tolist(),
-        "tokens": curves[name].tokens.tolist(),
-        "seconds": curves[name].seconds.round(2).tolist(),
-        config.mode: [c.accuracy.tolist() for c in all_],
-        "area": [compare.area(c) for c in all_],
-      }
-      for name, all_ in runs.items()
+      name: _row(config, name, best[name], runs[name], spent[name])
+      | {"sweep": sweep[name]}
+      for name in config.methods
     },
     "ratios": compare.contrast(runs),
-    "flops_per_token": flops_per_token(config.experiment.model),
+    "flops_per_token": flops,
+    "training_seconds": round(trained, 1),
     "session_seconds": round(time.monotonic() - start, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
   }
   text = json.dumps(content, indent=1, allow_nan=False) + "\n"
   workdir.write_whole(folder / "compare.json", text)
-  shown = table(content, config.mode)
-  page = report.comparison_page(shown, curves, config.mode)
+  shown = table(content)
+  page = report.comparison_page(shown, curves(content), config.mode, flops)
   workdir.write_whole(folder / "compare.html", page)
   return shown
 
 
-def _run(config: train.Experiment, folder: pathlib.Path, mode: str) -> Curve:
-  """Trains where that is not done yet."""
+def _run(config: train.Experiment, folder: pathlib.Path, mode: str):
+  """Trains where that is not done yet; returns the curve and the ledger."""
   print(f"{folder}", flush=True)
   train.train(config, folder)
-  return compare.read_curve(folder, mode)
+  ledger = workdir.read_rows(folder)[-1]["ledger"]
+  return compare.read_curve(folder, mode), ledger
+
+
+def _row(
+  config: Comparison,
+  method: str,
+  value: str,
+  runs: list[Curve],
+  spent: list[dict[str, int]],
+) -> dict[str, Any]:
+  """One method's part of compare.json."""
+  mean = compare.mean_curve(runs)
+  run = config.run(method, value, config.seeds[0], config.split)
+  step, iterations = update_step(run), float(mean.iterations[-1])
+  parts = {
+    part: float(np.mean([ledger[part] for ledger in spent])) / iterations
+    for part in spent[0]
+  }
+  steps = step["steps_an_iteration"]
+  searched = step["prompts"] if run.learner_config().searches else 0
+  return {
+    "changes": settings(method, config.experiment),
+    "seeds": list(config.seeds),
+    config.swept: value,
+    "iterations": mean.iterations.tolist(),
+    "tokens": mean.tokens.tolist(),
+    "flops": (mean.tokens * flops_per_token(run.model)).tolist(),
+    "seconds": mean.seconds.round(2).tolist(),
+    config.mode: [curve.accuracy.tolist() for curve in runs],
+    "area": [compare.area(curve) for curve in runs],
+    "tokens_an_iteration": parts,
+    "update_step": step
+    | {
+      "searched_prompts": searched,
+      "ledger_tokens": parts["total"] / steps,
+      "backward_tokens": parts["update"] / steps,
+    },
+  }
+
+
+def curves(content: dict[str, Any]) -> dict[str, Curve]:
+  """Mean curves of a compare.json, with standard errors over seeds."""
+
+  def curve(row):
+    accuracy_SI = np.asarray(row[content["mode"]])
+    axes = [np.asarray(row[a]) for a in ("iterations", "tokens", "seconds")]
+    shape = accuracy_SI.shape
+    iterations, tokens, seconds = (np.broadcast_to(a, shape) for a in axes)
+    runs = zip(
+      iterations, tokens, accuracy_SI, 0 * accuracy_SI, seconds, strict=True
+    )
+    return compare.mean_curve([Curve(*run) for run in runs])
+
+  return {name: curve(row) for name, row in content["methods"].items()}
 
 
 def flops_per_token(model: transformer.ModelConfig) -> int:
@@ -147,40 +256,52 @@ def flops_per_token(model: transformer.ModelConfig) -> int:
   return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)
 
 
-def table(content: dict[str, Any], mode: str) -> str:
+def table(content: dict[str, Any]) -> str:
   """The comparison as lines of text."""
-  found = content["methods"]
+  found, mode = content["methods"], content["mode"]
   seeds = len(next(iter(found.values()))["seeds"])
+  names = max(map(len, found))
   lines = [
     f"{content['task']}, {content['split']}, {mode}, {seeds} seeds",
-    f"{'method':>16}  {'last':>13}  {'area':>6}  {'tokens/iteration':>16}",
+    f"{'':>{names}}  {'':>18}  {'':>5}   per update step: ledger     backward",
+    f"{'method':>{names}}  {'last':>18}  {'area':>5}"
+    f"  {'prompts searched':>16}  {'tokens':>7}  {'tokens':>11}",
   ]
   for name, row in found.items():
     last = [accuracy[-1] for accuracy in row[mode]]
     mean = sum(last) / len(last)
     area = sum(row["area"]) / len(row["area"])
-    tokens = row["tokens"][-1] / row["iterations"][-1]
-    spread = f"{min(last):.3f}-{max(last):.3f}"
+    step = row["update_step"]
+    spread = f"{mean:.3f} {min(last):.3f}-{max(last):.3f}"
+    prompts = f"{step['prompts']:>7} {step['searched_prompts']:>8}"
     lines.append(
-      f"{name:>16}  {mean:.3f} {spread}  {area:>6.3f}  {tokens:>16,.0f}"
+      f"{name:>{names}}  {spread:>18}  {area:>5.3f}  {prompts}"
+      f"  {step['ledger_tokens']:>7,.0f}  {step['backward_tokens']:>11,.0f}"
     )
+  ratios = content["ratios"]
   lines += [
     "",
-    "tsd against        steps to its accuracy    at equal tokens    P",
+    f"{'tsd against':>{names}}  {'steps to its last':>20}"
+    f"  {'x at equal tokens':>20}  {'P':>4}  {'x tokens/step':>13}",
   ]
-  ratios = content["ratios"]
+  ours = found["tsd"]["update_step"]["ledger_tokens"]
   for pair, steps in ratios["steps_to_target"].items():
-    tokens = ratios["accuracy_at_equal_tokens"][pair]
+    name = pair.split("/")[1]
+    equal = ratios["accuracy_at_equal_tokens"][pair]
     better = ratios["probability_of_improvement"][pair]
-
-    def show(x, form):
-      return "never" if x is None else format(x, form)
-
+    theirs = found[name]["update_step"]["ledger_tokens"]
     lines.append(
-      f"{pair.split('/')[1]:>16}  {show(steps['value'], '.2f'):>6} "
-      f"[{show(steps['ci95'][0], '.2f')}, {show(steps['ci95'][1], '.2f')}]  "
-      f"{show(tokens['value'], '+.3f'):>8} "
-      f"[{show(tokens['ci95'][0], '+.3f')}, {show(tokens['ci95'][1], '+.3f')}]"
-      f"  {better:.2f}"
+      f"{name:>{names}}  {interval(steps, 'never'):>20}"
+      f"  {interval(equal, 'none'):>20}  {better:>4.2f}  {ours / theirs:>13.2f}"
     )
+  lines.append(
+    f"{BACKWARD_COST} tokens of the ledger are one token forward and backward"
+  )
   return "\n".join(lines)
+
+
+def interval(found: dict[str, Any], missing: str) -> str:
+  """A value with its interval; what is not finite has a word of its own."""
+  numbers = (found["value"], *found["ci95"])
+  value, low, high = (missing if x is None else f"{x:.2f}" for x in numbers)
+  return f"{value} [{low}, {high}]"

@@ -142,6 +142,10 @@ def advantages(responses: Responses, config: LearnerConfig):
       a_BGT = returns.tree_advantages(
         r.reward_BG, r.parent_BG, r.fork_BG, T, local_weight=c.local_weight
       )
+    case "prefix":
+      a_BGT = returns.prefix_advantages(
+        r.reward_BG, r.tokens_BGT, local_weight=c.local_weight
+      )
     case "group":
       a_BG = returns.group_advantages(r.reward_BG)
       a_BGT = jnp.broadcast_to(a_BG[..., None], r.mask_BGT.shape)

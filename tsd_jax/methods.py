@@ -33,7 +33,8 @@ class LossConfig:
   """Weights and forms of the terms of the loss."""
 
   policy: Literal["ppo", "cispo"] = "ppo"
-  advantage: Literal["tree", "group", "gae"] = "tree"
+  # tree: values of the forks; prefix: of whatever prefixes samples share.
+  advantage: Literal["tree", "prefix", "group", "gae"] = "tree"
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2

@@ -17,7 +17,16 @@ from tsd_jax import compare
 from tsd_jax.config import UserError
 from tsd_jax.workdir import read_rows, write_whole
 
-_COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8e5572", "#edae49", "#5f6c7b")
+_COLOURS = (
+  "#1b6ca8",
+  "#d1495b",
+  "#2e933c",
+  "#8e5572",
+  "#edae49",
+  "#5f6c7b",
+  "#00a6a6",
+  "#b56576",
+)
 # Title, then metric: line style.
 _TRAINING = (
   ("Reward in training", {"reward": "-", "search_reward": ":"}),
@@ -139,7 +148,7 @@ def page(
 
 
 def comparison_page(
-  table: str, curves: dict[str, compare.Curve], mode: str
+  table: str, curves: dict[str, compare.Curve], mode: str, flops_per_token: int
 ) -> str:
   """Returns the HTML of a comparison: its table, and mean curves over seeds."""
   return _document(
@@ -147,13 +156,16 @@ def comparison_page(
     [
       "<h1>Comparison of methods</h1>",
       f"<pre>{html.escape(table)}</pre>",
-      "<p>steps to its accuracy: iterations that tsd needs for the other's "
-      "last accuracy, as a fraction of what the other needs; at equal tokens: "
-      "difference of accuracy; in brackets 95 % bootstrap intervals over "
-      "seeds; P: probability that a run of tsd beats one of the other at equal "
-      "tokens. Bands are one standard error over seeds.</p>",
+      "<p>steps to its last: update steps that tsd needs for the other's "
+      "last accuracy, as a fraction of what the other needs; x at equal "
+      "tokens: tsd's accuracy over the other's; in brackets 95 % bootstrap "
+      "intervals over seeds; P: probability that a run of tsd beats one of the "
+      "other at equal tokens; x tokens/step: what an update step of tsd costs "
+      "in ledger tokens, over the other's. Every method has as many prompts "
+      "and backward tokens in an update step. Bands are one standard error "
+      "over seeds.</p>",
       f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
-      _grid(held_out_figures(curves)),
+      _grid(held_out_figures(curves, flops_per_token)),
     ],
   )
 
@@ -169,16 +181,22 @@ def _document(title: str, parts: list[str]) -> str:
   )
 
 
-def held_out_figures(curves: dict[str, compare.Curve]) -> list[Figure]:
-  """Accuracy against iterations, ledger tokens and seconds."""
+def held_out_figures(
+  curves: dict[str, compare.Curve], flops_per_token: int | None = None
+) -> list[Figure]:
+  """Accuracy against iterations, ledger tokens, FLOPs if known, and seconds."""
+  axis_of = {
+    "iterations": lambda c: c.iterations,
+    "ledger tokens (millions)": lambda c: c.tokens / 1e6,
+    "training seconds": lambda c: c.seconds,
+  }
+  if flops_per_token:
+    axis_of["FLOPs (10^12)"] = lambda c: c.tokens * flops_per_token / 1e12
   figures = []
-  for label in ("iterations", "ledger tokens (millions)", "training seconds"):
+  for label, axis in axis_of.items():
     figure, axes = _axes("Accuracy", label)
     for (run, curve), colour in zip(curves.items(), _cycle(), strict=False):
-      x = {
-        "iterations": curve.iterations,
-        "training seconds": curve.seconds,
-      }.get(label, curve.tokens / 1e6)
+      x = axis(curve)
       axes.plot(x, curve.accuracy, color=colour, label=run)
       low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
       axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)

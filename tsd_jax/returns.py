@@ -120,3 +120,50 @@ def tree_advantages(
   early_BGT = jnp.arange(length)[None, None] < branch_BG[..., None]
   advantage_BGT = jnp.where(early_BGT, early_BG[..., None], late_BG[..., None])
   return advantage_BGT / (std_B1 + epsilon)[..., None]
+
+
+def prefix_advantages(
+  reward_BG: Array,
+  tokens_BGT: Array,
+  *,
+  local_weight: float | Array = 0.5,
+  epsilon: float = 1e-4,
+) -> Array:
+  """Advantages of segments of the tree that plain samples form by themselves.
+
+  Samples of one prompt share their first tokens by chance. The value of a
+  prefix is the mean reward of the samples that begin with it; a segment ends
+  where the set of these samples shrinks. Its advantage is that of
+  `tree_advantages`, so that forks can be told from node values as such.
+
+  Args:
+    reward_BG: rewards.
+    tokens_BGT: sampled tokens, all rows from the prompt.
+    local_weight: w_local.
+    epsilon: added to the standard deviation.
+
+  Returns:
+    Advantages BGT.
+  """
+  same_BGGT = tokens_BGT[:, :, None] == tokens_BGT[:, None]
+  same_BGGT = jnp.cumprod(same_BGGT.astype(jnp.float32), axis=-1)
+  count_BGT = jnp.sum(same_BGGT, axis=2)
+  value_BGT = jnp.einsum("bght,bh->bgt", same_BGGT, reward_BG) / count_BGT
+  root_B1 = jnp.mean(reward_BG, axis=1, keepdims=True)
+
+  def forward(carry, node):
+    count_BG, value_BG, start_BG = carry
+    # A smaller set of samples: the node before was a branching point.
+    start_BG = jnp.where(node[0] < count_BG, value_BG, start_BG)
+    return (*node, start_BG), start_BG
+
+  root_BG = jnp.broadcast_to(root_B1, reward_BG.shape)
+  everyone_BG = jnp.full_like(root_BG, reward_BG.shape[1])
+  nodes = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), (count_BGT, value_BGT))
+  _, start_TBG = jax.lax.scan(forward, (everyone_BG, root_BG, root_BG), nodes)
+  start_BGT = jnp.moveaxis(start_TBG, 0, -1)
+  advantage_BGT = local_weight * (value_BGT - start_BGT) + (
+    1.0 - local_weight
+  ) * (value_BGT - root_B1[..., None])
+  std_B1 = jnp.std(reward_BG, axis=1, keepdims=True)
+  return advantage_BGT / (std_B1 + epsilon)[..., None]

@@ -1,0 +1,1 @@
+"""Other libraries on our task: are our baselines as strong as theirs?"""

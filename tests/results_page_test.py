@@ -1,0 +1,136 @@
+"""RESULTS.md: the committed page is its files', and says what they say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import results_page
+from tsd_jax import compare
+from tsd_jax.compare import Curve
+from tsd_jax.config import UserError
+
+
+def test_the_page_is_what_the_files_say():
+  """If this fails: python -m experiments.results_page."""
+  assert results_page.PAGE.read_text() == results_page.page(results_page.FOLDER)
+
+
+STEPS = np.array([0, 10, 20])
+
+
+def curves(last, shift=0.0):
+  return [
+    Curve(
+      STEPS, STEPS * 100, np.array([0.1, x / 2, x]) + shift, 0 * STEPS, STEPS
+    )
+    for x in last
+  ]
+
+
+def content():
+  """tsd twice as good as ppo, and apart; grpo worse in one seed of two."""
+  runs = {
+    "tsd": curves([0.4, 0.42]),
+    "ppo": curves([0.2, 0.21]),
+    "grpo": curves([0.3, 0.5]),
+  }
+  step = {"prompts": 32, "searched_prompts": 0, "backward_tokens": 2464.0}
+  return {
+    "command": "python -m launch.compare --workdir=DIR",
+    "task": "countdown", "split": "test", "mode": "mean@16",
+    "swept": "optimizer.learning_rate",
+    "methods": {
+      name: {
+        "seeds": [0, 1],
+        "iterations": STEPS.tolist(), "seconds": STEPS.tolist(),
+        "mean@16": [c.accuracy.tolist() for c in all_],
+        "area": [compare.area(c) for c in all_],
+        "optimizer.learning_rate": "3e-4",
+        "sweep": {"2e-4": 0.1, "3e-4": 0.2},
+        "update_step": step
+        | {"ledger_tokens": 11808.0 if name == "tsd" else 9840.0},
+      }
+      for name, all_ in runs.items()
+    },
+    "ratios": compare.contrast(runs),
+    "training_seconds": 600.0,
+    "versions": {"jax": "0.10.2"},
+  }  # fmt: skip
+
+
+def test_a_comparison_in_words_and_numbers(tmp_path):
+  (tmp_path / "compare_x.json").write_text(json.dumps(content()))
+  text = results_page.page(tmp_path)
+  assert "## compare_x" in text and "--workdir=DIR" in text
+  assert "jax 0.10.2; 10 minutes of training." in text
+  assert "seeds 0, 1." in text and "optimizer.learning_rate of 2e-4" in text
+  assert "reads 32 prompts in an update step, as many as tsd searches" in text
+  cells = {
+    line.split(" | ")[0].removeprefix("| "): line.split(" | ")
+    for line in text.splitlines()
+    if line.startswith("| ppo")
+  }["ppo"]
+  # Half of .41 after half of the steps that ppo takes to .205; at last twice.
+  assert cells[1].startswith("0.50 [0.4") and cells[2].startswith("2.00 [1.9")
+  assert cells[-2:] == ["1.00", "×1.20 |"]
+  assert "| tsd | 0.410 (0.400–0.420) |" in text
+  assert (
+    "fewer steps than ppo (less than half: none), more than none; open: grpo. "
+    "At equal tokens it is better than ppo, worse than none; open: grpo."
+    in text
+  )
+
+
+def test_a_target_never_reached_is_no_win():
+  never = {"value": None, "ci95": [None, None]}
+  sometimes = {"value": 0.4, "ci95": [0.2, None]}
+  undefined = {"value": None, "ci95": [None, None]}
+  found = {"tsd/a": never, "tsd/b": sometimes}
+  assert results_page.verdict(found, 1.0, missing=float("inf")) == {
+    "below": [], "above": ["a"], "open": ["b"],
+  }  # fmt: skip
+  assert results_page.verdict(
+    {"tsd/a": undefined}, 1.0, missing=float("nan")
+  ) == {"below": [], "above": [], "open": ["a"]}
+  assert results_page.interval(sometimes, ".1f", "never") == "0.4 [0.2, never]"
+
+
+def test_any_rows_become_a_table(tmp_path):
+  rows = [
+    {"name": "a", "value": 12345.6, "ratio": {"value": 0.5, "ci95": [0.25, 1]}},
+    {"name": "b", "solved": True},
+  ]
+  (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+  text = results_page.page(tmp_path)
+  assert "| name | value | ratio | solved |" in text
+  assert "| a | 12,346 | 0.5 [0.25, 1] | – |" in text
+  assert "| b | – | – | True |" in text
+
+
+def test_ablations_become_a_table(tmp_path):
+  gain = {"value": 0.01, "ci95": [-0.02, 0.04]}
+  rows = {
+    "default": {"mean@16": [0.3, 0.4], "tokens_per_iteration": 94464.0},
+    "puct": {
+      "mean@16": [0.31, 0.41], "tokens_per_iteration": 1e5,
+      "difference_at_equal_steps": gain, "difference_at_equal_tokens": gain,
+    },
+  }  # fmt: skip
+  saved = {"mode": "mean@16", "seeds": ["0", "1"], "rows": rows}
+  (tmp_path / "ablations.json").write_text(json.dumps(saved))
+  text = results_page.page(tmp_path)
+  assert "| default | 0.350 (0.300–0.400) |  |  | 94,464 |" in text
+  shown = "+0.010 [-0.020, +0.040]"
+  assert f"| puct | 0.360 (0.310–0.410) | {shown} | {shown} | 100,000 |" in text
+
+
+def test_damaged_files_are_named(tmp_path):
+  (tmp_path / "x.json").write_text("{")
+  with pytest.raises(UserError, match=r"x\.json is damaged"):
+    results_page.page(tmp_path)
+  broken = content()
+  del broken["mode"]
+  (tmp_path / "x.json").write_text(json.dumps(broken))
+  with pytest.raises(UserError, match=r"x\.json has no 'mode': make it again"):
+    results_page.page(tmp_path)
