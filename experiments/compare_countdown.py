@@ -6,8 +6,6 @@ seed; what is reported are five other seeds at its best rate, on test problems
 that chose nothing.
 
 Command: python -m launch.compare --workdir=DIR
-With four numbers: --config.experiment.task.numbers=4
-  --config.experiment.init=experiments/warm_start_4.safetensors
 """
 
 from experiments import countdown

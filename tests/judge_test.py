@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from experiments import compare_countdown
+from experiments import compare_countdown, compare_countdown4
 from tests import small_comparison
 from tsd_jax import compare, judge
 from tsd_jax.compare import Curve
@@ -153,13 +153,40 @@ def test_what_cannot_be_compared_is_refused_before_any_run(change, words):
     dataclasses.replace(small_comparison.get_config(), **change)
 
 
-def test_every_method_reads_as_much_in_an_update_step():
-  config = compare_countdown.get_config()
+@pytest.mark.parametrize("file", [compare_countdown, compare_countdown4])
+def test_every_method_reads_as_much_in_an_update_step(file):
+  config = file.get_config()
   assert config.methods == judge.METHODS
-  runs = [config.run(m, "3e-4", 0, "test") for m in config.methods]
-  assert [judge.update_step(run) for run in runs] == [
-    {"prompts": 32, "rows": 32 * 9, "steps_an_iteration": 8}
-  ] * len(runs)
+  for method in config.methods:
+    run = config.run(method, "3e-4", 0, "test")
+    step, ours = judge.update_step(run), judge.update_step(config.experiment)
+    assert 0.95 < step["backward_tokens"] / ours["backward_tokens"] < 1.1, (
+      method
+    )
+    assert step["steps_an_iteration"] == 8
+
+
+def test_cheaper_iterations_are_more_iterations():
+  config = compare_countdown.get_config()
+  ours = config.run("tsd", "3e-4", 0, "test")
+  spends = ours.iterations * judge.iteration_tokens(ours)
+  for method in config.methods:
+    run = config.run(method, "3e-4", 0, "test")
+    spent = run.iterations * judge.iteration_tokens(run)
+    grid = run.eval.every * judge.iteration_tokens(run)
+    assert run.iterations % run.eval.every == 0
+    assert abs(spent - spends) <= grid / 2 or run.iterations == 60
+  same = dataclasses.replace(config, equal_tokens=False)
+  assert same.run("ppo", "3e-4", 0, "test").iterations == 60
+
+
+def test_own_samples_cost_what_the_search_costs():
+  config = compare_countdown.get_config()
+  wide = config.run("wide_best_of_n", "3e-4", 0, "test").learner_config()
+  tsd = config.experiment.learner_config()
+  assert wide.lessons == wide.prompts and wide.loss.policy_weight == 0
+  sampled = wide.prompts * wide.rollout.samples * 8
+  assert sampled == pytest.approx(tsd.prompts * 32, rel=0.1)
 
 
 def test_controls_differ_from_tsd_in_what_they_are_named_for():
@@ -227,9 +254,13 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   assert set(content["ratios"]) >= {
     "steps_to_target", "accuracy_at_equal_tokens",
   }  # fmt: skip
-  # 16 prompts of 5 tokens, with 9 rows of 8 tokens fed, in two minibatches.
-  for row in content["methods"].values():
-    assert row["update_step"]["backward_tokens"] == 8 * (5 + 9 * 8)
+  # Two minibatches of 8 prompts of 4 tokens with 8 rows of 8 tokens fed, and
+  # 8 champions; the baselines' 9 rows are the fewest that reach that.
+  for name, row in content["methods"].items():
+    ours = 8 * (4 + 8 * 8) + 8 * (4 + 8)
+    theirs = 8 * (4 + 9 * 8)
+    expected = (ours if name == "tsd" else theirs) / 2
+    assert row["update_step"]["backward_tokens"] == expected
     assert row["flops"] == pytest.approx(
       np.array(row["tokens"]) * content["flops_per_token"]
     )

@@ -109,10 +109,12 @@ def steps_to(curve: Curve, target: float) -> float:
   return float(np.interp(target, y, x))
 
 
-def area(curve: Curve) -> float:
-  """Mean accuracy over a run's iterations (area under its curve)."""
-  width = curve.iterations[-1] - curve.iterations[0]
-  return float(np.trapezoid(curve.accuracy, curve.iterations) / max(width, 1))
+def area(curve: Curve, end: float | None = None) -> float:
+  """Mean accuracy over the iterations (area under the curve), up to `end`."""
+  end = curve.iterations[-1] if end is None else end
+  x = np.append(curve.iterations[curve.iterations < end], end)
+  y = np.interp(x, curve.iterations, curve.accuracy)
+  return float(np.trapezoid(y, x) / max(end - x[0], 1))
 
 
 Statistic = Callable[[Curve, Curve], float]
@@ -202,13 +204,17 @@ def contrast(
 
     return statistic
 
+  def areas(a: Curve, b: Curve) -> float:
+    end = min(a.iterations[-1], b.iterations[-1])
+    return area(a, end) - area(b, end)
+
   statistics = {
     "steps_to_target": steps,
     "accuracy_at_equal_tokens": at_equal("tokens", np.divide),
     "accuracy_at_equal_seconds": at_equal("seconds", np.divide),
     "difference_at_equal_tokens": at_equal("tokens", np.subtract),
     "difference_at_equal_steps": at_equal("iterations", np.subtract),
-    "difference_of_area": lambda a, b: area(a) - area(b),
+    "difference_of_area": areas,
   }
   found: dict[str, dict[str, Any]] = {}
   for name, theirs in runs.items():

@@ -244,7 +244,7 @@ def mean_loss(graphdef, params, prompt_NP, response_NT, pad_id: int):
 def perplexity(
   graphdef, params, task: Task, prompt_NP: np.ndarray, response_NT: np.ndarray
 ) -> float:
-  """exp of the mean negative log-probability of a token of given responses.
+  """Perplexity of given responses: exp of the mean of -log pi of a token.
 
   Args:
     graphdef: structure of the model.

@@ -19,13 +19,19 @@ from tsd_jax.models import transformer
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
-# samples form by themselves where they share a prefix.
-Method = Literal[Algorithm, "grpo_champion", "tree_prefix_values"]
+# samples form by themselves where they share a prefix; wide_best_of_n spends
+# the search's tokens on samples of as many prompts as its update has rows.
+Method = Literal[
+  Algorithm, "grpo_champion", "tree_prefix_values", "wide_best_of_n"
+]
 METHODS = get_args(Method)
 _CONTROLS = {
   "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
   "tree_prefix_values": {"loss.advantage": "prefix"},
 }
+# Backward tokens of two update steps that count as equal: baselines round up to
+# whole rows.
+TOLERANCE = 0.15
 
 
 def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
@@ -35,15 +41,35 @@ def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
     method: its name.
     experiment: gives the number of samples that the update reads.
   """
-  if method not in _CONTROLS:
-    return {"algorithm": method}
-  return {
+  own = {
     "algorithm": "tsd",
     "loss.champion_source": "samples",
-    "rollout.samples": str(experiment.rollout.group),
+    "loss.champions": "1",
     "rollout.forks": "0",
-    **_CONTROLS[method],
   }
+  if method in _CONTROLS:
+    grpo = dataclasses.replace(experiment, algorithm="grpo").learner_config()
+    return own | {
+      "loss.champion_weight": "0.5",
+      "rollout.prompts": str(grpo.rollout.prompts),
+      "rollout.samples": str(grpo.rollout.samples - 1),
+      **_CONTROLS[method],
+    }
+  if method == "wide_best_of_n":
+    ours, task = experiment.learner_config(), experiment.make_task()
+    row = task.prompt_length + task.response_length - 1
+    prompts = ours.update_tokens(task) // row
+    prompts -= prompts % experiment.optimizer.minibatches
+    spent = ours.prompts * experiment.search.num_simulations
+    samples = round(spent / (prompts * (task.response_length - 1)))
+    return own | {
+      "loss.policy_weight": "0",
+      "loss.success_weight": "0",
+      "loss.champion_weight": "1",
+      "rollout.prompts": str(prompts),
+      "rollout.samples": str(max(1, samples)),
+    }
+  return {"algorithm": method}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +85,9 @@ class Comparison:
   sweep_seed: int = 100  # None of the seeds that count.
   mode: str = "mean@16"
   split: str = "test"
+  # Methods whose iterations cost less than tsd's make more of them, until they
+  # have spent as many ledger tokens.
+  equal_tokens: bool = True
 
   def __post_init__(self):
     """Refuses what cannot be compared."""
@@ -90,10 +119,11 @@ class Comparison:
         steps[f"{method} with {self.swept}={value}"] = update_step(run)
     first, *others = steps
     for name in others:
-      if steps[name] != steps[first]:
+      theirs, ours = (steps[n]["backward_tokens"] for n in (name, first))
+      if abs(theirs / ours - 1) > TOLERANCE:
         raise ValueError(
-          f"an update step of {name} is {steps[name]}, of {first} "
-          f"{steps[first]}: their ratio of steps would mean nothing"
+          f"an update step of {name} reads {theirs:.0f} tokens, of {first} "
+          f"{ours:.0f}: their ratio of steps would mean nothing"
         )
 
   def run(
@@ -105,15 +135,35 @@ class Comparison:
       "eval.split": split,
       self.swept: value,
     }
-    return config_lib.override(self.experiment, changes)
+    run = config_lib.override(self.experiment, changes)
+    if not self.equal_tokens:
+      return run
+    # Points of both curves lie on the same grid.
+    grid = run.eval.every or run.chunk
+    spends = self.experiment.iterations * iteration_tokens(self.experiment)
+    points = round(spends / iteration_tokens(run) / grid)
+    iterations = max(run.iterations, points * grid)
+    return dataclasses.replace(run, iterations=iterations)
 
 
-def update_step(run: train.Experiment) -> dict[str, int]:
-  """What one optimiser step of a run reads; equal for methods compared."""
+def iteration_tokens(run: train.Experiment) -> int:
+  """Ledger tokens of an iteration, if every search and response is full."""
+  task, learner = run.make_task(), run.learner_config()
+  P, T, r = task.prompt_length, task.response_length - 1, learner.rollout
+  total = r.prompts * (P + r.group * T)
+  if learner.searches:
+    total += learner.prompts * (P + learner.search.num_simulations)
+  update = run.optimizer.epochs * learner.update_tokens(task)
+  return total + BACKWARD_COST * update
+
+
+def update_step(run: train.Experiment) -> dict[str, float]:
+  """What one optimiser step of a run reads."""
   learner, o = run.learner_config(), run.optimizer
   return {
-    "prompts": run.rollout.prompts // o.minibatches,
-    "rows": run.rollout.prompts // o.minibatches * learner.update_rows,
+    "prompts": learner.rollout.prompts / o.minibatches,
+    "lessons": learner.lessons / o.minibatches,
+    "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
     "steps_an_iteration": o.epochs * o.minibatches,
   }
 
@@ -208,7 +258,8 @@ def _row(
     for part in spent[0]
   }
   steps = step["steps_an_iteration"]
-  searched = step["prompts"] if run.learner_config().searches else 0
+  learner = run.learner_config()
+  searched = learner.prompts / steps if learner.searches else 0
   return {
     "changes": settings(method, config.experiment),
     "seeds": list(config.seeds),
@@ -218,13 +269,14 @@ def _row(
     "flops": (mean.tokens * flops_per_token(run.model)).tolist(),
     "seconds": mean.seconds.round(2).tolist(),
     config.mode: [curve.accuracy.tolist() for curve in runs],
-    "area": [compare.area(curve) for curve in runs],
+    "area": [
+      compare.area(curve, config.experiment.iterations) for curve in runs
+    ],
     "tokens_an_iteration": parts,
     "update_step": step
     | {
       "searched_prompts": searched,
       "ledger_tokens": parts["total"] / steps,
-      "backward_tokens": parts["update"] / steps,
     },
   }
 
@@ -273,7 +325,7 @@ def table(content: dict[str, Any]) -> str:
     area = sum(row["area"]) / len(row["area"])
     step = row["update_step"]
     spread = f"{mean:.3f} {min(last):.3f}-{max(last):.3f}"
-    prompts = f"{step['prompts']:>7} {step['searched_prompts']:>8}"
+    prompts = f"{step['prompts']:>7.0f} {step['searched_prompts']:>8.0f}"
     lines.append(
       f"{name:>{names}}  {spread:>18}  {area:>5.3f}  {prompts}"
       f"  {step['ledger_tokens']:>7,.0f}  {step['backward_tokens']:>11,.0f}"
