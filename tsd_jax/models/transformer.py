@@ -390,8 +390,8 @@ class Transformer(nnx.Module):
     def head(i):
       # On its own: what is not used is then not computed either.
       h_XD = jax.nn.silu(project(x_XD, self.value_hidden_2DD[i]))
-      z_X1 = project(h_XD, self.value_output_2D[i][:, None])
-      return z_X1[..., 0].astype(jnp.float32) + self.value_bias_2[i]
+      z_X = jnp.einsum("...d,d->...", h_XD, self.value_output_2D[i])
+      return z_X.astype(jnp.float32) + self.value_bias_2[i]
 
     return head(0), head(1)
 
