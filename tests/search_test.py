@@ -1,5 +1,6 @@
 """Trees against plain full forwards, a heap, and brute force."""
 
+import collections
 import dataclasses
 import functools
 import heapq
@@ -265,6 +266,39 @@ def test_an_exhausted_tree_finds_the_best_answers_in_order():
         a for a, r in zip(answers, rewards, strict=True) if r == max(rewards)
       }
   assert seen > B
+
+
+@pytest.mark.parametrize("settings", ALL[:3], ids=name)
+def test_visits_and_values_by_counting(settings):
+  """Visits and means, from the edges and what each new node was worth."""
+  tree = search(**settings).tree
+  for row in range(B):
+    edges = list(tried(tree, row))
+    edge_of = {n: (parent, action) for parent, action, n in edges}
+    visits, worth = collections.Counter({0: 1}), {0: [tree.raw_values[row, 0]]}
+    for child in sorted(edge_of):
+      visits[child] += 1
+      worth[child] = [tree.raw_values[row, child]]
+      value, n = tree.raw_values[row, child], child
+      while n:
+        parent, action = edge_of[n]
+        assert (tree.parents[row, n], tree.action_from_parent[row, n]) == (
+          parent, action,
+        )  # fmt: skip
+        value = tree.children_rewards[row, parent, action] + (
+          tree.children_discounts[row, parent, action] * value
+        )
+        worth[parent].append(value)
+        visits[parent] += 1
+        n = parent
+    for parent, action, n in [(None, None, 0), *edges]:
+      assert tree.node_visits[row, n] == visits[n]
+      mean = np.mean(worth[n])
+      assert tree.node_values[row, n] == pytest.approx(mean, abs=1e-5)
+      if n:
+        edge = row, parent, action
+        assert tree.children_visits[edge] == visits[n]
+        assert tree.children_values[edge] == pytest.approx(mean, abs=1e-5)
 
 
 def test_stopping_early_keeps_what_was_found_until_then():

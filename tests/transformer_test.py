@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tsd_jax.models import presets, transformer
+from tsd_jax.models import operations, presets, transformer
 from tsd_jax.models.transformer import ModelConfig, Segment, Transformer
 
 PLAIN = ModelConfig(
@@ -237,7 +237,7 @@ def test_values_start_at_zero_and_half():
 
 
 def test_number_tokens_get_distinct_bounded_embeddings():
-  table_VD = transformer.fourier_features(200, 128, scale=0.05)
+  table_VD = operations.fourier_features(200, 128, scale=0.05)
   assert np.all(np.isfinite(table_VD)) and np.abs(table_VD).max() <= 0.0501
   distance_VV = np.linalg.norm(table_VD[:, None] - table_VD[None], axis=-1)
   np.fill_diagonal(distance_VV, 1.0)
@@ -252,3 +252,30 @@ def test_number_tokens_get_distinct_bounded_embeddings():
 def test_impossible_shapes_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     dataclasses.replace(PLAIN, **change)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4)])
+def test_project_has_the_derivatives_of_a_product(shape):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x, w = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (4, 6))
+  g = jax.random.normal(keys[2], (*shape[:-1], 6))
+  y, pull = jax.vjp(operations.project, x, w)
+  expected, expected_pull = jax.vjp(lambda x, w: x @ w, x, w)
+  np.testing.assert_allclose(y, expected, rtol=1e-6)
+  for a, b in zip(pull(g), expected_pull(g), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_layers_written_out_equal_scanned_ones():
+  config = PLAIN
+  graphdef, params = transformer.create(config, 0)
+  out = dataclasses.replace(config, unroll_layers=3)
+  written, _ = transformer.create(out, 0)
+  tokens_RT = jnp.arange(10).reshape(2, 5) % config.vocab_size
+  for a in (graphdef, written):
+    assert nnx.merge(a, params).config.unrolled == (a is written)
+  np.testing.assert_allclose(
+    nnx.merge(graphdef, params)(tokens_RT),
+    nnx.merge(written, params)(tokens_RT),
+    atol=1e-5,
+  )

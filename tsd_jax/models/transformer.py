@@ -8,7 +8,6 @@ being copied together.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax.types import LOG_ZERO, Array
+from tsd_jax.models.operations import (
+  apply_rope,
+  attend,
+  fourier_features,
+  project,
+  rms_norm,
+  rope_tables,
+)
+from tsd_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,117 +116,6 @@ class Hidden(NamedTuple):
 
   x_RTD: Array
   kv: KV
-
-
-def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:
-  """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
-  x32_XD = x_XD.astype(jnp.float32)
-  x32_XD *= jax.lax.rsqrt(jnp.mean(x32_XD**2, axis=-1, keepdims=True) + eps)
-  scale_D = scale_D.reshape((1,) * (x_XD.ndim - 1) + scale_D.shape)
-  return (x32_XD * scale_D).astype(x_XD.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x_XD: Array, w_DF: Array, dtype=None) -> Array:
-  """Multiplies features by a matrix; all rows in one matmul, also backward.
-
-  JAX's own weight gradient is (g^T x)^T, for which XLA on CPU writes g^T and
-  all that is fused into g column by column, slower than the matmul itself.
-  """
-  return jnp.dot(x_XD, w_DF, preferred_element_type=dtype)
-
-
-def _project_forward(x_XD, w_DF, dtype):
-  return project(x_XD, w_DF, dtype), (x_XD, w_DF)
-
-
-def _project_backward(dtype, saved, g_XF):
-  del dtype
-  x_XD, w_DF = saved
-  x_ND, g_NF = (a.reshape(-1, a.shape[-1]) for a in (x_XD, g_XF))
-  dx_ND, dw_DF = g_NF @ w_DF.T, x_ND.T @ g_NF
-  return dx_ND.reshape(x_XD.shape).astype(x_XD.dtype), dw_DF.astype(w_DF.dtype)
-
-
-project.defvjp(_project_forward, _project_backward)
-
-
-def rope_tables(positions_RT: Array, head_dim: int, theta: float):
-  """Cosines and sines of rotary positions (arXiv:2104.09864), float32."""
-  exponent_e = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
-  frequency_e = jnp.asarray(theta**-exponent_e, jnp.float32)[None, None]
-  angle_RTe = positions_RT[..., None].astype(jnp.float32) * frequency_e
-  # Fused into its uses, a cosine would be taken again for every head and layer.
-  return jax.lax.optimization_barrier((jnp.cos(angle_RTe), jnp.sin(angle_RTe)))
-
-
-def apply_rope(x_RTHE: Array, tables: tuple[Array, Array]) -> Array:
-  """Rotates the two halves of each head (the "rotate half" layout)."""
-  cos_RT1e, sin_RT1e = (t[:, :, None] for t in tables)
-  left, right = jnp.split(x_RTHE.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate(
-    [left * cos_RT1e - right * sin_RT1e, right * cos_RT1e + left * sin_RT1e],
-    axis=-1,
-  ).astype(x_RTHE.dtype)
-
-
-def attend(
-  q_RTHE: Array, pieces: Sequence[tuple[Array, Array, Array]]
-) -> Array:
-  """Softmax attention over several pieces of the past, in one softmax.
-
-  Scores are concatenated, never keys or values: no cache is copied.
-
-  Args:
-    q_RTHE: queries, R rows.
-    pieces: (k_rKSE, v_rKSE, mask) each, with r dividing R and the mask
-      broadcastable to RTS.
-
-  Returns:
-    Attention output, RTHE.
-  """
-  rows, T, H, E = q_RTHE.shape
-  scores, widths = [], []
-  for k_rKSE, _, mask_RTS in pieces:
-    r, K, S, _ = k_rKSE.shape
-    # [r, g, T, K, H/K, E]: the g query rows of one key row side by side.
-    q = q_RTHE.reshape(r, rows // r, T, K, H // K, E)
-    s = jnp.einsum(
-      "rgtkhe,rkse->rgtkhs", q, k_rKSE, preferred_element_type=jnp.float32
-    ).reshape(rows, T, H, S)
-    s = jnp.where(mask_RTS[:, :, None, :], s * E**-0.5, LOG_ZERO)
-    scores.append(s)
-    widths.append(S)
-  weights_RTHS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  weights_RTHS = weights_RTHS.astype(q_RTHE.dtype)
-  out, start = 0.0, 0
-  for (_, v_rKSE, _), S in zip(pieces, widths, strict=True):
-    r, K = v_rKSE.shape[:2]
-    w = weights_RTHS[..., start : start + S]
-    w = w.reshape(r, rows // r, T, K, H // K, S)
-    out += jnp.einsum("rgtkhs,rkse->rgtkhe", w, v_rKSE).reshape(rows, T, H, E)
-    start += S
-  return out
-
-
-def fourier_features(count: int, d_model: int, scale: float) -> np.ndarray:
-  """Embeddings of the integers 0..count-1 from waves of several periods.
-
-  Periods run geometrically from 2 to twice the count, so that near integers
-  look alike on the long ones and residues are readable on the short ones; the
-  last two features grow linearly and logarithmically.
-  """
-  n = np.arange(count, dtype=np.float64)[:, None]
-  half = (d_model - 2) // 2
-  period = np.geomspace(2.0, 2.0 * count, half)[None]
-  waves = np.concatenate(
-    [np.cos(2 * np.pi * n / period), np.sin(2 * np.pi * n / period)], axis=1
-  )
-  features = np.zeros((count, d_model))
-  features[:, : 2 * half] = waves
-  features[:, -2] = 2 * n[:, 0] / count - 1
-  features[:, -1] = np.log1p(n[:, 0]) / np.log1p(count)
-  return (features * scale).astype(np.float32)
 
 
 class Transformer(nnx.Module):
@@ -390,8 +286,8 @@ class Transformer(nnx.Module):
     def head(i):
       # On its own: what is not used is then not computed either.
       h_XD = jax.nn.silu(project(x_XD, self.value_hidden_2DD[i]))
-      z_X1 = project(h_XD, self.value_output_2D[i][:, None])
-      return z_X1[..., 0].astype(jnp.float32) + self.value_bias_2[i]
+      z_X = jnp.einsum("...d,d->...", h_XD, self.value_output_2D[i])
+      return z_X.astype(jnp.float32) + self.value_bias_2[i]
 
     return head(0), head(1)
 
