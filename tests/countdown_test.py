@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax.tasks import countdown, task
 from tsd_jax.tasks import countdown_problems as problems_lib
+from tsd_jax.tasks import task
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tokenizers import EOS, PAD, SEPARATOR, SymbolTokenizer
 
@@ -214,7 +214,7 @@ def test_any_tokens_agree_with_the_oracle(data):
 def test_levels_are_monotone():
   """Unparsable < illegal < legal-far <= ... <= legal-near < exact."""
   config = CONFIGS[3]
-  table = countdown.reward_by_distance(config)
+  table = config.reward_by_distance()
   assert table.dtype == np.float32
   assert 0 < np.float32(config.illegal) < table[-1]
   assert np.all(np.diff(table) <= 0)
@@ -241,7 +241,7 @@ def test_accepted_levels_are_always_monotone(illegal, legal, near, scale, size):
   except ValueError as error:
     assert "CountdownConfig." in str(error)
     return
-  table = countdown.reward_by_distance(config)
+  table = config.reward_by_distance()
   assert np.all(np.isfinite(table)) and np.all(np.diff(table) <= 0)
   assert 0 < np.float32(illegal) < table[-1] and table[1] < table[0] == 1
 

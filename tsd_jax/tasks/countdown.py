@@ -16,15 +16,15 @@ import numpy as np
 from tsd_jax import tokenizers
 from tsd_jax.tasks import countdown_problems
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH, Problem, Sizes
-from tsd_jax.tasks.task import Score, TaskConfig, check_tokens, symbols
+from tsd_jax.tasks.task import GradedConfig, Score, check_tokens, symbols
 from tsd_jax.types import Array
 
 _USED = -1  # A slot whose number was consumed: no token equals it.
 
 
 @dataclasses.dataclass(frozen=True)
-class CountdownConfig(TaskConfig):
-  """Sizes of the problems, their split, and the reward levels.
+class CountdownConfig(GradedConfig):
+  """Sizes of the problems.
 
   Raises:
     ValueError: a field has an impossible value.
@@ -34,34 +34,27 @@ class CountdownConfig(TaskConfig):
   max_number: int = 13  # Given numbers are 1..max_number.
   max_target: int = 100  # Targets are 1..max_target.
   max_value: int = 199  # Largest intermediate result.
-  illegal: float = 0.05  # Reward of a parsed response that breaks a rule.
-  legal: float = 0.1  # Reward of a legal response, however far from target.
-  near: float = 0.3  # What a legal response gains as it comes near.
-  near_scale: float = 5.0  # Distance over which that gain falls by e.
 
   def __post_init__(self):
     """Refuses impossible values."""
     super().__post_init__()
-    need, top, f32 = self.need, tokenizers.MAX_INTEGER, np.float32
+    need, top = self.need, tokenizers.MAX_INTEGER
     need(int, "numbers", lambda x: x in (3, 4), "use 3 or 4")
     remedy = f"use an integer in 1..{top}, the tokenizer's largest"
     need(int, "max_value", lambda x: 1 <= x <= top, remedy)
     remedy = f"use an integer in 1..max_value={self.max_value}"
     need(int, "max_number", lambda x: 1 <= x <= self.max_value, remedy)
     need(int, "max_target", lambda x: 1 <= x <= self.max_value, remedy)
-    # Levels are compared as float32: 1e-50 would be no level above 0.
-    need(float, "illegal", lambda x: 0 < f32(x) < 1, "use a number in (0, 1)")
-    remedy = f"use a number above illegal={self.illegal} and below 1"
-    need(float, "legal", lambda x: f32(self.illegal) < f32(x) < 1, remedy)
-    need(float, "near_scale", lambda x: x > 0, "use a number above 0")
-    remedy = "use 0 or more, but so little that a near miss is worth below 1"
-    need(float, "near", lambda x: x >= 0, remedy)
-    need(float, "near", lambda x: reward_by_distance(self)[1] < 1, remedy)
 
   @property
   def sizes(self) -> Sizes:
     """What the problems depend on."""
     return Sizes(*(getattr(self, field) for field in Sizes._fields))
+
+  @property
+  def max_distance(self) -> int:
+    """No result is farther from a target."""
+    return self.max_value
 
   @property
   def dataset(self) -> str:
@@ -101,25 +94,6 @@ class CountdownConfig(TaskConfig):
     return countdown_problems.random_expressions(
       rng, count, self.sizes, hindsight, excluded
     )
-
-
-def reward_by_distance(config: CountdownConfig) -> np.ndarray:
-  """Returns the rewards of legal responses, float32 [max_value + 1].
-
-    reward[0] = 1,  reward[d] = legal + near * exp(-d / near_scale)
-
-  Tabulated on the host, so that the order of the levels does not depend on
-  how a compiler rounds `exp`: rounding to float32 keeps it, with ties.
-
-  Args:
-    config: gives the levels.
-  """
-  distance = np.arange(config.max_value + 1, dtype=np.float64)
-  with np.errstate(over="ignore", under="ignore"):
-    closeness = np.exp(-distance / config.near_scale)
-  reward = config.legal + config.near * closeness
-  reward[0] = 1.0
-  return reward.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +177,7 @@ class Countdown:
       legal_X &= has_a_X & has_b_X & (result_X == exact_X) & positive_X
 
     distance_X = jnp.abs(result_X - target_X)
-    table = jnp.asarray(reward_by_distance(config))
+    table = jnp.asarray(config.reward_by_distance())
     reward_X = table[jnp.clip(distance_X, 0, config.max_value)]
     reward_X = jnp.where(legal_X, reward_X, jnp.float32(config.illegal))
     reward_X = jnp.where(parsed_X, reward_X, jnp.float32(0.0))

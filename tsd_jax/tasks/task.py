@@ -170,6 +170,54 @@ class TaskConfig(abc.ABC):
     """
 
 
+@dataclasses.dataclass(frozen=True)
+class GradedConfig(TaskConfig):
+  """A game whose answers have a distance to being right, and reward levels.
+
+  unparsable 0 < illegal < legal, the farther the less < exact 1
+  """
+
+  illegal: float = 0.05  # Reward of a parsed response that breaks a rule.
+  legal: float = 0.1  # Reward of a legal response, however far it ends.
+  near: float = 0.3  # What a legal response gains as it comes near.
+  near_scale: float = 5.0  # Distance over which that gain falls by e.
+
+  def __post_init__(self):
+    """Refuses levels that are out of order."""
+    super().__post_init__()
+    # Levels are compared as float32: 1e-50 would be no level above 0.
+    f32, remedy = np.float32, "use a number in (0, 1)"
+    self.need(float, "illegal", lambda x: 0 < f32(x) < 1, remedy)
+    remedy = f"use a number above illegal={self.illegal} and below 1"
+    self.need(float, "legal", lambda x: f32(self.illegal) < f32(x) < 1, remedy)
+    self.need(float, "near_scale", lambda x: x > 0, "use a number above 0")
+    remedy = "use 0 or more, but so little that a near miss is worth below 1"
+    self.need(float, "near", lambda x: x >= 0, remedy)
+    self.need(float, "near", lambda x: self._legal(np.ones(1))[0] < 1, remedy)
+
+  @property
+  @abc.abstractmethod
+  def max_distance(self) -> int:
+    """The farthest that a legal response can be."""
+
+  def reward_by_distance(self) -> np.ndarray:
+    """Returns the rewards of legal responses, float32 [max_distance + 1].
+
+      reward[0] = 1,  reward[d] = legal + near * exp(-d / near_scale)
+
+    Tabulated on the host, so that the order of the levels does not depend on
+    how a compiler rounds `exp`: rounding to float32 keeps it, with ties.
+    """
+    reward = self._legal(np.arange(self.max_distance + 1, dtype=np.float64))
+    reward[0] = 1.0
+    return reward
+
+  def _legal(self, distance: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+      closeness = np.exp(-distance / self.near_scale)
+    return (self.legal + self.near * closeness).astype(np.float32)
+
+
 def check_warm_start(count: int, hindsight: float) -> None:
   """Raises ValueError where an argument of `warm_start` is out of range."""
   if count < 0:
