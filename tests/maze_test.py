@@ -6,6 +6,7 @@ queue; it shares no code with the parser and the floods that it checks.
 
 import collections
 import dataclasses
+import functools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax import data
 from tsd_jax.tasks.maze import Maze, MazeConfig
 from tsd_jax.tasks.task import Task
 from tsd_jax.tokenizers import EOS, PAD, SEPARATOR, SymbolTokenizer
@@ -26,6 +26,11 @@ SMALL = MazeConfig(
 )  # fmt: skip
 SCORE = {config: jax.jit(config.make().score) for config in (CONFIG, SMALL)}
 encode = SymbolTokenizer().encode
+
+
+@functools.cache
+def problems_of(config):
+  return config.problems()
 
 
 def cell(token, size):
@@ -156,6 +161,7 @@ def test_random_walks_score_as_the_oracle_says(config):
   assert {0.0, np.float32(config.illegal), 1.0} <= set(rewards)
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.data())
 def test_any_tokens_score_as_the_oracle_says(data):
   """Whatever a prompt and a response hold, walls round the goal included."""
@@ -188,28 +194,28 @@ def test_levels_are_monotone():
   assert np.all(np.diff(table) <= 0) and table[0] == 1.0 > table[1]
 
 
+@hypothesis.settings(deadline=None, max_examples=50)
 @hypothesis.given(st.integers(0, 2**32 - 1))
 def test_every_move_along_a_shortest_way_is_worth_more(seed):
   """And so is what the tree's champions are chosen by."""
   rng = np.random.default_rng(seed)
-  problems = SMALL.problems()
+  problems = problems_of(SMALL)
   prompt_P, solution_T = SMALL.pose(problems[seed % len(problems)], rng)
   moves = list(solution_T).index(EOS)
-  prefixes = np.full((moves, len(solution_T)), PAD)
-  for i in range(moves):
-    prefixes[i, : i + 1], prefixes[i, i + 1] = solution_T[: i + 1], EOS
-  rewards = check([prompt_P] * moves, prefixes, SMALL)
+  prefixes = np.stack([solution_T] * SMALL.max_moves)  # One compiled shape.
+  for i in range(1, moves):
+    prefixes[i - 1, i:] = [EOS, *[PAD] * (SMALL.max_moves - i)]
+  rewards = check([prompt_P] * SMALL.max_moves, prefixes, SMALL)[:moves]
   assert np.all(np.diff(rewards) > 0) and rewards[-1] == 1.0
 
 
 def test_jit_vmap_and_leading_axes_agree():
   rng = np.random.default_rng(0)
   prompt_NP, response_NT = CONFIG.warm_start(rng, 24, 0.5)
-  score = Maze().score
-  with jax.numpy_rank_promotion("warn"):
+  score = jax.jit(Maze().score)
+  with jax.numpy_rank_promotion("raise"):
     plain = score(prompt_NP, response_NT)
     others = [
-      jax.jit(score)(prompt_NP, response_NT),
       jax.jit(jax.vmap(score))(prompt_NP, response_NT),
       jax.tree.map(
         lambda x: x.reshape(24),
@@ -243,7 +249,7 @@ def test_all_guises_have_one_canonical_form():
   """Turned, mirrored, reversed; walls in any order; and no other problem."""
   rng = np.random.default_rng(0)
   forms = set()
-  problems = CONFIG.problems()[:50]
+  problems = problems_of(CONFIG)[:50]
   for problem in problems:
     prompt_P, _ = CONFIG.pose(problem, rng)
     written = list(guises(prompt_P, CONFIG))
@@ -258,7 +264,7 @@ def test_all_guises_have_one_canonical_form():
 def test_the_shortest_way_of_a_problem_is_in_its_range():
   lengths = collections.Counter()
   rng = np.random.default_rng(1)
-  for problem in CONFIG.problems()[:200]:
+  for problem in problems_of(CONFIG)[:200]:
     prompt_P, solution_T = CONFIG.pose(problem, rng)
     *walls, _, start, coin, goal = (cell(t, 6) for t in prompt_P)
     walls = set(walls)
@@ -270,9 +276,10 @@ def test_the_shortest_way_of_a_problem_is_in_its_range():
 
 
 def test_default_problems_are_many_and_always_the_same():
-  problems = CONFIG.problems()
+  problems = problems_of(CONFIG)
   assert len(set(problems)) == len(problems) == 24_000
-  assert len(data.split_problems(CONFIG)["train"]) >= 20_000
+  held_out = CONFIG.validation_size + CONFIG.test_size
+  assert len(problems) - held_out >= 20_000
   assert dataclasses.replace(CONFIG, count=100).problems() == problems[:100]
   assert dataclasses.replace(CONFIG, seed=1).problems()[:100] != problems[:100]
 
@@ -312,8 +319,8 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 def test_too_many_problems_are_refused():
-  config = dataclasses.replace(SMALL, count=10**6)
-  with pytest.raises(ValueError, match="count=1000000: only .* ask for fewer"):
+  config = MazeConfig(size=3, walls=1, min_moves=2, max_moves=4, count=10**5)
+  with pytest.raises(ValueError, match="count=100000: only .* ask for fewer"):
     config.problems()
 
 
@@ -332,3 +339,11 @@ def test_describe():
       np.array(encode(PROMPT)), np.array(padded(response, WIDE))
     )
     assert line == f"{PROMPT} | {response} | {end}"
+
+
+def test_excluding_everything_is_refused():
+  tiny = MazeConfig(size=3, walls=1, min_moves=2, max_moves=4)
+  prompt_NP, _ = tiny.warm_start(np.random.default_rng(0), 20_000, 0.5)
+  forms = {tiny.canonical(prompt_P) for prompt_P in prompt_NP}
+  with pytest.raises(ValueError, match="0 of 5 examples .* exclude fewer"):
+    tiny.warm_start(np.random.default_rng(1), 5, 0.5, forms)

@@ -285,10 +285,10 @@ class Maze:
 
     def rows(cell_X):
       row_X, column_X = jnp.divmod(cell_X, _ROW)
-      in_row = [
-        jnp.where(row_X == i, 1 << column_X, 0) for i in range(1, size + 1)
-      ]
-      return jnp.stack(in_row, axis=-1)
+      bit_X = 1 << column_X
+      return jnp.stack(
+        [jnp.where(row_X == i, bit_X, 0) for i in range(1, size + 1)], axis=-1
+      )
 
     inside = (1 << (size + 1)) - 2  # The bits of columns 1..size.
     wall_XI = jnp.bitwise_or.reduce(rows(wall_XW), axis=-2)
@@ -315,7 +315,7 @@ class Maze:
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns a line such as `13 22 = 11 31 33 | 21 31 32 33 | exact 1.000`."""
-    score = self.score(np.asarray(prompt_P), np.asarray(response_T))
+    score = jax.jit(self.score)(np.asarray(prompt_P), np.asarray(response_T))
     reward = float(score.reward_X)
     if score.correct_X:
       verdict = "exact"
