@@ -116,8 +116,10 @@ class MazeConfig(GradedConfig):
     turned_C[turn_C] = wall_C
     start, coin, goal = turn_C[ends_3]
     cells = [start]
-    for end in (coin, goal):
-      (distance_C,) = maze_problems.distances(turned_C[None], np.array([end]))
+    to_2C = maze_problems.distances(
+      np.stack([turned_C] * 2), np.array([coin, goal])
+    )
+    for end, distance_C in zip((coin, goal), to_2C, strict=True):
       while cells[-1] != end:
         near = maze_problems.neighbours(self.size)[cells[-1]]
         near = near[near >= 0]
