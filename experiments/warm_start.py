@@ -1,14 +1,14 @@
-"""Warm start: a model that writes legal expressions and rarely the right one.
+"""Warm start: a model that writes legal responses and rarely the right one.
 
-Supervised training on random legal expressions. In the first phase targets are
-random, so that only the grammar and arithmetic are learned; in the second, 30 %
-of the examples have the target set to the expression's own result (hindsight).
+Supervised training on a task's random legal responses. In the first phase they
+rarely do what the prompt asks, so that only the rules are learned; in the
+second, 30 % of the prompts ask for what the response does (hindsight).
 Problems of the validation and test splits never occur as prompts.
 
-Command (a few minutes on two cores; writes 1 MB in half precision to
-experiments/warm_start_3.safetensors and prints its accuracy):
+Command (a few minutes on two cores; writes 1 MB in half precision to the
+experiment's `init` and prints its accuracy):
 
-  python -m experiments.warm_start --numbers=3
+  python -m experiments.warm_start --config=experiments/countdown.py
 """
 
 import pathlib
@@ -23,31 +23,34 @@ from flax import nnx
 
 from tsd_jax import config as config_lib
 from tsd_jax import data, evaluate, losses, progress, scoring
-from tsd_jax.models import presets, transformer, weights
-from tsd_jax.tasks.countdown import (
-  Countdown,
-  CountdownConfig,
-  random_expressions,
-)
+from tsd_jax.models import transformer, weights
 
-_NUMBERS = flags.DEFINE_integer("numbers", 3, "Numbers of a problem, 3 or 4.")
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_COUNTDOWN = {"3": "experiments/countdown.py", "4": "experiments/countdown4.py"}
+
+_CONFIG = flags.DEFINE_string(
+  "config", _COUNTDOWN["3"], "Experiment file: its task, model and init count."
+)
+_NUMBERS = flags.DEFINE_enum(
+  "numbers", None, list(_COUNTDOWN), "Short for Countdown's --config."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
 _STEPS = flags.DEFINE_list("steps", ["2000", "1000"], "Steps of each phase.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.")
 _RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
 _HINDSIGHT = flags.DEFINE_float("hindsight", 0.3, "Fraction in phase two.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "File to write; the experiment's init by default."
+)
 
 
 def train(graphdef, params, task, phases, *, learning_rate):
   """Runs supervised training over phases of (prompt_SBP, response_SBT)."""
   steps = sum(p.shape[0] for p, _ in phases)
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.adam(
-      optax.warmup_cosine_decay_schedule(0.0, learning_rate, 50, steps, 1e-5)
-    ),
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
   )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
   def loss_fn(params, prompt_BP, response_BT):
     model = nnx.merge(graphdef, params)
@@ -81,10 +84,15 @@ def train(graphdef, params, task, phases, *, learning_rate):
 
 def main(overrides):
   """Makes the file and prints what the model can do."""
-  del overrides
   progress.quiet_libraries()
-  config = CountdownConfig(numbers=_NUMBERS.value)
-  task = Countdown(config)
+  file = _COUNTDOWN.get(_NUMBERS.value, _CONFIG.value)
+  experiment = config_lib.from_flags(file, overrides)
+  output = _OUTPUT.value
+  if output is None:
+    if experiment.init is None:
+      raise config_lib.UserError(f"{file} has no init: name a file, --output=")
+    output = str(_ROOT / experiment.init)
+  config, task = experiment.task, experiment.task.make()
   splits = data.split_problems(config)
   held_out = set(splits["validation"]) | set(splits["test"])
   rng = np.random.default_rng(_SEED.value)
@@ -92,18 +100,15 @@ def main(overrides):
   for steps, fraction in zip(
     map(int, _STEPS.value), (0.0, _HINDSIGHT.value), strict=True
   ):
-    prompts, responses = random_expressions(
-      rng, steps * _BATCH.value, config, fraction, held_out
+    prompts, responses = config.warm_start(
+      rng, steps * _BATCH.value, fraction, held_out
     )
     shape = (steps, _BATCH.value, -1)
     phases.append((prompts.reshape(shape), responses.reshape(shape)))
-  graphdef, params = transformer.create(presets.TINY, _SEED.value)
+  graphdef, params = transformer.create(experiment.model, _SEED.value)
   params = train(graphdef, params, task, phases, learning_rate=_RATE.value)
-  output = _OUTPUT.value or str(
-    pathlib.Path(__file__).parent / f"warm_start_{_NUMBERS.value}.safetensors"
-  )
   metadata = {
-    "task": f"countdown, {_NUMBERS.value} numbers",
+    "task": f"{task.name}, {config.dataset}",
     "phases": f"{_STEPS.value} steps of {_BATCH.value} examples",
     "hindsight": str(_HINDSIGHT.value),
     "seed": str(_SEED.value),

@@ -18,7 +18,6 @@ def main(overrides):
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import progress, runs
   from tsd_jax.models import hf
-  from tsd_jax.tokenizers import SymbolTokenizer
 
   progress.quiet_libraries()
   run = runs.open_run(folder)
@@ -27,7 +26,7 @@ def main(overrides):
     output,
     run.config.model,
     run.params,
-    SymbolTokenizer(),
+    task.tokenizer,
     max_length=task.prompt_length + task.response_length,
   )
   print(f"iteration {run.step} of {folder}: {output}")

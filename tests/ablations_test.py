@@ -13,7 +13,7 @@ from tsd_jax import config as config_lib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("experiment", ["countdown", "countdown4"])
+@pytest.mark.parametrize("experiment", ["countdown", "countdown4", "maze"])
 @pytest.mark.parametrize("name", ablations.VARIANTS)
 def test_every_line_changes_a_run_that_can_start(experiment, name):
   base = config_lib.load(f"experiments/{experiment}.py")

@@ -99,6 +99,68 @@ def test_a_difference_is_named_field_by_field():
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """What a field may ask for."""
+
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Left(Base):
+  """One kind of it."""
+
+  left: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Right(Base):
+  """Another kind, which no annotation names."""
+
+  right: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class WithKinds:
+  """A field of any kind; without a name it is the first."""
+
+  kind: Left | Base
+
+
+@pytest.mark.parametrize("kind", [Left(left=3), Right(right=4), Base(5)])
+def test_a_class_that_the_field_does_not_tell_is_saved_by_name(kind):
+  saved = config_json.to_dict(WithKinds(kind))
+  assert saved["kind"]["__class__"] == f"{__name__}.{type(kind).__name__}"
+  assert config_json.from_dict(WithKinds, saved).kind == kind
+  assert not config_json.difference(saved, WithKinds(kind))
+
+
+def test_a_config_from_before_the_name_is_of_the_first_class():
+  saved = {"kind": {"seed": 0, "left": 7}}
+  assert config_json.from_dict(WithKinds, saved).kind == Left(left=7)
+  assert not config_json.difference(saved, WithKinds(Left(left=7)))
+  assert config_json.difference(saved, WithKinds(Right())) == [
+    "kind.right: not saved, now 2",
+    "kind.left: saved 7, now absent",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("tag", "message"),
+  [
+    (f"{__name__}.Inner", r"Inner\", which is no Left or Base"),
+    (f"{__name__}.double", "which is no Left or Base"),
+    ("nowhere.Game", "which cannot be imported"),
+    (3, "which cannot be imported"),
+  ],
+)
+def test_a_class_of_another_kind_is_refused(tag, message):
+  saved = {"kind": {"__class__": tag, "seed": 0}}
+  words = r"config\.kind\.__class__ is.*" + message
+  with pytest.raises(ConfigError, match=words):
+    config_json.from_dict(WithKinds, saved)
+
+
 def double(prompt_XP, response_XT, score):
   return score._replace(reward_X=2 * score.reward_X)
 

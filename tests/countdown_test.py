@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax.tasks import countdown, task
+from tsd_jax.tasks import countdown_problems as problems_lib
+from tsd_jax.tasks import task
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tokenizers import EOS, PAD, SEPARATOR, SymbolTokenizer
 
@@ -160,7 +161,7 @@ def test_mutated_responses_agree_with_the_oracle(numbers):
   config = CONFIGS[numbers]
   rng = np.random.default_rng(numbers)
   count = 12_000
-  prompt_NP, response_NT = countdown.random_expressions(rng, count, config, 0.5)
+  prompt_NP, response_NT = config.warm_start(rng, count, 0.5)
   both = np.concatenate([prompt_NP, response_NT], axis=1)
   first = rng.choice([0, prompt_NP.shape[1]], count, p=[0.1, 0.9])
   odd = np.array([-1, 0, 1, 2, 199, *range(200, 209), 2**31 - 1, -(2**31)])
@@ -213,7 +214,7 @@ def test_any_tokens_agree_with_the_oracle(data):
 def test_levels_are_monotone():
   """Unparsable < illegal < legal-far <= ... <= legal-near < exact."""
   config = CONFIGS[3]
-  table = countdown.reward_by_distance(config)
+  table = config.reward_by_distance()
   assert table.dtype == np.float32
   assert 0 < np.float32(config.illegal) < table[-1]
   assert np.all(np.diff(table) <= 0)
@@ -240,7 +241,7 @@ def test_accepted_levels_are_always_monotone(illegal, legal, near, scale, size):
   except ValueError as error:
     assert "CountdownConfig." in str(error)
     return
-  table = countdown.reward_by_distance(config)
+  table = config.reward_by_distance()
   assert np.all(np.isfinite(table)) and np.all(np.diff(table) <= 0)
   assert 0 < np.float32(illegal) < table[-1] and table[1] < table[0] == 1
 
@@ -250,7 +251,7 @@ def test_jit_vmap_and_leading_axes_agree():
   config = CONFIGS[3]
   game = Countdown(config)
   rng = np.random.default_rng(0)
-  prompt_NP, response_NT = countdown.random_expressions(rng, 24, config, 0.5)
+  prompt_NP, response_NT = config.warm_start(rng, 24, 0.5)
   response_NT[::3, 3] += 1
   with jax.numpy_rank_promotion("raise"):
     plain = game.score(prompt_NP, response_NT)
@@ -360,29 +361,29 @@ def brute_force(numbers, max_value):
 def test_solver_finds_exactly_what_brute_force_finds(max_value):
   """All multisets of three numbers."""
   for numbers in itertools.combinations_with_replacement(range(1, 14), 3):
-    reached = countdown.reachable(numbers, max_value)
+    reached = problems_lib.reachable(numbers, max_value)
     assert set(reached) == brute_force(numbers, max_value), numbers
 
 
 def test_solver_reads_numbers_in_any_order():
   """The caller's order does not matter, nor what it does to the answer."""
-  answer = countdown.reachable((5, 3, 4))
+  answer = problems_lib.reachable((5, 3, 4))
   answer.clear()
-  assert countdown.reachable((4, 5, 3))[17]
+  assert problems_lib.reachable((4, 5, 3))[17]
   with pytest.raises(ValueError, match="numbers"):
-    countdown.reachable((0, 1, 2))
+    problems_lib.reachable((0, 1, 2))
 
 
 @pytest.mark.parametrize("numbers, count", [(3, 5_757), (4, 88_353)])
 def test_every_problem_is_solved(numbers, count):
   """The solver's answers are exact for the parser, and for the oracle."""
   config = CONFIGS[numbers]
-  problems = countdown.all_problems(config)
+  problems = config.problems()
   assert len(problems) == len(set(problems)) == count
   assert all(list(given) == sorted(given) for given, _ in problems)
   prompts = [[*given, SEPARATOR, target] for given, target in problems]
   responses = [
-    [*itertools.chain(*countdown.reachable(given)[target]), EOS]
+    [*itertools.chain(*problems_lib.reachable(given)[target]), EOS]
     for given, target in problems
   ]
   prompts, responses = np.array(prompts), np.array(responses)
@@ -398,7 +399,7 @@ def test_random_expressions(numbers):
 
   def draw(seed, fraction):
     rng = np.random.default_rng(seed)
-    return countdown.random_expressions(rng, 4_000, config, fraction)
+    return config.warm_start(rng, 4_000, fraction)
 
   prompt_NP, response_NT = draw(0, 0.3)
   assert prompt_NP.shape == (4_000, numbers + 2)
@@ -417,25 +418,23 @@ def test_random_expressions(numbers):
 def test_excluded_problems_are_never_drawn():
   """Not as solved examples and not as prompts, in any order of numbers."""
   config = CONFIGS[3]
-  problems = countdown.all_problems(config)
+  problems = config.problems()
   excluded = set(problems[::2])
   rng = np.random.default_rng(0)
-  prompt_NP, _ = countdown.random_expressions(
-    rng, 20_000, config, 0.5, excluded
-  )
+  prompt_NP, _ = config.warm_start(rng, 20_000, 0.5, excluded)
   drawn = {(tuple(sorted(p[:3])), p[-1]) for p in prompt_NP.tolist()}
   assert not drawn & excluded
   assert len(drawn & set(problems)) > 1_000
   with pytest.raises(ValueError, match="exclude fewer"):
-    countdown.random_expressions(rng, 10, config, 1.0, problems)
+    config.warm_start(rng, 10, 1.0, problems)
 
 
 def test_random_expressions_refuses_bad_arguments():
   """And gives nothing when asked for nothing."""
   rng = np.random.default_rng(0)
-  with pytest.raises(ValueError, match="hindsight_fraction=1.5"):
-    countdown.random_expressions(rng, 1, CONFIGS[3], 1.5)
+  with pytest.raises(ValueError, match="hindsight=1.5"):
+    CONFIGS[3].warm_start(rng, 1, 1.5)
   with pytest.raises(ValueError, match="count=-1"):
-    countdown.random_expressions(rng, -1, CONFIGS[3], 0.5)
-  prompt_NP, response_NT = countdown.random_expressions(rng, 0, CONFIGS[4], 0.5)
+    CONFIGS[3].warm_start(rng, -1, 0.5)
+  prompt_NP, response_NT = CONFIGS[4].warm_start(rng, 0, 0.5)
   assert (prompt_NP.shape, response_NT.shape) == ((0, 6), (0, 13))

@@ -39,7 +39,7 @@ def test_no_problem_is_in_two_splits(numbers):
   assert (sizes["validation"], sizes["test"]) == (512, 512)
   union = set().union(*splits.values())
   assert len(union) == sum(sizes.values())
-  assert union == set(countdown.all_problems(config))
+  assert union == set(config.problems())
   for problems in splits.values():
     assert all(list(given) == sorted(given) for given, _ in problems)
 
@@ -71,14 +71,13 @@ def test_stored_prompts_do_not_overlap_either(config, tmp_path):
 def test_stored_solutions_are_exact(tmp_path):
   """Each record carries a solution of its problem."""
   data.load_problems(SMALL, "train", tmp_path)
-  source = data.CountdownBuilder(
-    config=SMALL, data_dir=tmp_path
-  ).as_data_source(split="train")
-  prompts, responses = [], []
-  for example in source:
-    numbers, target = example["numbers"], example["target"]
-    prompts.append([*numbers, tokenizers.SEPARATOR, target])
-    responses.append([*example["solution"], tokenizers.EOS])
+  source = data.ProblemBuilder(config=SMALL, data_dir=tmp_path).as_data_source(
+    split="train"
+  )
+  prompts, responses = zip(
+    *((example["prompt"], example["solution"]) for example in source),
+    strict=True,
+  )
   score = countdown.Countdown(SMALL).score(
     np.array(prompts), np.array(responses)
   )

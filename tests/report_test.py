@@ -29,7 +29,9 @@ def write_run(folder, accuracy, *, text="1 + 2"):
   (folder / "metrics.jsonl").write_text(
     "".join(json.dumps(r) + "\n" for r in rows)
   )
-  (folder / "config.json").write_text('{"task": {"name": "countdown"}}')
+  (folder / "config.json").write_text(
+    '{"task": {"__class__": "somewhere.tasks.GameConfig"}}'
+  )
   sample = {
     "prompt": "1 2 = 3", "tree": "root",
     "before": [{"text": "2 - 1", "reward": 0.25, "correct": False}],

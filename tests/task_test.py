@@ -1,5 +1,8 @@
 """A run's own reward, wrapped around a task."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from tests import small_experiment
 from tsd_jax import config as config_lib
-from tsd_jax import tokenizers
+from tsd_jax import runs, tokenizers, workdir
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.task import Rewarded, Task
 
@@ -55,6 +58,29 @@ def test_the_reward_is_changed_and_the_rest_is_the_tasks():
 def test_what_is_no_score_is_refused(reward, words):
   with pytest.raises(ValueError, match=words):
     Rewarded(COUNTDOWN, reward).score(PROMPT, RESPONSE)
+
+
+def test_a_run_takes_any_task_config_and_nothing_else():
+  config = small_experiment.get_config()
+  for other in (config.model, COUNTDOWN, "countdown"):
+    with pytest.raises(ValueError, match="no task config: use CountdownConfig"):
+      dataclasses.replace(config, task=other)
+
+
+def test_a_run_saved_before_tasks_had_names_goes_on(tmp_path):
+  """Its config.json holds Countdown's fields and no class."""
+  config = small_experiment.get_config()
+  workdir.prepare(config, tmp_path)
+  file = tmp_path / "config.json"
+  saved = json.loads(file.read_text())
+  assert saved["task"].pop("__class__").endswith("countdown.CountdownConfig")
+  file.write_text(json.dumps(saved))
+  assert runs.read_config(tmp_path) == config
+  workdir.prepare(config, tmp_path)
+  other = config_lib.override(config, {"task.numbers": "4"})
+  file.write_text(json.dumps(saved))
+  with pytest.raises(config_lib.UserError, match="task.numbers: saved 3, now"):
+    workdir.prepare(other, tmp_path)
 
 
 def test_no_flag_can_say_a_function():

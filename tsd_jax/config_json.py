@@ -13,12 +13,14 @@ from typing import Any, Union
 from tsd_jax import config_values
 from tsd_jax.config import ConfigError, is_config
 
+_CLASS = "__class__"  # Field of a saved config that names its class.
+
 
 def to_dict(config: Any) -> dict[str, Any]:
   """Returns the config as JSON's own types, equal to what a reload gives.
 
-  A nested config whose class its field does not tell (a union, a protocol)
-  carries the class's name as `__class__`.
+  A nested config whose class its field does not tell (a union, a base class)
+  carries the class's full name as `__class__`.
   """
   return {
     field.name: _to_json_value(
@@ -87,6 +89,8 @@ def difference(
     if any(f"{name}.".startswith(f"{prefix}.") for prefix in ignore):
       continue
     if name not in old:
+      if name.endswith(_CLASS):
+        continue  # Older configs do not name the class; its fields tell.
       lines.append(f"{name}: not saved, now {_show(new[name])}")
     elif name not in new:
       lines.append(f"{name}: saved {_show(old[name])}, now absent")
@@ -97,9 +101,7 @@ def difference(
 
 def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
   if is_config(value):
-    tag = (
-      {} if type(value) is annotation else {"__class__": type(value).__name__}
-    )
+    tag = {} if type(value) is annotation else {_CLASS: _full_name(type(value))}
     return tag | to_dict(value)
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)
@@ -113,7 +115,7 @@ def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
       for key, item in value.items()
     }
   if callable(value) and hasattr(value, "__qualname__"):
-    return f"{value.__module__}.{value.__qualname__}"
+    return _full_name(value)
   raise ConfigError(
     f"field {name} holds {type(value).__name__}, which JSON cannot say"
   )
@@ -128,13 +130,12 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     return value
   if any(typing.get_origin(m) is collections.abc.Callable for m in members):
     return _import(value, name)
-  configs = {m.__name__: m for m in members if dataclasses.is_dataclass(m)}
+  configs = tuple(m for m in members if dataclasses.is_dataclass(m))
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
-    tag = fields.pop("__class__", next(iter(configs)))
-    if tag not in configs:
-      raise ConfigError(f"{name} is a {tag}; known: {', '.join(configs)}")
-    return from_dict(configs[tag], fields or value, name=name)
+    tag = fields.pop(_CLASS, None)
+    cls = configs[0] if tag is None else _config_class(tag, configs, name)
+    return from_dict(cls, fields or value, name=name)
   text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
   try:
     return config_values.parse(text, annotation)
@@ -145,15 +146,33 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     ) from None
 
 
+def _config_class(tag: Any, known: tuple[type, ...], name: str) -> type:
+  """Finds the class that `to_dict` named: a known one, or a subclass of it."""
+  for cls in known:
+    if tag == _full_name(cls):
+      return cls
+  cls = _import(tag, f"{name}.{_CLASS}")
+  if not (isinstance(cls, type) and issubclass(cls, known)):
+    raise ConfigError(
+      f"{name}.{_CLASS} is {_show(tag)}, which is no "
+      + " or ".join(cls.__name__ for cls in known)
+    )
+  return cls
+
+
+def _full_name(value: Any) -> str:
+  return f"{value.__module__}.{value.__qualname__}"
+
+
 def _import(value: Any, name: str) -> Any:
-  """Finds the function that `to_dict` named."""
+  """Finds the function or class that `to_dict` named."""
   try:
     module, _, path = str(value).rpartition(".")
     return getattr(importlib.import_module(module), path)
   except (ImportError, AttributeError, ValueError):
     raise ConfigError(
-      f"{name} is {_show(value)}, which cannot be imported: define the "
-      "function in a module, not in a notebook, a shell or another function"
+      f"{name} is {_show(value)}, which cannot be imported: define it in a "
+      "module, not in a notebook, a shell, a config file or another function"
     ) from None
 
 

@@ -1,4 +1,4 @@
-"""Countdown problems as a tensorflow-datasets dataset, and batches of prompts.
+"""A task's problems as a tensorflow-datasets dataset, and batches of prompts.
 
 TensorFlow is never imported: records are array_record files that are read
 through `as_data_source`, and the order of the prompts comes from grain.
@@ -22,10 +22,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tsd_jax import tokenizers
 from tsd_jax.config import UserError
-from tsd_jax.tasks import countdown
-from tsd_jax.tasks.countdown import CountdownConfig, Problem
+from tsd_jax.tasks.task import Problem, TaskConfig
 
 SPLITS = ("train", "validation", "test")
 _DATA_DIR_VARIABLE = "TSD_JAX_DATA_DIR"
@@ -41,8 +39,8 @@ def default_data_dir() -> pathlib.Path:
   )
 
 
-def split_problems(config: CountdownConfig) -> dict[str, list[Problem]]:
-  """Splits the canonical problems, so that no permutation is in two splits.
+def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
+  """Splits the canonical problems, so that none is in two splits in any guise.
 
   Args:
     config: its seed decides the split, its sizes the held-out parts.
@@ -53,7 +51,7 @@ def split_problems(config: CountdownConfig) -> dict[str, list[Problem]]:
   Raises:
     ValueError: the held-out parts leave no problem to train on.
   """
-  problems = countdown.all_problems(config)
+  problems = config.problems()
   held_out = config.validation_size + config.test_size
   if held_out >= len(problems):
     raise ValueError(
@@ -74,71 +72,61 @@ def split_problems(config: CountdownConfig) -> dict[str, list[Problem]]:
 class _BuilderConfig(tfds.core.BuilderConfig):
   """A tfds config that knows the task's config."""
 
-  countdown: CountdownConfig = CountdownConfig()
+  task: TaskConfig | None = None
 
   def __str__(self) -> str:
     """Keeps tfds' log line about custom configs short."""
     return self.name
 
 
-def _settings(config: CountdownConfig) -> str:
-  """Names every setting that the records depend on; rewards do not matter."""
-  return (
-    f"numbers{config.numbers}_max{config.max_number}"
-    f"_target{config.max_target}_value{config.max_value}"
-    f"_validation{config.validation_size}_test{config.test_size}"
-    f"_seed{config.seed}"
-  )
+class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
+  """Problems of a task, each with one solution."""
 
-
-class CountdownBuilder(tfds.core.GeneratorBasedBuilder):
-  """Solvable Countdown problems, each with one solution."""
-
-  name = "tsd_countdown"
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First version."}
+  name = "tsd"
+  VERSION = tfds.core.Version("2.0.0")
+  RELEASE_NOTES = {"2.0.0": "Prompts and solutions as a task's own tokens."}
 
   # Nothing is downloaded. Left unset, tfds 4.9.10 looks for checksums beside
   # this file, with a package that it imports but does not declare.
   url_infos = None
 
-  def __init__(self, *, config: CountdownConfig, data_dir: os.PathLike | str):
-    """Names the dataset's folder after its settings.
+  def __init__(self, *, config: TaskConfig, data_dir: os.PathLike | str):
+    """Names the dataset's folder after its task and settings.
 
     Args:
       config: the task's config.
       data_dir: folder of all datasets.
     """
+    self.name = f"tsd_{config.make().name}"
     super().__init__(
-      config=_BuilderConfig(name=_settings(config), countdown=config),
+      config=_BuilderConfig(name=config.dataset, task=config),
       data_dir=os.fspath(data_dir),
       file_format="array_record",
     )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    config = self.builder_config.countdown
-    steps = countdown.STEP_LENGTH * (config.numbers - 1)
+    task = self.builder_config.task.make()
     return tfds.core.DatasetInfo(
       builder=self,
       description=(
-        "Countdown: reach the target with + - * / from the numbers, each used "
-        "once; results are positive integers. `solution` holds the tokens of "
-        "the steps `a op b r`, operators being 200..203."
+        f"Problems of {task.name}: the tokens of a prompt and of one correct "
+        "response."
       ),
       features=tfds.features.FeaturesDict(
         {
-          "numbers": tfds.features.Tensor(
-            shape=(config.numbers,), dtype=np.int32
+          "prompt": tfds.features.Tensor(
+            shape=(task.prompt_length,), dtype=np.int32
           ),
-          "target": tfds.features.Scalar(dtype=np.int32),
-          "solution": tfds.features.Tensor(shape=(steps,), dtype=np.int32),
+          "solution": tfds.features.Tensor(
+            shape=(task.response_length,), dtype=np.int32
+          ),
         }
       ),
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # Nothing is downloaded.
-    problems = split_problems(self.builder_config.countdown)
+    problems = split_problems(self.builder_config.task)
     # tfds refuses a split without examples; such a split is simply not there.
     return {
       split: self._generate_examples(split, problems[split])
@@ -147,22 +135,15 @@ class CountdownBuilder(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, split: str, problems: list[Problem]):
-    config = self.builder_config.countdown
+    config = self.builder_config.task
     rng = np.random.default_rng((config.seed, SPLITS.index(split)))
-    for index, (numbers, target) in enumerate(problems):
-      solution = countdown.reachable(numbers, config.max_value)[target]
-      yield (
-        index,
-        {
-          "numbers": rng.permutation(np.array(numbers, np.int32)),
-          "target": np.int32(target),
-          "solution": np.array(solution, np.int32).reshape(-1),
-        },
-      )
+    for index, problem in enumerate(problems):
+      prompt_P, response_T = config.pose(problem, rng)
+      yield index, {"prompt": prompt_P, "solution": response_T}
 
 
 def load_problems(
-  config: CountdownConfig,
+  config: TaskConfig,
   split: str,
   data_dir: os.PathLike | str | None = None,
 ) -> np.ndarray:
@@ -185,16 +166,16 @@ def load_problems(
   if split != "train" and getattr(config, f"{split}_size") == 0:
     raise UserError(f"{split=} is empty: set {split}_size above 0")
   root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
-  folder = root / CountdownBuilder.name / _settings(config)
-  folder /= str(CountdownBuilder.VERSION)
+  folder = root / f"tsd_{config.make().name}" / config.dataset
+  folder /= str(ProblemBuilder.VERSION)
   if not folder.exists():
     _build(config, root, folder)
   try:
     _check_digests(folder)
     # Only now the reader, which may not survive a broken file.
-    builder = CountdownBuilder(config=config, data_dir=root)
+    builder = ProblemBuilder(config=config, data_dir=root)
     source = builder.as_data_source(split=split)
-    return _read_prompts(config, source)
+    return _read_prompts(source)
   except Exception as error:
     raise UserError(
       f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
@@ -203,13 +184,13 @@ def load_problems(
 
 
 def _build(
-  config: CountdownConfig, root: pathlib.Path, folder: pathlib.Path
+  config: TaskConfig, root: pathlib.Path, folder: pathlib.Path
 ) -> None:
   """Builds in a temporary folder and renames: readers see all or nothing."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   # On the same file system as `folder`, or the rename would not be atomic.
   with tempfile.TemporaryDirectory(prefix=".building_", dir=root) as temporary:
-    builder = CountdownBuilder(config=config, data_dir=temporary)
+    builder = ProblemBuilder(config=config, data_dir=temporary)
     logging.info("building %s", folder)
     tfds.disable_progress_bar()
     # Its messages name the temporary folder.
@@ -245,19 +226,14 @@ def _check_digests(folder: pathlib.Path) -> None:
     raise ValueError(f"missing or changed: {', '.join(sorted(wrong))}")
 
 
-def _read_prompts(config: CountdownConfig, source: Any) -> np.ndarray:
+def _read_prompts(source: Any) -> np.ndarray:
   """Returns prompt_NP of a tfds data source."""
-  prompt_NP = np.full(
-    (len(source), countdown.Countdown(config).prompt_length),
-    tokenizers.SEPARATOR,
-    np.int32,
-  )
+  parts = []
   for start in range(0, len(source), _READ_SIZE):
     rows = range(start, min(start + _READ_SIZE, len(source)))
-    for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
-      prompt_NP[row, : config.numbers] = example["numbers"]
-      prompt_NP[row, -1] = example["target"]
-  return prompt_NP
+    examples = source.__getitems__(list(rows))
+    parts.append(np.stack([example["prompt"] for example in examples]))
+  return np.concatenate(parts)
 
 
 class PromptIterator:

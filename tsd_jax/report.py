@@ -121,7 +121,10 @@ def page(
   logs: dict[str, Log], curves: dict[str, compare.Curve], mode: str
 ) -> str:
   """Returns the page's HTML."""
-  name = next(iter(logs.values())).config["task"].get("name", "countdown")
+  # A run that does not name its task is an older one, of Countdown.
+  saved = next(iter(logs.values())).config["task"]
+  name = saved.get("__class__", "Countdown").rpartition(".")[2]
+  name = name.removesuffix("Config")
   parts = [
     f"<h1>{html.escape(' and '.join(logs))}: {html.escape(str(name))}</h1>",
     "<pre>" + html.escape(compare.summary(curves, mode)) + "</pre>",

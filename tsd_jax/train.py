@@ -37,9 +37,8 @@ from tsd_jax.ledger import Ledger
 from tsd_jax.models import transformer, weights
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.countdown import Countdown, CountdownConfig
-from tsd_jax.tasks.task import Rewarded, RewardFn, Task
-from tsd_jax.tokenizers import SymbolTokenizer
+from tsd_jax.tasks.countdown import CountdownConfig
+from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,8 @@ class EvalConfig:
 class Experiment:
   """A whole run."""
 
-  task: CountdownConfig
+  # Any task; a config.json that does not name its task holds the first one.
+  task: CountdownConfig | TaskConfig
   model: transformer.ModelConfig
   seed: int = 0
   algorithm: methods.Algorithm = "tsd"
@@ -75,6 +75,11 @@ class Experiment:
 
   def __post_init__(self):
     """Refuses what cannot run, before anything is compiled."""
+    if not isinstance(self.task, TaskConfig):
+      raise ValueError(
+        f"task={self.task!r} is no task config: use CountdownConfig(...), "
+        "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
+      )
     for field in ("iterations", "chunk", "checkpoint_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
@@ -106,7 +111,7 @@ class Experiment:
 
   def make_task(self) -> Task:
     """The task with the run's reward."""
-    task = Countdown(self.task)
+    task = self.task.make()
     return task if self.reward is None else Rewarded(task, self.reward)
 
   def learner_config(self) -> methods.LearnerConfig:
@@ -319,7 +324,7 @@ def train(
       reference,
       task,
       held_out[:SHOWN_PROMPTS],
-      SymbolTokenizer(),
+      task.tokenizer,
       config.search,
       seed=config.seed,
     )

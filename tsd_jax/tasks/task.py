@@ -1,17 +1,28 @@
-"""The interface between a task and everything that samples or learns.
+"""What a task is, for everything that samples or learns, and where it starts.
+
+A `TaskConfig` holds the settings of a game and lives on the host: it lists the
+problems, poses them and writes examples for a warm start. It makes the `Task`,
+the part that the compiled loop sees. `countdown.py` and `maze.py` are examples.
 
 Axes beyond the legend of `types.py`: X stands for any leading axes, none
-included.
+included; N counts problems or examples.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 
+from tsd_jax.tokenizers import SymbolTokenizer
 from tsd_jax.types import Array
+
+# The canonical form of a problem: equal for problems that differ only in what
+# does not matter, so that none is trained on in another guise.
+Problem = Hashable
 
 
 class Score(NamedTuple):
@@ -50,6 +61,10 @@ class Task(Protocol):
     """T, the end token included."""
 
   @property
+  def tokenizer(self) -> SymbolTokenizer:
+    """Token ids <-> text, for logs and exported models."""
+
+  @property
   def eos_id(self) -> int:
     """The token that ends a response."""
 
@@ -70,6 +85,174 @@ class Task(Protocol):
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns one readable line about one response; runs on the host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(abc.ABC):
+  """A game's settings; a subclass is a frozen dataclass that adds its own.
+
+  Raises:
+    ValueError: a field has an impossible value.
+  """
+
+  validation_size: int = 512
+  test_size: int = 512
+  seed: int = 0  # Of the split, and of all that is drawn to pose problems.
+
+  def __post_init__(self):
+    """Refuses impossible values; a subclass calls it and adds its own."""
+    for field in ("validation_size", "test_size"):
+      self.need(
+        int, field, lambda x: x >= 0, "use an integer that is 0 or more"
+      )
+    remedy = "use an integer in 0..2**32-1"
+    self.need(int, "seed", lambda x: 0 <= x < 2**32, remedy)
+
+  def need(
+    self,
+    kind: type,
+    field: str,
+    ok: Callable[[Any], bool],
+    remedy: str,
+  ) -> None:
+    """Raises ValueError with the remedy if a field is no such number."""
+    value = getattr(self, field)
+    kinds = (int,) if kind is int else (int, float)
+    right_type = isinstance(value, kinds) and not isinstance(value, bool)
+    if not (right_type and math.isfinite(value) and ok(value)):
+      raise ValueError(f"{type(self).__name__}.{field}={value!r}: {remedy}")
+
+  @property
+  @abc.abstractmethod
+  def dataset(self) -> str:
+    """Names every setting that `problems` and `pose` depend on."""
+
+  @abc.abstractmethod
+  def make(self) -> Task:
+    """The task; its `name` is the same for all settings."""
+
+  @abc.abstractmethod
+  def problems(self) -> Sequence[Problem]:
+    """Distinct canonical problems that can be solved, always the same."""
+
+  @abc.abstractmethod
+  def pose(
+    self, problem: Problem, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompt_P in a random guise, and a correct response_T."""
+
+  @abc.abstractmethod
+  def canonical(self, prompt_P: np.ndarray) -> Problem:
+    """Returns the canonical form of what a prompt asks."""
+
+  @abc.abstractmethod
+  def warm_start(
+    self,
+    rng: np.random.Generator,
+    count: int,
+    hindsight: float,
+    excluded: Collection[Problem] = (),
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draws random legal responses, for supervised warm starts.
+
+    Args:
+      rng: advanced by the call.
+      count: N, the number of examples.
+      hindsight: probability that the prompt asks for what the response does;
+        otherwise it asks for anything, and is mostly missed.
+      excluded: canonical problems that are never asked.
+
+    Returns:
+      prompt_NP and response_NT, int32.
+
+    Raises:
+      ValueError: an argument is out of range, or `excluded` leaves nothing.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class GradedConfig(TaskConfig):
+  """A game whose answers have a distance to being right, and reward levels.
+
+  unparsable 0 < illegal < legal, the farther the less < exact 1
+  """
+
+  illegal: float = 0.05  # Reward of a parsed response that breaks a rule.
+  legal: float = 0.1  # Reward of a legal response, however far it ends.
+  near: float = 0.3  # What a legal response gains as it comes near.
+  near_scale: float = 5.0  # Distance over which that gain falls by e.
+
+  def __post_init__(self):
+    """Refuses levels that are out of order."""
+    super().__post_init__()
+    # Levels are compared as float32: 1e-50 would be no level above 0.
+    f32, remedy = np.float32, "use a number in (0, 1)"
+    self.need(float, "illegal", lambda x: 0 < f32(x) < 1, remedy)
+    remedy = f"use a number above illegal={self.illegal} and below 1"
+    self.need(float, "legal", lambda x: f32(self.illegal) < f32(x) < 1, remedy)
+    self.need(float, "near_scale", lambda x: x > 0, "use a number above 0")
+    remedy = "use 0 or more, but so little that a near miss is worth below 1"
+    self.need(float, "near", lambda x: x >= 0, remedy)
+    self.need(float, "near", lambda x: self._legal(np.ones(1))[0] < 1, remedy)
+
+  @property
+  @abc.abstractmethod
+  def max_distance(self) -> int:
+    """The farthest that a legal response can be."""
+
+  def reward_by_distance(self) -> np.ndarray:
+    """Returns the rewards of legal responses, float32 [max_distance + 1].
+
+      reward[0] = 1,  reward[d] = legal + near * exp(-d / near_scale)
+
+    Tabulated on the host, so that the order of the levels does not depend on
+    how a compiler rounds `exp`: rounding to float32 keeps it, with ties.
+    """
+    reward = self._legal(np.arange(self.max_distance + 1, dtype=np.float64))
+    reward[0] = 1.0
+    return reward
+
+  def _legal(self, distance: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+      closeness = np.exp(-distance / self.near_scale)
+    return (self.legal + self.near * closeness).astype(np.float32)
+
+
+def check_warm_start(count: int, hindsight: float) -> None:
+  """Raises ValueError where an argument of `warm_start` is out of range."""
+  if count < 0:
+    raise ValueError(f"{count=}: use 0 or more")
+  if not 0.0 <= hindsight <= 1.0:
+    raise ValueError(f"{hindsight=}: use a probability in [0, 1]")
+
+
+def check_tokens(task: Task, prompt_XP: Array, response_XT: Array) -> None:
+  """Raises ValueError where shapes or dtypes do not fit a task."""
+  for name, tokens, length in (
+    ("prompt_XP", prompt_XP, task.prompt_length),
+    ("response_XT", response_XT, task.response_length),
+  ):
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+      raise ValueError(f"{name} needs integer tokens, got {tokens.dtype=}")
+    if tokens.ndim < 1 or tokens.shape[-1] != length:
+      raise ValueError(
+        f"{name} needs a last axis of {length}, got {tokens.shape=}"
+      )
+  if prompt_XP.shape[:-1] != response_XT.shape[:-1]:
+    raise ValueError(
+      f"leading axes differ: {prompt_XP.shape=}, {response_XT.shape=}"
+    )
+
+
+def symbols(task: Task, tokens: np.ndarray) -> list[str]:
+  """Returns readable symbols; ids outside the vocabulary do not stop a log."""
+  return [
+    task.tokenizer.decode([token])
+    if 0 <= token < task.vocab_size
+    else f"<{token}>"
+    for token in map(int, tokens)
+    if token != task.pad_id
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""What every task config owes: a new task is added to the list below."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tsd_jax import config_json, data
+from tsd_jax.models.presets import TINY
+from tsd_jax.tasks.countdown import CountdownConfig
+from tsd_jax.tasks.maze import MazeConfig
+from tsd_jax.tasks.task import GradedConfig, Task, TaskConfig
+from tsd_jax.train import Experiment
+
+LEVELS = {field.name for field in dataclasses.fields(GradedConfig)} - {
+  field.name for field in dataclasses.fields(TaskConfig)
+}
+# Small enough to list and store in a moment; another value of every field.
+CONFIGS = {
+  CountdownConfig(max_number=4, validation_size=20, test_size=30): dict(
+    numbers=4, max_number=3, max_target=50, max_value=150
+  ),
+  MazeConfig(
+    size=4, walls=4, min_moves=4, max_moves=6, count=300,
+    validation_size=20, test_size=30,
+  ): dict(size=5, walls=3, min_moves=3, max_moves=7, count=290),
+}  # fmt: skip
+every_task = pytest.mark.parametrize(
+  "config", CONFIGS, ids=lambda config: config.make().name
+)
+
+
+@every_task
+def test_it_makes_a_task(config):
+  task = config.make()
+  assert isinstance(config, TaskConfig) and isinstance(task, Task)
+  assert hash(task) == hash(dataclasses.replace(config).make())
+  assert task == config.make()
+
+
+@every_task
+def test_problems_are_distinct_and_in_one_split_each(config):
+  problems = config.problems()
+  assert problems == config.problems()
+  splits = data.split_problems(config)
+  assert set().union(*splits.values()) == set(problems)
+  assert sum(map(len, splits.values())) == len(set(problems)) == len(problems)
+  assert [len(splits[s]) for s in ("validation", "test")] == [20, 30]
+
+
+@every_task
+def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
+  config,
+):
+  task, rng = config.make(), np.random.default_rng(0)
+  problems = config.problems()[:100]
+  posed = [config.pose(problem, rng) for problem in problems]
+  prompt_NP, response_NT = (np.stack(part) for part in zip(*posed, strict=True))
+  assert prompt_NP.dtype == response_NT.dtype == np.int32
+  assert [*map(config.canonical, prompt_NP)] == problems
+  score = jax.jit(task.score)(prompt_NP, response_NT)
+  assert np.all(score.correct_X) and np.all(score.reward_X == 1.0)
+  # A problem is posed in many guises, or its form would say which one it is.
+  again = [config.pose(problem, rng)[0] for problem in problems]
+  assert np.any(prompt_NP != np.stack(again), axis=1).mean() > 0.3
+
+
+@every_task
+def test_no_stored_problem_is_in_two_splits_in_any_guise(config, tmp_path):
+  splits, seen = data.split_problems(config), set()
+  for split in data.SPLITS:
+    prompt_NP = data.load_problems(config, split, tmp_path)
+    forms = {config.canonical(prompt_P) for prompt_P in prompt_NP}
+    assert forms == set(splits[split]) and not forms & seen
+    assert len(forms) == len(prompt_NP)
+    seen |= forms
+
+
+@every_task
+def test_warm_starts_are_legal_and_never_ask_what_is_held_out(config):
+  task = config.make()
+  splits = data.split_problems(config)
+  held_out = {*splits["validation"], *splits["test"]}
+  rates = []
+  for hindsight in (0.0, 1.0):
+    rng = np.random.default_rng(0)
+    prompt_NP, response_NT = config.warm_start(rng, 3_000, hindsight, held_out)
+    assert prompt_NP.shape == (3_000, task.prompt_length)
+    assert response_NT.shape == (3_000, task.response_length)
+    forms = {config.canonical(prompt_P) for prompt_P in prompt_NP}
+    assert not forms & held_out and forms & set(splits["train"])
+    score = jax.jit(task.score)(prompt_NP, response_NT)
+    assert np.all(score.reward_X > config.illegal)
+    rates.append(score.correct_X.mean())
+  assert rates[0] < 0.2 and rates[1] == 1.0
+
+
+@every_task
+def test_text_and_tokens_agree(config):
+  task, rng = config.make(), np.random.default_rng(0)
+  prompt_P, response_T = config.pose(config.problems()[0], rng)
+  for tokens in (prompt_P, response_T):
+    text = task.tokenizer.decode(tokens)
+    kept = [token for token in tokens.tolist() if token != task.pad_id]
+    assert task.tokenizer.encode(text) == kept
+  assert task.describe(prompt_P, response_T).endswith("exact 1.000")
+  strange = task.describe(0 * prompt_P + 250, 0 * response_T - 7)
+  assert "<250>" in strange and "<-7>" in strange and "unfinished" in strange
+
+
+@every_task
+def test_what_changes_the_records_changes_their_name(config):
+  changes = CONFIGS[config] | dict(validation_size=21, test_size=31, seed=7)
+  fields = {field.name for field in dataclasses.fields(config)}
+  assert set(changes) == fields - LEVELS
+  names = {
+    dataclasses.replace(config, **{field: value}).dataset
+    for field, value in changes.items()
+  }
+  assert len(names | {config.dataset}) == len(changes) + 1
+  assert dataclasses.replace(config, near=0.2).dataset == config.dataset
+
+
+@every_task
+def test_a_saved_run_says_which_task_it_is(config):
+  experiment = Experiment(task=config, model=TINY)
+  saved = config_json.to_dict(experiment)
+  name = f"{type(config).__module__}.{type(config).__qualname__}"
+  assert saved["task"]["__class__"] == name
+  assert config_json.from_dict(Experiment, saved) == experiment

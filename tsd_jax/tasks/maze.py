@@ -1,0 +1,343 @@
+"""Maze: walk from start to goal by way of a coin, in few moves.
+
+Prompt: the walls' cells, `=`, then start, coin and goal. Response: the cell
+after each move, then the end token. A cell is written as row and column in one
+number, 35 being row 3, column 5: neighbours differ by 1 or by 10. A move leads
+to a neighbour that is no wall; cells may be entered again. No greedy walk will
+do: the way to the coin may lead away from the goal, and both round walls.
+
+Two problems are one and the same if a turn or a mirror makes them equal, or
+walking backwards: their canonical form is the least of 16 numbers.
+
+Axes beyond the legend of `types.py`: X any leading axes, W walls, C cells,
+I and J rows and columns, N problems or examples. On the host a cell is its
+index 0..C-1.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tsd_jax import tokenizers
+from tsd_jax.tasks import maze_problems
+from tsd_jax.tasks.maze_problems import Problem
+from tsd_jax.tasks.task import (
+  GradedConfig,
+  Score,
+  check_tokens,
+  check_warm_start,
+  symbols,
+)
+from tsd_jax.types import Array
+
+_ROW = 10  # A cell is written as 10 * row + column, both from 1.
+
+
+@dataclasses.dataclass(frozen=True)
+class MazeConfig(GradedConfig):
+  """Sizes of the mazes, and how many there are.
+
+  Raises:
+    ValueError: a field has an impossible value.
+  """
+
+  size: int = 6  # Rows and columns.
+  walls: int = 8  # Cells that cannot be entered.
+  min_moves: int = 8  # Of the shortest way.
+  max_moves: int = 12  # Of the shortest way, and of a response.
+  count: int = 24_000  # Problems drawn, held-out ones included.
+
+  def __post_init__(self):
+    """Refuses impossible values."""
+    super().__post_init__()
+    need = self.need
+    need(int, "size", lambda x: 3 <= x <= 6, "use an integer in 3..6")
+    most = self.size**2 - 3
+    remedy = f"use an integer in 1..{most}: start, coin and goal are free"
+    need(int, "walls", lambda x: 1 <= x <= most, remedy)
+    need(int, "min_moves", lambda x: x >= 2, "use an integer from 2 on")
+    remedy = f"use an integer from min_moves={self.min_moves} on"
+    need(int, "max_moves", lambda x: x >= self.min_moves, remedy)
+    need(int, "count", lambda x: x >= 1, "use an integer from 1 on")
+
+  @property
+  def max_distance(self) -> int:
+    """No two ways through the maze take more moves."""
+    return 2 * self.size**2
+
+  @property
+  def dataset(self) -> str:
+    """Names every setting that the records depend on."""
+    return (
+      f"size{self.size}_walls{self.walls}"
+      f"_moves{self.min_moves}to{self.max_moves}_count{self.count}"
+      f"_validation{self.validation_size}_test{self.test_size}"
+      f"_seed{self.seed}"
+    )
+
+  def make(self) -> "Maze":
+    """The task."""
+    return Maze(self)
+
+  def problems(self) -> list[Problem]:
+    """Draws `count` different problems.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    found: dict[Problem, None] = {}
+    rng = np.random.default_rng(self.seed)
+    while len(found) < self.count:
+      before = len(found)
+      wall_NC, ends_N3 = maze_problems.random_mazes(rng, self.size, self.walls)
+      start_N, coin_N, goal_N = ends_N3.T
+      to_coin_NC = maze_problems.distances(wall_NC, coin_N)
+      rows = np.arange(len(ends_N3))
+      way_N = to_coin_NC[rows, start_N] + to_coin_NC[rows, goal_N]
+      ok_N = (way_N >= self.min_moves) & (way_N <= self.max_moves)
+      keys_N = maze_problems.canonical_keys(wall_NC[ok_N], ends_N3[ok_N])
+      found |= dict.fromkeys(keys_N.tolist())
+      if len(found) == before:
+        raise ValueError(
+          f"MazeConfig.count={self.count}: only {before} problems found with "
+          f"{self.dataset}; ask for fewer, or change the sizes"
+        )
+    return list(found)[: self.count]
+
+  def pose(self, problem, rng):
+    """Turns, mirrors and reverses at random; solves by a shortest way."""
+    wall_C, ends_3 = maze_problems.unpack(problem, self.size)
+    if rng.integers(2):
+      ends_3 = ends_3[::-1]
+    turn_C = maze_problems.symmetries(self.size)[rng.integers(8)]
+    turned_C = np.zeros_like(wall_C)
+    turned_C[turn_C] = wall_C
+    start, coin, goal = turn_C[ends_3]
+    cells = [start]
+    to_2C = maze_problems.distances(
+      np.stack([turned_C] * 2), np.array([coin, goal])
+    )
+    for end, distance_C in zip((coin, goal), to_2C, strict=True):
+      while cells[-1] != end:
+        near = maze_problems.neighbours(self.size)[cells[-1]]
+        near = near[near >= 0]
+        cells.append(near[np.argmin(distance_C[near])])
+    moves_1T = np.zeros((1, self.max_moves), int)
+    moves_1T[0, : len(cells) - 1] = cells[1:]
+    (response_T,) = self._responses(moves_1T, np.array([len(cells) - 1]))
+    (prompt_P,) = self._prompts(turned_C[None], turn_C[ends_3][None])
+    return prompt_P, response_T
+
+  def canonical(self, prompt_P) -> Problem:
+    """The least number of all 16 ways to write the problem."""
+    row, column = np.divmod(np.asarray(prompt_P), _ROW)
+    cell_P = (row - 1) * self.size + column - 1
+    wall_1C = np.zeros((1, self.size**2), bool)
+    wall_1C[0, cell_P[: self.walls]] = True
+    return int(maze_problems.canonical_keys(wall_1C, cell_P[None, -3:])[0])
+
+  def warm_start(self, rng, count, hindsight, excluded=()):
+    """Draws random walks; see `task.TaskConfig.warm_start`.
+
+    A walk turns back only in a dead end, and is of a random length. With
+    hindsight its last cell is the goal and one on the way the coin.
+    """
+    check_warm_start(count, hindsight)
+    excluded_N = np.fromiter(excluded, np.int64, len(excluded))
+    prompts = [np.zeros((0, self.walls + 4), np.int32)]
+    responses = [np.zeros((0, self.max_moves + 1), np.int32)]
+    while (rows := sum(map(len, prompts))) < count:
+      wall_NC, ends_N3 = maze_problems.random_mazes(rng, self.size, self.walls)
+      start_N = ends_N3[:, 0]
+      cell_NT, length_N = maze_problems.random_walks(
+        rng, wall_NC, start_N, self.max_moves
+      )
+      n = np.arange(len(cell_NT))
+      coin_N = cell_NT[n, rng.integers(0, length_N - 1)]
+      walked_N3 = np.stack([start_N, coin_N, cell_NT[n, length_N - 1]], axis=1)
+      asked_N1 = rng.random((len(n), 1)) < hindsight
+      ends_N3 = np.where(asked_N1, walked_N3, ends_N3)
+      keep_N = np.all(ends_N3 != np.roll(ends_N3, 1, axis=1), axis=1)
+      keys_N = maze_problems.canonical_keys(wall_NC, ends_N3)
+      keep_N &= ~np.isin(keys_N, excluded_N)
+      if not keep_N.any():
+        raise ValueError(
+          f"{rows} of {count} examples found with {self.dataset}: exclude "
+          f"fewer problems than {len(excluded)}, or change the sizes"
+        )
+      prompts.append(self._prompts(wall_NC, ends_N3)[keep_N])
+      responses.append(self._responses(cell_NT, length_N)[keep_N])
+    return np.concatenate(prompts)[:count], np.concatenate(responses)[:count]
+
+  def _prompts(self, wall_NC: np.ndarray, ends_N3: np.ndarray) -> np.ndarray:
+    """Writes problems as prompt_NP."""
+    wall_NW = np.nonzero(wall_NC)[1].reshape(len(wall_NC), self.walls)
+    equals_N1 = np.full((len(wall_NC), 1), tokenizers.SEPARATOR, np.int32)
+    wall_NW, ends_N3 = (_tokens(cell, self.size) for cell in (wall_NW, ends_N3))
+    return np.concatenate([wall_NW, equals_N1, ends_N3], axis=1)
+
+  def _responses(self, cell_NT: np.ndarray, length_N: np.ndarray) -> np.ndarray:
+    """Writes the first cells of walks, and the end, as response_NT."""
+    at_1T, length_N1 = np.arange(self.max_moves + 1)[None], length_N[:, None]
+    token_NT = _tokens(np.pad(cell_NT, ((0, 0), (0, 1))), self.size)
+    token_NT = np.where(at_1T < length_N1, token_NT, tokenizers.PAD)
+    token_NT = np.where(at_1T == length_N1, tokenizers.EOS, token_NT)
+    return token_NT.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Maze:
+  """The task of `task.Task`; hashable, so it may be a static argument."""
+
+  config: MazeConfig = MazeConfig()
+
+  name = "maze"
+  vocab_size = tokenizers.VOCAB_SIZE
+  eos_id = tokenizers.EOS
+  pad_id = tokenizers.PAD
+  tokenizer = tokenizers.SymbolTokenizer()
+
+  @property
+  def prompt_length(self) -> int:
+    """P: the walls, `=`, start, coin and goal."""
+    return self.config.walls + 4
+
+  @property
+  def response_length(self) -> int:
+    """T: the moves, and the end token."""
+    return self.config.max_moves + 1
+
+  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
+    """Grades responses; see `task.Task.score`.
+
+    Levels: 0 if it does not parse (cells, then the end token), `illegal` if a
+    move is, else by the number of moves that are still needed from where it
+    ends, by way of the coin if that was not fetched: 1 if there are none.
+
+    Args:
+      prompt_XP: integer tokens; a malformed prompt scores 0.
+      response_XT: integer tokens, with the same leading axes.
+
+    Raises:
+      ValueError: a shape or dtype does not fit.
+    """
+    config = self.config
+    prompt_XP, response_XT = jnp.asarray(prompt_XP), jnp.asarray(response_XT)
+    check_tokens(self, prompt_XP, response_XT)
+    # Sums of two tokens overflow narrower integers.
+    prompt_XP = prompt_XP.astype(jnp.int32)
+    response_XT = response_XT.astype(jnp.int32)
+    wall_XW = prompt_XP[..., : config.walls]
+    start_X, coin_X, goal_X = (prompt_XP[..., i] for i in (-3, -2, -1))
+
+    ended_XT = jnp.cumsum(response_XT == tokenizers.EOS, axis=-1) > 0
+    moves_X = jnp.sum(~ended_XT, axis=-1)
+    at_XT = jax.lax.broadcasted_iota(
+      jnp.int32, response_XT.shape, response_XT.ndim - 1
+    )
+    rest_XT = jnp.where(
+      at_XT == moves_X[..., None], tokenizers.EOS, tokenizers.PAD
+    )
+    parsed_X = (
+      jnp.all(_is_cell(wall_XW, config.size), axis=-1)
+      & (prompt_XP[..., config.walls] == tokenizers.SEPARATOR)
+      & jnp.all(_is_cell(prompt_XP[..., -3:], config.size), axis=-1)
+      & ((moves_X >= 1) & ended_XT[..., -1])
+      & jnp.all(
+        jnp.where(
+          ended_XT, response_XT == rest_XT, _is_cell(response_XT, config.size)
+        ),
+        axis=-1,
+      )
+    )
+    before_XT = jnp.concatenate(
+      [start_X[..., None], response_XT[..., :-1]], axis=-1
+    )
+    step_XT = jnp.abs(response_XT - before_XT)
+    blocked_XT = jnp.any(
+      response_XT[..., None] == wall_XW[..., None, :], axis=-1
+    )
+    legal_XT = ((step_XT == 1) | (step_XT == _ROW)) & ~blocked_XT
+    legal_X = jnp.all(legal_XT | ended_XT, axis=-1)
+
+    fetched_X = jnp.any(
+      (before_XT == coin_X[..., None]) & (at_XT <= moves_X[..., None]),
+      axis=-1,
+    )
+    end_X1 = jnp.minimum(moves_X, config.max_moves)[..., None]
+    last_X = jnp.take_along_axis(before_XT, end_X1, axis=-1)[..., 0]
+    to_goal_X, coin_to_goal_X, to_coin_X = self._ways(
+      wall_XW, coin_X, goal_X, last_X
+    )
+    distance_X = jnp.where(fetched_X, to_goal_X, to_coin_X + coin_to_goal_X)
+    table = jnp.asarray(config.reward_by_distance())
+    reward_X = jnp.where(legal_X, table[distance_X], config.illegal)
+    reward_X = jnp.where(parsed_X, reward_X, 0.0).astype(jnp.float32)
+    return Score(reward_X, parsed_X & legal_X & (distance_X == 0))
+
+  def _ways(self, wall_XW, coin_X, goal_X, last_X) -> tuple[Array, ...]:
+    """Moves from last to goal, from coin to goal and from last to coin.
+
+    A row of the maze is an integer, a cell one of its bits; two floods grow by
+    a move a round, from the goal and from the coin.
+    """
+    size = self.config.size
+
+    def rows(cell_X):
+      row_X, column_X = jnp.divmod(cell_X, _ROW)
+      bit_X = 1 << column_X
+      return jnp.stack(
+        [jnp.where(row_X == i, bit_X, 0) for i in range(1, size + 1)], axis=-1
+      )
+
+    inside = (1 << (size + 1)) - 2  # The bits of columns 1..size.
+    wall_XI = jnp.bitwise_or.reduce(rows(wall_XW), axis=-2)
+    free_X1I = (inside & ~wall_XI)[..., None, :]
+    targets_X2I = jnp.stack([rows(last_X), rows(coin_X)], axis=-2)
+
+    def grow(_, carry):
+      flood_X2I, distance_X22 = carry
+      hit_X22I = flood_X2I[..., :, None, :] & targets_X2I[..., None, :, :]
+      distance_X22 += jnp.all(hit_X22I == 0, axis=-1)
+      none_X21 = jnp.zeros_like(flood_X2I[..., :1])
+      down_X2I = jnp.concatenate([none_X21, flood_X2I[..., :-1]], axis=-1)
+      up_X2I = jnp.concatenate([flood_X2I[..., 1:], none_X21], axis=-1)
+      sides_X2I = flood_X2I << 1 | flood_X2I >> 1
+      flood_X2I |= (sides_X2I | down_X2I | up_X2I) & free_X1I
+      return flood_X2I, distance_X22
+
+    flood_X2I = jnp.stack([rows(goal_X), rows(coin_X)], axis=-2)
+    zero_X22 = jnp.zeros((*last_X.shape, 2, 2), jnp.int32)
+    _, distance_X22 = jax.lax.fori_loop(0, size**2, grow, (flood_X2I, zero_X22))
+    return (
+      distance_X22[..., 0, 0], distance_X22[..., 0, 1], distance_X22[..., 1, 0]
+    )  # fmt: skip
+
+  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
+    """Returns a line such as `13 22 = 11 31 33 | 21 31 32 33 | exact 1.000`."""
+    score = jax.jit(self.score)(np.asarray(prompt_P), np.asarray(response_T))
+    reward = float(score.reward_X)
+    if score.correct_X:
+      verdict = "exact"
+    elif reward == 0.0:
+      finished = tokenizers.EOS in np.asarray(response_T)
+      verdict = "unparsable" if finished else "unfinished"
+    elif reward == np.float32(self.config.illegal):
+      verdict = "illegal"
+    else:
+      table = self.config.reward_by_distance()
+      verdict = f"{np.argmin(np.abs(table - reward))} moves short"
+    prompt, response = symbols(self, prompt_P), symbols(self, response_T)
+    return f"{' '.join(prompt)} | {' '.join(response)} | {verdict} {reward:.3f}"
+
+
+def _is_cell(token_X: Array, size: int) -> Array:
+  row_X, column_X = token_X // _ROW, token_X % _ROW
+  return (row_X >= 1) & (row_X <= size) & (column_X >= 1) & (column_X <= size)
+
+
+def _tokens(cells: np.ndarray, size: int) -> np.ndarray:
+  row, column = np.divmod(np.asarray(cells, np.int32), size)
+  return _ROW * (row + 1) + column + 1
