@@ -72,12 +72,13 @@ def assemble(
     mine = [piece for piece in pieces if piece.ours == name]
     if mine[0].layer is None:
       array = _put(mine[0].to_ours(stored[mine[0].theirs].read()), sharding)
-      arrays[name] = _as_float32(sharding)(array)
+      arrays[name] = _as_float32(sharding)(array).block_until_ready()
       continue
     stack, write = _zeros(leaf.shape, sharding)(), _write_layer(sharding)
     for piece in mine:
       array = piece.to_ours(stored[piece.theirs].read())
       stack = write(stack, _put(array, _of_one_layer(sharding)), piece.layer)
+      stack.block_until_ready()  # Else tensors would queue up on the host.
     arrays[name] = stack
   return graphdef, fill(shapes, arrays)
 
