@@ -25,7 +25,15 @@ def interleave(array, heads):
 
 
 def write(
-  path, config, params, kind="F32", without=(), more=(), shapes=(), **said
+  path,
+  config,
+  params,
+  kind="F32",
+  without=(),
+  more=(),
+  shapes=(),
+  tokenizer=None,
+  **said,
 ):
   """Writes a model; `said` is metadata, the rest spoils it."""
   arch = families.family(config)
@@ -63,6 +71,16 @@ def write(
     stored = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
     data = gguf.quantize(array, stored)
     writer.add_tensor(piece.theirs, data, raw_dtype=stored)
+  if tokenizer is not None:
+    writer.add_tokenizer_model(tokenizer["model"])
+    writer.add_tokenizer_pre(tokenizer["pre"])
+    writer.add_token_list(tokenizer["tokens"])
+    writer.add_token_types(tokenizer["token_type"])
+    writer.add_token_merges(tokenizer["merges"])
+    writer.add_chat_template(tokenizer["chat_template"])
+    writer.add_bos_token_id(tokenizer["bos"])
+    writer.add_eos_token_id(tokenizer["eos"])
+    writer.add_add_bos_token(tokenizer.get("add_bos", False))
   for name in more:
     writer.add_tensor(name, np.zeros(8, np.float32))
   writer.write_header_to_file()

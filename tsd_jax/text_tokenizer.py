@@ -256,6 +256,8 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     special = {k: tokens[i] for k, i in ids.items() if i is not None}
   except (KeyError, IndexError) as error:
     raise UserError(f"{path}: the tokenizer lacks {error}") from error
+  if "eos" in special:
+    special.setdefault("pad", special["eos"])
   pattern, digits, ignore_merges = _PRE[pre]
   lib = _library()
   backend = lib.Tokenizer(
