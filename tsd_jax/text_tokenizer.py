@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.config import UserError
-from tsd_jax.models import gguf, hf
+from tsd_jax.models import gguf, hf, pretrained
 from tsd_jax.types import Array
 
 # Files of a tokenizer that an export copies as they are.
@@ -184,7 +184,7 @@ def load(path: str | pathlib.Path) -> TextTokenizer:
   Raises:
     UserError: naming what is missing, damaged or not supported.
   """
-  path = pathlib.Path(path)
+  path = pretrained.checked(path)
   return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 

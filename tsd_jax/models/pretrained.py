@@ -23,7 +23,7 @@ def read_card(path: str | pathlib.Path) -> families.Card:
   Raises:
     UserError: if there is none, or naming what our core has not.
   """
-  path = _checked(path)
+  path = checked(path)
   return hf.read_card(path) if path.is_dir() else gguf.open_file(path).card()
 
 
@@ -48,7 +48,7 @@ def load(
   Raises:
     UserError: naming what is missing, damaged, unknown or of another shape.
   """
-  path = _checked(path)
+  path = checked(path)
   if path.is_dir():
     found, heads = hf.read_card(path).config, hf.read_heads(path)
   else:
@@ -89,7 +89,12 @@ def check_same(config: ModelConfig, found: ModelConfig, path: Any) -> None:
     )
 
 
-def _checked(path: str | pathlib.Path) -> pathlib.Path:
+def checked(path: str | pathlib.Path) -> pathlib.Path:
+  """A path that may hold a published model.
+
+  Raises:
+    UserError: if it is a pickle, or neither a folder nor a GGUF file.
+  """
   path = pathlib.Path(path)
   if path.suffix in hf.PICKLES:
     raise UserError(
