@@ -30,7 +30,7 @@ _FILES = (
   "chat_template.json",
 )  # fmt: skip
 _ROLES = ("bos", "eos", "pad")
-_EXTRA = "needs the extra `text`: pip install 'tsd_jax[text]'"
+_EXTRA = "needs the extra `text`: pip install -e '.[text]'"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,8 +28,8 @@ class Stored(NamedTuple):
   read: Callable[[], np.ndarray]
 
 
-# Where each parameter (ours, by dotted name) is to lie.
-Placement = Callable[[str], Sharding]
+# Where a parameter is to lie, by its dotted name and shape.
+Placement = Callable[[str, tuple[int, ...]], Sharding]
 
 
 def assemble(
@@ -65,7 +65,7 @@ def assemble(
   check_heads(heads, weights.by_name(shapes), where)
   arrays: dict[str, Array] = {}
   for name, leaf in weights.by_name(shapes).items():
-    sharding = None if placement is None else placement(name)
+    sharding = None if placement is None else placement(name, leaf.shape)
     if names.is_value(name):
       arrays[name] = _put(np.asarray(heads[name], np.float32), sharding)
       continue

@@ -36,7 +36,7 @@ class File:
       import gguf
     except ImportError:
       raise UserError(
-        "GGUF files need the extra `text`: pip install 'tsd_jax[text]'"
+        "GGUF files need the extra `text`: pip install -e '.[text]'"
       ) from None
     self.path = path
     self._dequantize = gguf.dequantize
