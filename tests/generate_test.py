@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests.published import LLAMA, export, make
 from tsd_jax import generate
-from tsd_jax.models import hf
+from tsd_jax.tokenizers import SymbolTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAD = 205
@@ -97,8 +97,17 @@ def test_what_does_not_fit_is_refused(tmp_path):
   done = run(f"--model={path}", "--prompt=sure", "--max_tokens=64")
   assert done.returncode == 2
   assert "exceed the 64 positions" in done.stderr
+
+
+def test_an_exported_run_is_continued(tmp_path):
+  """The symbol tokenizer is read as any other; it knows no chat, no words."""
   folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
-  (folder / hf.VALUE_HEADS).unlink()
-  tests.write_folder(folder, None)
-  done = run(f"--model={folder}", "--prompt=sure")
+  done = run(
+    f"--model={folder}", "--raw", "--prompt=3 4 12 =", "--max_tokens=5"
+  )
+  assert done.returncode == 0, done.stderr
+  SymbolTokenizer().encode(done.stdout)
+  done = run(f"--model={folder}", "--prompt=3 4 12 =")
   assert done.returncode == 2 and "no chat template" in done.stderr
+  done = run(f"--model={folder}", "--raw", "--prompt=what")
+  assert done.returncode == 2 and "cannot encode 'what'" in done.stderr

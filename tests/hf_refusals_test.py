@@ -44,6 +44,8 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
     ({"layer_types": ["sliding_attention"]}, "sliding_attention"),
     ({"quantization_config": {"bits": 4}}, "quantization_config="),
     ({"logit_scale": 0.5}, "logit_scale=0.5, which is unknown"),
+    ({"rope_scaling": "yarn"}, "config.json: "),
+    ({"max_position_embeddings": "long"}, "config.json: .*long"),
     ({"num_attention_heads": 3}, "num_kv_heads=2"),
     ({"hidden_size": "32"}, "config.json: "),
     ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 is of a wrong type"),
@@ -103,6 +105,9 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     pretrained.load(folder)
   (folder / "config.json").write_text("{")
   with pytest.raises(UserError, match=r"config\.json is damaged"):
+    pretrained.load(folder)
+  (folder / "config.json").write_text("[]")
+  with pytest.raises(UserError, match=r"config\.json is no JSON object"):
     pretrained.load(folder)
   (folder / "config.json").unlink()
   with pytest.raises(UserError, match=r"config\.json is missing"):

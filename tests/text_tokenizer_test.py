@@ -187,6 +187,7 @@ def test_a_prefilled_reply_is_continued(tokenizer, folder):
     ("{{ messages.append(1) }}", CHAT, "refuses this chat"),
     ("{{ ''.__class__.__mro__ }}", CHAT, "refuses this chat"),
     ("{% if %}", CHAT, "refuses this chat"),
+    ("{{ 1 + 'a' }}", CHAT, "refuses this chat"),
     (CHATML, ["hi"], "a chat message is 'hi'"),
     (CHATML, [{"role": "user"}], "a chat message is"),
     (CHATML, [{"role": "user", "content": 3}], "a chat message is"),
@@ -307,6 +308,10 @@ def test_missing_and_damaged_tokenizers_are_named(tmp_path):
     text_tokenizer.load(tmp_path)
   (tmp_path / "tokenizer.json").write_text("{")
   with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+    text_tokenizer.load(tmp_path)
+  write_folder(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text("[]")
+  with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON obj"):
     text_tokenizer.load(tmp_path)
   path = gguf_file(tmp_path / "m.gguf", train(), pre="deepseek-llm")
   with pytest.raises(UserError, match=r"pre=deepseek-llm is not supported"):

@@ -73,8 +73,16 @@ class TextTokenizer:
       text: special tokens in it are read as such.
       add_special: add what the model expects around a bare text, such as its
         start token; a rendered chat holds these already.
+
+    Raises:
+      UserError: the text holds what this vocabulary has no tokens for.
     """
-    return self.backend.encode(text, add_special_tokens=add_special).ids
+    try:
+      return self.backend.encode(text, add_special_tokens=add_special).ids
+    except Exception as error:  # The library raises nothing narrower.
+      raise UserError(
+        f"the tokenizer cannot encode {text[:60]!r}: {error}"
+      ) from error
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """Returns the text of token ids, an array of one axis or a list."""
@@ -350,5 +358,5 @@ def _render(template: str, **variables: Any) -> str:
   environment.globals["raise_exception"] = raise_exception
   try:
     return environment.from_string(template).render(**variables)
-  except jinja2.TemplateError as error:
+  except Exception as error:  # A template is a program: it may raise anything.
     raise UserError(f"the chat template refuses this chat: {error}") from error

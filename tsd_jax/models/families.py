@@ -108,8 +108,6 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
     UserError: naming what this model has and our core has not, or what this
       reader does not know.
   """
-  if not isinstance(saved, Mapping):
-    raise UserError("config.json is no object of attributes")
   kind = saved.get("model_type")
   if kind not in ARCHITECTURES:
     raise UserError(
@@ -121,9 +119,9 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       f"architectures={saved['architectures']} is not supported: use {head}"
     )
   said = {k: v for k, v in saved.items() if v is not None and k[0] != "_"}
-  rope = _rope(said)
-  _check_attributes(kind, said)
   try:
+    rope = _rope(said)
+    _check_attributes(kind, said)
     width, heads = said["hidden_size"], said["num_attention_heads"]
     said = {
       "num_key_value_heads": heads,
@@ -137,7 +135,7 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       qkv_bias=kind == "qwen2",
       qk_norm=kind == "qwen3",
     )
-    return Card(config, said.get("max_position_embeddings"))
+    return Card(config, _length(said.get("max_position_embeddings")))
   except KeyError as error:
     raise UserError(f"config.json has no {error}") from None
   except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -268,12 +266,16 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
       qkv_bias=kind == "qwen2",
       qk_norm=kind == "qwen3",
     )
-    return Card(config, own.get("context_length"))
+    return Card(config, _length(own.get("context_length")))
   except KeyError as error:
     raise UserError(f"the metadata lacks {prefix}{error.args[0]}") from None
   except (TypeError, ValueError, ZeroDivisionError) as error:
     # TypeError: a list, one value a layer.
     raise UserError(f"the metadata of a {kind}: {error}") from error
+
+
+def _length(value: Any) -> int | None:
+  return None if value is None else int(value)
 
 
 def _short(value: float) -> float:

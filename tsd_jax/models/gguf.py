@@ -64,8 +64,8 @@ class File:
       UserError: naming what this model has and our core has not.
     """
     embedding = self._tensors.get("token_embd.weight")
-    if embedding is None:
-      raise UserError(f"{self.path} lacks token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+      raise UserError(f"{self.path} lacks a matrix token_embd.weight")
     try:
       return families.from_gguf(
         self.metadata,

@@ -46,18 +46,21 @@ def read_card(folder: str | pathlib.Path) -> families.Card:
     raise UserError(f"{folder}: {error}") from error
 
 
-def read_json(file: pathlib.Path) -> Any:
+def read_json(file: pathlib.Path) -> dict[str, Any] | None:
   """Content of a JSON file; None if there is none.
 
   Raises:
-    UserError: if it is damaged.
+    UserError: if it is damaged, or no object.
   """
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(file.read_text(encoding="utf-8"))
   except FileNotFoundError:
     return None
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise UserError(f"{file} is damaged ({error})") from error
+  if not isinstance(content, dict):
+    raise UserError(f"{file} is no JSON object")
+  return content
 
 
 def read_tensors(
