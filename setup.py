@@ -17,6 +17,9 @@ _VERSION = re.search(
 ).group(1)
 _README = _ROOT / "README.md"
 
+# Published models: GGUF files, tokenizers and chat templates.
+_TEXT = ["gguf", "jinja2", "tokenizers"]
+
 setuptools.setup(
   name="tsd_jax",
   version=_VERSION,
@@ -49,8 +52,10 @@ setuptools.setup(
   extras_require={
     "test": ["hypothesis", "pytest", "ruff", "scipy"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
-    "interop": ["tokenizers", "torch==2.13.0", "transformers"],
+    # accelerate: transformers reads GGUF files with it.
+    "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],
     "notebook": ["ipykernel", "nbclient", "nbformat"],
+    "text": _TEXT,
     "tpu": ["jax[tpu]"],
   },
 )

@@ -9,6 +9,9 @@ from tsd_jax import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", None, "New folder.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16", "float16"], "Of the tensors."
+)
 
 
 def main(overrides):
@@ -22,12 +25,15 @@ def main(overrides):
   progress.quiet_libraries()
   run = runs.open_run(folder)
   task = run.config.make_task()
+  trains_value = run.config.learner_config().loss.success_weight > 0
   hf.save(
     output,
     run.config.model,
     run.params,
     task.tokenizer,
     max_length=task.prompt_length + task.response_length,
+    dtype=_DTYPE.value,
+    value_trained=trains_value and run.step > 0,
   )
   print(f"iteration {run.step} of {folder}: {output}")
 

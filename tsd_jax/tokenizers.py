@@ -5,6 +5,7 @@ token ids, without strings and without leaving the compiled program.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -116,4 +117,15 @@ class SymbolTokenizer:
       "eos_token": "<eos>",
       "pad_token": "<pad>",
       "clean_up_tokenization_spaces": False,
+    }
+
+  def huggingface_files(self) -> dict[str, str]:
+    """Returns the text of every tokenizer file of an exported folder."""
+    contents = {
+      "tokenizer.json": self.to_huggingface_json(),
+      "tokenizer_config.json": self.to_huggingface_config(),
+    }
+    return {
+      name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+      for name, content in contents.items()
     }

@@ -34,7 +34,7 @@ from tsd_jax import (
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
 from tsd_jax.ledger import Ledger
-from tsd_jax.models import transformer, weights
+from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
@@ -57,14 +57,16 @@ class Experiment:
 
   # Any task; a config.json that does not name its task holds the first one.
   task: CountdownConfig | TaskConfig
-  model: transformer.ModelConfig
+  model: transformer.ModelConfig | None = None  # None: the one of `init`.
   seed: int = 0
   algorithm: methods.Algorithm = "tsd"
   iterations: int = 60
   chunk: int = 5  # Iterations in one dispatch; keep a dispatch under 20 s.
   checkpoint_every: int = 10
   refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
-  init: str | None = None  # Parameters to start from (safetensors).
+  # Parameters to start from: a safetensors file of our own, or a published
+  # model (a Hugging Face folder or a GGUF file).
+  init: str | None = None
   reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
   rollout: RolloutConfig = RolloutConfig()
   search: SearchConfig = SearchConfig()
@@ -80,6 +82,14 @@ class Experiment:
         f"task={self.task!r} is no task config: use CountdownConfig(...), "
         "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
       )
+    if self.model is None:
+      if self.init is None or not pretrained.is_pretrained(self.init):
+        raise ValueError(
+          f"model=none is read from a published model, which init={self.init} "
+          "is not: name a Hugging Face folder or a .gguf file"
+        )
+      card = pretrained.read_card(_find(self.init))
+      object.__setattr__(self, "model", card.config)
     for field in ("iterations", "chunk", "checkpoint_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
@@ -137,15 +147,16 @@ def initial_params(config: Experiment):
     UserError: if `init` cannot be read, or its V_search was never trained but
       the search values leaves by it.
   """
-  graphdef, params = transformer.create(config.model, config.seed)
   trained = False
-  if config.init is not None:
-    root = pathlib.Path(__file__).resolve().parent.parent
-    path = pathlib.Path(config.init)
-    if not path.is_absolute() and not path.is_file():
-      path = root / path
-    params, metadata = weights.load(path, params)
-    trained = metadata.get("value_trained") == "true"
+  if config.init is not None and pretrained.is_pretrained(config.init):
+    path = _find(config.init)
+    _, graphdef, params = pretrained.load(path, config=config.model)
+    trained = hf.value_trained(path)
+  else:
+    graphdef, params = transformer.create(config.model, config.seed)
+    if config.init is not None:
+      params, metadata = weights.load(_find(config.init), params)
+      trained = metadata.get("value_trained") == "true"
   searches = config.learner_config().searches
   if searches and config.search.needs_value and not trained:
     raise UserError(
@@ -154,6 +165,13 @@ def initial_params(config: Experiment):
       "start from parameters whose V_search was trained"
     )
   return graphdef, params
+
+
+def _find(init: str) -> pathlib.Path:
+  """A path as given, or else below the repository's root."""
+  path = pathlib.Path(init).expanduser()
+  root = pathlib.Path(__file__).resolve().parent.parent
+  return path if path.is_absolute() or path.exists() else root / path
 
 
 def check_finite(rows: list[dict[str, Any]]) -> None:

@@ -1,183 +1,159 @@
 """Hugging Face folders: written so that transformers loads them, and read.
 
-One table of names serves both ways. The value outputs, which transformers does
-not know, travel beside the model in their own file.
+The value outputs, which transformers does not know, travel beside the model in
+their own file.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tsd_jax.config import UserError
-from tsd_jax.models import transformer, weights
+from tsd_jax.models import assemble, families, names, weights
 from tsd_jax.models.transformer import ModelConfig
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
 VALUE_HEADS = "value_heads.safetensors"
-
-# Ours -> theirs; the same array.
-_GLOBAL = {
-  "embedding_VD": "model.embed_tokens.weight",
-  "final_norm_D": "model.norm.weight",
-  "unembedding_VD": "lm_head.weight",
-}
-# Ours -> theirs in layer i, and how many leading axes (after L) are inputs.
-# Theirs are matrices of [outputs, inputs]; 0 inputs is a vector.
-_LAYER = {
-  "attention_norm_LD": ("input_layernorm.weight", 0),
-  "query_LDHE": ("self_attn.q_proj.weight", 1),
-  "key_LDKE": ("self_attn.k_proj.weight", 1),
-  "value_LDKE": ("self_attn.v_proj.weight", 1),
-  "output_LHED": ("self_attn.o_proj.weight", 2),
-  "query_bias_LHE": ("self_attn.q_proj.bias", 0),
-  "key_bias_LKE": ("self_attn.k_proj.bias", 0),
-  "value_bias_LKE": ("self_attn.v_proj.bias", 0),
-  "query_norm_LE": ("self_attn.q_norm.weight", 0),
-  "key_norm_LE": ("self_attn.k_norm.weight", 0),
-  "mlp_norm_LD": ("post_attention_layernorm.weight", 0),
-  "gate_LDF": ("mlp.gate_proj.weight", 1),
-  "up_LDF": ("mlp.up_proj.weight", 1),
-  "down_LFD": ("mlp.down_proj.weight", 1),
-}
-# Ours <-> theirs in config.json.
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "d_model": "hidden_size",
-  "num_layers": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
-  "num_kv_heads": "num_key_value_heads",
-  "head_dim": "head_dim",
-  "d_mlp": "intermediate_size",
-  "rms_eps": "rms_norm_eps",
-  "tied_embeddings": "tie_word_embeddings",
-}
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_READ = ("F32", "BF16", "F16")  # Storage formats, in safetensors' words.
+MAX_FILE_BYTES = 5 * 10**9  # As transformers splits large models.
 
 
-def family(config: ModelConfig) -> str:
-  """Their `model_type` of a shape.
+def read_card(folder: str | pathlib.Path) -> families.Card:
+  """Our shape of a folder's model.
 
   Raises:
-    UserError: if no architecture of theirs has this shape.
+    UserError: if there is none, or naming what our core has not.
   """
-  if config.qkv_bias and config.qk_norm:
-    raise UserError(
-      "model.qkv_bias and model.qk_norm together are no Hugging Face "
-      "architecture: choose one to export"
-    )
-  return {(True, False): "qwen2", (False, True): "qwen3"}.get(
-    (config.qkv_bias, config.qk_norm), "llama"
-  )
-
-
-def config_to_hf(
-  config: ModelConfig, *, max_length: int, tokens: Mapping[str, int]
-) -> dict[str, Any]:
-  """Content of their config.json.
-
-  Args:
-    config: our shape.
-    max_length: positions that the model was trained on.
-    tokens: ids by role, such as `{"eos_token_id": 207}`.
-  """
-  name = family(config)
-  architecture = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[name]
-  return {
-    "architectures": [f"{architecture}ForCausalLM"],
-    "model_type": name,
-    **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
-    # Both spellings: transformers 5 reads the second, earlier ones the first.
-    "rope_theta": config.rope_theta,
-    "rope_parameters": {
-      "rope_type": "default",
-      "rope_theta": config.rope_theta,
-    },
-    "hidden_act": "silu",
-    "attention_bias": config.qkv_bias,
-    "max_position_embeddings": max_length,
-    "dtype": "float32",
-    **tokens,
-  }
-
-
-def config_from_hf(saved: Mapping[str, Any]) -> ModelConfig:
-  """Our shape of their config.json.
-
-  Raises:
-    UserError: naming what this model has and our core has not.
-  """
-  kind = saved.get("model_type")
-  if kind not in ("llama", "qwen2", "qwen3"):
-    raise UserError(
-      f"model_type={kind!r} is not supported: use llama, qwen2 or qwen3"
-    )
-  rope = saved.get("rope_parameters") or saved.get("rope_scaling") or {}
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  odd = {
-    "rope_type": rope_type not in (None, "default"),
-    "hidden_act": saved.get("hidden_act", "silu") != "silu",
-    "attention_bias": bool(saved.get("attention_bias")) and kind != "qwen2",
-    "mlp_bias": bool(saved.get("mlp_bias")),
-    "use_sliding_window": bool(saved.get("use_sliding_window")),
-  }
-  if any(odd.values()):
-    names = ", ".join(
-      f"{name}={rope_type if name == 'rope_type' else saved[name]}"
-      for name, is_odd in odd.items()
-      if is_odd
-    )
-    raise UserError(f"a {kind} with {names} is not supported")
+  file = pathlib.Path(folder) / "config.json"
+  saved = read_json(file)
+  if saved is None:
+    raise UserError(f"no model in {folder}: config.json is missing")
   try:
-    heads, width = saved["num_attention_heads"], saved["hidden_size"]
-    defaults = {
-      "num_key_value_heads": heads,
-      "head_dim": width // heads,
-      "tie_word_embeddings": False,
-    }
-    sizes = {
-      ours: saved[theirs] if saved.get(theirs) is not None else defaults[theirs]
-      for ours, theirs in _SIZES.items()
-    }
-    return ModelConfig(
-      **sizes,
-      rope_theta=float(
-        rope.get("rope_theta") or saved.get("rope_theta") or 10_000.0
-      ),
-      qkv_bias=kind == "qwen2",
-      qk_norm=kind == "qwen3",
+    return families.from_hf(saved)
+  except UserError as error:
+    raise UserError(f"{folder}: {error}") from error
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any] | None:
+  """Content of a JSON file; None if there is none.
+
+  Raises:
+    UserError: if it is damaged, or no object.
+  """
+  try:
+    content = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{file} is damaged ({error})") from error
+  if not isinstance(content, dict):
+    raise UserError(f"{file} is no JSON object")
+  return content
+
+
+def read_tensors(
+  folder: str | pathlib.Path, config: ModelConfig
+) -> dict[str, assemble.Stored]:
+  """The tensors of a folder, to be read later.
+
+  Raises:
+    UserError: naming a file that is missing, damaged or a pickle, or a tensor
+      of a format that is not read.
+  """
+  stored: dict[str, assemble.Stored] = {}
+  for file in _model_files(pathlib.Path(folder)):
+    for name, tensor in _open(file).items():
+      if name in stored:
+        raise UserError(f"{file} and {stored[name].file} both have {name}")
+      stored[name] = tensor
+  if config.tied_embeddings:
+    # Some writers store the tied matrix twice; transformers ignores it too.
+    stored.pop("lm_head.weight", None)
+  return stored
+
+
+def read_heads(folder: str | pathlib.Path) -> dict[str, np.ndarray] | None:
+  """Value outputs by our names; None where the folder has none.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  file = pathlib.Path(folder) / VALUE_HEADS
+  if not file.is_file():
+    return None
+  return {name: tensor.read() for name, tensor in _open(file).items()}
+
+
+def value_trained(folder: str | pathlib.Path) -> bool:
+  """Whether a model comes with value outputs whose V_search was trained."""
+  file = pathlib.Path(folder) / VALUE_HEADS
+  if not file.is_file():
+    return False
+  with safe_open(str(file), framework="numpy") as opened:
+    return (opened.metadata() or {}).get("value_trained") == "true"
+
+
+def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  index = read_json(folder / _INDEX)
+  if index is not None:
+    try:
+      listed = sorted(set(index["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
+      raise UserError(f"{folder / _INDEX} has no weight_map") from None
+    for name in listed:
+      # A name with a folder in it could point outside.
+      if pathlib.PurePath(str(name)).name != name:
+        raise UserError(f"{folder / _INDEX} names {name!r}: no file beside it")
+      if not (folder / name).is_file():
+        raise UserError(f"{folder} lacks {name}, which {_INDEX} names")
+    return [folder / name for name in listed]
+  if (folder / _SINGLE).is_file():
+    return [folder / _SINGLE]
+  pickles = [f.name for f in folder.iterdir() if f.suffix in PICKLES]
+  if pickles:
+    raise UserError(
+      f"{folder} holds pickle files ({', '.join(sorted(pickles)[:3])}), which "
+      "run code when read: convert the model to safetensors"
     )
-  except KeyError as error:
-    raise UserError(f"config.json has no {error}") from None
-  except ValueError as error:
-    raise UserError(f"config.json: {error}") from error
+  raise UserError(f"no model in {folder}: {_SINGLE} is missing")
 
 
-def _pieces(
-  flat: Mapping[str, np.ndarray],
-) -> Iterator[tuple[str, str, int | None, int]]:
-  """Yields (our name, their name, layer or None, number of input axes)."""
-  for ours, array in flat.items():
-    if ours.startswith("value_"):
-      continue
-    if ours in _GLOBAL:
-      yield ours, _GLOBAL[ours], None, 0
-      continue
-    theirs, inputs = _LAYER[ours.removeprefix("layers.")]
-    for i in range(array.shape[0]):
-      yield ours, f"model.layers.{i}.{theirs}", i, inputs
+def _open(file: pathlib.Path) -> dict[str, assemble.Stored]:
+  """The tensors of a safetensors file; the header is checked at once."""
+  try:
+    opened = safe_open(str(file), framework="numpy")
+    slices = {name: opened.get_slice(name) for name in opened.keys()}
+  except SafetensorError as error:
+    raise UserError(
+      f"{file} is damaged or truncated ({error}): fetch it again"
+    ) from error
+  for name, tensor in slices.items():
+    if tensor.get_dtype() not in _READ:
+      raise UserError(
+        f"{file}: {name} is stored as {tensor.get_dtype()}; only "
+        f"{', '.join(_READ)} are read"
+      )
 
+  def stored(name: str) -> assemble.Stored:
+    return assemble.Stored(
+      str(file),
+      tuple(slices[name].get_shape()),
+      lambda: opened.get_tensor(name),
+    )
 
-def _to_theirs(array: np.ndarray, inputs: int) -> np.ndarray:
-  if inputs == 0:
-    return array.reshape(-1)
-  width = int(np.prod(array.shape[:inputs]))
-  return np.ascontiguousarray(array.reshape(width, -1).T)
+  return {name: stored(name) for name in slices}
 
 
 def save(
@@ -187,6 +163,10 @@ def save(
   tokenizer,
   *,
   max_length: int,
+  dtype: Dtype = "float32",
+  generation: Mapping[str, Any] | None = None,
+  value_trained: bool = False,
+  max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
   """Writes a folder that transformers loads; it appears whole or not at all.
 
@@ -194,8 +174,13 @@ def save(
     folder: must not exist, or be empty.
     config: shape of the model.
     params: its parameters.
-    tokenizer: ids of the special tokens, and their tokenizer's two files.
+    tokenizer: ids of the special tokens, and its own files.
     max_length: positions that the model was trained on.
+    dtype: of the tensors; value outputs stay float32.
+    generation: content of generation_config.json; sampling at temperature 1
+      from the tokenizer's end token by default.
+    value_trained: whether the run trained V_search.
+    max_file_bytes: larger models are split over several files.
 
   Raises:
     UserError: if the folder holds something.
@@ -207,100 +192,69 @@ def save(
     f"{role}_token_id": getattr(tokenizer, f"{role}_id")
     for role in ("bos", "eos", "pad")
   }
-  files = {
-    "config.json": config_to_hf(config, max_length=max_length, tokens=tokens),
-    "generation_config.json": {**tokens, "do_sample": True, "temperature": 1.0},
-    "tokenizer.json": tokenizer.to_huggingface_json(),
-    "tokenizer_config.json": tokenizer.to_huggingface_config(),
+  if generation is None:
+    generation = tokens | {"do_sample": True, "temperature": 1.0}
+  files = tokenizer.huggingface_files() | {
+    "config.json": to_json(
+      families.to_hf(config, max_length=max_length, dtype=dtype, tokens=tokens)
+    ),
+    "generation_config.json": to_json(generation),
   }
-  flat = weights.flatten(params)
-  model = {
-    theirs: flat[ours] if i is None else _to_theirs(flat[ours][i], inputs)
-    for ours, theirs, i, inputs in _pieces(flat)
-  }
-  heads = {k: v for k, v in flat.items() if k.startswith("value_")}
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = folder.with_name(folder.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir()
-  for name, content in files.items():
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+  for name, text in files.items():
     (partial / name).write_text(text, encoding="utf-8")
-  # transformers refuses a file that does not say which framework wrote it.
-  save_file(model, str(partial / "model.safetensors"), {"format": "pt"})
-  save_file(heads, str(partial / VALUE_HEADS))
+  leaves = weights.by_name(params)
+  _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
+  heads = {k: np.asarray(v) for k, v in leaves.items() if names.is_value(k)}
+  facts = {"value_trained": "true" if value_trained else "false"}
+  save_file(heads, str(partial / VALUE_HEADS), facts)
   os.replace(partial, folder)
 
 
-def load(folder: str | pathlib.Path, **changes: Any):
-  """Reads a folder of transformers' format, one file or several.
-
-  Args:
-    folder: with config.json and safetensors.
-    **changes: fields of `ModelConfig` to set, such as `compute_dtype`.
-
-  Returns:
-    ModelConfig, graphdef and params. Value outputs are read where the folder
-    has them and start fresh where it has not.
-
-  Raises:
-    UserError: if a file is missing or damaged, or the model is another one
-      than its config.json says.
-  """
-  folder = pathlib.Path(folder)
-  try:
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise UserError(f"no model in {folder}: config.json is missing") from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{folder}/config.json is damaged ({error})") from error
-  config = dataclasses.replace(config_from_hf(saved), **changes)
-  graphdef, params = transformer.create(config, seed=0)
-  ours_flat = weights.flatten(params)
-  flat = {
-    name: a if name.startswith("value_") else np.empty(a.shape, np.float32)
-    for name, a in ours_flat.items()
-  }
-  pieces = {
-    theirs: (ours, i, inputs) for ours, theirs, i, inputs in _pieces(flat)
-  }
-  found = set()
-  files = sorted(folder.glob("model*.safetensors"))
-  if not files:
-    raise UserError(f"no model in {folder}: model.safetensors is missing")
-  for file in files:
-    for theirs, array in _read(file):
-      if theirs not in pieces:
-        if theirs == "lm_head.weight" and config.tied_embeddings:
-          continue
-        raise UserError(f"{file} has {theirs}, unknown to a {family(config)}")
-      ours, i, inputs = pieces[theirs]
-      target = flat[ours] if i is None else flat[ours][i]
-      array = array.T if inputs else array
-      if array.size != target.size:
-        raise UserError(
-          f"{file}: {theirs} has shape {array.shape}, which cannot be ours of "
-          f"{target.shape}: config.json is of another model"
-        )
-      target[...] = array.reshape(target.shape)
-      found.add(theirs)
-  if missing := sorted(set(pieces) - found):
-    raise UserError(f"{folder} lacks {len(missing)} arrays: {missing[:3]}")
-  if (folder / VALUE_HEADS).is_file():
-    heads = dict(_read(folder / VALUE_HEADS))
-    if {k: v.shape for k, v in heads.items()} != {
-      k: v.shape for k, v in flat.items() if k.startswith("value_")
-    }:
-      raise UserError(f"{folder / VALUE_HEADS} is of another model")
-    flat |= heads
-  return config, graphdef, weights.unflatten(params, flat)
+def to_json(content: Mapping[str, Any]) -> str:
+  """A file's text."""
+  return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _read(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the arrays of a safetensors file as float32, one at a time."""
-  try:
-    with safe_open(str(file), framework="flax") as opened:
-      for name in opened.keys():
-        yield name, np.asarray(opened.get_tensor(name)).astype(np.float32)
-  except SafetensorError as error:
-    raise UserError(f"{file} is damaged ({error})") from error
+def _save_tensors(folder, config, leaves, dtype, max_file_bytes) -> None:
+  """Writes the model a file at a time, each gathered just before."""
+  files = list(_split(config, dtype.itemsize, max_file_bytes))
+  weight_map, total = {}, 0
+  for number, pieces in enumerate(files, 1):
+    name = f"model-{number:05}-of-{len(files):05}.safetensors"
+    name = _SINGLE if len(files) == 1 else name
+    arrays = {}
+    for piece in pieces:
+      leaf = leaves[piece.ours]
+      array = np.asarray(leaf if piece.layer is None else leaf[piece.layer])
+      arrays[piece.theirs] = np.ascontiguousarray(
+        piece.to_theirs(array), dtype=dtype
+      )
+      weight_map[piece.theirs] = name
+      total += arrays[piece.theirs].nbytes
+    # transformers refuses a file that does not say which framework wrote it.
+    save_file(arrays, str(folder / name), {"format": "pt"})
+  if len(files) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / _INDEX).write_text(to_json(index), encoding="utf-8")
+
+
+def _split(
+  config: ModelConfig, itemsize: int, limit: int
+) -> Iterator[list[names.Piece]]:
+  """Groups tensors into files of at most `limit` bytes, or of one tensor."""
+  group: list[names.Piece] = []
+  size = 0
+  for piece in sorted(
+    names.pieces(config, "hf"), key=lambda piece: piece.layer or 0
+  ):
+    new = int(np.prod(piece.shape)) * itemsize
+    if group and size + new > limit:
+      yield group
+      group, size = [], 0
+    group.append(piece)
+    size += new
+  yield group

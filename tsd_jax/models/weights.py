@@ -1,6 +1,7 @@
 """Parameters as one safetensors file: the warm start, and small checkpoints."""
 
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tsd_jax.config import UserError
+from tsd_jax.models.transformer import ModelConfig, Transformer
+
+
+def abstract(config: ModelConfig):
+  """Structure and parameter shapes of a model; nothing is allocated."""
+  return nnx.split(
+    nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))), nnx.Param
+  )
+
+
+def named_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Shapes of a model's parameters by dotted name."""
+  _, shapes = abstract(config)
+  return {name: leaf.shape for name, leaf in by_name(shapes).items()}
+
+
+def by_name(params) -> dict[str, Any]:
+  """Leaves of parameters, or of their shapes, by dotted name; no copies."""
+  flat = nnx.to_flat_state(params)
+  return {".".join(map(str, k)): v.get_value() for k, v in flat}
 
 
 def flatten(params) -> dict[str, np.ndarray]:
-  """Parameters by dotted name."""
-  flat = nnx.to_flat_state(params)
-  return {".".join(map(str, k)): np.asarray(v[...]) for k, v in flat}
+  """Parameters by dotted name, on the host."""
+  return {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
 
 
 def unflatten(params, arrays: dict[str, np.ndarray]):

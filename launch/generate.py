@@ -1,0 +1,69 @@
+"""Prints what a published or exported model replies to a prompt.
+
+python -m launch.generate --model=FOLDER --prompt="What is 2 + 3?"
+python -m launch.generate --model=FILE.gguf --prompt=... --temperature=0.7
+python -m launch.generate --model=FOLDER --raw --prompt="3 * 4 12 ="
+"""
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_MODEL = flags.DEFINE_string(
+  "model", None, "Hugging Face folder or .gguf file."
+)
+_PROMPT = flags.DEFINE_multi_string(
+  "prompt", None, "The user's words; several run as one batch."
+)
+_SYSTEM = flags.DEFINE_string("system", None, "The system's message.")
+_REPLY = flags.DEFINE_string("reply", "", "How the reply begins.")
+_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt: no chat template.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Most tokens of a reply.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+
+
+def main(overrides):
+  """Reads the model, prints one reply a prompt."""
+  del overrides
+  path = config_lib.required(_MODEL)
+  if not _PROMPT.value:
+    raise config_lib.UserError("--prompt=TEXT is missing")
+  if not 0 <= _TEMPERATURE.value < float("inf"):
+    raise config_lib.UserError(
+      f"--temperature={_TEMPERATURE.value} must be 0 (greedy) or more"
+    )
+  if _MAX_TOKENS.value < 1:
+    raise config_lib.UserError(
+      f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
+    )
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax import generate, progress, text_tokenizer
+
+  progress.quiet_libraries()
+  tokenizer = text_tokenizer.load(path)
+  prompts = []
+  for text in _PROMPT.value:
+    if _RAW.value:
+      prompts.append(tokenizer.encode(text + _REPLY.value, add_special=True))
+      continue
+    system = [] if _SYSTEM.value is None else [("system", _SYSTEM.value)]
+    messages = [
+      {"role": role, "content": content}
+      for role, content in [*system, ("user", text)]
+    ]
+    prompts.append(tokenizer.encode_chat(messages, reply=_REPLY.value))
+  replies = generate.generate(
+    path,
+    tokenizer,
+    prompts,
+    max_tokens=_MAX_TOKENS.value,
+    temperature=_TEMPERATURE.value,
+    seed=_SEED.value,
+  )
+  for reply in replies:
+    print(_REPLY.value + reply)
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

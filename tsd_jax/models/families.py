@@ -1,0 +1,283 @@
+"""Published model families: their configs, and what of them is refused.
+
+A config that says something which our core does not compute is refused by
+name, and so is one that says something unknown: a model that is almost the
+published one would give almost its text.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tsd_jax.config import UserError
+from tsd_jax.models.transformer import ModelConfig
+
+ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+# Ours <-> theirs in config.json.
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "d_model": "hidden_size",
+  "num_layers": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "num_kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+  "d_mlp": "intermediate_size",
+  "rms_eps": "rms_norm_eps",
+  "tied_embeddings": "tie_word_embeddings",
+}
+# Attributes that change the result, with the one value that we compute.
+_FIXED = {
+  "hidden_act": "silu",
+  "mlp_bias": False,
+  "partial_rotary_factor": 1.0,
+  "rope_interleaved": False,
+  "use_mrope": False,
+  "use_sliding_window": False,
+}
+# Attributes without influence on the logits of a full forward.
+_HARMLESS = {
+  "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
+  "initializer_range", "is_llama_config", "max_position_embeddings",
+  "max_window_layers", "name_or_path", "pad_token_id", "pretraining_tp",
+  "torch_dtype", "transformers.js_config", "transformers_version",
+  "use_cache",
+}  # fmt: skip
+
+
+class Card(NamedTuple):
+  """What a published model says of itself besides its tensors."""
+
+  config: ModelConfig
+  max_length: int | None  # Positions that it was trained on, where it says so.
+
+
+def family(config: ModelConfig) -> str:
+  """Their `model_type` of a shape.
+
+  Raises:
+    UserError: if no architecture of theirs has this shape.
+  """
+  if config.qkv_bias and config.qk_norm:
+    raise UserError(
+      "model.qkv_bias and model.qk_norm together are no Hugging Face "
+      "architecture: choose one to export"
+    )
+  return {(True, False): "qwen2", (False, True): "qwen3"}.get(
+    (config.qkv_bias, config.qk_norm), "llama"
+  )
+
+
+def to_hf(
+  config: ModelConfig, *, max_length: int, dtype: str, tokens: Mapping[str, int]
+) -> dict[str, Any]:
+  """Content of their config.json.
+
+  Args:
+    config: our shape.
+    max_length: positions that the model was trained on.
+    dtype: of the tensors beside it.
+    tokens: ids by role, such as `{"eos_token_id": 207}`.
+  """
+  name = family(config)
+  return {
+    "architectures": [f"{ARCHITECTURES[name]}ForCausalLM"],
+    "model_type": name,
+    **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
+    # Both spellings: transformers 5 reads the second, earlier ones the first.
+    "rope_theta": config.rope_theta,
+    "rope_parameters": {
+      "rope_type": "default",
+      "rope_theta": config.rope_theta,
+    },
+    "hidden_act": "silu",
+    "attention_bias": config.qkv_bias,
+    "max_position_embeddings": max_length,
+    "dtype": dtype,
+    # The same under the name that older readers know.
+    "torch_dtype": dtype,
+    **tokens,
+  }
+
+
+def from_hf(saved: Mapping[str, Any]) -> Card:
+  """Reads their config.json.
+
+  Raises:
+    UserError: naming what this model has and our core has not, or what this
+      reader does not know.
+  """
+  kind = saved.get("model_type")
+  if kind not in ARCHITECTURES:
+    raise UserError(
+      f"model_type={kind!r} is not supported: use {', '.join(ARCHITECTURES)}"
+    )
+  head = f"{ARCHITECTURES[kind]}ForCausalLM"
+  if (saved.get("architectures") or [head]) != [head]:
+    raise UserError(
+      f"architectures={saved['architectures']} is not supported: use {head}"
+    )
+  said = {k: v for k, v in saved.items() if v is not None and k[0] != "_"}
+  try:
+    rope = _rope(said)
+    _check_attributes(kind, said)
+    width, heads = said["hidden_size"], said["num_attention_heads"]
+    said = {
+      "num_key_value_heads": heads,
+      "head_dim": width // heads,
+      "tie_word_embeddings": False,
+    } | said
+    sizes = {ours: said[theirs] for ours, theirs in _SIZES.items()}
+    config = ModelConfig(
+      **_typed(sizes),
+      rope_theta=rope,
+      qkv_bias=kind == "qwen2",
+      qk_norm=kind == "qwen3",
+    )
+    return Card(config, _length(said.get("max_position_embeddings")))
+  except KeyError as error:
+    raise UserError(f"config.json has no {error}") from None
+  except (TypeError, ValueError, ZeroDivisionError) as error:
+    raise UserError(f"config.json: {error}") from error
+
+
+def _rope(said: Mapping[str, Any]) -> float:
+  """Base of the rotary frequencies; other kinds of them are refused."""
+  rope = dict(said.get("rope_scaling") or {})
+  rope |= said.get("rope_parameters") or {}
+  kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+  rope.pop("type", None)
+  if kind != "default":
+    raise UserError(f"rope_type={kind} is not supported: use default")
+  theta = rope.pop("rope_theta", None) or said.get("rope_theta") or 10_000.0
+  if odd := {k: v for k, v in rope.items() if v is not None}:
+    raise UserError(f"rope_parameters have {_show(odd.items())}: not supported")
+  return float(theta)
+
+
+def _check_attributes(kind: str, said: Mapping[str, Any]) -> None:
+  """Refuses what changes the result, and what nobody here has heard of."""
+  fixed = dict(_FIXED)
+  if kind != "qwen2":  # There it says what is always so.
+    fixed["attention_bias"] = False
+  wrong = [(k, said[k]) for k in fixed if k in said and said[k] != fixed[k]]
+  layers = said.get("layer_types") or []
+  if any(layer != "full_attention" for layer in layers):
+    wrong.append(("layer_types", sorted(set(layers))))
+  if kind == "llama" and "sliding_window" in said:
+    wrong.append(("sliding_window", said["sliding_window"]))
+  if wrong:
+    raise UserError(f"a {kind} with {_show(wrong)} is not supported")
+  known = {
+    "architectures", "attention_bias", "layer_types", "model_type",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
+    *_SIZES.values(), *_HARMLESS, *fixed,
+  }  # fmt: skip
+  if unknown := [(k, v) for k, v in said.items() if k not in known]:
+    raise UserError(
+      f"config.json says {_show(unknown)}, which is unknown here: remove it if "
+      "it does not change the model's result"
+    )
+
+
+def _show(attributes: Iterable[tuple[str, Any]]) -> str:
+  return ", ".join(f"{name}={value}" for name, value in attributes)
+
+
+def _typed(sizes: dict[str, Any]) -> dict[str, Any]:
+  """Checks the types of JSON's values.
+
+  Raises:
+    ValueError: naming the attribute in their words.
+  """
+  for ours, value in sizes.items():
+    kind = {"rms_eps": (float, int), "tied_embeddings": bool}.get(ours, int)
+    if not isinstance(value, kind) or (
+      isinstance(value, bool) and kind is not bool
+    ):
+      raise ValueError(f"{_SIZES[ours]}={value!r} is of a wrong type")
+  return sizes
+
+
+# Ours <- theirs in GGUF metadata, below the architecture's name.
+_GGUF_SIZES = {
+  "d_model": "embedding_length",
+  "num_layers": "block_count",
+  "num_heads": "attention.head_count",
+  "d_mlp": "feed_forward_length",
+}
+_GGUF_OPTIONAL = {
+  "attention.head_count_kv", "attention.key_length", "attention.value_length",
+  "attention.layer_norm_rms_epsilon", "context_length", "rope.dimension_count",
+  "rope.freq_base", "rope.scaling.type", "vocab_size",
+}  # fmt: skip
+
+
+def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
+  """Reads the metadata of a GGUF file.
+
+  Args:
+    said: all of it, by name.
+    vocab_size: rows of the embedding.
+    tied: whether the file has no output matrix.
+
+  Raises:
+    UserError: naming what this model has and our core has not, or what this
+      reader does not know.
+  """
+  kind = said.get("general.architecture")
+  if kind not in ARCHITECTURES:
+    raise UserError(
+      f"general.architecture={kind!r} is not supported: use "
+      f"{', '.join(ARCHITECTURES)}"
+    )
+  prefix = f"{kind}."
+  own = {
+    k.removeprefix(prefix): v for k, v in said.items() if k.startswith(prefix)
+  }
+  known = {*_GGUF_SIZES.values(), *_GGUF_OPTIONAL}
+  if unknown := [(prefix + k, v) for k, v in own.items() if k not in known]:
+    raise UserError(f"a {kind} with {_show(unknown)} is not supported")
+  try:
+    sizes = {ours: int(own[theirs]) for ours, theirs in _GGUF_SIZES.items()}
+    head_dim = own.get(
+      "attention.key_length", sizes["d_model"] // sizes["num_heads"]
+    )
+    same = {
+      "attention.value_length": head_dim,
+      "rope.dimension_count": head_dim,
+      "rope.scaling.type": "none",
+      "vocab_size": vocab_size,
+    }
+    for name, value in same.items():
+      if own.get(name, value) != value:
+        raise UserError(
+          f"{prefix}{name}={own[name]} is not supported: expected {value}"
+        )
+    config = ModelConfig(
+      **sizes,
+      vocab_size=vocab_size,
+      num_kv_heads=int(own.get("attention.head_count_kv", sizes["num_heads"])),
+      head_dim=int(head_dim),
+      rms_eps=_short(own["attention.layer_norm_rms_epsilon"]),
+      rope_theta=_short(own.get("rope.freq_base", 10_000.0)),
+      tied_embeddings=tied,
+      qkv_bias=kind == "qwen2",
+      qk_norm=kind == "qwen3",
+    )
+    return Card(config, _length(own.get("context_length")))
+  except KeyError as error:
+    raise UserError(f"the metadata lacks {prefix}{error.args[0]}") from None
+  except (TypeError, ValueError, ZeroDivisionError) as error:
+    # TypeError: a list, one value a layer.
+    raise UserError(f"the metadata of a {kind}: {error}") from error
+
+
+def _length(value: Any) -> int | None:
+  return None if value is None else int(value)
+
+
+def _short(value: float) -> float:
+  """The shortest decimal of a float32: 1e-5, not 9.99999974e-06."""
+  return float(str(np.float32(value)))

@@ -1,0 +1,108 @@
+"""Published models: a Hugging Face folder or a GGUF file, told by its path."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from tsd_jax.config import UserError
+from tsd_jax.models import assemble, families, gguf, hf
+from tsd_jax.models.transformer import ModelConfig
+
+# How a model is run, not which one it is: free to differ from the file's.
+_RUNNING = ("number_tokens", "compute_dtype", "remat", "unroll_layers")
+
+
+def is_pretrained(path: str | pathlib.Path) -> bool:
+  """Whether a path means a published model, not parameters of our own."""
+  return pathlib.Path(path).suffix != ".safetensors"
+
+
+def read_card(path: str | pathlib.Path) -> families.Card:
+  """Our shape of a published model; its tensors stay unread.
+
+  Raises:
+    UserError: if there is none, or naming what our core has not.
+  """
+  path = checked(path)
+  return hf.read_card(path) if path.is_dir() else gguf.open_file(path).card()
+
+
+def load(
+  path: str | pathlib.Path,
+  *,
+  config: ModelConfig | None = None,
+  placement: assemble.Placement | None = None,
+):
+  """Reads a published model.
+
+  Args:
+    path: a folder with config.json and safetensors, or a GGUF file.
+    config: how to run it; its shape must be the model's own. By default the
+      model's own, in float32.
+    placement: sharding of each parameter (`assemble.Placement`).
+
+  Returns:
+    ModelConfig, graphdef and params. Value outputs are read where the folder
+    has them and start fresh where it has not.
+
+  Raises:
+    UserError: naming what is missing, damaged, unknown or of another shape.
+  """
+  path = checked(path)
+  if path.is_dir():
+    found, heads = hf.read_card(path).config, hf.read_heads(path)
+  else:
+    file, heads = gguf.open_file(path), None
+    found = file.card().config
+  config = found if config is None else config
+  check_same(config, found, path)
+  stored = (
+    hf.read_tensors(path, found) if path.is_dir() else file.tensors(found)
+  )
+  graphdef, params = assemble.assemble(
+    config,
+    stored,
+    "hf" if path.is_dir() else "gguf",
+    where=str(path),
+    placement=placement,
+    heads=heads,
+  )
+  return config, graphdef, params
+
+
+def check_same(config: ModelConfig, found: ModelConfig, path: Any) -> None:
+  """Compares shapes.
+
+  Raises:
+    UserError: naming the fields that differ.
+  """
+  ours, theirs = map(dataclasses.asdict, (config, found))
+  odd = [
+    f"{name}={ours[name]} (there {theirs[name]})"
+    for name in ours
+    if name not in _RUNNING and ours[name] != theirs[name]
+  ]
+  if odd:
+    raise UserError(
+      f"the config's model is not that of {path}: model.{', '.join(odd)}; set "
+      "--config.model=none to take it from there"
+    )
+
+
+def checked(path: str | pathlib.Path) -> pathlib.Path:
+  """A path that may hold a published model.
+
+  Raises:
+    UserError: if it is a pickle, or neither a folder nor a GGUF file.
+  """
+  path = pathlib.Path(path)
+  if path.suffix in hf.PICKLES:
+    raise UserError(
+      f"{path} is a pickle file, which runs code when read: convert the model "
+      "to safetensors"
+    )
+  if not path.is_dir() and path.suffix != ".gguf":
+    raise UserError(
+      f"no model at {path}: name a Hugging Face folder or a .gguf file"
+    )
+  return path
