@@ -24,10 +24,11 @@ not edit. Intervals in brackets are 95 % bootstrap intervals over seeds, of both
 methods resampled independently; with few seeds they are coarse, and a single
 one has none. An accuracy is followed by the lowest and the highest seed.
 
-- **update step**: one optimiser step. All methods of a comparison read as many
-  prompts and run as many tokens forward and backward in it; beside them stand
-  the prompts that a tree was searched for and the ledger tokens (every token
-  that any model reads; one forward and backward counts three).
+- **update step**: one optimiser step. All methods of a comparison run as many
+  tokens forward and backward in it; baselines round up to whole rows. Beside
+  them stand the prompts that were sampled on, those whose champions were
+  distilled, those that a tree was searched for, and the ledger tokens (every
+  token that any model reads; one forward and backward counts three).
 - **steps to its last**: update steps that the first method needs to reach the
   other's last accuracy, over the steps that the other needs; below 1 is better.
 - **accuracy at equal tokens**: the first method's accuracy over the other's at
@@ -112,7 +113,8 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
   parts = [
     conditions,
     table(
-      ["method", "last", "area", "iterations", "prompts/step", "searched/step",
+      ["method", "last", "area", "iterations", "prompts/step", "distilled/step",
+       "searched/step",
        "ledger tokens/step", "backward tokens/step", "s/iteration",
        *([swept] if swept else [])],
       [
@@ -122,6 +124,7 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
           spread(row["area"]),
           f"{row['iterations'][-1]:,.0f}",
           number(step_of[name], "prompts"),
+          number(step_of[name], "lessons"),
           number(step_of[name], "searched_prompts"),
           number(step_of[name], "ledger_tokens"),
           number(step_of[name], "backward_tokens"),
