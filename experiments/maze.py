@@ -5,7 +5,7 @@ has 6 x 6 cells, 8 of them walls; the shortest way takes 8 to 12 moves. 24,000
 problems, 13 response tokens as with four numbers, 12 prompt tokens instead of
 6. The start writes legal walks that seldom meet the coin and then the goal:
 
-  python -m experiments.warm_start --config=experiments/maze.py --batch=128 \
+  python -m experiments.warm_start --config=experiments/maze.py --batch=128
     --steps=800,600 --hindsight=0.5
 
 Not measured yet: what 60 iterations reach, so the sizes are not tuned.
