@@ -1,7 +1,8 @@
 """Runs `launch.train` on every worker of a Cloud TPU slice.
 
-python -m launch.tpu_pod --tpu=NAME --zone=ZONE --accelerator_type=v5litepod-16 \
-  --workdir=/mnt/shared/run --config=experiments/countdown.py
+python -m launch.tpu_pod --tpu=NAME --zone=ZONE \
+  --accelerator_type=v5litepod-16 --workdir=/mnt/shared/run \
+  --config=experiments/countdown.py
 
 Creates or reuses the slice, copies the files of a commit, installs the locked
 versions, starts the same command on every worker, shows worker 0's log, and

@@ -80,6 +80,8 @@ def main(arguments):
   elif verb == "delete":
     for file in (state, queue):
       file.unlink(missing_ok=True)
+    for home in workers:
+      shutil.rmtree(home, ignore_errors=True)
   elif verb in ("start", "stop"):
     state.write_text("READY" if verb == "start" else "STOPPED")
   else:

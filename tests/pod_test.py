@@ -1,4 +1,4 @@
-"""launch.tpu_pod against a gcloud that records its calls and fails on demand."""
+"""launch.tpu_pod against a gcloud that records calls and fails on demand."""
 
 import json
 import os

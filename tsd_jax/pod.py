@@ -1,8 +1,8 @@
 """One command on every worker of a Cloud TPU slice, through gcloud.
 
-Steps are idempotent and run one by one, so that a broken connection or a
-finished rental is no catastrophe: `create` reuses a slice that is there, `start`
-detaches the run, `stream` may be repeated. What happens on a worker is in
+Steps run one by one and may be repeated, so that a broken connection loses
+nothing: `create` reuses a slice that is there, `start` detaches the run,
+`stream` looks at it again. What happens on a worker is in
 `launch/pod_worker.sh`. Nothing here imports JAX.
 """
 
