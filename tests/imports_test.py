@@ -5,9 +5,10 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
-types config_values config config_json ledger sharding models tokenizers tasks
-rewards decode search rollout methods returns losses learner evaluate checkpoint
-workdir data compare samples report progress train judge runs
+types config_values config config_json supervisor pod processes ledger sharding
+models tokenizers tasks rewards decode search rollout methods returns losses
+learner evaluate checkpoint workdir data compare samples report progress train
+judge runs
 """.split()
 
 

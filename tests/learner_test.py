@@ -74,7 +74,7 @@ def fresh(config):
 
 
 def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
-  train_chunk = learner.make_train_chunk(start()[0], TASK, config)
+  train_chunk = learner.make_train_chunk(start()[0], TASK, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
   reference = jax.tree.map(jnp.copy, start()[1])
@@ -83,9 +83,7 @@ def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
   for i in range(0, len(prompt_IBP), chunk):
     piece = prompt_IBP[i : i + chunk]
     if mesh is not None:
-      state, reference = jax.device_put(
-        (state, reference), sharding.replicated(mesh)
-      )
+      state, reference = sharding.place((state, reference), mesh)
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
     state, metrics = train_chunk(state, piece, reference, hyper, key)
     all_metrics.append(jax.device_get(metrics))

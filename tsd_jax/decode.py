@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.types import Array
 
@@ -232,5 +233,5 @@ def row_keys(key: Array, prompts: int, group: int) -> Array:
   Results then do not depend on how prompts are laid out over devices.
   """
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  key_B = fold(key, jnp.arange(prompts))
+  key_B = fold(key, sharding.prompt_indices(prompts))
   return jax.vmap(lambda k: fold(k, jnp.arange(group)))(key_B).reshape(-1)

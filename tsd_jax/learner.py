@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from tsd_jax import decode, losses, returns
+from tsd_jax import decode, losses, returns, sharding
 from tsd_jax.ledger import Tokens
 from tsd_jax.methods import LearnerConfig
 from tsd_jax.models.transformer import Segment
-from tsd_jax.rollout import rollout
+from tsd_jax.rollout import best_samples, rollout
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import health
 from tsd_jax.search import tree as tree_lib
@@ -212,29 +212,15 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   return total, {"loss": total, **metrics}
 
 
-def best_samples(responses: Responses, count: int):
-  """The best distinct responses of a prompt, as rejection sampling keeps them.
-
-  Args:
-    responses: on-policy samples.
-    count: M.
-
-  Returns:
-    tokens_BMT, reward_BM, correct_BM; a repetition is never correct and has
-    reward 0.
-  """
-  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
-  tokens_BMT = jnp.take_along_axis(
-    responses.tokens_BGT, row_BM[..., None], axis=1
-  )
-  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
-  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
-  correct_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
-  return tokens_BMT, first_BM * reward_BM, first_BM & correct_BM
-
-
 def update(
-  graphdef, carry, reference, batch: Batch, key, hyper, config: LearnerConfig
+  graphdef,
+  carry,
+  reference,
+  batch: Batch,
+  key,
+  hyper,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh | None = None,
 ):
   """Takes all optimiser steps of one iteration.
 
@@ -246,6 +232,7 @@ def update(
     key: random key of the prompts' order, consumed.
     hyper: scalars, `LearnerConfig.hyper`.
     config: epochs, minibatches, terms of the loss.
+    mesh: devices that every minibatch is split over.
 
   Returns:
     The new carry, and the metrics' means over the steps.
@@ -268,6 +255,7 @@ def update(
     minibatches = jax.tree.map(
       lambda a: a[order_B].reshape(steps, -1, *a.shape[1:]), batch
     )
+    minibatches = sharding.split_minibatches(minibatches, mesh)
     return jax.lax.scan(step, carry, minibatches)
 
   carry, metrics_EM = jax.lax.scan(
@@ -276,26 +264,52 @@ def update(
   return carry, jax.tree.map(jnp.mean, metrics_EM)
 
 
-def make_train_chunk(graphdef, task: Task, config: LearnerConfig):
+def make_train_chunk(
+  graphdef,
+  task: Task,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh | None = None,
+):
   """Builds the compiled loop; equal programs are built and compiled once.
 
   Args:
     graphdef: structure of the model.
     task: prompts' rewards.
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
+    mesh: devices; None, or a mesh of one, leaves placement to the arguments.
 
   Returns:
     train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
     with the state donated; metrics lead with C and contain `tokens`. The key is
     the run's own, the same in every call: an iteration folds its number in.
   """
-  return _train_chunk(graphdef, task, config.static)
+  if mesh is not None and mesh.size == 1:
+    mesh = None
+  return _train_chunk(graphdef, task, config.static, mesh)
 
 
 @functools.lru_cache(maxsize=64)
-def _train_chunk(graphdef, task: Task, config: LearnerConfig):
+def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   P = task.prompt_length
+
+  def serving(params):
+    dtype = nnx.merge(graphdef, params).dtype
+    return sharding.serving_copy(params, dtype, mesh)
+
+  def sampling(params, prompt_BP, key):
+    model = nnx.merge(graphdef, params)
+    prefix = decode.prefill(model, prompt_BP)
+    responses, forwards = rollout(
+      model, task, prompt_BP, prefix, key, config.rollout
+    )
+    return responses, forwards, {}
+
+  def searching(params, prompt_BP, key):
+    best, targets, forwards, metrics = search_phase(
+      graphdef, params, task, prompt_BP, key, config
+    )
+    return (best, targets), forwards, metrics
 
   def iteration(state: TrainState, prompt_BP, reference, hyper, key):
     key = jax.random.fold_in(key, state.iteration)
@@ -311,19 +325,13 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
         state.params,
         search_params,
       )
-    model = nnx.merge(graphdef, state.params)
-    responses, rollout_forwards = rollout(
-      model,
-      task,
-      prompt_BP,
-      decode.prefill(model, prompt_BP),
-      rollout_key,
-      config.rollout,
+    responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
+      serving(state.params), prompt_BP, rollout_key
     )
     if config.searches:
-      best, targets, search_forwards, metrics = search_phase(
-        graphdef, search_params, task, prompt_BP, search_key, config
-      )
+      (best, targets), search_forwards, metrics = sharding.per_part(
+        searching, mesh
+      )(serving(search_params), prompt_BP, search_key)
       prefill += B * P
       champion_BMT, champion_reward_BM, use_BM = best[:3]
     elif config.loss.distils:
@@ -352,6 +360,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       order_key,
       hyper,
       config,
+      mesh,
     )
     update_tokens = (
       config.optimizer.epochs * B * (P + config.update_rows * (T - 1))
@@ -379,7 +388,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       metrics["search_age"] = age.astype(jnp.float32)
       metrics["search_gain"] = metrics["search_reward"] - metrics["reward"]
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
-    return state, metrics
+    return sharding.constrain(state, metrics, mesh)
 
   def train_chunk(state, prompt_CBP, reference, hyper, key):
     return jax.lax.scan(

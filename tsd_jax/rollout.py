@@ -147,3 +147,24 @@ def rollout(
     reward_BG=score.reward_X,
     correct_BG=score.correct_X,
   ), forwards
+
+
+def best_samples(responses: Responses, count: int):
+  """The best distinct responses of a prompt, as rejection sampling keeps them.
+
+  Args:
+    responses: on-policy samples.
+    count: M.
+
+  Returns:
+    tokens_BMT, reward_BM, correct_BM; a repetition is never correct and has
+    reward 0.
+  """
+  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
+  tokens_BMT = jnp.take_along_axis(
+    responses.tokens_BGT, row_BM[..., None], axis=1
+  )
+  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
+  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  correct_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
+  return tokens_BMT, first_BM * reward_BM, first_BM & correct_BM

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from tsd_jax import sharding
 from tsd_jax.search.kv_pool import LoopFn
 from tsd_jax.types import LOG_ZERO, UNVISITED, Array
 
@@ -202,7 +203,9 @@ class BestFirst:
         plan = self.plan(tree)
         state = body(simulation, (rng_key, tree.replace(extra_data=plan)))
         if self.stop_when_solved:
-          loop.done = jnp.all(jnp.any(state[1].embeddings.correct, axis=1))
+          solved_B = jnp.any(state[1].embeddings.correct, axis=1)
+          # All devices stop together: a tree is the same on any mesh.
+          loop.done = sharding.all_parts(jnp.all(solved_B))
         return state
 
       return loop_fn(first, last, step, state)

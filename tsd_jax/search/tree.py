@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax import decode
+from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.search import kv_pool, rules
 from tsd_jax.tasks.task import Task
@@ -271,7 +271,7 @@ def search(
     prior_logits=prior_BA, value=root_value_B, embedding=root_node
   )
   tree = config.make_rule().run(
-    tree_key,
+    sharding.part_key(tree_key),
     root,
     recurrent_fn,
     num_simulations=config.num_simulations,
