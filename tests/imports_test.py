@@ -5,10 +5,11 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
-types config_values config config_json supervisor pod processes ledger sharding
+types config_values config config_json supervisor pod processes hlo ledger
+sharding
 models tokenizers tasks rewards decode search rollout methods returns losses
 learner evaluate checkpoint workdir data compare samples report progress train
-judge runs
+roofline aot judge runs
 """.split()
 
 

@@ -1,8 +1,10 @@
 """Reads compiled programs (HLO text): what they send, and from which loops."""
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -49,6 +51,16 @@ class Collective:
   computation: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """A while instruction: where it stands, what it calls, how often."""
+
+  computation: str
+  scope: str
+  called: frozenset[str] | set[str]
+  trips: int | None  # None where it depends on the numbers.
+
+
 def shape_bytes(text: str) -> int:
   """Bytes of a type; a tuple's are summed."""
   return sum(
@@ -88,7 +100,7 @@ class Program:
     self.collectives: list[Collective] = []
     self.instructions = 0
     self._calls: dict[str, set[str]] = {}
-    self._loops: list[tuple[str, str, set[str]]] = []
+    self._loops: list[Loop] = []
     computation = ""
     for line in text.splitlines():
       head = _HEAD.match(line)
@@ -108,7 +120,9 @@ class Program:
       scope = re.search(r'op_name="([^"]*)"', found["rest"])
       scope = scope[1] if scope else ""
       if found["op"] == "while":
-        self._loops.append((computation, scope, called))
+        known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', found["rest"])
+        trips = int(known[1]) if known else None
+        self._loops.append(Loop(computation, scope, called, trips))
       kind = found["op"].removesuffix("-start")
       if kind in KINDS:
         size = shape_bytes(found["type"])
@@ -129,19 +143,58 @@ class Program:
 
   def in_loops(self, scope: str) -> list[Collective]:
     """Collectives in any loop that a scope of the Python code makes."""
-    roots = [called for _, at, called in self._loops if scope in at]
+    roots = [loop.called for loop in self._loops if scope in loop.scope]
     inside = self._reached(set().union(*roots)) if roots else set()
     return [c for c in self.collectives if c.computation in inside]
 
   def has_loops(self, scope: str) -> bool:
     """Whether a scope makes a loop at all."""
-    return any(scope in at for _, at, _ in self._loops)
+    return any(scope in loop.scope for loop in self._loops)
 
-  def totals(self) -> dict[str, dict[str, int]]:
-    """Instructions and result bytes by kind; a loop's body counts once."""
-    totals = {}
+  def _times(self, trips: Mapping[str, int]) -> dict[str, int]:
+    """How often every computation runs when the program runs once."""
+    factor = {}
+    for loop in self._loops:
+      count = loop.trips
+      if count is None:
+        # A scope's own loop, not one inside of that.
+        own = [n for s, n in trips.items() if loop.scope.endswith(s + "/while")]
+        count = own[0] if own else 1
+      factor |= {(loop.computation, name): count for name in loop.called}
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for caller, names in self._calls.items():
+      for name in names:
+        weight = factor.get((caller, name), 1)
+        callers.setdefault(name, []).append((caller, weight))
+
+    @functools.cache
+    def times(name: str) -> int:
+      if name not in callers:
+        return 1  # The entry.
+      return sum(times(caller) * n for caller, n in callers[name])
+
+    return {name: times(name) for name in self._calls}
+
+  def totals(
+    self, trips: Mapping[str, int] | None = None, scope: str = ""
+  ) -> dict[str, dict[str, int]]:
+    """Collectives of one run of the program, by kind.
+
+    Args:
+      trips: how often the loops of a scope run whose length the compiler does
+        not know; once, if it is not given.
+      scope: count only what comes from there.
+
+    Returns:
+      kind -> instructions, how often they run, and bytes of all results.
+    """
+    times, totals = self._times(trips or {}), {}
     for c in self.collectives:
-      entry = totals.setdefault(c.kind, {"count": 0, "bytes": 0})
-      entry["count"] += 1
-      entry["bytes"] += c.bytes
+      if scope not in c.scope:
+        continue
+      entry = totals.setdefault(c.kind, dict(instructions=0, runs=0, bytes=0))
+      runs = times.get(c.computation, 1)
+      entry["instructions"] += 1
+      entry["runs"] += runs
+      entry["bytes"] += runs * c.bytes
     return totals
