@@ -9,6 +9,7 @@ as JSON. Needs the extra `tpu` (the compiler), no TPU. Exit code 3: too large.
 """
 
 import json
+import os
 import pathlib
 
 from absl import flags
@@ -29,8 +30,9 @@ _EFFORT = flags.DEFINE_enum(
 def main(overrides):
   """Compiles, prints, writes."""
   topology = config_lib.required(_TOPOLOGY)
+  # JAX need not look for the TPU that is not there.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import aot
 
   result = aot.plan(

@@ -81,7 +81,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
   code, stderr = start_and_stop(tmp_path, number)
   assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
   assert "Traceback" not in stderr
-  assert (tmp_path / "checkpoints" / "2").is_dir()
+  assert any((tmp_path / "checkpoints").glob("[0-9]*"))
   done = run(tmp_path)
   assert done.returncode == 0, done.stderr
   assert rows(tmp_path) == rows(whole)
