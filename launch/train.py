@@ -1,23 +1,45 @@
 """Trains an experiment; resumes where its workdir has a checkpoint.
 
 python -m launch.train --config=experiments/countdown.py --workdir=runs/tsd
+
+With --max_restarts=N a parent process starts the run again when it dies. With
+--distributed the same command runs on every host of a pod (TPU, GKE, Slurm).
+
+Exit codes: 0 finished; 2 bad input or a broken loss; 143 after SIGTERM and 130
+after Ctrl-C, with a checkpoint written: the same command goes on.
 """
+
+import sys
 
 from absl import flags
 
 from tsd_jax import config as config_lib
+from tsd_jax import supervisor
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_RESTARTS = flags.DEFINE_integer(
+  "max_restarts", 0, "How often a run that died is started again."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes that train together."
+)
 
 
 def main(overrides):
-  """Loads the config and trains."""
+  """Loads the config and trains, or looks after a process that does."""
   folder = config_lib.required(_WORKDIR)
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  if _RESTARTS.value:
+    command = [sys.executable, *sys.orig_argv[1:], "--max_restarts=0"]
+    return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
+  if _DISTRIBUTED.value:
+    from tsd_jax import processes
+
+    processes.initialize()
+  config = config_lib.from_flags(_CONFIG.value, overrides)
   from tsd_jax import evaluate, progress, train
 
   progress.quiet_libraries()

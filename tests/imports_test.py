@@ -5,10 +5,10 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
-types config_values config config_json ledger sharding models tokenizers
-text_tokenizer tasks rewards decode generate scoring search rollout methods
-returns losses objective learner evaluate checkpoint workdir data compare
-samples report progress train judge runs
+types config_values config config_json supervisor pod processes hlo ledger
+sharding models tokenizers text_tokenizer tasks rewards decode generate scoring
+search rollout methods returns losses objective learner evaluate checkpoint
+workdir data compare samples report progress train roofline aot judge runs
 """.split()
 
 

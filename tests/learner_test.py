@@ -79,7 +79,7 @@ def fresh(config):
 
 
 def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
-  train_chunk = learner.make_train_chunk(start()[0], TASK, config)
+  train_chunk = learner.make_train_chunk(start()[0], TASK, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
   reference = jax.tree.map(jnp.copy, start()[1])
@@ -88,9 +88,7 @@ def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
   for i in range(0, len(prompt_IBP), chunk):
     piece = prompt_IBP[i : i + chunk]
     if mesh is not None:
-      state, reference = jax.device_put(
-        (state, reference), sharding.replicated(mesh)
-      )
+      state, reference = sharding.place((state, reference), mesh)
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
     state, metrics = train_chunk(state, piece, reference, hyper, key)
     all_metrics.append(jax.device_get(metrics))
@@ -262,10 +260,6 @@ def test_forks_share_what_they_say_and_differ_after_it():
     (dict(optimizer=OptimizerConfig(minibatches=5)), "multiple of"),
     (dict(loss=LossConfig(lessons=6)), "loss.lessons=6 must be a multiple"),
     (dict(loss=LossConfig(lessons=64)), "exceeds the 32 prompts"),
-    (
-      dict(search=dataclasses.replace(SEARCH, trees=20)),
-      "multiple of search.trees=20",
-    ),
     (dict(loss=LossConfig(advantage="group", lessons=C)), "knows no forks"),
     (
       dict(

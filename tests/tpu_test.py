@@ -2,19 +2,16 @@
 
 import collections
 import functools
-import os
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 
 from tests import small_experiment
+from tsd_jax import aot, decode, sharding
 from tsd_jax import config as config_lib
-from tsd_jax import decode, learner, sharding
 from tsd_jax.models import transformer
 from tsd_jax.search import tree as tree_lib
 
@@ -26,11 +23,7 @@ QUICK = {"xla_optimization_level": "EFFORT_O0"}
 def mesh():
   """Eight chips of a v5e slice."""
   pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
-  from jax.experimental import topologies
-
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-  return Mesh(np.array(slice_.devices), ("data",))
+  return sharding.make_mesh(sharding.MeshConfig(data=8), aot.devices("v5e:2x4"))
 
 
 def placed(tree, place):
@@ -93,25 +86,23 @@ def test_a_search_compiles_for_tpu(pool, settings):
 
 
 def test_the_whole_loop_compiles_for_tpu():
-  config, graphdef, params = describe()
-  task, learner_config = config.make_task(), config.learner_config()
-  state = jax.eval_shape(
-    functools.partial(learner.init_state, learner_config), params
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  config = config_lib.override(
+    small_experiment.get_config(), {"mesh.fsdp": "2", "mesh.tensor": "2"}
   )
-  everywhere = sharding.replicated(mesh())
-  chunk = learner.make_train_chunk(graphdef, task, learner_config)
-  prompt_CBP = jax.ShapeDtypeStruct(
-    (2, 64, task.prompt_length),
-    jnp.int32,
-    sharding=sharding.over_prompts(mesh(), leading=1),
+  result = aot.plan(config, "v5e:2x2", effort="quick")
+  assert result["fits"]
+  parts = result["bytes_per_device"]
+  # float32 parameters over two axes; two moments as large.
+  count = transformer.count_parameters(config.model)
+  assert count <= parts["parameters"] < 2 * count
+  assert (
+    2 * parts["parameters"] <= parts["optimizer"] < 2.1 * parts["parameters"]
   )
-  hyper = {
-    k: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    for k in learner_config.hyper
-  }
-  key = placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-  compiled = chunk.lower(
-    placed(state, everywhere), prompt_CBP, params, hyper, key
-  ).compile(QUICK)
-  # Gradients are summed over the chips.
-  assert "all-reduce" in collectives(compiled)
+  assert sum(v for k, v in parts.items() if k != "total") == parts["total"]
+  assert parts["total"] < 2**30
+  # Gradients are summed over the chips, weights gathered.
+  assert {"all-reduce", "all-gather"} <= set(result["collectives"])
+  for phase in ("searching", "sampling", "update"):
+    assert 0 < result["roofline"][phase]["seconds"] < 1
+  assert "it fits" in aot.table(result)

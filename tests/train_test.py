@@ -1,7 +1,9 @@
 """Whole runs as a user starts them: resume after kill -9, and bad input."""
 
 import json
+import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -79,10 +81,47 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
   code, stderr = start_and_stop(tmp_path, number)
   assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
   assert "Traceback" not in stderr
-  assert (tmp_path / "checkpoints" / "2").is_dir()
+  assert any((tmp_path / "checkpoints").glob("[0-9]*"))
   done = run(tmp_path)
   assert done.returncode == 0, done.stderr
   assert rows(tmp_path) == rows(whole)
+
+
+def test_a_supervised_run_that_is_killed_goes_on_by_itself(whole, tmp_path):
+  process = subprocess.Popen(
+    command(tmp_path, "--max_restarts=3"),
+    cwd=ROOT, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  wait_for(process, tmp_path / "checkpoints" / "2")
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+  _, stderr = process.communicate(timeout=240)
+  assert process.returncode == 0, stderr
+  assert "exit code 137; restart 1 of 3" in stderr and "resuming" in stderr
+  assert rows(tmp_path) == rows(whole)
+
+
+def test_a_full_disk_does_not_stop_a_run(whole, tmp_path):
+  process = subprocess.Popen(
+    command(tmp_path, "--config.iterations=60"),
+    cwd=ROOT, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  wait_for(process, tmp_path / "checkpoints" / "2")
+  unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (64, unlimited[1]))
+  lines = []
+  for line in process.stderr:
+    lines.append(line)
+    if "was not written" in line:
+      break
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+  _, stderr = process.communicate(timeout=240)
+  assert process.returncode == 0, "".join(lines) + stderr
+  assert "was not written" in lines[-1]
+  found = rows(tmp_path)
+  assert [row["step"] for row in found] == list(range(61))
+  assert found[:6] == rows(whole)[:6]
+  assert (tmp_path / "checkpoints" / "60").is_dir()
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(whole, tmp_path):
@@ -113,6 +152,7 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
     ("--config.iterations=many", "an integer"),
     ("--config.search.num_candidates=999", "exceeds model.vocab_size"),
     ("--config.rollout.prompts=15", "multiple of optimizer.minibatches"),
+    ("--config.search.trees=6", "must be a multiple of search.trees=6"),
     ("--config.search.leaf=value", "never trained"),
     ("--config.mesh.data=16", "devices"),
     ("--config.init=nowhere.safetensors", "no parameters at"),

@@ -2,10 +2,14 @@
 
 Arrays go to Orbax, asynchronously; counts and the data position travel beside
 them as JSON. Restoring takes the newest checkpoint that reads back whole and
-says so when it had to pass over a damaged one.
+says so when it had to pass over a damaged one. A save that fails (disk full,
+bucket out of reach) is reported and does not stop the run: `behind` then asks
+for another one.
 """
 
 import pathlib
+import shutil
+import time
 from typing import Any
 
 import jax
@@ -13,6 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from tsd_jax.config import UserError
+
+SAVE_TRIES = 4  # Of a run's last checkpoint.
 
 
 class Checkpointer:
@@ -39,6 +45,8 @@ class Checkpointer:
     """
     self.path = pathlib.Path(workdir).resolve() / "checkpoints"
     self._read_only = read_only
+    self._saving: int | None = None  # Step of a save whose end is not known.
+    self._behind = False
     if read_only and not self.path.is_dir():
       raise UserError(f"no checkpoints in {workdir}: train there first")
     self._manager = ocp.CheckpointManager(
@@ -53,12 +61,73 @@ class Checkpointer:
 
   def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
     """Starts writing a checkpoint; returns before it is on disk."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
-      ),
+    self._settle()  # The one before: a save waits for it anyway.
+    self._saving = step
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
+        ),
+      )
+    except Exception as error:  # Any: what storage raises has many types.
+      self._failed(error)
+
+  def save_now(
+    self, step: int, arrays: Any, record: dict[str, Any], *, pause: float = 5.0
+  ) -> None:
+    """Writes a checkpoint and waits for it, trying a few times.
+
+    Args:
+      step: iterations made.
+      arrays: the state.
+      record: what goes beside it.
+      pause: seconds before the second try, doubled for each.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    for attempt in range(SAVE_TRIES):
+      if attempt:
+        time.sleep(pause * 2 ** (attempt - 1))
+      self.save(step, arrays, record)
+      self._settle()
+      if not self._behind:
+        return
+    last = self.steps()[:1] or "none"
+    raise UserError(
+      f"no checkpoint of iteration {step} could be written to {self.path} in "
+      f"{SAVE_TRIES} tries (the last one there: {last}): "
+      "free some space or mend the storage, and the same command resumes"
     )
+
+  def behind(self) -> bool:
+    """Whether the newest save is known to have failed; never waits."""
+    if not self._manager.is_saving_in_progress():
+      self._settle()
+    return self._behind
+
+  def _settle(self) -> None:
+    """Waits for a save under way and learns how it ended."""
+    if self._saving is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+      self._behind, self._saving = False, None
+    except Exception as error:  # As above.
+      self._failed(error)
+
+  def _failed(self, error: Exception) -> None:
+    step, self._saving, self._behind = self._saving, None, True
+    logging.warning(
+      "the checkpoint of iteration %d was not written (%s); training goes on "
+      "and will try again",
+      step,
+      _first_line(error),
+    )
+    # What it left half written takes the room that the next one needs.
+    for folder in self.path.glob(f"{step}.orbax-checkpoint-tmp*"):
+      shutil.rmtree(folder, ignore_errors=True)
 
   def steps(self) -> list[int]:
     """Steps whose folders exist, newest first."""
@@ -90,12 +159,10 @@ class Checkpointer:
         arrays = jax.block_until_ready(restored.arrays)
       # Orbax raises many kinds of error on damaged files; all mean the same.
       except Exception as error:
-        first_line = str(error).strip().split("\n")[0][:200]
         logging.warning(
-          "checkpoint %s is damaged and passed over (%s: %s)",
+          "checkpoint %s is damaged and passed over (%s)",
           self.path / str(step),
-          type(error).__name__,
-          first_line,
+          _first_line(error),
         )
         if not self._read_only:
           self._manager.delete(step)  # The run will write this step again.
@@ -110,5 +177,10 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
+    self._settle()
     self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().split("\n")[0][:200]
+  return f"{type(error).__name__}: {text}"

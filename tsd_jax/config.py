@@ -33,6 +33,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 class UserError(Exception):
   """Bad input: `run` shows the message on one line, with no traceback."""
 
+  exit_code = 2
+
 
 class ConfigError(UserError):
   """A config that does not exist, or is set to what it cannot be."""
@@ -116,7 +118,7 @@ def required(flag: flags.FlagHolder) -> Any:
     UserError: the flag was not given.
   """
   if flag.value is None:
-    raise UserError(f"--{flag.name}=DIR is missing")
+    raise UserError(f"--{flag.name} is missing")
   return flag.value
 
 
@@ -155,7 +157,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
   """Runs an entry point with absl's flags and the overrides of its config.
 
   Bad flags, stray arguments and a `UserError` become one line on stderr and
-  exit code 2; any other exception keeps its traceback.
+  its exit code, 2; any other exception keeps its traceback.
 
   Args:
     main: called with the overrides; it returns the exit code or None.
@@ -184,7 +186,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
       return main(overrides)
     except UserError as error:
       _print_error(error)
-      return 2
+      return error.exit_code
     except KeyboardInterrupt:
       return 130  # As a shell counts it; who caught it has said what to do.
 

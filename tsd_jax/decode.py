@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.types import Array
 
@@ -240,11 +241,18 @@ def splice(head_RT: Array, length_R: Array, tail_RT: Array) -> Array:
   return jnp.where(jnp.arange(T)[None] < length_R[:, None], head_RT, moved_RT)
 
 
-def row_keys(key: Array, prompts: int, group: int) -> Array:
+def row_keys(key: Array, prompts: int | Array, group: int) -> Array:
   """A key a response, from its prompt's index and its own.
 
   Results then do not depend on how prompts are laid out over devices.
+
+  Args:
+    key: random key, consumed.
+    prompts: how many there are, or their indices among all prompts.
+    group: responses of each.
   """
+  if isinstance(prompts, int):
+    prompts = sharding.prompt_indices(prompts)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  key_B = fold(key, jnp.arange(prompts))
+  key_B = fold(key, prompts)
   return jax.vmap(lambda k: fold(k, jnp.arange(group)))(key_B).reshape(-1)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax import decode, learner, losses
+from tsd_jax import decode, losses, scoring
 from tsd_jax.config import UserError
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
@@ -232,12 +232,11 @@ def evaluate(
 def mean_loss(graphdef, params, prompt_NP, response_NT, pad_id: int):
   """Mean negative log-probability of the tokens of given responses, in nats."""
   model = nnx.merge(graphdef, params)
-  log_prob_N1TV, _, _ = learner.score_rows(
-    model, prompt_NP, response_NT[:, None], 1.0
-  )
-  log_prob_NT = jnp.take_along_axis(
-    log_prob_N1TV[:, 0], response_NT[..., None], axis=-1
-  )[..., 0]
+  tokens_N1T = response_NT[:, None]
+  x_N1TD = scoring.features(model, prompt_NP, tokens_N1T)
+  log_prob_NT = scoring.read_log_probs(
+    model, scoring.log_prob_of, x_N1TD, tokens_N1T
+  )[:, 0]
   return losses.cross_entropy(log_prob_NT, response_NT != pad_id)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tsd_jax import decode, losses, returns
+from tsd_jax import decode, losses, returns, sharding
 from tsd_jax.ledger import Tokens
 from tsd_jax.methods import LearnerConfig
 from tsd_jax.objective import Batch, Lessons, make_optimizer, update
@@ -62,13 +62,16 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
     What was found, token forwards below the prompts, metrics.
   """
   block = min(config.search.trees, prompt_SP.shape[0])
+  index_WB = sharding.prompt_indices(prompt_SP.shape[0]).reshape(-1, block)
   prompt_WBP = prompt_SP.reshape(-1, block, prompt_SP.shape[1])
   model = nnx.merge(graphdef, params)
 
   def search(inputs):
-    prompt_BP, key = inputs
+    prompt_BP, index_B = inputs
     prefix = decode.prefill(model, prompt_BP)
-    result = tree_lib.search(model, task, prompt_BP, prefix, key, config.search)
+    result = tree_lib.search(
+      model, task, prompt_BP, prefix, key, config.search, index_B
+    )
     best = champions_lib.champions(result.tree, config.loss.champions)
     greedy_B = champions_lib.greedy_reward(result.tree)
     used_BM = best.correct_BM
@@ -95,8 +98,7 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
     found = Found(best.tokens_BMT, used_BM, chance_B, targets)
     return found, result.forwards, metrics
 
-  keys_W = jax.random.split(key, prompt_WBP.shape[0])
-  found, forwards_W, metrics = jax.lax.map(search, (prompt_WBP, keys_W))
+  found, forwards_W, metrics = jax.lax.map(search, (prompt_WBP, index_WB))
   found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
   return found, jnp.sum(forwards_W), jax.tree.map(jnp.mean, metrics)
 
@@ -172,26 +174,49 @@ def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
   return Lessons(prompt_BP, tokens_BMT, first_BM & used_BM, None)
 
 
-def make_train_chunk(graphdef, task: Task, config: LearnerConfig):
+def make_train_chunk(
+  graphdef,
+  task: Task,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh | None = None,
+):
   """Builds the compiled loop; equal programs are built and compiled once.
 
   Args:
     graphdef: structure of the model.
     task: prompts' rewards.
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
+    mesh: devices; None, or a mesh of one, leaves placement to the arguments.
 
   Returns:
     train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
     with the state donated; metrics lead with C and contain `tokens`. The key is
     the run's own, the same in every call: an iteration folds its number in.
   """
-  return _train_chunk(graphdef, task, config.static)
+  if mesh is not None and mesh.size == 1:
+    mesh = None
+  return _train_chunk(graphdef, task, config.static, mesh)
 
 
 @functools.lru_cache(maxsize=64)
-def _train_chunk(graphdef, task: Task, config: LearnerConfig):
+def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   P, S = task.prompt_length, config.prompts
+
+  def serving(params):
+    dtype = nnx.merge(graphdef, params).dtype
+    return sharding.serving_copy(params, dtype, mesh)
+
+  def sampling(params, prompt_BP, key):
+    model = nnx.merge(graphdef, params)
+    prefix = decode.prefill(model, prompt_BP)
+    responses, forwards = rollout(
+      model, task, prompt_BP, prefix, key, config.rollout
+    )
+    return responses, forwards, {}
+
+  def searching(params, prompt_SP, key):
+    return search_phase(graphdef, params, task, prompt_SP, key, config)
 
   def iteration(state: TrainState, prompt_SP, reference, hyper, key):
     key = jax.random.fold_in(key, state.iteration)
@@ -210,21 +235,15 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       )
     prompt_BP, lessons = prompt_SP[:B], None
     if config.searches:
-      found, search_forwards, metrics = search_phase(
-        graphdef, search_params, task, prompt_SP, search_key, config
+      found, search_forwards, metrics = sharding.per_part(searching, mesh)(
+        serving(search_params), prompt_SP, search_key
       )
       prefill += S * P
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
-    model = nnx.merge(graphdef, state.params)
-    responses, rollout_forwards = rollout(
-      model,
-      task,
-      prompt_BP,
-      decode.prefill(model, prompt_BP),
-      rollout_key,
-      config.rollout,
+    responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
+      serving(state.params), prompt_BP, rollout_key
     )
     if config.loss.distils and not config.searches:
       lessons = best_samples(prompt_BP, responses, config)
@@ -240,6 +259,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
       order_key,
       hyper,
       config,
+      mesh,
     )
     update_tokens = config.optimizer.epochs * config.update_tokens(task)
     rescored = config.optimizer.epochs * B * (P + G * (T - 1))
@@ -264,7 +284,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig):
         age %= config.refresh_every
       metrics["search_age"] = age.astype(jnp.float32)
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
-    return state, metrics
+    return sharding.constrain(state, metrics, mesh)
 
   def train_chunk(state, prompt_CSP, reference, hyper, key):
     return jax.lax.scan(

@@ -141,11 +141,6 @@ class LearnerConfig:
         f"loss.lessons={self.lessons} exceeds the {self.prompts} prompts that "
         "are searched: rollout.prompts times search.width"
       )
-    if self.searches and self.prompts % min(self.search.trees, self.prompts):
-      raise ValueError(
-        f"the {self.prompts} prompts that are searched (rollout.prompts times "
-        f"search.width) must be a multiple of search.trees={self.search.trees}"
-      )
     if self.loss.advantage != "tree" and self.rollout.forks:
       raise ValueError(
         f"loss.advantage={self.loss.advantage} knows no forks: set "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from tsd_jax import losses, scoring
+from tsd_jax import losses, scoring, sharding
 from tsd_jax.methods import LearnerConfig
 from tsd_jax.search.champions import PathTargets
 from tsd_jax.types import Array, Responses
@@ -147,7 +147,14 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
 
 
 def update(
-  graphdef, carry, reference, batch: Batch, key, hyper, config: LearnerConfig
+  graphdef,
+  carry,
+  reference,
+  batch: Batch,
+  key,
+  hyper,
+  config: LearnerConfig,
+  mesh: jax.sharding.Mesh | None = None,
 ):
   """Takes all optimiser steps of one iteration.
 
@@ -159,6 +166,7 @@ def update(
     key: random key of the prompts' order, consumed.
     hyper: scalars, `LearnerConfig.hyper`.
     config: epochs, minibatches, terms of the loss.
+    mesh: devices that every minibatch is split over.
 
   Returns:
     The new carry, and the metrics' means over the steps.
@@ -182,9 +190,10 @@ def update(
     if not count:
       return leaves
     order_X = jax.random.permutation(key, *count)
-    return jax.tree.map(
+    leaves = jax.tree.map(
       lambda a: a[order_X].reshape(steps, -1, *a.shape[1:]), leaves
     )
+    return sharding.split_minibatches(leaves, mesh)
 
   def epoch(carry, epoch_key):
     sample_key, lesson_key = jax.random.split(epoch_key)

@@ -1,49 +1,266 @@
-"""The device mesh: prompts over `data`, parameters on every device."""
+"""One mesh, and one table from what an axis means to where it is split.
+
+Prompts are split over `slice`, `data` and `fsdp`; parameters and optimiser over
+`fsdp` and `tensor` while they are trained, over `tensor` alone while a search
+or a rollout reads them, so that no weight is gathered in those loops. A
+parameter's axes are the last part of its name (`query_LDHE`).
+"""
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tsd_jax.config import UserError
+from tsd_jax.types import Array
+
+BATCH_AXES = ("slice", "data", "fsdp")
+AXES = (*BATCH_AXES, "tensor")
+
+# Logical axis -> mesh axis. One that is not divisible stays whole, and a mesh
+# axis splits the first that names it.
+SERVED: Mapping[str, str] = {
+  "H": "tensor",
+  "K": "tensor",
+  "F": "tensor",
+  "V": "tensor",
+}
+TRAINED: Mapping[str, str] = {**SERVED, "D": "fsdp"}
+
+_AXES_OF_NAME = re.compile(r"_([A-Z0-9]+)$")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each mesh axis."""
 
-  data: int = 1
+  slice: int = 1  # TPU slices, joined by the slower data-centre network.
+  data: int = 1  # Prompts; parameters are copied along it.
+  fsdp: int = 1  # Prompts; parameters and optimiser are split along it.
+  tensor: int = 1  # Heads, hidden units of the MLP, vocabulary.
 
   def __post_init__(self):
     """Refuses an empty mesh."""
-    if self.data < 1:
-      raise ValueError(f"mesh.data={self.data} must be at least 1")
+    for axis in AXES:
+      if getattr(self, axis) < 1:
+        raise ValueError(f"mesh.{axis}={getattr(self, axis)} must be >= 1")
+
+  @property
+  def size(self) -> int:
+    """Number of devices."""
+    return self.batch_size * self.tensor
+
+  @property
+  def batch_size(self) -> int:
+    """Number of parts that prompts are split into."""
+    return self.slice * self.data * self.fsdp
 
 
-def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
   """A mesh over the first devices.
 
+  Args:
+    config: devices along each axis.
+    devices: all there are; those of this machine or pod by default.
+
   Raises:
-    UserError: if the machine has fewer devices.
+    UserError: if there are fewer devices.
   """
-  if config.data > jax.device_count():
+  devices = jax.devices() if devices is None else list(devices)
+  if config.size > len(devices):
+    shape = " x ".join(f"{a}={getattr(config, a)}" for a in AXES)
     raise UserError(
-      f"config.mesh.data={config.data} exceeds the {jax.device_count()} "
-      f"{jax.default_backend()} devices here"
+      f"config.mesh ({shape}) exceeds the {len(devices)} "
+      f"{devices[0].platform} devices here"
     )
-  return jax.make_mesh(
-    (config.data,),
-    ("data",),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[: config.data],
-  )
+  devices = devices[: config.size]
+  shape = tuple(getattr(config, axis) for axis in AXES)
+  if len({getattr(d, "slice_index", 0) for d in devices}) > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (1, *shape[1:]), (config.slice, 1, 1, 1), devices
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def replicated(mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
   """One copy a device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def over_prompts(mesh, leading: int = 0) -> NamedSharding:
+def over_prompts(mesh: Mesh, leading: int = 0) -> NamedSharding:
   """Splits the prompt axis, which follows `leading` others."""
-  return NamedSharding(mesh, PartitionSpec(*([None] * leading), "data"))
+  return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH_AXES))
+
+
+def spec(
+  name: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, str]
+) -> PartitionSpec:
+  """How an array is split whose name ends with its axes."""
+  axes = _AXES_OF_NAME.search(name)
+  if axes is None or len(axes[1]) != len(shape):
+    return PartitionSpec()
+  parts: list[str | None] = []
+  for letter, size in zip(axes[1], shape, strict=True):
+    axis = table.get(letter)
+    free = axis is not None and axis not in parts
+    parts.append(axis if free and size % mesh.shape[axis] == 0 else None)
+  return PartitionSpec(*parts)
+
+
+def of_params(tree: Any, mesh: Mesh, table: Mapping[str, str] = TRAINED) -> Any:
+  """Shardings of a tree of parameters, or of anything that holds such trees.
+
+  Args:
+    tree: arrays or their shapes; a parameter's name is the last part of its
+      path that ends with axes. What has no such name is replicated.
+    mesh: the devices.
+    table: where an axis goes.
+
+  Returns:
+    The same tree of NamedShardings.
+  """
+
+  def place(path, leaf):
+    names = (str(getattr(k, "key", getattr(k, "name", ""))) for k in path)
+    named = [n for n in names if _AXES_OF_NAME.search(n)]
+    name = named[-1] if named else ""
+    return NamedSharding(mesh, spec(name, np.shape(leaf), mesh, table))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+  """Puts parameters, or a state that holds them, where they are trained."""
+  return jax.device_put(tree, of_params(tree, mesh))
+
+
+def serving_copy(params: Any, dtype: Any, mesh: Mesh | None) -> Any:
+  """Parameters as the search and rollout loops read them.
+
+  Cast once to the dtype that they are multiplied in, and split over `tensor`
+  only. What the model reads in float32 (its last norm and value outputs) stays.
+
+  Args:
+    params: the trained parameters.
+    dtype: of matrix multiplications.
+    mesh: the devices; None leaves the placement alone.
+  """
+
+  def cast(path, leaf):
+    text = jax.tree_util.keystr(path)
+    inside = "layers" in text or "embedding_VD" in text
+    return leaf.astype(dtype) if inside else leaf
+
+  params = jax.tree_util.tree_map_with_path(cast, params)
+  if mesh is None:
+    return params
+  return jax.lax.with_sharding_constraint(
+    params, of_params(params, mesh, SERVED)
+  )
+
+
+def constrain(state: Any, metrics: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+  """Keeps a state where it is trained, and metrics readable on every host."""
+  if mesh is None:
+    return state, metrics
+  places = of_params(state, mesh), replicated(mesh)
+  return jax.lax.with_sharding_constraint((state, metrics), places)
+
+
+def split_minibatches(minibatches: Any, mesh: Mesh | None) -> Any:
+  """Splits the prompts of stacked minibatches over the devices."""
+  if mesh is None:
+    return minibatches
+  return jax.lax.with_sharding_constraint(
+    minibatches, over_prompts(mesh, leading=1)
+  )
+
+
+def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
+  """Runs a function of prompts on each device's own, apart from all others.
+
+  Args:
+    fn: (params, prompt_BP, key) -> (arrays that lead with B, counts, means).
+    mesh: the devices; None runs it on all prompts at once.
+
+  Returns:
+    The same function of all prompts: counts are summed over the parts, means
+    averaged. Collectives inside `fn` are those of its tensor axis alone.
+  """
+  # The name shows in profiles and in the compiled program.
+  fn = jax.named_scope(fn.__name__)(fn)
+  if mesh is None:
+    return fn
+
+  def part(params, prompt_BP, key):
+    arrays, counts, means = fn(params, prompt_BP, key)
+    return (
+      arrays,
+      jax.lax.psum(counts, BATCH_AXES),
+      jax.lax.pmean(means, BATCH_AXES),
+    )
+
+  whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+  # Host callbacks are only allowed where no axis is left to the compiler.
+  manual = AXES if mesh.shape["tensor"] == 1 else BATCH_AXES
+  return jax.shard_map(
+    part,
+    mesh=mesh,
+    in_specs=(whole, split, whole),
+    out_specs=(split, whole, whole),
+    axis_names=set(manual),
+    check_vma=False,
+  )
+
+
+def _parted() -> bool:
+  return BATCH_AXES[0] in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def split_heads(x: Array, axis: int) -> Array:
+  """Says that an array's heads stay on the devices that compute them.
+
+  Args:
+    x: keys or values, inside `per_part`; anywhere else nothing is said.
+    axis: the axis of their heads.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _parted() or "tensor" in mesh.manual_axes:
+    return x
+  if x.shape[axis] % mesh.shape["tensor"]:
+    return x
+  parts = [None] * x.ndim
+  parts[axis] = "tensor"
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def prompt_indices(count: int) -> Array:
+  """Indices of this part's prompts among all: results know no mesh."""
+  index_B = jnp.arange(count)
+  if _parted():
+    index_B += count * jax.lax.axis_index(BATCH_AXES)
+  return index_B
+
+
+def part_key(key: Array) -> Array:
+  """A key of this part's own, for draws that know no prompt."""
+  if not _parted():
+    return key
+  return jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES))
+
+
+def all_parts(flag: Array) -> Array:
+  """Whether a flag is set in every part."""
+  if not _parted():
+    return flag
+  return jax.lax.pmin(flag.astype(jnp.int32), BATCH_AXES) == 1

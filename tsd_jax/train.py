@@ -5,6 +5,7 @@ metrics row an iteration, and saves what decides the future. A run stopped at
 any moment resumes from its last checkpoint and gives the same numbers.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +24,7 @@ from tsd_jax import (
   evaluate,
   learner,
   methods,
+  processes,
   progress,
   report,
   samples,
@@ -106,18 +108,46 @@ class Experiment:
         f"search.num_candidates={self.search.num_candidates} exceeds "
         f"model.vocab_size={self.model.vocab_size}"
       )
-    if self.rollout.prompts % self.mesh.data:
-      raise ValueError(
-        f"rollout.prompts={self.rollout.prompts} must be a multiple of "
-        f"mesh.data={self.mesh.data}"
-      )
+    self._check_split(self.learner_config())
+    for field, axis in (
+      ("d_model", "fsdp"),
+      ("num_heads", "tensor"),
+      ("d_mlp", "tensor"),
+      ("vocab_size", "tensor"),
+    ):
+      size, parts = getattr(self.model, field), getattr(self.mesh, axis)
+      if size % parts:
+        raise ValueError(
+          f"model.{field}={size} must be a multiple of mesh.{axis}={parts}"
+        )
     task = self.make_task()
     if task.vocab_size > self.model.vocab_size:
       raise ValueError(
         f"model.vocab_size={self.model.vocab_size} is smaller than the "
         f"task's {task.vocab_size}"
       )
-    self.learner_config()
+
+  def _check_split(self, learner: methods.LearnerConfig) -> None:
+    """Refuses prompts that the mesh cannot split."""
+    parts = self.mesh.batch_size
+    for field, count in (
+      ("rollout.prompts", learner.rollout.prompts),
+      ("loss.lessons", learner.lessons),
+    ):
+      minibatch = count // self.optimizer.minibatches
+      if minibatch % parts:
+        raise ValueError(
+          f"a minibatch of {minibatch} prompts ({field} / "
+          f"optimizer.minibatches) must be a multiple of the {parts} devices "
+          "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
+        )
+    own = learner.prompts // parts
+    if learner.searches and own % min(self.search.trees, own):
+      raise ValueError(
+        f"the {own} prompts that each device searches (rollout.prompts times "
+        f"search.width / {parts} devices) must be a multiple of "
+        f"search.trees={self.search.trees}"
+      )
 
   def make_task(self) -> Task:
     """The task with the run's reward."""
@@ -236,14 +266,17 @@ def train(
     seed=config.seed,
   )
 
-  workdir_lib.prepare(config, workdir)
-  with workdir_lib.sole_writer(workdir):
-    reference = jax.device_put(
-      jax.tree.map(jnp.copy, params), sharding.replicated(mesh)
-    )
-    state = jax.device_put(
-      learner.init_state(learner_config, params), sharding.replicated(mesh)
-    )
+  everywhere = sharding.replicated(mesh)
+  if processes.leads():
+    workdir_lib.prepare(config, workdir)
+  lock = (
+    workdir_lib.sole_writer(workdir)
+    if processes.leads()
+    else contextlib.nullcontext()
+  )
+  with lock:
+    reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
+    state = sharding.place(learner.init_state(learner_config, params), mesh)
     ledger, step, seconds, last_eval = Ledger(), 0, 0.0, {}
     checkpointer = Checkpointer(workdir)
     restored = checkpointer.restore(state._asdict())
@@ -258,16 +291,21 @@ def train(
         checkpointer.close()
         return last_eval
       logging.warning("resuming %s at iteration %d", workdir, step)
-    # It is there if and only if the run is finished.
-    (workdir / "report.html").unlink(missing_ok=True)
-    metrics_file = workdir / "metrics.jsonl"
-    workdir_lib.keep_rows(metrics_file, step)
+    log = None
+    if processes.leads():
+      # It is there if and only if the run is finished.
+      (workdir / "report.html").unlink(missing_ok=True)
+      workdir_lib.keep_rows(workdir / "metrics.jsonl", step)
+      log = workdir_lib.RowLog(workdir / "metrics.jsonl")
 
     hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
     key = jax.random.key(config.seed)
-    train_chunk = learner.make_train_chunk(graphdef, task, learner_config)
+    train_chunk = learner.make_train_chunk(graphdef, task, learner_config, mesh)
 
     def measure(params):
+      params = processes.local_copy(params, everywhere)
+      if log is None:
+        return {}
       return evaluate.evaluate(
         graphdef,
         params,
@@ -278,7 +316,7 @@ def train(
         temperature=config.eval.temperature,
       )
 
-    def save():
+    def save(write):
       record = dict(
         step=step,
         seconds=seconds,
@@ -286,7 +324,7 @@ def train(
         prompts=prompts.get_state(),
         eval=last_eval,
       )
-      checkpointer.save(step, state._asdict(), record)
+      write(step, state._asdict(), record)
 
     asked = []
     handlers = {
@@ -294,15 +332,13 @@ def train(
       for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-      with (
-        open(metrics_file, "a") as log,
-        progress.Progress(config.iterations, step) as bar,
-      ):
+      with progress.Progress(config.iterations, step) as bar:
         if step == 0:
           last_eval = measure(state.params)
           row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
-          _write(log, [row | {"eval": last_eval}])
-          bar.show(row | {"eval": last_eval})
+          if log is not None:
+            log.write([row | {"eval": last_eval}])
+            bar.show(row | {"eval": last_eval})
         while step < config.iterations:
           start = time.monotonic()
           size = min(config.chunk, config.iterations - step)
@@ -319,12 +355,18 @@ def train(
           if done or (config.eval.every and step % config.eval.every == 0):
             last_eval = measure(state.params)
             rows[-1]["eval"] = last_eval
-          _write(log, rows)
-          if done or step % config.checkpoint_every == 0 or asked:
-            save()
-          bar.show(rows[-1])
-          if asked:
+          if log is not None:
+            log.write(rows)
+            bar.show(rows[-1])
+          stopping = processes.any_says(bool(asked))
+          if done or stopping:
+            save(checkpointer.save_now)
             break
+          behind = processes.any_says(checkpointer.behind())
+          if behind or step % config.checkpoint_every == 0:
+            save(checkpointer.save)
+      if log is not None:
+        log.finish()
     finally:
       for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -333,13 +375,17 @@ def train(
       logging.warning(
         "stopped by a signal at iteration %d; the same command resumes", step
       )
-      if asked[0] == signal.SIGINT:
+      if signal.SIGINT in asked:
         raise KeyboardInterrupt
-      sys.exit(128 + asked[0])
+      sys.exit(128 + signal.SIGTERM)
+    # The others' arrays are needed for the copies; the rest is the leader's.
+    before, params = processes.local_copy((reference, state.params), everywhere)
+    if log is None:
+      return last_eval
     shown = samples.samples(
       graphdef,
-      state.params,
-      reference,
+      params,
+      before,
       task,
       held_out[:SHOWN_PROMPTS],
       task.tokenizer,
@@ -352,8 +398,3 @@ def train(
     mode = evaluate.headline(config.eval.modes)
     report.write(workdir / "report.html", {config.algorithm: workdir}, mode)
     return last_eval
-
-
-def _write(log, rows: list[dict[str, Any]]) -> None:
-  log.writelines(json.dumps(row) + "\n" for row in rows)
-  log.flush()

@@ -7,6 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
+
 from tsd_jax import config_json
 from tsd_jax.config import UserError
 
@@ -61,6 +63,46 @@ def sole_writer(workdir: pathlib.Path):
         "--workdir"
       ) from None
     yield
+
+
+class RowLog:
+  """Appends rows to metrics.jsonl; a full disk loses none of them."""
+
+  def __init__(self, file: pathlib.Path):
+    """Goes on behind the file's rows."""
+    self._file = file
+    self._size = file.stat().st_size if file.exists() else 0
+    self._waiting = b""
+
+  def write(self, rows: list[dict[str, Any]]) -> None:
+    """Writes rows, and before them those that could not be written."""
+    self._waiting += b"".join(json.dumps(r).encode() + b"\n" for r in rows)
+    try:
+      with open(self._file, "ab") as log:
+        log.truncate(self._size)  # Part of a row may stand at the end.
+        log.write(self._waiting)
+    except OSError as error:
+      logging.warning(
+        "%s cannot be written (%s); its rows are kept and tried again",
+        self._file,
+        error,
+      )
+      return
+    self._size += len(self._waiting)
+    self._waiting = b""
+
+  def finish(self) -> None:
+    """Writes what waits.
+
+    Raises:
+      UserError: if that is still impossible.
+    """
+    self.write([])
+    if self._waiting:
+      raise UserError(
+        f"the last rows of {self._file} could not be written: free some space, "
+        "and the same command resumes"
+      )
 
 
 def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.types import Array
 
@@ -44,7 +45,7 @@ class _Pool:
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
     batch = jnp.arange(slots_BD.shape[0])[:, None]
-    kv = KV(*(a[:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
+    kv = KV(*(a[...][:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
     return Segment(kv, self._path_mask(slots_BD, length_B - 1))
 
   @property
@@ -60,7 +61,7 @@ class RefPool(_Pool):
   def __init__(self, model: Transformer, batch: int, num_slots: int):
     """Allocates the pool for `num_slots` simulations."""
     super().__init__(model, batch, num_slots)
-    zeros = jnp.zeros(self._shape, self._dtype)
+    zeros = sharding.split_heads(jnp.zeros(self._shape, self._dtype), 3)
     self._kv = (jax.new_ref(zeros), jax.new_ref(zeros))
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
@@ -104,8 +105,10 @@ class RefPool(_Pool):
       pool_k, pool_v = self._kv
       pool_k[layer, self.slot] = k_BK1E[:, :, 0]
       pool_v[layer, self.slot] = v_BK1E[:, :, 0]
-      k_BKDE = pool_k[layer, slots_BD, batch].swapaxes(1, 2)
-      v_BKDE = pool_v[layer, slots_BD, batch].swapaxes(1, 2)
+      # Read by way of `[...]`, which copies nothing: an index into the Ref
+      # itself makes devices that share the heads gather the whole pool.
+      k_BKDE = pool_k[...][layer, slots_BD, batch].swapaxes(1, 2)
+      v_BKDE = pool_v[...][layer, slots_BD, batch].swapaxes(1, 2)
       return k_BKDE, v_BKDE, mask_B1D
 
     return model.trunk(
@@ -119,7 +122,7 @@ class CarryPool(_Pool):
   def __init__(self, model: Transformer, batch: int, num_slots: int):
     """Allocates the pool for `num_slots` simulations."""
     super().__init__(model, batch, num_slots)
-    zeros = jnp.zeros(self._shape, self._dtype)
+    zeros = sharding.split_heads(jnp.zeros(self._shape, self._dtype), 3)
     self._kv = (zeros, zeros)
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from tsd_jax import sharding
 from tsd_jax.search.kv_pool import LoopFn
 from tsd_jax.types import LOG_ZERO, UNVISITED, Array
 
@@ -198,7 +199,9 @@ class BestFirst:
           tree, functools.partial(recurrent_fn, (), expand_key), simulation + 1
         )
         if self.stop_when_solved:
-          loop.done = jnp.all(jnp.any(tree.embeddings.correct, axis=1))
+          solved_B = jnp.any(tree.embeddings.correct, axis=1)
+          # All devices stop together: a tree is the same on any mesh.
+          loop.done = sharding.all_parts(jnp.all(solved_B))
         return rng_key, tree
 
       rng_key, tree = loop_fn(first, last, step, state)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax import decode
+from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.search import kv_pool, rules
 from tsd_jax.tasks.task import Task
@@ -125,6 +125,7 @@ def search(
   prefix: decode.Prefix,
   key: Array,
   config: SearchConfig,
+  index_B: Array | None = None,
 ) -> SearchResult:
   """Searches one tree per prompt with a frozen model.
 
@@ -135,12 +136,15 @@ def search(
     prefix: the prompts after prefill by the same model.
     key: random key, consumed.
     config: rule, budget, leaves.
+    index_B: the prompts' indices among all; randomness belongs to them.
 
   Returns:
     The tree, whose nodes hold every answer found.
   """
   B, D, A = prompt_BP.shape[0], task.response_length, config.num_candidates
   tree_key, rollout_key = jax.random.split(key)
+  if index_B is None:
+    index_B = sharding.prompt_indices(B)
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
   pool = pool_type(model, B, config.num_simulations)
   rolls_out = config.leaf in ("rollout", "mix")
@@ -232,7 +236,9 @@ def search(
 
   def roll_out(node, x_BD):
     """Samples each path to its end; finished paths stay as they are."""
-    key_B = decode.row_keys(jax.random.fold_in(rollout_key, pool.slot), B, 1)
+    key_B = decode.row_keys(
+      jax.random.fold_in(rollout_key, pool.slot), index_B, 1
+    )
     path = pool.path_segment(node.path_slots, node.depth)
     done_B = node.finished | node.cut_off
     sampled = decode.sample(
@@ -279,7 +285,7 @@ def search(
     prior_logits=prior_BA, value=root_value_B, embedding=root_node
   )
   tree = config.make_rule().run(
-    tree_key,
+    sharding.part_key(tree_key),
     root,
     recurrent_fn,
     num_simulations=config.num_simulations,

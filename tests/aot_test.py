@@ -1,0 +1,78 @@
+"""What launch.aot computes by itself; tpu_test.py compiles."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import learner_test as tiny
+from tests import small_experiment
+from tsd_jax import aot, roofline
+from tsd_jax.config import UserError
+from tsd_jax.models import transformer
+
+
+def test_a_run_spends_at_most_the_counted_tokens():
+  config = dataclasses.replace(small_experiment.get_config(), refresh_every=1)
+  counts = roofline.counts(config)
+  # The tiny task stands in for the config's: same formulas, other lengths.
+  learner = tiny.configure()
+
+  class Stand:
+    """A config whose task runs in seconds."""
+
+    rollout, search, optimizer = (
+      learner.rollout,
+      learner.search,
+      learner.optimizer,
+    )
+    make_task = staticmethod(lambda: tiny.TASK)
+    learner_config = staticmethod(lambda: learner)
+
+  counts = roofline.counts(Stand)
+  _, metrics = tiny.run(learner, tiny.prompts(1))
+  spent = {k: int(v[0]) for k, v in metrics["tokens"]._asdict().items()}
+  prefill = tiny.B * tiny.P
+  assert spent["update"] * 3 == counts["update"]["tokens"]
+  assert 0 < spent["search"] + prefill <= counts["searching"]["tokens"]
+  assert 0 < spent["rollout"] + prefill <= counts["sampling"]["tokens"]
+
+
+def test_flops_of_a_token_are_those_of_its_matrices():
+  config = small_experiment.get_config()
+  c, task = config.model, config.make_task()
+  head = 2 * c.d_model**2 + 2 * c.d_model + 2
+  layer = (
+    2 * c.d_model
+    + 2 * c.d_model * c.num_heads * c.head_dim
+    + 2 * c.d_model * c.num_kv_heads * c.head_dim
+    + 3 * c.d_model * c.d_mlp
+  )
+  weights = c.vocab_size * c.d_model + c.num_layers * layer + c.d_model + head
+  assert weights == transformer.count_parameters(c)
+  context = task.prompt_length + task.response_length / 2
+  attention = 4 * c.num_layers * c.num_heads * c.head_dim * context
+  assert roofline.flops_per_token(config) == 2 * weights + attention
+
+
+def test_the_largest_batch_fills_the_room():
+  config = small_experiment.get_config()  # 16 prompts, 2 minibatches.
+  parts = dict(total=1100, temporary=1000, limit=600)
+  compiled = aot.Compiled(False, parts, None, 1.0)
+  # 100 held, 500 of 1000 left: half of the prompts.
+  assert aot.largest_prompts(config, compiled) == 8
+  parts["limit"] = 99
+  assert aot.largest_prompts(config, compiled) == 0
+
+
+def test_a_mesh_of_another_size_is_refused(monkeypatch):
+  monkeypatch.setattr(aot, "devices", lambda *_: [object()] * 16)
+  with pytest.raises(UserError, match=r"1 devices.*16.*config.mesh.fsdp=16"):
+    aot.plan(small_experiment.get_config(), "v5e:4x4")
+
+
+def test_peaks_are_of_the_right_order():
+  for chip in roofline.CHIPS.values():
+    # Every TPU since v4 multiplies 150 to 700 times a byte it reads.
+    assert 150 < chip.flops / chip.hbm < 700
+    assert np.isfinite(chip.ici) and chip.ici < chip.hbm

@@ -1,0 +1,82 @@
+"""Checkpoints on storage that fails: a limit on file sizes is a full disk."""
+
+import contextlib
+import resource
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tsd_jax import checkpoint, workdir
+from tsd_jax.config import UserError
+
+
+@contextlib.contextmanager
+def full_disk():
+  """No file may grow beyond a size that the tests' own output stays below."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def arrays(step):
+  rng = np.random.default_rng(step)
+  return {"x": jax.numpy.asarray(rng.normal(size=(512, 512)), "float32")}
+
+
+def wait(checkpointer):
+  while checkpointer._manager.is_saving_in_progress():
+    time.sleep(0.01)
+  return checkpointer.behind()
+
+
+def test_a_failed_save_is_told_and_the_next_one_counts(tmp_path, caplog):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save(1, arrays(1), {"step": 1})
+  assert not wait(checkpointer)
+  with full_disk():
+    checkpointer.save(2, arrays(2), {"step": 2})
+    assert wait(checkpointer)
+  assert "iteration 2 was not written" in caplog.text
+  # What it left behind takes no room.
+  names = {f.name for f in (tmp_path / "checkpoints").iterdir()}
+  assert names == {"1"}
+  assert checkpointer.behind()  # Until one succeeds.
+  checkpointer.save(3, arrays(3), {"step": 3})
+  assert not wait(checkpointer)
+  checkpointer.close()
+  again = checkpoint.Checkpointer(tmp_path)
+  restored, record = again.restore(arrays(0))
+  assert record == {"step": 3}
+  np.testing.assert_array_equal(restored["x"], arrays(3)["x"])
+  again.close()
+
+
+def test_the_last_save_is_tried_again_and_its_failure_is_an_error(tmp_path):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save_now(1, arrays(1), {"step": 1})
+  with full_disk(), pytest.raises(UserError, match="iteration 2 could be"):
+    checkpointer.save_now(2, arrays(2), {"step": 2}, pause=0.01)
+  assert checkpointer.steps() == [1]
+  checkpointer.save_now(2, arrays(2), {"step": 2})
+  assert checkpointer.steps() == [2, 1]
+  checkpointer.close()
+
+
+def test_rows_wait_for_room(tmp_path, caplog):
+  file = tmp_path / "metrics.jsonl"
+  log = workdir.RowLog(file)
+  log.write([{"step": 1}])
+  with full_disk():
+    log.write([{"step": 2, "long": "x" * 300_000}])
+    log.write([{"step": 3}])
+    with pytest.raises(UserError, match="could not be written"):
+      log.finish()
+  assert "kept and tried again" in caplog.text
+  log.write([{"step": 4}])
+  log.finish()
+  assert [row["step"] for row in workdir.read_rows(tmp_path)] == [1, 2, 3, 4]

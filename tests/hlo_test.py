@@ -1,0 +1,65 @@
+"""The reader of compiled programs, against programs whose sends are known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tsd_jax import hlo, sharding
+
+
+@pytest.mark.parametrize(
+  ("text", "groups"),
+  [
+    ("replica_groups={{0,1},{2,3}}", ((0, 1), (2, 3))),
+    ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+    ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
+    ("channel_id=1", ()),
+  ],
+)
+def test_groups_are_read_in_every_notation(text, groups):
+  assert hlo.replica_groups(text) == groups
+
+
+def test_bytes_of_types():
+  assert hlo.shape_bytes("f32[2,3]{1,0}") == 24
+  assert hlo.shape_bytes("(bf16[4]{0}, pred[])") == 9
+
+
+def test_sends_are_counted_as_often_as_their_loop_runs():
+  devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
+
+  def looping(x_XD):
+    """A sum over devices in a loop of 5, in a loop that ends by its data."""
+
+    def inner(_, x_XD):
+      total = jax.lax.psum(x_XD, "tensor")
+      return x_XD + 0.5 * total
+
+    def outer(carry):
+      i, x_XD = carry
+      return i + 1, jax.lax.fori_loop(0, 5, inner, x_XD)
+
+    start = (jnp.int32(0), x_XD)
+    return jax.lax.while_loop(lambda c: jnp.sum(c[1]) < 1e9, outer, start)[1]
+
+  f = jax.shard_map(
+    jax.named_scope("looping")(looping),
+    mesh=devices,
+    in_specs=P("data"),
+    out_specs=P("data"),
+    check_vma=False,
+  )
+  x_XD = jax.device_put(jnp.ones((8, 4)), NamedSharding(devices, P("data")))
+  program = hlo.Program(jax.jit(f).lower(x_XD).compile().as_text())
+  assert program.has_loops("looping") and not program.has_loops("elsewhere")
+  (found,) = program.in_loops("looping")
+  assert found.kind == "all-reduce" and found.bytes == 2 * 4 * 4
+  assert set(found.groups) == {(i, i + 1) for i in range(0, 8, 2)}
+  assert program.totals()["all-reduce"]["runs"] == 5
+  assert program.totals({"looping": 3})["all-reduce"] == dict(
+    instructions=1, runs=15, bytes=15 * 32
+  )
+  assert program.totals(scope="elsewhere") == {}

@@ -1,0 +1,165 @@
+"""The same numbers on any mesh, and no weight gathered inside a loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from tests import learner_test as tiny
+from tsd_jax import decode, hlo, learner, sharding
+from tsd_jax.config import UserError
+from tsd_jax.methods import OptimizerConfig
+from tsd_jax.models import presets, transformer
+from tsd_jax.search import tree as tree_lib
+
+MESHES = {
+  "4x2": dict(data=4, tensor=2),
+  "2x2x2": dict(slice=2, fsdp=2, tensor=2),
+}
+# A large epsilon: Adam's step is then smooth in the gradient, and what another
+# order of summation changes stays small.
+CONFIG = tiny.configure(
+  optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4, eps=1e-2)
+)
+
+
+def mesh(name):
+  return sharding.make_mesh(sharding.MeshConfig(**MESHES[name]))
+
+
+def test_names_say_how_parameters_are_split():
+  devices = mesh("2x2x2")
+  cases = {
+    "query_LDHE": ((2, 8, 4, 16), P(None, "fsdp", "tensor", None)),
+    "output_LHED": ((2, 4, 16, 8), P(None, "tensor", None, "fsdp")),
+    "down_LFD": ((2, 6, 8), P(None, "tensor", "fsdp")),
+    "embedding_VD": ((10, 8), P("tensor", "fsdp")),
+    "value_hidden_2DD": ((2, 8, 8), P(None, "fsdp", None)),  # Not twice.
+    "key_LDKE": ((2, 8, 1, 16), P(None, "fsdp", None, None)),  # One head.
+    "count": ((), P()),
+  }
+  for name, (shape, expected) in cases.items():
+    assert sharding.spec(name, shape, devices, sharding.TRAINED) == expected
+    served = sharding.spec(name, shape, devices, sharding.SERVED)
+    assert "fsdp" not in served
+
+
+@pytest.mark.parametrize("preset", ["QWEN2_5_1_5B", "LLAMA3_70B", "DENSE_1T"])
+def test_parameters_and_their_moments_are_split(preset):
+  shapes = transformer.shapes(getattr(presets, preset))
+  state = jax.eval_shape(functools.partial(learner.init_state, CONFIG), shapes)
+  devices = mesh("2x2x2")
+  places = sharding.of_params(state, devices)
+  whole = part = 0
+  for leaf, place in zip(
+    jax.tree.leaves(state), jax.tree.leaves(places), strict=True
+  ):
+    whole += leaf.size
+    part += np.prod(place.shard_shape(leaf.shape), dtype=np.int64)
+  assert part <= 0.255 * whole  # Over fsdp and tensor; norms over fsdp only.
+
+
+def test_too_few_devices_are_named():
+  with pytest.raises(UserError, match=r"data=16.* exceeds the 8 cpu devices"):
+    sharding.make_mesh(sharding.MeshConfig(data=16))
+
+
+def search(devices):
+  """Trees of the tiny model's search over all prompts."""
+  graphdef, params = tiny.start()
+
+  def searching(params, prompt_BP, key):
+    model = nnx.merge(graphdef, params)
+    result = tree_lib.search(
+      model,
+      tiny.TASK,
+      prompt_BP,
+      decode.prefill(model, prompt_BP),
+      key,
+      CONFIG.search,
+    )
+    # What the rule keeps for itself leads with no prompt.
+    return result.tree.embeddings, result.forwards, {}
+
+  prompt_BP = tiny.prompts(1)[0]
+  if devices is not None:
+    served = sharding.of_params(params, devices, sharding.SERVED)
+    params = jax.device_put(params, served)
+    prompt_BP = jax.device_put(prompt_BP, sharding.over_prompts(devices))
+  run = jax.jit(sharding.per_part(searching, devices))
+  return jax.device_get(run(params, prompt_BP, jax.random.key(3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_trees_are_the_same_on_any_mesh(name):
+  (one, tokens_one, _), (many, tokens_many, _) = (
+    search(None),
+    search(mesh(name)),
+  )
+  assert tokens_one == tokens_many
+  for field, a in one.items():
+    b = many[field]
+    if np.issubdtype(a.dtype, np.floating):
+      np.testing.assert_allclose(a, b, atol=1e-4, err_msg=field)
+    else:
+      np.testing.assert_array_equal(a, b, err_msg=field)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_an_iteration_is_the_same_on_any_mesh(name):
+  one, metrics_one = tiny.run(CONFIG, tiny.prompts(2))
+  many, metrics_many = tiny.run(CONFIG, tiny.prompts(2), mesh=mesh(name))
+  for field in (
+    *("loss", "reward", "correct", "search_reward", "search_simulations"),
+    *("policy_loss", "champion_ce", "entropy", "grad_norm", "champion_rate"),
+  ):
+    np.testing.assert_allclose(
+      metrics_one[field], metrics_many[field], rtol=1e-3, atol=1e-5,
+      err_msg=field,
+    )  # fmt: skip
+  moved = 0.0
+  start = jax.tree.leaves(tiny.start()[1])
+  for before, a, b in zip(
+    start, jax.tree.leaves(one.params), jax.tree.leaves(many.params),
+    strict=True,
+  ):  # fmt: skip
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    moved = max(moved, float(np.max(np.abs(a - before))))
+  assert moved > 1e-3  # The update that is compared is no rounding error.
+
+
+@pytest.mark.slow
+def test_loops_send_activations_over_the_tensor_axis_only():
+  devices = mesh("2x2x2")
+  graphdef, params = tiny.start()
+  state = sharding.place(tiny.fresh(CONFIG), devices)
+  reference = sharding.place(jax.tree.map(jnp.copy, params), devices)
+  prompt = jax.device_put(
+    tiny.prompts(1), sharding.over_prompts(devices, leading=1)
+  )
+  hyper = {k: jnp.float32(v) for k, v in CONFIG.hyper.items()}
+  chunk = learner.make_train_chunk(graphdef, tiny.TASK, CONFIG, devices)
+  lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
+  program = hlo.Program(lowered.compile().as_text())
+  pairs = {(i, i + 1) for i in range(0, 8, 2)}  # Tensor is the last axis.
+  rows = tiny.B // 4  # Prompts of one part.
+  for scope, group in (("searching", 1), ("sampling", CONFIG.rollout.group)):
+    assert program.has_loops(scope)
+    found = program.in_loops(scope)
+    assert any(c.kind == "all-reduce" for c in found)
+    stops = [c for c in found if set(c.groups) != pairs]
+    # Devices agree on when to stop: one number a simulation, from the search.
+    assert all(c.kind == "all-reduce" and c.bytes <= 4 for c in stops)
+    assert len(stops) == (scope == "searching")
+    for c in set(found) - set(stops):
+      # Logits at most: no weight (16 to 32 wide), no cache, no pool.
+      if c.kind != "all-reduce":
+        assert c.kind == "all-gather" and c.bytes <= 4 * rows * group * tiny.V
+  # Weights are gathered, but where they are trained.
+  assert "all-gather" in program.totals()

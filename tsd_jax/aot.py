@@ -1,0 +1,302 @@
+"""Compiles a whole iteration for a TPU slice that is not there.
+
+libtpu compiles without a TPU: what a run needs of each device, what devices
+send to each other and whether it fits are known before a slice is rented.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tsd_jax import hlo, learner, roofline, sharding
+from tsd_jax.config import UserError
+from tsd_jax.models import transformer
+from tsd_jax.train import Experiment
+
+# Levels of effort that the compiler offers; the quick one overstates memory.
+EFFORTS = {"quick": {"xla_optimization_level": "EFFORT_O0"}, "full": {}}
+
+
+def devices(topology: str, slices: int = 1) -> list:
+  """Stand-ins for the devices of a slice.
+
+  Args:
+    topology: kind and shape, "v5e:4x4".
+    slices: how many such slices are joined.
+
+  Raises:
+    UserError: if libtpu is missing, or knows no such topology.
+  """
+  try:
+    import libtpu  # noqa: F401
+  except ImportError:
+    raise UserError(
+      "the TPU compiler is missing; it needs no TPU: pip install 'jax[tpu]'"
+    ) from None
+  from jax.experimental import topologies
+
+  # Another process of this machine may compile as well.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  options = {"num_slices": slices} if slices > 1 else {}
+  try:
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology, **options
+    )
+  except Exception as error:  # Any: the compiler's own errors have many types.
+    first = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"--topology={topology} is unknown to the compiler ({first}); say kind "
+      f"and shape, as in v5e:4x4 or v5p:4x4x4; kinds: "
+      f"{', '.join(roofline.CHIPS)}"
+    ) from error
+  return list(found.devices)
+
+
+def arguments(config: Experiment, mesh) -> tuple[Any, tuple]:
+  """The compiled loop and the shapes that one iteration is compiled for."""
+  graphdef, params = nnx.split(
+    nnx.eval_shape(
+      lambda: transformer.Transformer(config.model, nnx.Rngs(params=0))
+    ),
+    nnx.Param,
+  )
+  task, learner_config = config.make_task(), config.learner_config()
+  everywhere = sharding.replicated(mesh)
+
+  def placed(tree, places):
+    return jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      tree,
+      places,
+    )
+
+  def on_all(tree):
+    return placed(tree, jax.tree.map(lambda _: everywhere, tree))
+
+  state = jax.eval_shape(
+    functools.partial(learner.init_state, learner_config), params
+  )
+  prompt_CSP = jax.ShapeDtypeStruct(
+    (1, learner_config.prompts, task.prompt_length),
+    jnp.int32,
+    sharding=sharding.over_prompts(mesh, leading=1),
+  )
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  chunk = learner.make_train_chunk(graphdef, task, learner_config, mesh)
+  return chunk, (
+    placed(state, sharding.of_params(state, mesh)),
+    prompt_CSP,
+    placed(params, sharding.of_params(params, mesh)),
+    on_all(dict.fromkeys(learner_config.hyper, scalar)),
+    on_all(jax.eval_shape(lambda: jax.random.key(0))),
+  )
+
+
+def part_bytes(tree: Any) -> int:
+  """Bytes of a tree of placed shapes on one device."""
+  return sum(
+    int(np.prod(a.sharding.shard_shape(a.shape), dtype=np.int64))
+    * a.dtype.itemsize
+    for a in jax.tree.leaves(tree)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler said of one program.
+
+  Attributes:
+    fits: whether it fits into the devices' memory.
+    bytes_per_device: by part; `temporary` is all that an iteration makes.
+    program: its collectives; None where it does not fit.
+    seconds: the compilation took.
+  """
+
+  fits: bool
+  bytes_per_device: dict[str, int]
+  program: hlo.Program | None
+  seconds: float
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_in_error(text: str) -> tuple[int, int] | None:
+  """Reads "Used 20.5G of 15.75G hbm": bytes needed and bytes there."""
+  number = r"([\d.]+)([KMGT]?)i?B?"
+  found = re.search(rf"Used {number} of {number} hbm", text)
+  if not found:
+    return None
+  need, need_unit, there, there_unit = found.groups()
+  return (
+    int(float(need) * _UNITS[need_unit]),
+    int(float(there) * _UNITS[there_unit]),
+  )
+
+
+def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
+  """Compiles one whole iteration: search, rollouts and update.
+
+  Args:
+    config: the run.
+    mesh: devices that need not exist.
+    effort: a key of `EFFORTS`.
+
+  Raises:
+    UserError: if the compiler fails for another reason than memory.
+  """
+  chunk, shapes = arguments(config, mesh)
+  state, prompts, reference, *_ = shapes
+  parts = {
+    "parameters": part_bytes(state.params),
+    "optimizer": part_bytes(state.opt_state),
+    "search_model": part_bytes(state.search_params),
+    "reference": part_bytes(reference),
+    "prompts": part_bytes(prompts),
+  }
+  held = sum(parts.values())
+  start = time.monotonic()
+  lowered = chunk.lower(*shapes)
+  try:
+    compiled = lowered.compile(EFFORTS[effort])
+  except Exception as error:  # jaxlib's own type; only its text tells.
+    memory = memory_in_error(str(error))
+    if memory is None:
+      raise UserError(f"the compiler failed: {str(error)[:2000]}") from error
+    need, there = memory
+    parts |= {"temporary": need - held, "total": need, "limit": there}
+    return Compiled(False, parts, None, time.monotonic() - start)
+  seconds = time.monotonic() - start
+  memory = compiled.memory_analysis()
+  parts["temporary"] = memory.temp_size_in_bytes
+  parts["code"] = memory.generated_code_size_in_bytes
+  # The new state takes the place of the old one.
+  parts["total"] = held + parts["temporary"] + parts["code"]
+  return Compiled(True, parts, hlo.Program(compiled.as_text()), seconds)
+
+
+def largest_prompts(config: Experiment, compiled: Compiled) -> int:
+  """How many prompts an iteration may have, where the config's do not fit.
+
+  What an iteration makes grows with its prompts, lessons and trees, what it
+  holds does not:
+    B' = B (limit - held) / temporary, down to a multiple of the minibatches.
+
+  Returns:
+    B', or 0 where not even one prompt a device fits.
+  """
+  parts = compiled.bytes_per_device
+  held = parts["total"] - parts["temporary"]
+  room = parts["limit"] - held
+  prompts = int(config.rollout.prompts * max(room, 0) / parts["temporary"])
+  step = config.mesh.batch_size * config.optimizer.minibatches
+  return prompts // step * step
+
+
+def with_prompts(config: Experiment, prompts: int) -> Experiment:
+  """The run with fewer prompts, and lessons and trees in proportion."""
+  step = config.mesh.batch_size * config.optimizer.minibatches
+  share = prompts / config.rollout.prompts
+  lessons = int(config.loss.lessons * share) // step * step
+  trees = max(1, int(config.search.trees * share))
+  local = prompts * config.search.width // config.mesh.batch_size
+  return dataclasses.replace(
+    config,
+    rollout=dataclasses.replace(config.rollout, prompts=prompts),
+    loss=dataclasses.replace(config.loss, lessons=max(step, lessons)),
+    search=dataclasses.replace(config.search, trees=math.gcd(local, trees)),
+  )
+
+
+def plan(
+  config: Experiment, topology: str, *, slices: int = 1, effort: str = "full"
+) -> dict[str, Any]:
+  """Says what a run would need of a TPU slice.
+
+  Args:
+    config: the run; its mesh must have as many devices as the slice.
+    topology: kind and shape, "v5e:4x4".
+    slices: how many such slices are joined.
+    effort: a key of `EFFORTS`.
+
+  Returns:
+    What `launch.aot` writes: fits, bytes_per_device, collectives,
+    compile_seconds, roofline; `largest` where it does not fit.
+
+  Raises:
+    UserError: for a mesh of another size, and what `devices` raises.
+  """
+  there = devices(topology, slices)
+  if config.mesh.size != len(there):
+    raise UserError(
+      f"config.mesh has {config.mesh.size} devices, {slices} x {topology} has "
+      f"{len(there)}: set config.mesh.slice, data, fsdp and tensor to it, for "
+      f"instance --config.mesh.fsdp={len(there)}"
+    )
+  mesh = sharding.make_mesh(config.mesh, there)
+  compiled = compile_iteration(config, mesh, effort)
+  result = {
+    "topology": topology,
+    "slices": slices,
+    "effort": effort,
+    "fits": compiled.fits,
+    "bytes_per_device": compiled.bytes_per_device,
+    "collectives": {},
+    "compile_seconds": round(compiled.seconds, 1),
+  }
+  if not compiled.fits:
+    prompts = largest_prompts(config, compiled)
+    result["largest"] = {"rollout.prompts": prompts, "fits": False}
+    if prompts:
+      smaller = with_prompts(config, prompts)
+      again = compile_iteration(smaller, mesh, effort)
+      result["largest"] |= {
+        "fits": again.fits,
+        "bytes_per_device": again.bytes_per_device,
+      }
+    return result
+  kind = topology.partition(":")[0]
+  shape = [int(n) for n in topology.partition(":")[2].split("x")]
+  # A chip may show as two devices.
+  share = len(there) / slices / int(np.prod(shape))
+  peaks = dataclasses.asdict(roofline.CHIPS[kind])
+  chip = roofline.Chip(**{k: v / share for k, v in peaks.items()})
+  result["collectives"] = compiled.program.totals(roofline.trips(config))
+  result["instructions"] = compiled.program.instructions
+  result["roofline"] = roofline.estimate(
+    config, chip, len(there), compiled.program
+  )
+  return result
+
+
+def table(result: dict[str, Any]) -> str:
+  """The plan as lines of text."""
+  lines = ["memory of a device"]
+  for part, size in result["bytes_per_device"].items():
+    lines.append(f"  {part:<14} {size / 2**20:>12,.1f} MiB")
+  if not result["fits"]:
+    largest = result["largest"]
+    verdict = "which fits" if largest["fits"] else "which does not fit either"
+    flag = f"--config.rollout.prompts={largest['rollout.prompts']}"
+    lines += ["it does not fit", f"  largest batch: {flag}, {verdict}"]
+    return "\n".join(lines)
+  lines.append("it fits; sent between devices in an iteration")
+  for kind, total in result["collectives"].items():
+    lines.append(
+      f"  {kind:<20} {total['runs']:>9,} times {total['bytes'] / 2**20:>12,.1f}"
+      " MiB a device"
+    )
+  lines.append("least seconds of an iteration, at the chip's published peaks")
+  for phase, row in result["roofline"].items():
+    lines.append(f"  {phase:<14} {row['seconds']:>12.6f}")
+  lines.append(f"compiled in {result['compile_seconds']} s")
+  return "\n".join(lines)
