@@ -1,7 +1,5 @@
 """What launch.aot computes by itself; tpu_test.py compiles."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -12,14 +10,13 @@ from tsd_jax.config import UserError
 from tsd_jax.models import transformer
 
 
+@pytest.mark.slow
 def test_a_run_spends_at_most_the_counted_tokens():
-  config = dataclasses.replace(small_experiment.get_config(), refresh_every=1)
-  counts = roofline.counts(config)
-  # The tiny task stands in for the config's: same formulas, other lengths.
+  # A task that runs in seconds: the same formulas, other lengths.
   learner = tiny.configure()
 
   class Stand:
-    """A config whose task runs in seconds."""
+    """What an experiment holds."""
 
     rollout, search, optimizer = (
       learner.rollout,
