@@ -27,6 +27,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes that train together."
 )
 
+_HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat_seconds", 20, "A process silent for so long ends the others."
+)
+
 
 def main(overrides):
   """Loads the config and trains, or looks after a process that does."""
@@ -38,7 +42,7 @@ def main(overrides):
   if _DISTRIBUTED.value:
     from tsd_jax import processes
 
-    processes.initialize()
+    processes.initialize(_HEARTBEAT.value)
   config = config_lib.from_flags(_CONFIG.value, overrides)
   from tsd_jax import evaluate, progress, train
 

@@ -1,6 +1,7 @@
 """Checkpoints on storage that fails: a limit on file sizes is a full disk."""
 
 import contextlib
+import dataclasses
 import resource
 import time
 
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax import checkpoint, workdir
+from tests import small_experiment
+from tsd_jax import checkpoint, sharding, workdir
 from tsd_jax.config import UserError
 
 
@@ -80,3 +82,33 @@ def test_rows_wait_for_room(tmp_path, caplog):
   log.write([{"step": 4}])
   log.finish()
   assert [row["step"] for row in workdir.read_rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_is_read_onto_any_mesh(tmp_path):
+  rng = np.random.default_rng(0)
+  tree = {
+    "gate_LDF": rng.normal(size=(2, 8, 4)).astype("float32"),
+    "embedding_VD": rng.normal(size=(16, 8)).astype("float32"),
+  }
+  meshes = [
+    sharding.make_mesh(sharding.MeshConfig(**axes))
+    for axes in (dict(slice=2, fsdp=2, tensor=2), dict(fsdp=4), dict(data=1))
+  ]
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save_now(1, sharding.place(tree, meshes[0]), {})
+  for mesh in meshes:
+    like = sharding.place(jax.tree.map(np.zeros_like, tree), mesh)
+    arrays, _ = checkpointer.restore(like)
+    for name, a in arrays.items():
+      np.testing.assert_array_equal(a, tree[name])
+      assert a.sharding == like[name].sharding
+  checkpointer.close()
+
+
+def test_a_folder_may_go_on_with_another_mesh_only(tmp_path):
+  config = small_experiment.get_config()
+  workdir.prepare(config, tmp_path)
+  elsewhere = sharding.MeshConfig(data=2, tensor=2)
+  workdir.prepare(dataclasses.replace(config, mesh=elsewhere), tmp_path)
+  with pytest.raises(UserError, match="seed: saved 0, now 1"):
+    workdir.prepare(dataclasses.replace(config, seed=1), tmp_path)

@@ -13,15 +13,16 @@ from jax.experimental import multihost_utils
 
 from tsd_jax.config import UserError
 
-# A dead process ends the others within seconds; the supervisor does the rest.
-HEARTBEAT_SECONDS = 10
 
-
-def initialize() -> None:
+def initialize(heartbeat_seconds: int) -> None:
   """Joins the other processes, before JAX touches a device.
 
   TPU slices, GKE and Slurm tell JAX who they are. Anywhere else the variables
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+
+  Args:
+    heartbeat_seconds: a process that is silent for so long ends all others,
+      which their supervisors then start again.
 
   Raises:
     UserError: if neither does.
@@ -32,7 +33,7 @@ def initialize() -> None:
     jax.distributed.initialize(
       num_processes=given[0],
       process_id=given[1],
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except ValueError as error:
     raise UserError(

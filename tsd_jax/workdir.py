@@ -29,7 +29,7 @@ def prepare(config: Any, workdir: pathlib.Path) -> None:
 
   Raises:
     UserError: if the folder holds a run with other settings. Longer or shorter
-      runs may go on in the same folder.
+      runs may go on in the same folder, on any mesh.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / "config.json"
@@ -38,7 +38,7 @@ def prepare(config: Any, workdir: pathlib.Path) -> None:
       saved = json.loads(file.read_text())
     except json.JSONDecodeError as error:
       raise UserError(f"{file} is damaged ({error}): delete it") from error
-    lines = config_json.difference(saved, config, ignore=("iterations",))
+    lines = config_json.difference(saved, config, ignore=("iterations", "mesh"))
     if lines:
       raise UserError(
         f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "

@@ -1,0 +1,84 @@
+"""Two processes of four devices train as one process of eight."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# GRPO has no search to compile; its rollouts and update go the same way.
+FLAGS = [
+  "--config=tests/small_experiment.py", "--config.algorithm=grpo",
+  "--config.mesh.data=4", "--config.mesh.tensor=2",
+  "--config.optimizer.eps=1e-2", "--config.eval.every=0",
+  "--config.eval.modes=greedy",
+]  # fmt: skip
+
+
+def start(workdir, iterations, devices, *flags, **variables):
+  line = [
+    sys.executable, "-m", "launch.train", f"--workdir={workdir}", *FLAGS,
+    f"--config.iterations={iterations}", *flags,
+  ]  # fmt: skip
+  count = f"--xla_force_host_platform_device_count={devices}"
+  environment = os.environ | {"XLA_FLAGS": count} | variables
+  return subprocess.Popen(
+    line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
+
+
+def start_two(workdir, iterations):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  return [
+    start(
+      workdir, iterations, 4, "--distributed", "--heartbeat_seconds=100",
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES="2",
+      JAX_PROCESS_ID=str(i),
+    )
+    for i in range(2)
+  ]  # fmt: skip
+
+
+def finish(processes):
+  for process in processes:
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr[-3000:]
+
+
+def rows(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_resume_as_either(tmp_path):
+  finish([start(tmp_path / "one", 4, 8)])
+  # Two iterations by two processes, then two more by two new ones.
+  finish(start_two(tmp_path / "two", 2))
+  finish(start_two(tmp_path / "two", 4))
+  one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+  assert [row["step"] for row in two] == [0, 1, 2, 3, 4]
+  for a, b in zip(one, two, strict=True):
+    assert a["ledger"] == b["ledger"]
+    for name, value in a.items():
+      if isinstance(value, float) and name != "seconds":
+        # Sums over processes run in another order.
+        np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=1e-5)
+  assert one[-1]["eval"] == two[-1]["eval"]
+  assert (tmp_path / "two" / "report.html").is_file()
+
+
+def test_who_the_others_are_must_be_known(tmp_path):
+  process = start(tmp_path, 1, 1, "--distributed")
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 2
+  last = stderr.strip().splitlines()[-1]
+  assert last.startswith("error: --distributed") and "JAX_PROCESS_ID" in last
