@@ -72,7 +72,9 @@ def assemble(
     mine = [piece for piece in pieces if piece.ours == name]
     if mine[0].layer is None:
       array = _put(mine[0].to_ours(stored[mine[0].theirs].read()), sharding)
-      arrays[name] = _as_float32(sharding)(array).block_until_ready()
+      if array.dtype != jnp.float32:
+        array = _as_float32(sharding)(array)
+      arrays[name] = array.block_until_ready()
       continue
     stack, write = _zeros(leaf.shape, sharding)(), _write_layer(sharding)
     for piece in mine:
@@ -174,9 +176,7 @@ def _zeros(shape: tuple[int, ...], sharding: Sharding | None):
 # Conversion happens on the device: tensors travel as they are stored.
 @functools.cache
 def _as_float32(sharding: Sharding | None):
-  return jax.jit(
-    lambda x: x.astype(jnp.float32), out_shardings=sharding, donate_argnums=0
-  )
+  return jax.jit(lambda x: x.astype(jnp.float32), out_shardings=sharding)
 
 
 @functools.cache

@@ -91,6 +91,10 @@ class File:
             f"{self.path}: {tensor.name} is stored as "
             f"{tensor.tensor_type.name}, which gguf cannot expand"
           ) from None
+        # What is stored as float32 is a view of the file, which may change
+        # while JAX still reads the same memory.
+        if isinstance(array, np.memmap):
+          array = np.array(array)
         array = array.reshape(shape)
         for kind, count in heads.items():
           if interleaved and tensor.name.endswith(f".attn_{kind}.weight"):
