@@ -6,7 +6,7 @@ First every method is run with each setting of a short sweep, one seed, on the
 validation split; then at its best setting with all seeds, on the test split. A
 killed comparison goes on with the same command.
 
-A small one, below 15 minutes on two cores (no sweep, two seeds):
+A small one (no sweep, two seeds, a third of the iterations):
 
   python -m launch.compare --workdir=DIR --config.values=3e-4
     --config.seeds=0,1 --config.experiment.iterations=20
