@@ -56,6 +56,19 @@ def test_flops_of_a_token_are_those_of_its_matrices():
   assert roofline.flops_per_token(config) == 2 * weights + attention
 
 
+def test_the_compilers_refusals_are_read():
+  # As libtpu 0.0.42 says it.
+  temporaries = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+    "for HLO temporaries (32.00G) exceeds available HBM (15.75G)."
+  )
+  there = int(15.75 * 2**30)
+  assert aot.memory_in_error(temporaries, 5) == (2**35 + 5, there)
+  whole = "Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
+  assert aot.memory_in_error(whole, 5) == (2**29, there)
+  assert aot.memory_in_error("INTERNAL: something else", 5) is None
+
+
 def test_the_largest_batch_fills_the_room():
   config = small_experiment.get_config()  # 8 prompts, 2 minibatches.
   parts = dict(total=1100, temporary=1000, limit=600)

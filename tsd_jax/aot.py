@@ -130,17 +130,31 @@ class Compiled:
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def memory_in_error(text: str) -> tuple[int, int] | None:
-  """Reads "Used 20.5G of 15.75G hbm": bytes needed and bytes there."""
+def memory_in_error(text: str, held: int) -> tuple[int, int] | None:
+  """Reads how much memory a program needs that the compiler refused.
+
+  Args:
+    text: the error, with "HLO temporaries (32.00G) exceeds available HBM
+      (15.75G)" or "Used 20.5G of 15.75G hbm" in it.
+    held: bytes that are there before anything is computed; the first form
+      leaves them out.
+
+  Returns:
+    Bytes needed and bytes there; None for another error.
+  """
   number = r"([\d.]+)([KMGT]?)i?B?"
-  found = re.search(rf"Used {number} of {number} hbm", text)
-  if not found:
-    return None
-  need, need_unit, there, there_unit = found.groups()
-  return (
-    int(float(need) * _UNITS[need_unit]),
-    int(float(there) * _UNITS[there_unit]),
+  forms = (
+    (rf"temporaries \({number}\) exceeds available HBM \({number}\)", held),
+    (rf"Used {number} of {number} hbm", 0),
   )
+  for form, more in forms:
+    if found := re.search(form, text):
+      need, need_unit, there, there_unit = found.groups()
+      return (
+        int(float(need) * _UNITS[need_unit]) + more,
+        int(float(there) * _UNITS[there_unit]),
+      )
+  return None
 
 
 def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
@@ -169,7 +183,7 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
   try:
     compiled = lowered.compile(EFFORTS[effort])
   except Exception as error:  # jaxlib's own type; only its text tells.
-    memory = memory_in_error(str(error))
+    memory = memory_in_error(str(error), held)
     if memory is None:
       raise UserError(f"the compiler failed: {str(error)[:2000]}") from error
     need, there = memory
