@@ -1,0 +1,255 @@
+"""What each search finds for the tokens it spends, on policies that stay fixed.
+
+For every task, policy and search: the fraction of held-out prompts solved
+against tokens a prompt. Every forward of a token counts; the prompt counts once
+for all searches. Where a search has a setting, every point of its curve takes
+the best one, in its favour. Policies: `weak` is the warm start, `mid` and
+`strong` come from short runs that are trained into --workdir where they are
+missing; --policy adds runs that exist. Searches:
+
+  best_of_n, cached_sampling   samples at the best temperature; the second pays
+                               for no prefix twice, and is the honest baseline
+  without_replacement          samples, each answer once
+  beam, stochastic_beam        the best width
+  limited_discrepancy(_ratio)  by ranks of the moves, by their log-ratios
+  levin                        Levin tree search
+  puct, gumbel                 mctx's policies as shipped, rollout leaves
+  puct_tuned, gumbel_tuned     the same with this project's Q transforms
+  best_first                   discrepancy best-first, the default search
+  best_first_value             with V_search, where the policy trained it
+  best_first_oracle            with the exact solver as value: the ceiling
+
+Trees pay for the forwards that `tsd_jax.search` makes, those of end tokens
+included; the fields `*_without_ends` leave these out, as no search needs them
+and the other searches do without. A measurement is kept in --workdir: a stopped
+command goes on where it was, and --only, --tasks and --policies choose parts.
+
+Command: python -m experiments.benchmarks.search_quality --workdir=DIR \
+  --output=experiments/results/search_quality.json
+"""
+
+import json
+import pathlib
+import shlex
+import sys
+import time
+import zlib
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of trained policies and of measurements."
+)
+_TASKS = flags.DEFINE_list("tasks", None, "Tasks; all by default.")
+_POLICIES = flags.DEFINE_list(
+  "policies", ["weak", "mid", "strong"], "Policies of each task; may be empty."
+)
+_POLICY = flags.DEFINE_multi_string(
+  "policy", [], "A run's folder, measured as one policy more; repeatable."
+)
+_ONLY = flags.DEFINE_list("only", None, "Searches; all by default.")
+_PROMPTS = flags.DEFINE_integer("prompts", 128, "Held-out prompts.", 1)
+_BUDGET = flags.DEFINE_integer("budget", 1024, "Most tokens a prompt.", 32)
+_REPEATS = flags.DEFINE_integer("repeats", 2, "Of searches that draw.", 1)
+_SPLIT = flags.DEFINE_string("split", "validation", "Held-out split.")
+_ALGORITHM = flags.DEFINE_string("algorithm", "tsd", "Trains mid and strong.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write; the plot goes beside it as SVG."
+)
+
+TASKS = {
+  "countdown3": "experiments/countdown.py",
+  "countdown4": "experiments/countdown4.py",
+}
+ITERATIONS = {"weak": 0, "mid": 15, "strong": 60}
+
+
+def points(budget: int) -> list[int]:
+  """Tokens of a curve: powers of two and halves between, up to the budget."""
+  grid = [32 * 2**i * k // 2 for i in range(20) for k in (2, 3)]
+  return [x for x in grid if x < budget] + [budget]
+
+
+def policies(config, task_name: str):
+  """Yields name, run's config, structure, parameters, whether V is trained."""
+  from tsd_jax import runs, train
+
+  for name in _POLICIES.value:
+    if ITERATIONS[name] == 0:
+      graphdef, params = train.initial_params(config)
+      yield name, config, graphdef, params, False
+      continue
+    changed = config_lib.override(
+      config,
+      {
+        "algorithm": _ALGORITHM.value,
+        "iterations": str(ITERATIONS[name]),
+        "eval.every": "0",
+      },
+    )
+    folder = pathlib.Path(_WORKDIR.value) / task_name / name
+    train.train(changed, folder)
+    yield name, *opened(runs.open_run(folder))
+
+
+def opened(run):
+  """A run's config, structure, parameters, whether V_search was trained."""
+  trained = run.config.learner_config().loss.success_weight > 0
+  return run.config, run.graphdef, run.params, trained
+
+
+def measured(measurer, folder: pathlib.Path, name: str, of: dict) -> dict:
+  """A measurement, from its file if that is of the same thing."""
+  from tsd_jax.workdir import write_whole
+
+  of = of | dict(settings=measurer.settings(name))
+  file = folder / f"{name}.json"
+  if file.exists() and (saved := json.loads(file.read_text()))["of"] == of:
+    return saved
+  start = time.monotonic()
+  folder.mkdir(parents=True, exist_ok=True)
+  for method, found in measurer.measure(name).items():
+    seconds = round(time.monotonic() - start, 1)
+    content = dict(of=of, seconds=seconds) | found
+    write_whole(folder / f"{method}.json", json.dumps(content) + "\n")
+  return json.loads(file.read_text())
+
+
+def checksum(params) -> int:
+  """Tells parameters apart."""
+  import jax
+  import numpy as np
+
+  crc = 0
+  for leaf in jax.tree.leaves(params):
+    crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+  return crc
+
+
+def quality(place: str, of: dict, measurer, only, grid):
+  """Measures one policy and prints its table.
+
+  Args:
+    place: task/policy.
+    of: what the measurements depend on beside the searches' settings.
+    measurer: runs the searches.
+    only: names of searches.
+    grid: tokens of the curve.
+
+  Returns:
+    One row a search.
+  """
+  import numpy as np
+
+  from experiments.benchmarks import measure, solve_rates
+
+  folder = pathlib.Path(_WORKDIR.value) / "measured" / place
+  found, skipped = {}, {}
+  for name in only:
+    try:
+      found[name] = measured(measurer, folder, name, of)
+    except measure.Skip as why:
+      skipped[name] = why
+  summary = solve_rates.summarise(
+    {name: np.array(f["tokens"]) for name, f in found.items()}, grid
+  )
+  print(f"\n{place}: {of['prompts']} prompts, solved within tokens")
+  print(solve_rates.table(summary, grid), flush=True)
+  for name, why in skipped.items():
+    print(f"{name} left out: {why}", flush=True)
+  rows = []
+  for name, row in summary.items():
+    if without := found[name].get("tokens_without_ends"):
+      free = solve_rates.summarise({name: np.array(without)}, grid)[name]
+      at = {k: v for k, v in free.items() if k.startswith("tokens_at")}
+      row |= {f"{key}_without_ends": value for key, value in at.items()}
+    task, policy = place.split("/")
+    rows.append(
+      dict(
+        name=f"{place}/{name}",
+        value=row["tokens_at_50"]["value"],
+        unit="tokens a prompt for half of the prompts",
+        task=task,
+        policy=policy,
+        method=name,
+        prompts=of["prompts"],
+        settings=found[name]["settings"],
+        seconds=found[name]["seconds"],
+        **row,
+      )
+    )
+  return rows
+
+
+def main(overrides):
+  """Measures what is missing, prints tables, writes the JSON and the plot."""
+  del overrides
+  config_lib.required(_WORKDIR)
+  # Imported late: an unknown flag is refused before JAX starts.
+  from experiments.benchmarks import measure, solvable, solve_rates
+  from experiments.benchmarks.compiled_searches import Policy
+  from experiments.benchmarks.table import origin
+  from tsd_jax import data, progress, runs
+  from tsd_jax.workdir import write_whole
+
+  only, tasks = _ONLY.value or measure.NAMES, _TASKS.value or list(TASKS)
+  for flag, chosen, known in (
+    ("only", only, measure.NAMES),
+    ("tasks", tasks, TASKS),
+    ("policies", _POLICIES.value, ITERATIONS),
+  ):
+    if unknown := sorted(set(chosen) - set(known)):
+      raise config_lib.UserError(
+        f"--{flag}={','.join(unknown)} is unknown: use {', '.join(known)}"
+      )
+  configs = {name: config_lib.load(TASKS[name]) for name in tasks}
+  extra = {place: runs.open_run(place) for place in _POLICY.value}
+  progress.quiet_libraries()
+  start, grid, rows = time.monotonic(), points(_BUDGET.value), []
+
+  def candidates():
+    for name, config in configs.items():
+      for found in policies(config, name):
+        yield name, *found
+    for place, run in extra.items():
+      same = [
+        n
+        for n, f in TASKS.items()
+        if config_lib.load(f).task == run.config.task
+      ]
+      name = same[0] if same else run.config.make_task().name
+      yield name, pathlib.Path(place).resolve().name, *opened(run)
+
+  for task_name, policy_name, config, graphdef, params, trained in candidates():
+    task = config.make_task()
+    prompt_NP = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
+    measurer = measure.Measurer(
+      Policy(graphdef, params, task, prompt_NP),
+      budget=_BUDGET.value,
+      repeats=_REPEATS.value,
+      value_trained=trained,
+      oracle=solvable.oracle(task, config.task),
+    )
+    of = dict(
+      params=checksum(params),
+      prompts=len(prompt_NP),
+      budget=_BUDGET.value,
+      repeats=_REPEATS.value,
+      split=_SPLIT.value,
+    )
+    rows += quality(f"{task_name}/{policy_name}", of, measurer, only, grid)
+  if not _OUTPUT.value:
+    return
+  output = pathlib.Path(_OUTPUT.value)
+  arguments = shlex.join(sys.argv[1:]).replace(_WORKDIR.value, "DIR")
+  command = f"python -m experiments.benchmarks.search_quality {arguments}"
+  seconds = round(time.monotonic() - start, 1)
+  content = origin(command) | dict(wall_seconds=seconds, rows=rows)
+  write_whole(output, json.dumps(content, indent=1) + "\n")
+  write_whole(output.with_suffix(".svg"), solve_rates.plot(rows) + "\n")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,214 @@
+"""Curves of the fraction solved against tokens spent, with intervals.
+
+A method is measured as the tokens that it spent on each prompt before its first
+correct answer, inf if it found none. Axes beyond the legend of `types.py`:
+Z settings of a method, of which each point of a curve takes the best,
+S repetitions with other random numbers, N prompts, Q bootstrap resamples of the
+prompts (the same ones for all methods, so that ratios are of pairs).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tsd_jax import report
+
+RATES = (0.5, 0.8)
+_DRAWS = 1000
+
+
+def resamples(prompts: int, draws: int = _DRAWS) -> np.ndarray:
+  """Prompts of each resample, QN; the first one is all prompts once."""
+  rng = np.random.default_rng(0)
+  picks_QN = rng.integers(0, prompts, (draws, prompts))
+  return np.concatenate([np.arange(prompts)[None], picks_QN])
+
+
+def solve_rate(
+  tokens_ZSN: np.ndarray, points: Sequence[int], picks_QN: np.ndarray
+) -> np.ndarray:
+  """Fraction solved within so many tokens by the best setting, Q by points."""
+  solved_ZNX = (tokens_ZSN[..., None] <= np.asarray(points)).mean(axis=1)
+  return np.stack(
+    [solved_ZNX[:, picks_N].mean(axis=1).max(axis=0) for picks_N in picks_QN]
+  )
+
+
+def tokens_at(
+  tokens_ZSN: np.ndarray, rate: float, picks_QN: np.ndarray
+) -> np.ndarray:
+  """Tokens a prompt at which the best setting has solved a fraction, Q.
+
+  Stopping every prompt at so many tokens solves the fraction; inf if never.
+  """
+  Z, S, N = tokens_ZSN.shape
+  rank = max(int(np.ceil(rate * S * N - 1e-9)) - 1, 0)
+
+  def one(picks_N):
+    rows_ZX = tokens_ZSN[:, :, picks_N].reshape(Z, -1)
+    return np.partition(rows_ZX, rank, axis=1)[:, rank].min()
+
+  return np.array([one(picks_N) for picks_N in picks_QN])
+
+
+def estimate(value_Q: np.ndarray) -> dict[str, Any]:
+  """Value and 95 % interval; None where it is not finite."""
+  with np.errstate(invalid="ignore"):
+    low, high = np.quantile(value_Q[1:], [0.025, 0.975], method="nearest")
+
+  def finite(x):
+    return round(float(x), 4) if np.isfinite(x) else None
+
+  return {"value": finite(value_Q[0]), "ci95": [finite(low), finite(high)]}
+
+
+def ratio(
+  ours_ZSN: np.ndarray,
+  theirs_ZSN: np.ndarray,
+  rate: float,
+  picks_QN: np.ndarray,
+  budget: int,
+) -> dict[str, Any] | None:
+  """Our tokens as a fraction of theirs at an equal solve rate.
+
+  Where one of both never gets there, the budget stands for its tokens and
+  `bound` says what that makes of the ratio; None where neither does.
+  """
+  ours_Q, theirs_Q = (
+    tokens_at(a, rate, picks_QN) for a in (ours_ZSN, theirs_ZSN)
+  )
+  missed = [bool(a[0] > budget) for a in (ours_Q, theirs_Q)]
+  if all(missed):
+    return None
+  result = estimate(np.minimum(ours_Q, budget) / np.minimum(theirs_Q, budget))
+  if any(missed):
+    result["bound"] = "at least" if missed[0] else "at most"
+  return result
+
+
+def common_rate(a_ZSN: np.ndarray, b_ZSN: np.ndarray, budget: int) -> float:
+  """The highest fraction solved that both methods reach."""
+  everyone = np.arange(a_ZSN.shape[-1])[None]
+  rates = [solve_rate(x, [budget], everyone)[0, 0] for x in (a_ZSN, b_ZSN)]
+  return float(min(rates))
+
+
+def summarise(
+  methods: dict[str, np.ndarray], points: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+  """All figures of some methods on the same prompts.
+
+  Args:
+    methods: tokens_ZSN by name; `best_of_n` and `cached_sampling` are what the
+      others are held against.
+    points: tokens of the curve; the last one is the budget.
+
+  Returns:
+    By method: `solve_rate`, `tokens_at_50`, `tokens_at_80`, and the ratios.
+  """
+  budget = points[-1]
+  some = next(iter(methods.values()))
+  picks_QN = resamples(some.shape[-1])
+  rows = {}
+  for name, ours in methods.items():
+    curve_QX = solve_rate(ours, points, picks_QN)
+    low_X, high_X = np.quantile(curve_QX[1:], [0.025, 0.975], axis=0)
+    row: dict[str, Any] = {
+      "solve_rate": {
+        "tokens": list(points),
+        "value": curve_QX[0].round(4).tolist(),
+        "ci95": np.stack([low_X, high_X], axis=1).round(4).tolist(),
+      }
+    }
+    for rate in RATES:
+      at_Q = tokens_at(ours, rate, picks_QN)
+      at_Q[at_Q > budget] = np.inf
+      row[f"tokens_at_{rate:.0%}".rstrip("%")] = estimate(at_Q)
+    for other in ("best_of_n", "cached_sampling"):
+      if other not in methods or other == name:
+        continue
+      theirs = methods[other]
+      row[f"tokens_ratio_vs_{other}"] = found = {
+        f"at_{rate:.0%}".rstrip("%"): ratio(
+          ours, theirs, rate, picks_QN, budget
+        )
+        for rate in RATES
+      }
+      rate = common_rate(ours, theirs, budget)
+      if rate > 0:
+        found["at_highest_common"] = {"solve_rate": round(rate, 4)} | (
+          ratio(ours, theirs, rate, picks_QN, budget) or {}
+        )
+    rows[name] = row
+  return rows
+
+
+def table(rows: dict[str, dict[str, Any]], points: Sequence[int]) -> str:
+  """Lines of text, one a method."""
+
+  def number(found, form="{:.0f}"):
+    if not found or found["value"] is None:
+      return "–"
+    mark = {"at most": "≤", "at least": "≥"}.get(found.get("bound"), "")
+    return mark + form.format(found["value"])
+
+  width = max(map(len, rows))
+  shown = [p for p in points if p & (p - 1) == 0]
+  lines = [
+    f"{'':{width}} "
+    + "".join(f"{p:>7}" for p in shown)
+    + f"{'50 %':>8}{'80 %':>6}{'/best-of-N':>13}{'/cached':>11}"
+  ]
+  for name, row in rows.items():
+    curve = row["solve_rate"]
+    at = [curve["value"][curve["tokens"].index(p)] for p in shown]
+    against = []
+    for other in ("best_of_n", "cached_sampling"):
+      found = row.get(f"tokens_ratio_vs_{other}", {})
+      pair = (number(found.get(k), "{:.2f}") for k in ("at_50", "at_80"))
+      against.append(" ".join(pair))
+    lines.append(
+      f"{name:>{width}} "
+      + "".join(f"{x:7.2f}" for x in at)
+      + f"{number(row['tokens_at_50']):>8}{number(row['tokens_at_80']):>6}"
+      + f"{against[0]:>13}{against[1]:>11}"
+    )
+  return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> str:
+  """Curves of rows with task, policy and method as SVG."""
+  panels: dict[str, dict[str, dict[str, Any]]] = {}
+  for row in rows:
+    title = f"{row['task']}, {row['policy']}"
+    panels.setdefault(title, {})[row["method"]] = row
+  columns = min(len(panels), 3)
+  lines = -(-len(panels) // columns)
+  figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
+  all_axes = figure.subplots(lines, columns, squeeze=False).ravel()
+  styles = ("-", "--", ":")
+  names = list(dict.fromkeys(row["method"] for row in rows))
+  for axes, (title, curves) in zip(all_axes, panels.items(), strict=False):
+    for name, row in curves.items():
+      i, curve = names.index(name), row["solve_rate"]
+      color, style = f"C{i % 10}", styles[i // 10 % 3]
+      axes.plot(
+        curve["tokens"], curve["value"], style, color=color, label=name, lw=1.2
+      )
+      low, high = zip(*curve["ci95"], strict=True)
+      axes.fill_between(curve["tokens"], low, high, color=color, alpha=0.07)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 1)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("tokens a prompt", fontsize=9)
+    axes.set_ylabel("prompts solved", fontsize=9)
+    axes.grid(alpha=0.25)
+  for axes in all_axes[len(panels) :]:
+    axes.set_visible(False)
+  handles, labels = all_axes[0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, fontsize=8, frameon=False, loc="outside right upper"
+  )
+  return report.to_svg(figure)
