@@ -273,7 +273,8 @@ def beam(
     if rng is not None:
       parent_R1 = np.array([[score] for score, *_ in open_])
       score_RV = _gumbel_below(log_prob_RV, parent_R1, rng)
-    best = np.argsort(-score_RV, axis=None, kind="stable")[:width]
+    count = min(width, score_RV.size)
+    best = np.argpartition(-score_RV, count - 1, axis=None)[:count]
     grown = []
     for row, token in zip(*np.unravel_index(best, score_RV.shape), strict=True):
       path = (*open_[row][-1], int(token))
