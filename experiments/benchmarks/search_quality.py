@@ -21,8 +21,12 @@ missing; --policy adds runs that exist. Searches:
 
 Trees pay for the forwards that `tsd_jax.search` makes, those of end tokens
 included; the fields `*_without_ends` leave these out, as no search needs them
-and the other searches do without. A measurement is kept in --workdir: a stopped
-command goes on where it was, and --only, --tasks and --policies choose parts.
+and the other searches do without. V_search learns in the updates that train the
+policy, so that it costs no token more: `training_tokens` is the ledger of the
+whole run, and no part of it is in the other figures.
+
+A measurement is kept in --workdir: a stopped command goes on where it was, and
+--only, --tasks and --policies choose parts.
 
 Command: python -m experiments.benchmarks.search_quality --workdir=DIR \
   --output=experiments/results/search_quality.json
@@ -34,6 +38,7 @@ import shlex
 import sys
 import time
 import zlib
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -72,32 +77,59 @@ def points(budget: int) -> list[int]:
   return [x for x in grid if x < budget] + [budget]
 
 
-def policies(config, task_name: str):
-  """Yields name, run's config, structure, parameters, whether V is trained."""
+class Candidate(NamedTuple):
+  """A policy to measure."""
+
+  task: str
+  name: str
+  config: Any
+  graphdef: Any
+  params: Any
+  training_tokens: int  # Ledger total of its run, V_search included.
+
+  @property
+  def value_trained(self) -> bool:
+    """Whether V_search's last weights, zero at first, have moved."""
+    from tsd_jax.models import weights
+
+    return bool(weights.flatten(self.params)["value_output_2D"][1].any())
+
+
+def from_run(run, task: str, name: str) -> Candidate:
+  """A run's newest checkpoint."""
+  tokens = run.ledger.total
+  return Candidate(task, name, run.config, run.graphdef, run.params, tokens)
+
+
+def candidates(configs, extra):
+  """Yields the policies of every task, then those of other runs.
+
+  Args:
+    configs: by task.
+    extra: runs by folder.
+  """
   from tsd_jax import runs, train
 
-  for name in _POLICIES.value:
-    if ITERATIONS[name] == 0:
-      graphdef, params = train.initial_params(config)
-      yield name, config, graphdef, params, False
-      continue
-    changed = config_lib.override(
-      config,
-      {
+  for task, config in configs.items():
+    for name in _POLICIES.value:
+      if ITERATIONS[name] == 0:
+        start = train.initial_params(config)
+        yield Candidate(task, name, config, *start, training_tokens=0)
+        continue
+      changes = {
         "algorithm": _ALGORITHM.value,
         "iterations": str(ITERATIONS[name]),
         "eval.every": "0",
-      },
-    )
-    folder = pathlib.Path(_WORKDIR.value) / task_name / name
-    train.train(changed, folder)
-    yield name, *opened(runs.open_run(folder))
-
-
-def opened(run):
-  """A run's config, structure, parameters, whether V_search was trained."""
-  trained = run.config.learner_config().loss.success_weight > 0
-  return run.config, run.graphdef, run.params, trained
+      }
+      folder = pathlib.Path(_WORKDIR.value) / task / name
+      train.train(config_lib.override(config, changes), folder)
+      yield from_run(runs.open_run(folder), task, name)
+  for place, run in extra.items():
+    known = [
+      t for t in TASKS if config_lib.load(TASKS[t]).task == run.config.task
+    ]
+    task = known[0] if known else run.config.make_task().name
+    yield from_run(run, task, pathlib.Path(place).resolve().name)
 
 
 def measured(measurer, folder: pathlib.Path, name: str, of: dict) -> dict:
@@ -128,11 +160,11 @@ def checksum(params) -> int:
   return crc
 
 
-def quality(place: str, of: dict, measurer, only, grid):
+def quality(candidate: Candidate, of: dict, measurer, only, grid):
   """Measures one policy and prints its table.
 
   Args:
-    place: task/policy.
+    candidate: the policy.
     of: what the measurements depend on beside the searches' settings.
     measurer: runs the searches.
     only: names of searches.
@@ -145,6 +177,7 @@ def quality(place: str, of: dict, measurer, only, grid):
 
   from experiments.benchmarks import measure, solve_rates
 
+  place = f"{candidate.task}/{candidate.name}"
   folder = pathlib.Path(_WORKDIR.value) / "measured" / place
   found, skipped = {}, {}
   for name in only:
@@ -152,6 +185,8 @@ def quality(place: str, of: dict, measurer, only, grid):
       found[name] = measured(measurer, folder, name, of)
     except measure.Skip as why:
       skipped[name] = why
+  if not found:
+    return []
   summary = solve_rates.summarise(
     {name: np.array(f["tokens"]) for name, f in found.items()}, grid
   )
@@ -165,16 +200,16 @@ def quality(place: str, of: dict, measurer, only, grid):
       free = solve_rates.summarise({name: np.array(without)}, grid)[name]
       at = {k: v for k, v in free.items() if k.startswith("tokens_at")}
       row |= {f"{key}_without_ends": value for key, value in at.items()}
-    task, policy = place.split("/")
     rows.append(
       dict(
         name=f"{place}/{name}",
         value=row["tokens_at_50"]["value"],
         unit="tokens a prompt for half of the prompts",
-        task=task,
-        policy=policy,
+        task=candidate.task,
+        policy=candidate.name,
         method=name,
         prompts=of["prompts"],
+        training_tokens=candidate.training_tokens,
         settings=found[name]["settings"],
         seconds=found[name]["seconds"],
         **row,
@@ -209,37 +244,24 @@ def main(overrides):
   progress.quiet_libraries()
   grid, rows = points(_BUDGET.value), []
 
-  def candidates():
-    for name, config in configs.items():
-      for found in policies(config, name):
-        yield name, *found
-    for place, run in extra.items():
-      same = [
-        n
-        for n, f in TASKS.items()
-        if config_lib.load(f).task == run.config.task
-      ]
-      name = same[0] if same else run.config.make_task().name
-      yield name, pathlib.Path(place).resolve().name, *opened(run)
-
-  for task_name, policy_name, config, graphdef, params, trained in candidates():
-    task = config.make_task()
+  for candidate in candidates(configs, extra):
+    config, task = candidate.config, candidate.config.make_task()
     prompt_NP = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
     measurer = measure.Measurer(
-      Policy(graphdef, params, task, prompt_NP),
+      Policy(candidate.graphdef, candidate.params, task, prompt_NP),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
-      value_trained=trained,
+      value_trained=candidate.value_trained,
       oracle=solvable.oracle(task, config.task),
     )
     of = dict(
-      params=checksum(params),
+      params=checksum(candidate.params),
       prompts=len(prompt_NP),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
       split=_SPLIT.value,
     )
-    rows += quality(f"{task_name}/{policy_name}", of, measurer, only, grid)
+    rows += quality(candidate, of, measurer, only, grid)
   if not _OUTPUT.value:
     return
   output = pathlib.Path(_OUTPUT.value)

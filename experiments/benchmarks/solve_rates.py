@@ -7,6 +7,7 @@ S repetitions with other random numbers, N prompts, Q bootstrap resamples of the
 prompts (the same ones for all methods, so that ratios are of pairs).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 
 from tsd_jax import report
 
-RATES = (0.5, 0.8)
+RATES = {"at_50": 0.5, "at_80": 0.8}
+BASELINES = ("best_of_n", "cached_sampling")
 _DRAWS = 1000
 
 
@@ -65,20 +67,13 @@ def estimate(value_Q: np.ndarray) -> dict[str, Any]:
 
 
 def ratio(
-  ours_ZSN: np.ndarray,
-  theirs_ZSN: np.ndarray,
-  rate: float,
-  picks_QN: np.ndarray,
-  budget: int,
+  ours_Q: np.ndarray, theirs_Q: np.ndarray, budget: int
 ) -> dict[str, Any] | None:
-  """Our tokens as a fraction of theirs at an equal solve rate.
+  """Our tokens as a fraction of theirs, both at an equal solve rate.
 
   Where one of both never gets there, the budget stands for its tokens and
   `bound` says what that makes of the ratio; None where neither does.
   """
-  ours_Q, theirs_Q = (
-    tokens_at(a, rate, picks_QN) for a in (ours_ZSN, theirs_ZSN)
-  )
   missed = [bool(a[0] > budget) for a in (ours_Q, theirs_Q)]
   if all(missed):
     return None
@@ -88,59 +83,66 @@ def ratio(
   return result
 
 
-def common_rate(a_ZSN: np.ndarray, b_ZSN: np.ndarray, budget: int) -> float:
-  """The highest fraction solved that both methods reach."""
-  everyone = np.arange(a_ZSN.shape[-1])[None]
-  rates = [solve_rate(x, [budget], everyone)[0, 0] for x in (a_ZSN, b_ZSN)]
-  return float(min(rates))
-
-
 def summarise(
   methods: dict[str, np.ndarray], points: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
   """All figures of some methods on the same prompts.
 
   Args:
-    methods: tokens_ZSN by name; `best_of_n` and `cached_sampling` are what the
-      others are held against.
+    methods: tokens_ZSN by name. All are held against `best_of_n` and
+      `cached_sampling`, and `best_first` with its kin against every other.
     points: tokens of the curve; the last one is the budget.
 
   Returns:
     By method: `solve_rate`, `tokens_at_50`, `tokens_at_80`, and the ratios.
   """
   budget = points[-1]
-  some = next(iter(methods.values()))
-  picks_QN = resamples(some.shape[-1])
+  prompts = next(iter(methods.values())).shape[-1]
+  picks_QN = resamples(prompts)
+
+  @functools.cache
+  def at(name, rate):
+    return tokens_at(methods[name], rate, picks_QN)
+
+  @functools.cache
+  def reached(name):
+    """What a method solves with the whole budget."""
+    return float(solve_rate(methods[name], [budget], picks_QN[:1])[0, 0])
+
+  def against(name, other):
+    return {
+      key: ratio(at(name, rate), at(other, rate), budget)
+      for key, rate in RATES.items()
+    }
+
   rows = {}
-  for name, ours in methods.items():
-    curve_QX = solve_rate(ours, points, picks_QN)
-    low_X, high_X = np.quantile(curve_QX[1:], [0.025, 0.975], axis=0)
+  for name, tokens_ZSN in methods.items():
+    curve_QX = solve_rate(tokens_ZSN, points, picks_QN)
+    ends_2X = np.quantile(curve_QX[1:], [0.025, 0.975], axis=0)
     row: dict[str, Any] = {
       "solve_rate": {
         "tokens": list(points),
         "value": curve_QX[0].round(4).tolist(),
-        "ci95": np.stack([low_X, high_X], axis=1).round(4).tolist(),
+        "ci95": ends_2X.T.round(4).tolist(),
       }
     }
-    for rate in RATES:
-      at_Q = tokens_at(ours, rate, picks_QN)
-      at_Q[at_Q > budget] = np.inf
-      row[f"tokens_at_{rate:.0%}".rstrip("%")] = estimate(at_Q)
-    for other in ("best_of_n", "cached_sampling"):
-      if other not in methods or other == name:
-        continue
-      theirs = methods[other]
-      row[f"tokens_ratio_vs_{other}"] = found = {
-        f"at_{rate:.0%}".rstrip("%"): ratio(
-          ours, theirs, rate, picks_QN, budget
-        )
-        for rate in RATES
+    for key, rate in RATES.items():
+      at_Q = at(name, rate)
+      row[f"tokens_{key}"] = estimate(np.where(at_Q > budget, np.inf, at_Q))
+    for other in BASELINES:
+      if other in methods and other != name:
+        row[f"tokens_ratio_vs_{other}"] = found = against(name, other)
+        # The most that both of them solve.
+        if rate := min(reached(name), reached(other)):
+          pair = at(name, rate), at(other, rate)
+          found["at_highest_common"] = {"solve_rate": round(rate, 4)}
+          found["at_highest_common"] |= ratio(*pair, budget)
+    if name.startswith("best_first"):
+      row["tokens_ratio_vs"] = {
+        other: against(name, other)
+        for other in methods
+        if other != name and other not in BASELINES
       }
-      rate = common_rate(ours, theirs, budget)
-      if rate > 0:
-        found["at_highest_common"] = {"solve_rate": round(rate, 4)} | (
-          ratio(ours, theirs, rate, picks_QN, budget) or {}
-        )
     rows[name] = row
   return rows
 
@@ -165,9 +167,9 @@ def table(rows: dict[str, dict[str, Any]], points: Sequence[int]) -> str:
     curve = row["solve_rate"]
     at = [curve["value"][curve["tokens"].index(p)] for p in shown]
     against = []
-    for other in ("best_of_n", "cached_sampling"):
+    for other in BASELINES:
       found = row.get(f"tokens_ratio_vs_{other}", {})
-      pair = (number(found.get(k), "{:.2f}") for k in ("at_50", "at_80"))
+      pair = (number(found.get(key), "{:.2f}") for key in RATES)
       against.append(" ".join(pair))
     lines.append(
       f"{name:>{width}} "
