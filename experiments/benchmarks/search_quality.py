@@ -26,7 +26,7 @@ policy, so that it costs no token more: `training_tokens` is the ledger of the
 whole run, and no part of it is in the other figures.
 
 A measurement is kept in --workdir: a stopped command goes on where it was, and
---only, --tasks and --policies choose parts.
+--only, --tasks and --policies choose parts, --stored shows what there is.
 
 Command: python -m experiments.benchmarks.search_quality --workdir=DIR \
   --output=experiments/results/search_quality.json
@@ -60,6 +60,7 @@ _BUDGET = flags.DEFINE_integer("budget", 1024, "Most tokens a prompt.", 32)
 _REPEATS = flags.DEFINE_integer("repeats", 2, "Of searches that draw.", 1)
 _SPLIT = flags.DEFINE_string("split", "validation", "Held-out split.")
 _ALGORITHM = flags.DEFINE_string("algorithm", "tsd", "Trains mid and strong.")
+_STORED = flags.DEFINE_bool("stored", False, "Leave out what was not measured.")
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file to write; the plot goes beside it as SVG."
 )
@@ -134,12 +135,15 @@ def candidates(configs, extra):
 
 def measured(measurer, folder: pathlib.Path, name: str, of: dict) -> dict:
   """A measurement, from its file if that is of the same thing."""
+  from experiments.benchmarks import measure
   from tsd_jax.workdir import write_whole
 
   of = of | dict(settings=measurer.settings(name))
   file = folder / f"{name}.json"
   if file.exists() and (saved := json.loads(file.read_text()))["of"] == of:
     return saved
+  if _STORED.value:
+    raise measure.Skip("not measured yet")
   start, results = time.monotonic(), measurer.measure(name)
   seconds = round((time.monotonic() - start) / len(results), 1)
   folder.mkdir(parents=True, exist_ok=True)
