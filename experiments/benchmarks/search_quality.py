@@ -269,7 +269,9 @@ def main(overrides):
   if not _OUTPUT.value:
     return
   output = pathlib.Path(_OUTPUT.value)
-  arguments = shlex.join(sys.argv[1:]).replace(_WORKDIR.value, "DIR")
+  # What --stored shows was measured by the command without it.
+  given = [x for x in sys.argv[1:] if x != "--stored"]
+  arguments = shlex.join(given).replace(_WORKDIR.value, "DIR")
   command = f"python -m experiments.benchmarks.search_quality {arguments}"
   # Of all processes that measured; training and setting up are not in it.
   seconds = round(sum(row["seconds"] for row in rows), 1)
