@@ -23,7 +23,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 STEPS = (0.5, 1.0, 2.0)  # Of the limit on log-ratios, nats.
 BETAS = (0.25, 0.5, 1.0)  # Weight of log V.
 # Gumbel halves its simulations over the moves: the number is part of it.
-SIMULATIONS = (16, 64)
+SIMULATIONS = (16, 64, 192)
 ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
 # Paths kept in memory from one setting to the next.
 _KEPT = 300_000

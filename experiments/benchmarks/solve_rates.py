@@ -161,7 +161,7 @@ def table(rows: dict[str, dict[str, Any]], points: Sequence[int]) -> str:
   lines = [
     f"{'':{width}} "
     + "".join(f"{p:>7}" for p in shown)
-    + f"{'50 %':>8}{'80 %':>6}{'/best-of-N':>13}{'/cached':>11}"
+    + f"{'50 %':>8}{'80 %':>6}{'/best-of-N':>13}{'/cached':>13}"
   ]
   for name, row in rows.items():
     curve = row["solve_rate"]
@@ -175,7 +175,7 @@ def table(rows: dict[str, dict[str, Any]], points: Sequence[int]) -> str:
       f"{name:>{width}} "
       + "".join(f"{x:7.2f}" for x in at)
       + f"{number(row['tokens_at_50']):>8}{number(row['tokens_at_80']):>6}"
-      + f"{against[0]:>13}{against[1]:>11}"
+      + f"{against[0]:>13}{against[1]:>13}"
     )
   return "\n".join(lines)
 
@@ -187,9 +187,9 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     title = f"{row['task']}, {row['policy']}"
     panels.setdefault(title, {})[row["method"]] = row
   columns = min(len(panels), 3)
-  lines = -(-len(panels) // columns)
-  figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
-  all_axes = figure.subplots(lines, columns, squeeze=False).ravel()
+  height = -(-len(panels) // columns)
+  figure = Figure(figsize=(4.6 * columns, 3.4 * height), layout="constrained")
+  all_axes = figure.subplots(height, columns, squeeze=False).ravel()
   styles = ("-", "--", ":")
   names = list(dict.fromkeys(row["method"] for row in rows))
   for axes, (title, curves) in zip(all_axes, panels.items(), strict=False):
@@ -209,8 +209,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     axes.grid(alpha=0.25)
   for axes in all_axes[len(panels) :]:
     axes.set_visible(False)
-  handles, labels = all_axes[0].get_legend_handles_labels()
+  lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
   figure.legend(
-    handles, labels, fontsize=8, frameon=False, loc="outside right upper"
+    lines.values(), lines, fontsize=8, frameon=False, loc="outside right upper"
   )
   return report.to_svg(figure)
