@@ -3,8 +3,19 @@
 import json
 import pathlib
 import platform
+from typing import Any
 
 import jax
+
+
+def origin(command: str) -> dict[str, Any]:
+  """What made a file of results: the command, the versions, the device."""
+  device = jax.devices()[0].device_kind
+  return dict(
+    command=command,
+    versions=dict(jax=jax.__version__, python=platform.python_version()),
+    device=f"{device}, {jax.device_count()} device(s)",
+  )
 
 
 class Table:
@@ -24,11 +35,5 @@ class Table:
     """Writes the rows where a file was asked for, with what made them."""
     if not file:
       return
-    device = jax.devices()[0].device_kind
-    content = dict(
-      command=command,
-      rows=self._rows,
-      versions=dict(jax=jax.__version__, python=platform.python_version()),
-      device=f"{device}, {jax.device_count()} device(s)",
-    )
+    content = origin(command) | dict(rows=self._rows)
     pathlib.Path(file).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,226 @@
+"""What the project's own compiled programs find, and what they spend on it.
+
+Samples come from `evaluate.draw`, trees from `tsd_jax.search`. Tokens are
+counted a prompt: its own forwards until its first correct answer, not those of
+the rows beside it in a batch.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mctx
+import numpy as np
+from flax import nnx
+
+from tsd_jax import decode, evaluate
+from tsd_jax.search import tree as tree_lib
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Task
+from tsd_jax.types import Array
+
+_SAMPLES = 64  # Of a prompt in one call.
+_PROMPTS = 64  # In one call.
+
+
+class Policy(NamedTuple):
+  """A model and the prompts it is asked."""
+
+  graphdef: Any
+  params: Any
+  task: Task
+  prompt_NP: np.ndarray
+
+
+class Spent(NamedTuple):
+  """Forwards until the first correct answer of each prompt; inf if none."""
+
+  made_N: np.ndarray
+  # Other counts of the same run: without a prefix cache, or with it, or
+  # without the forwards of end tokens, which teach nothing.
+  other_N: np.ndarray
+
+
+def sample(
+  policy: Policy, key: Array, temperature: float, budget: int
+) -> Spent:
+  """Samples until solved.
+
+  Args:
+    policy: the model and its prompts.
+    key: random key, consumed.
+    temperature: of sampling.
+    budget: ends a prompt that spent more with a prefix cache, or that has so
+      many samples.
+
+  Returns:
+    Forwards of plain sampling; `other_N`: with a prefix cache, which pays for
+    no prefix twice.
+  """
+  N, task = len(policy.prompt_NP), policy.task
+  plain_N, cached_N = np.zeros(N), np.zeros(N)
+  solved_N, seen = np.zeros(N, bool), [set() for _ in range(N)]
+  left, samples = np.arange(N), 0
+  while left.size and samples < budget:
+    for start in range(0, left.size, _PROMPTS):
+      prompts = left[start : start + _PROMPTS]
+      key, draw_key = jax.random.split(key)
+      tokens_BGT, _, correct_BG, _ = jax.device_get(
+        evaluate.draw(
+          policy.graphdef,
+          policy.params,
+          task,
+          policy.prompt_NP[np.resize(prompts, min(N, _PROMPTS))],
+          draw_key,
+          jnp.float32(temperature),
+          samples=_SAMPLES,
+        )
+      )
+      for n, tokens_GT, correct_G in zip(
+        prompts, tokens_BGT, correct_BG, strict=False
+      ):
+        plain, cached, solved_N[n] = count_forwards(
+          tokens_GT, correct_G, task.eos_id, seen[n]
+        )
+        plain_N[n] += plain
+        cached_N[n] += cached
+    samples += _SAMPLES
+    left = np.flatnonzero(~solved_N & (cached_N <= budget))
+  return Spent(*(np.where(solved_N, a, np.inf) for a in (plain_N, cached_N)))
+
+
+def count_forwards(
+  tokens_GT: np.ndarray, correct_G: np.ndarray, eos_id: int, seen: set
+) -> tuple[int, int, bool]:
+  """Counts the forwards of samples up to the first correct one.
+
+  The last token of a sample is never run.
+
+  Args:
+    tokens_GT: samples in order.
+    correct_G: which of them solve the prompt.
+    eos_id: end token.
+    seen: prefixes that were run before; those of these samples are added.
+
+  Returns:
+    Forwards, those of prefixes not seen before, and whether any is correct.
+  """
+  plain, before = 0, len(seen)
+  for tokens_T, correct in zip(tokens_GT.tolist(), correct_G, strict=True):
+    end = tokens_T.index(eos_id) if eos_id in tokens_T else len(tokens_T) - 1
+    plain += end
+    seen.update(tuple(tokens_T[:i]) for i in range(1, end + 1))
+    if correct:
+      return plain, len(seen) - before, True
+  return plain, len(seen) - before, False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shipped:
+  """A policy of mctx with all of its defaults, as a rule."""
+
+  policy: Any
+
+  def run(
+    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
+  ):
+    """Searches."""
+    del loop
+    return self.policy(
+      params=(),
+      rng_key=key,
+      root=root,
+      recurrent_fn=recurrent_fn,
+      num_simulations=num_simulations,
+      max_depth=max_depth,
+      loop_fn=loop_fn,
+    ).search_tree
+
+
+class ShippedSearch(SearchConfig):
+  """A search by `puct` or `gumbel` as mctx ships them."""
+
+  def make_rule(self):
+    """MuZero's or Gumbel MuZero's policy without our changes."""
+    policies = dict(puct=mctx.muzero_policy, gumbel=mctx.gumbel_muzero_policy)
+    return _Shipped(policies[self.rule])
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
+def _search(graphdef, params, task: Task, prompt_BP, key, *, config):
+  """Searches; forwards made and needed until solved, B each."""
+  model = nnx.merge(graphdef, params)
+  result = tree_lib.search(
+    model, task, prompt_BP, decode.prefill(model, prompt_BP), key, config
+  )
+  return forwards_to_solve(result.tree, task, config)
+
+
+def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
+  """Forwards until a tree holds a correct answer, B twice; inf if it does not.
+
+  Node n was made by simulation n. A simulation costs one forward, and those of
+  its rollout, whose last token is never run.
+
+  Args:
+    tree: a finished search.
+    task: gives the end token.
+    config: of the search.
+
+  Returns:
+    Forwards made, and those without the ones of end tokens, revisits of
+    finished answers and last tokens of full paths, which no search needs.
+  """
+  nodes = tree.embeddings
+  grown_BN = tree.node_visits > 0
+  over_BN = nodes.finished | nodes.cut_off | ~grown_BN
+  rolled_BN = jnp.zeros(grown_BN.shape, jnp.int32)
+  if config.leaf in ("rollout", "mix"):
+    ended_BNT = nodes.answer_tokens == task.eos_id
+    length_BN = jnp.where(
+      jnp.any(ended_BNT, axis=-1),
+      jnp.argmax(ended_BNT, axis=-1) + 1,
+      task.response_length,
+    )
+    rolled_BN = jnp.maximum(length_BN - nodes.depth - 1, 0) * ~over_BN
+  solved_BN = grown_BN & nodes.correct
+  first_B = jnp.argmax(solved_BN, axis=1)
+
+  def spent(cost_BN):
+    # Node 0 is the prompt.
+    total_BN = jnp.cumsum(cost_BN.at[:, 0].set(0), axis=1)
+    total_B = jnp.take_along_axis(total_BN, first_B[:, None], axis=1)[:, 0]
+    return jnp.where(jnp.any(solved_BN, axis=1), total_B, jnp.inf)
+
+  return spent(1 + rolled_BN), spent(~over_BN + rolled_BN)
+
+
+def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
+  """Searches a tree a prompt.
+
+  Args:
+    policy: the model and its prompts.
+    key: random key, consumed.
+    config: the search; its simulations bound what it spends.
+
+  Returns:
+    Forwards made; `other_N`: without those of end tokens.
+  """
+  N, found = len(policy.prompt_NP), []
+  for start in range(0, N, _PROMPTS):
+    key, search_key = jax.random.split(key)
+    prompts = np.arange(start, start + min(N, _PROMPTS)) % N
+    spent = jax.device_get(
+      _search(
+        policy.graphdef,
+        policy.params,
+        policy.task,
+        policy.prompt_NP[prompts],
+        search_key,
+        config=config,
+      )
+    )
+    found.append(np.stack(spent)[:, : N - start])
+  return Spent(*np.concatenate(found, axis=1).astype(float))

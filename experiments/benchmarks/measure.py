@@ -1,0 +1,261 @@
+"""The searches that `search_quality` measures: names, settings, runs.
+
+A measurement is the tokens that each setting spent on each prompt before its
+first correct answer, in every repetition; inf where it found none.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks import compiled_searches, searches
+from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
+from experiments.benchmarks.prefixes import Path, Prefixes
+from experiments.benchmarks.searches import Search, Shape
+from tsd_jax.search.tree import SearchConfig
+
+SAMPLING = ("best_of_n", "cached_sampling")
+TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.3)
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+STEPS = (0.5, 1.0, 2.0)  # Of the limit on log-ratios, nats.
+BETAS = (0.25, 0.5, 1.0)  # Weight of log V.
+# Gumbel halves its simulations over the moves: the number is part of it.
+SIMULATIONS = (16, 64, 192)
+ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
+# Paths kept in memory from one setting to the next.
+_KEPT = 300_000
+
+Value = Callable[[Path], float]
+Make = Callable[[int, np.random.Generator], Search]  # From a prompt.
+
+
+class Skip(Exception):
+  """A search that a policy cannot make, and why."""
+
+
+def classics(
+  shape: Shape, value: Callable[[int], Value] | None
+) -> dict[str, dict[str, Make]]:
+  """Searches of the literature, by name and setting.
+
+  Args:
+    shape: of the tree.
+    value: the exact value of a prompt's paths; None where nobody wrote one.
+  """
+  table: dict[str, dict[str, Make]] = {
+    "without_replacement": {
+      f"{t}": lambda n, rng, t=t: searches.without_replacement(
+        shape, rng, temperature=t
+      )
+      for t in TEMPERATURES
+    },
+    "beam": {
+      f"{k}": lambda n, rng, k=k: searches.beam(shape, k) for k in WIDTHS
+    },
+    "stochastic_beam": {
+      f"{k} at {t}": lambda n, rng, k=k, t=t: searches.beam(
+        shape, k, rng=rng, temperature=t
+      )
+      for k in WIDTHS
+      for t in (0.7, 1.0)
+    },
+    "limited_discrepancy": {
+      "": lambda n, rng: searches.limited_discrepancy(shape)
+    },
+    "limited_discrepancy_ratio": {
+      f"{x}": lambda n, rng, x=x: searches.limited_discrepancy(
+        shape, by="ratio", step=x
+      )
+      for x in STEPS
+    },
+    "levin": {"": lambda n, rng: searches.levin(shape)},
+  }
+  if value is not None:
+    table["best_first_oracle"] = {
+      "": lambda n, rng: searches.discrepancy_best_first(shape, value(n))
+    }
+  return table
+
+
+def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
+  """Searches by `tsd_jax.search`, by name and setting.
+
+  Args:
+    budget: forwards; best-first makes one a simulation, the others make those
+      of a rollout as well.
+  """
+  most = max(budget // 4, min(SIMULATIONS))
+  best_first = dict(rule="best_first", num_simulations=budget)
+  table: dict[str, dict[str, SearchConfig]] = {
+    "best_first": {"": SearchConfig(**best_first)},
+    "best_first_value": {
+      f"{beta}": SearchConfig(**best_first, leaf="value", beta=beta)
+      for beta in BETAS
+    },
+  }
+  for rule, counts in (("puct", (most,)), ("gumbel", SIMULATIONS)):
+    for kind, name in ((ShippedSearch, rule), (SearchConfig, f"{rule}_tuned")):
+      table[name] = {
+        f"{n} at {t}": kind(
+          rule=rule,
+          leaf="rollout",
+          stop_when_solved=False,
+          num_simulations=n,
+          rollout_temperature=t,
+        )
+        for n in counts
+        if n <= most
+        for t in ROLLOUTS
+      }
+  return table
+
+
+NAMES = (
+  *SAMPLING,
+  *(name for name in classics(Shape(1, 0), lambda n: lambda path: 1.0)),
+  *trees(32),
+)
+DRAWS = ("without_replacement", "stochastic_beam")
+
+
+class Measurer:
+  """Measures searches of one policy; what they share is made once."""
+
+  def __init__(
+    self,
+    policy: Policy,
+    *,
+    budget: int,
+    repeats: int,
+    value_trained: bool,
+    oracle: Callable[[np.ndarray], Value] | None,
+  ):
+    """Prepares.
+
+    Args:
+      policy: a model and its prompts.
+      budget: tokens a prompt, the prompt included.
+      repeats: of searches that draw.
+      value_trained: whether the model's V_search was.
+      oracle: the exact value of a prompt's paths, where there is one.
+    """
+    self._policy, self._repeats = policy, repeats
+    self._value_trained = value_trained
+    self._prompt_length = policy.prompt_NP.shape[1]
+    self._budget = budget - self._prompt_length
+    value = None
+    if oracle is not None:
+      value = lambda n: oracle(policy.prompt_NP[n])  # noqa: E731
+    shape = Shape(policy.task.response_length, policy.task.eos_id)
+    self._classics = classics(shape, value)
+    self._trees = trees(self._budget)
+
+  def settings(self, name: str) -> list[str]:
+    """The settings of a search, in words that change when they change.
+
+    Raises:
+      Skip: this policy cannot make the search.
+    """
+    if name in SAMPLING:
+      return [f"{t}" for t in TEMPERATURES]
+    if name in self._trees:
+      if name == "best_first_value" and not self._value_trained:
+        raise Skip("its V_search was never trained")
+      return [f"{config}" for config in self._trees[name].values()]
+    if name not in self._classics:
+      raise Skip("its task has no exact solver")
+    return list(self._classics[name])
+
+  def measure(self, name: str) -> dict[str, dict[str, Any]]:
+    """Runs a search with all of its settings.
+
+    Returns:
+      By name, because both kinds of sampling are measured at once: `settings`,
+      `tokens` as lists ZSN, and for trees `tokens_without_ends`.
+    """
+    if name in SAMPLING:
+      return self._sample()
+    if name in self._trees:
+      return {name: self._search(self._trees[name])}
+    return {name: self._classic(self._classics[name], name in DRAWS)}
+
+  def _lists(self, forwards_ZSN) -> list:
+    """Counts the prompt as well."""
+    return (np.asarray(forwards_ZSN) + self._prompt_length).tolist()
+
+  def _sample(self):
+    spent = np.array(
+      [
+        [
+          compiled_searches.sample(
+            self._policy, jax.random.key(1000 * z + s), t, self._budget
+          )
+          for s in range(self._repeats)
+        ]
+        for z, t in enumerate(TEMPERATURES)
+      ]
+    )
+    settings = [f"{t}" for t in TEMPERATURES]
+    return {
+      name: dict(settings=settings, tokens=self._lists(spent[:, :, i]))
+      for i, name in enumerate(SAMPLING)
+    }
+
+  def _search(self, settings):
+    draws = any(config.leaf == "rollout" for config in settings.values())
+    spent = np.array(
+      [
+        [
+          compiled_searches.search(self._policy, jax.random.key(s), config)
+          for s in range(self._repeats if draws else 1)
+        ]
+        for config in settings.values()
+      ]
+    )
+    return dict(
+      settings=list(settings),
+      tokens=self._lists(spent[:, :, 0]),
+      tokens_without_ends=self._lists(spent[:, :, 1]),
+    )
+
+  def _classic(self, settings, draws):
+    spent, N = [], len(self._policy.prompt_NP)
+    seeds = range(self._repeats if draws else 1)
+    for z, make in enumerate(settings.values()):
+      self._prefixes.forget(_KEPT)
+      made = [
+        (n, make(n, np.random.default_rng((z, s, n))))
+        for s in seeds
+        for n in range(N)
+      ]
+      found = searches.run(
+        made, self._prefixes.log_probs, self._correct, self._budget
+      )
+      spent.append(found.reshape(len(seeds), N))
+    return dict(settings=list(settings), tokens=self._lists(spent))
+
+  @functools.cached_property
+  def _prefixes(self):
+    p = self._policy
+    return Prefixes(p.graphdef, p.params, p.prompt_NP, p.task.response_length)
+
+  @functools.cached_property
+  def _score(self):
+    return jax.jit(lambda *tokens: self._policy.task.score(*tokens).correct_X)
+
+  def _correct(self, pairs):
+    """Scores (prompt, answer) pairs in calls of a fixed shape."""
+    task, size, found = self._policy.task, 256, []
+    for start in range(0, len(pairs), size):
+      part = pairs[start : start + size]
+      tokens_XT = np.full((size, task.response_length), task.pad_id, np.int32)
+      prompt_XP = np.repeat(self._policy.prompt_NP[:1], size, axis=0)
+      for i, (prompt, path) in enumerate(part):
+        tokens_XT[i, : len(path)] = path
+        prompt_XP[i] = self._policy.prompt_NP[prompt]
+      right_X = np.asarray(self._score(prompt_XP, tokens_XT))
+      found += right_X[: len(part)].tolist()
+    return found

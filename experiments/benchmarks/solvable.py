@@ -1,0 +1,79 @@
+"""Whether a begun answer can still become a correct one: the perfect value."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.prefixes import Path
+from tsd_jax import tokenizers
+from tsd_jax.tasks import countdown
+from tsd_jax.tasks.task import Task
+
+
+@functools.lru_cache(maxsize=200_000)
+def _targets(numbers: tuple[int, ...], max_value: int) -> frozenset[int]:
+  return frozenset(countdown.reachable(numbers, max_value))
+
+
+def _result(a: int, op: int, b: int, max_value: int) -> int | None:
+  """What a legal step writes, None if it is illegal."""
+  if op == tokenizers.DIVIDE:
+    r = a // b if a % b == 0 else 0
+  else:
+    signs = {
+      tokenizers.PLUS: a + b, tokenizers.MINUS: a - b, tokenizers.TIMES: a * b
+    }  # fmt: skip
+    r = signs[op]
+  return r if 1 <= r <= max_value else None
+
+
+def countdown_value(
+  config: countdown.CountdownConfig, prompt_P: np.ndarray
+) -> Callable[[Path], float]:
+  """1 where the numbers left still reach the target, by exhaustive search."""
+  *given, _, target = map(int, prompt_P)
+  operators = range(tokenizers.PLUS, tokenizers.DIVIDE + 1)
+
+  def next_numbers(numbers, step):
+    """Numbers after each legal step that begins with the tokens of `step`."""
+    for i, a in enumerate(numbers):
+      for j, b in enumerate(numbers):
+        for op in operators:
+          r = _result(a, op, b, config.max_value) if i != j else None
+          if r is not None and (a, op, b, r)[: len(step)] == step:
+            rest = [x for k, x in enumerate(numbers) if k not in (i, j)]
+            yield tuple(sorted((*rest, r)))
+
+  def value(path):
+    numbers = tuple(given)
+    for start in range(0, len(path), countdown.STEP_LENGTH):
+      step = path[start : start + countdown.STEP_LENGTH]
+      after = set(next_numbers(numbers, step))
+      if len(step) < countdown.STEP_LENGTH:
+        reached = (_targets(left, config.max_value) for left in after)
+        return float(any(target in targets for targets in reached))
+      if not after:
+        return 0.0
+      (numbers,) = after
+    return float(target in _targets(numbers, config.max_value))
+
+  return value
+
+
+# By the task's name.
+_ORACLES = {"countdown": countdown_value}
+
+
+def oracle(
+  task: Task, config: Any
+) -> Callable[[np.ndarray], Callable[[Path], float]] | None:
+  """From a prompt to the exact value of its paths; None where it is unknown.
+
+  Args:
+    task: the task.
+    config: its config.
+  """
+  value = _ORACLES.get(task.name)
+  return None if value is None else functools.partial(value, config)

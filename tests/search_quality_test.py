@@ -1,0 +1,296 @@
+"""What is counted, and the figures made of it, against recounts by hand."""
+
+import functools
+import itertools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import compiled_searches, searches, solve_rates
+from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
+from experiments.benchmarks.prefixes import Prefixes
+from experiments.benchmarks.solvable import oracle
+from tests import search_test
+from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
+from tsd_jax import tokenizers
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+
+
+@functools.cache
+def policy():
+  from flax import nnx
+
+  return Policy(*nnx.split(search_test.model(), nnx.Param), TASK, PROMPTS)
+
+
+def make_prefixes():
+  p = policy()
+  return Prefixes(p.graphdef, p.params, PROMPTS, T)
+
+
+def log_prob(prompt, path):
+  tokens = (*map(int, PROMPTS[prompt]), *path)
+  return search_test.next_log_prob(tokens)[0]
+
+
+def test_prefixes_are_what_a_plain_forward_says():
+  prefixes = make_prefixes()
+  rng = np.random.default_rng(0)
+  asked = [
+    (int(rng.integers(len(PROMPTS))), tuple(rng.integers(0, V, n).tolist()))
+    for n in (3, 0, 1, 2, 3, 2, 3, 1)
+  ]
+  for _ in range(2):
+    for key, row_V in zip(asked, prefixes.log_probs(asked), strict=True):
+      np.testing.assert_allclose(row_V, log_prob(*key), atol=2e-5)
+    size = len(prefixes)
+    prefixes.log_probs(asked)
+    assert len(prefixes) == size  # Nothing was run again.
+    prefixes.forget(0)
+    assert len(prefixes) == PROMPTS.size < size
+    asked = asked[::-1]
+
+
+def test_a_store_that_grows_keeps_what_it_holds():
+  prefixes = make_prefixes()
+  everything = [(n, (t,)) for n in range(len(PROMPTS)) for t in range(V)]
+  everything += [(0, path) for path in itertools.product(range(V), repeat=3)]
+  rows = [row_V.copy() for row_V in prefixes.log_probs(everything)]
+  assert len(prefixes) > 1000
+  for key in ((7, (3,)), (0, (1, 2, 3)), (0, (11, 11, 11))):
+    row_V = rows[everything.index(key)]
+    np.testing.assert_allclose(row_V, log_prob(*key), atol=2e-5)
+
+
+def test_host_and_compiled_best_first_visit_the_same_nodes_in_order():
+  """Two programs that share nothing but the model."""
+  nodes = search_test.search(num_candidates=V, num_simulations=40)
+  nodes = nodes.tree.embeddings
+  prefixes, shape = make_prefixes(), searches.Shape(T, EOS)
+  for row in range(len(PROMPTS)):
+    wanted = [
+      tuple(nodes.path_tokens[row, n, : nodes.depth[row, n]].tolist())
+      for n in range(1, nodes.depth.shape[1])
+      if not nodes.cut_off[row, n]
+    ]
+    got, search = [], searches.discrepancy_best_first(shape)
+    ask = next(search)
+    while len(got) <= len(wanted):
+      got += [*ask.answers, *ask.paths]
+      ask = search.send(prefixes.log_probs([(row, p) for p in ask.paths]))
+    assert got[0] == ()
+    assert got[1 : len(wanted) + 1] == wanted
+
+
+CONFIGS = [
+  SearchConfig(num_simulations=24, num_candidates=3),
+  SearchConfig(rule="puct", leaf="rollout", num_simulations=12),
+  ShippedSearch(rule="puct", leaf="rollout", num_simulations=12),
+  ShippedSearch(rule="gumbel", leaf="rollout", num_simulations=12),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+def test_a_tree_pays_for_simulations_and_rollouts_until_solved(config):
+  result = jax.device_get(search_test._search(PROMPTS, config))
+  made_B, needed_B = compiled_searches.forwards_to_solve(
+    jax.tree.map(jax.numpy.asarray, result.tree), TASK, config
+  )
+  nodes = result.tree.embeddings
+  assert np.isfinite(made_B).any()
+  for row in range(len(PROMPTS)):
+    made = needed = 0
+    for n in range(1, nodes.depth.shape[1]):
+      answer = nodes.answer_tokens[row, n].tolist()
+      over = nodes.finished[row, n] or nodes.cut_off[row, n]
+      over |= result.tree.node_visits[row, n] == 0
+      made += 1
+      if not over and config.leaf == "rollout":
+        tokens = answer.index(EOS) + 1 if EOS in answer else T
+        made += tokens - 1 - nodes.depth[row, n]
+        needed += tokens - 1 - nodes.depth[row, n]
+      needed += not over
+      if nodes.correct[row, n]:
+        break
+    else:
+      made = needed = np.inf
+    assert (made_B[row], needed_B[row]) == (made, needed)
+
+
+def test_shipped_searches_are_mctx_as_it_is():
+  ours, shipped = (
+    kind(rule="puct", leaf="rollout", num_simulations=12)
+    for kind in (SearchConfig, ShippedSearch)
+  )
+  assert ours != shipped
+  trees = [search_test._search(PROMPTS, c).tree for c in (ours, shipped)]
+  assert np.any(trees[0].children_index != trees[1].children_index)
+
+
+def test_samples_are_counted_with_and_without_a_prefix_cache():
+  tokens_GT = np.array(
+    [[1, 2, EOS, PAD], [1, 2, EOS, PAD], [1, 3, 4, 5], [1, 3, EOS, PAD]]
+  )
+  seen = set()
+  count = functools.partial(
+    compiled_searches.count_forwards, eos_id=EOS, seen=seen
+  )
+  # 1, 12 | again | 1, 13, 134: the last token is never run | 1, 13.
+  assert count(tokens_GT, [False] * 4) == (9, 4, False)
+  assert count(tokens_GT, [False, False, True, False]) == (7, 0, True)
+  seen.clear()
+  assert count(tokens_GT, [False, True, True, False]) == (4, 2, True)
+
+
+def test_sampling_stops_when_solved_and_a_cache_never_costs_more():
+  p = policy()
+  spent = compiled_searches.sample(p, jax.random.key(0), 1.0, budget=30)
+  assert spent.made_N.shape == (len(PROMPTS),)
+  assert np.isfinite(spent.made_N).any()
+  assert np.all(spent.other_N <= spent.made_N)
+  cold = compiled_searches.sample(p, jax.random.key(0), 1e-3, budget=30)
+  solved = np.isfinite(cold.made_N)
+  # A cold sampler repeats itself: solved at once, or never.
+  assert np.all(cold.made_N[solved] < T)
+
+
+def test_the_oracle_knows_which_beginnings_can_be_completed():
+  config = CountdownConfig(numbers=3)
+  task = Countdown(config)
+  operators = range(tokenizers.PLUS, tokenizers.DIVIDE + 1)
+
+  def results(a, b):
+    return {a + b, a - b, a * b, a // b if b and a % b == 0 else 0}
+
+  for given, target in (((3, 4, 5), 17), ((6, 6, 2), 3), ((1, 13, 13), 100)):
+    prompt_P = np.array([*given, tokenizers.SEPARATOR, target], np.int32)
+    answers = set()
+    for i, j in itertools.permutations(range(3), 2):
+      (k,) = {0, 1, 2} - {i, j}
+      a, b, rest = given[i], given[j], given[k]
+      for op, r in itertools.product(operators, results(a, b)):
+        for x, y in ((r, rest), (rest, r)):
+          for op2, last in itertools.product(operators, results(x, y)):
+            answers.add((a, op, b, r, x, op2, y, last, tokenizers.EOS))
+    answers = [x for x in answers if 0 <= min(x) and max(x) < 208]
+    tokens_XT = np.array(answers, np.int32)
+    prompt_XP = np.repeat(prompt_P[None], len(answers), axis=0)
+    right_X = np.asarray(task.score(prompt_XP, tokens_XT).correct_X)
+    good = {
+      answer[:n]
+      for answer, right in zip(answers, right_X, strict=True)
+      for n in range(9)
+      if right
+    }
+    value = oracle(task, config)(prompt_P)
+    begun = {answer[:n] for answer in answers for n in range(9)}
+    assert {path for path in begun if value(path) == 1.0} == good
+    assert 0 < len(good) < len(begun) or not good
+    assert value((199,)) == 0.0 or 199 in given
+    assert all(value((*path, 200)) == 0.0 for path in good if len(path) == 8)
+
+
+def test_tokens_at_a_rate_are_where_the_curve_gets_there():
+  rng = np.random.default_rng(0)
+  tokens_ZSN = rng.integers(5, 400, (3, 2, 40)).astype(float)
+  tokens_ZSN[:, :, :6] = np.inf
+  everyone = np.arange(40)[None]
+  for rate in (0.5, 0.8):
+    (at,) = solve_rates.tokens_at(tokens_ZSN, rate, everyone)
+    before, there = solve_rates.solve_rate(tokens_ZSN, [at - 1, at], everyone)[
+      0
+    ]
+    assert before < rate <= there
+  assert np.isinf(solve_rates.tokens_at(tokens_ZSN, 0.9, everyone))
+  assert solve_rates.solve_rate(tokens_ZSN, [1000], everyone) == 0.85
+
+
+def test_ratios_are_of_equal_prompts_and_say_when_the_budget_ends_them():
+  rng = np.random.default_rng(1)
+  theirs = rng.integers(50, 400, (1, 2, 60)).astype(float)
+  rows = solve_rates.summarise(
+    {
+      "best_of_n": theirs,
+      "half": theirs / 2,
+      "never": np.full_like(theirs, np.inf),
+    },
+    [32, 64, 512],
+  )
+  half = rows["half"]["tokens_ratio_vs_best_of_n"]
+  for place in ("at_50", "at_80", "at_highest_common"):
+    assert half[place]["value"] == 0.5
+    assert half[place]["ci95"] == [0.5, 0.5]
+  never = rows["never"]["tokens_ratio_vs_best_of_n"]
+  assert never["at_50"]["bound"] == "at least"
+  assert never["at_50"]["value"] > 1
+  assert rows["never"]["tokens_at_50"]["value"] is None
+  low, high = rows["best_of_n"]["tokens_at_50"]["ci95"]
+  assert low < rows["best_of_n"]["tokens_at_50"]["value"] < high
+  text = solve_rates.table(rows, [32, 64, 512])
+  assert "0.50 0.50" in text and "≥" in text
+  figure = solve_rates.plot(
+    [dict(task="t", policy="p", method=k, **v) for k, v in rows.items()]
+  )
+  assert figure.startswith("<svg") and "never" in figure
+
+
+def test_a_bootstrap_covers_what_it_should():
+  """The interval of a median of 80 prompts, over 100 fresh sets of them."""
+  rng, covered = np.random.default_rng(2), 0
+  picks_QN = solve_rates.resamples(80, draws=200)
+  for _ in range(100):
+    tokens = rng.exponential(100, (1, 1, 80))
+    at_Q = solve_rates.tokens_at(tokens, 0.5, picks_QN)
+    low, high = solve_rates.estimate(at_Q)["ci95"]
+    covered += low <= 100 * np.log(2) <= high
+  assert 87 <= covered <= 100
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.benchmarks.search_quality", *arguments],
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_unknown_searches_are_refused(tmp_path):
+  done = command(f"--workdir={tmp_path}", "--only=beam,magic")
+  assert done.returncode == 2
+  assert "--only=magic is unknown: use best_of_n" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_measures_once_and_goes_on(tmp_path):
+  output = tmp_path / "quality.json"
+  arguments = (
+    f"--workdir={tmp_path}",
+    f"--output={output}",
+    "--tasks=countdown3",
+    "--policies=weak",
+    "--prompts=4",
+    "--budget=48",
+    "--repeats=1",
+  )
+  only = "--only=best_of_n,limited_discrepancy_ratio,best_first_value"
+  done = command(*arguments, only)
+  assert done.returncode == 0, done.stderr
+  assert "best_first_value left out" in done.stdout
+  (kept,) = (tmp_path / "measured").rglob("best_of_n.json")
+  stamp = kept.stat().st_mtime_ns
+  done = command(*arguments, only + ",best_first_oracle")
+  assert done.returncode == 0, done.stderr
+  assert kept.stat().st_mtime_ns == stamp
+  rows = {r["method"]: r for r in json.loads(output.read_text())["rows"]}
+  assert list(rows) == [
+    "best_of_n",
+    "limited_discrepancy_ratio",
+    "best_first_oracle",
+  ]
+  assert rows["best_first_oracle"]["solve_rate"]["value"][-1] > 0.5
+  assert output.with_suffix(".svg").read_text().startswith("<svg")
