@@ -209,6 +209,34 @@ def ablations(content: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def searches(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Tokens that each search needs, and their ratios to sampling."""
+
+  def cell(found: Mapping[str, Any] | None, form: str) -> str:
+    return "–" if found is None else interval(found, form, "never")
+
+  return [
+    "Tokens a prompt until a share of the prompts is solved, and their ratio to "
+    "best-of-N's and to sampling with a prefix cache; below 1 is better.",
+    table(
+      ["policy", "search", "tokens at 50 %", "tokens at 80 %",
+       "vs best of N, 50 %", "vs cached sampling, 50 %", "prompts"],
+      [
+        [
+          f"{row['task']}, {row['policy']}",
+          row["method"],
+          cell(row["tokens_at_50"], ",.0f"),
+          cell(row["tokens_at_80"], ",.0f"),
+          cell(row["tokens_ratio_vs_best_of_n"].get("at_50"), ".2f"),
+          cell(row["tokens_ratio_vs_cached_sampling"].get("at_50"), ".2f"),
+          str(row["prompts"]),
+        ]
+        for row in rows
+      ],
+    ),
+  ]  # fmt: skip
+
+
 def plain(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """Any list of rows; a column for each name that some row has."""
   names = list(dict.fromkeys(name for row in rows for name in row))
@@ -251,6 +279,8 @@ def section(name: str, content: Mapping[str, Any]) -> str:
       parts += comparison(content)
     case {"mode": _, "rows": Mapping()}:
       parts += ablations(content)
+    case {"rows": [{"tokens_at_50": _}, *_] as rows}:
+      parts += searches(rows)
     case {"rows": [_, *_] as rows} if all(isinstance(r, Mapping) for r in rows):
       parts += plain(rows)
     case _:

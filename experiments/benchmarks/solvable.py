@@ -8,13 +8,13 @@ import numpy as np
 
 from experiments.benchmarks.prefixes import Path
 from tsd_jax import tokenizers
-from tsd_jax.tasks import countdown
+from tsd_jax.tasks import countdown, countdown_problems
 from tsd_jax.tasks.task import Task
 
 
 @functools.lru_cache(maxsize=200_000)
 def _targets(numbers: tuple[int, ...], max_value: int) -> frozenset[int]:
-  return frozenset(countdown.reachable(numbers, max_value))
+  return frozenset(countdown_problems.reachable(numbers, max_value))
 
 
 def _result(a: int, op: int, b: int, max_value: int) -> int | None:
@@ -48,10 +48,10 @@ def countdown_value(
 
   def value(path):
     numbers = tuple(given)
-    for start in range(0, len(path), countdown.STEP_LENGTH):
-      step = path[start : start + countdown.STEP_LENGTH]
+    for start in range(0, len(path), countdown_problems.STEP_LENGTH):
+      step = path[start : start + countdown_problems.STEP_LENGTH]
       after = set(next_numbers(numbers, step))
-      if len(step) < countdown.STEP_LENGTH:
+      if len(step) < countdown_problems.STEP_LENGTH:
         reached = (_targets(left, config.max_value) for left in after)
         return float(any(target in targets for targets in reached))
       if not after:
