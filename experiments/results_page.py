@@ -215,9 +215,12 @@ def searches(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   def cell(found: Mapping[str, Any] | None, form: str) -> str:
     return "–" if found is None else interval(found, form, "never")
 
+  def half(row: Mapping[str, Any], other: str) -> Mapping[str, Any] | None:
+    return row.get(f"tokens_ratio_vs_{other}", {}).get("at_50")
+
   return [
-    "Tokens a prompt until a share of the prompts is solved, and their ratio to "
-    "best-of-N's and to sampling with a prefix cache; below 1 is better.",
+    "Tokens a prompt until a share of the prompts is solved; ratios to best of N "
+    "and to sampling with a prefix cache, below 1 is better.",
     table(
       ["policy", "search", "tokens at 50 %", "tokens at 80 %",
        "vs best of N, 50 %", "vs cached sampling, 50 %", "prompts"],
@@ -227,8 +230,8 @@ def searches(rows: Sequence[Mapping[str, Any]]) -> list[str]:
           row["method"],
           cell(row["tokens_at_50"], ",.0f"),
           cell(row["tokens_at_80"], ",.0f"),
-          cell(row["tokens_ratio_vs_best_of_n"].get("at_50"), ".2f"),
-          cell(row["tokens_ratio_vs_cached_sampling"].get("at_50"), ".2f"),
+          cell(half(row, "best_of_n"), ".2f"),
+          cell(half(row, "cached_sampling"), ".2f"),
           str(row["prompts"]),
         ]
         for row in rows
