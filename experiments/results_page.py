@@ -219,8 +219,8 @@ def searches(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return row.get(f"tokens_ratio_vs_{other}", {}).get("at_50")
 
   return [
-    "Tokens a prompt until a share of the prompts is solved; ratios to best of N "
-    "and to sampling with a prefix cache, below 1 is better.",
+    "Tokens a prompt until a share of the prompts is solved; ratios to best of "
+    "N and to sampling with a prefix cache, below 1 is better.",
     table(
       ["policy", "search", "tokens at 50 %", "tokens at 80 %",
        "vs best of N, 50 %", "vs cached sampling, 50 %", "prompts"],

@@ -18,7 +18,7 @@ from tsd_jax.tasks.task import Score
 from tsd_jax.types import Responses
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
-S, B, C = 32, 16, 24  # Prompts searched, sampled on, distilled.
+S, B, C = 64, 32, 32  # Prompts searched, sampled on, distilled.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_every_method_learns(algorithm):
   config = configure(
     algorithm, optimizer=OptimizerConfig(learning_rate=1e-3, minibatches=4)
   )
-  _, metrics = run(config, prompts(250), chunk=250)
+  _, metrics = run(config, prompts(150), chunk=150)
   for name, values in metrics.items():
     if name != "tokens":
       assert np.all(np.isfinite(values)), name
@@ -201,7 +201,7 @@ def test_the_ledger_is_a_hand_count():
     )
     _, metrics = run(config, prompts(1))
     tokens = jax.tree.map(lambda a: int(a[0]), metrics["tokens"])
-    # The baseline's 5 rows of 32 prompts are the fewest that reach tsd's count.
+    # The baseline's 5 rows of 64 prompts are the fewest that reach tsd's count.
     ours = B * (P + 8 * (T - 1)) + C * (P + T - 1)
     assert S * (P + 4 * (T - 1)) < ours <= S * (P + 5 * (T - 1))
     G, b, searches = (8, B, True) if algorithm == "tsd" else (5, S, False)
@@ -259,7 +259,7 @@ def test_forks_share_what_they_say_and_differ_after_it():
     (dict(refresh_every=-1), "refresh_every=-1"),
     (dict(optimizer=OptimizerConfig(minibatches=5)), "multiple of"),
     (dict(loss=LossConfig(lessons=6)), "loss.lessons=6 must be a multiple"),
-    (dict(loss=LossConfig(lessons=64)), "exceeds the 32 prompts"),
+    (dict(loss=LossConfig(lessons=128)), "exceeds the 64 prompts"),
     (dict(loss=LossConfig(advantage="group", lessons=C)), "knows no forks"),
     (
       dict(
