@@ -76,7 +76,7 @@ def test_the_command_prints_a_reply_a_prompt(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--prompt=hi"], "--model=DIR is missing"),
+    (["--prompt=hi"], "--model is missing"),
     (["--model=nowhere", "--prompt=hi"], "no model at nowhere"),
     (["--model=x.bin", "--prompt=hi"], "x.bin is a pickle file"),
     (["--model=x"], "--prompt=TEXT is missing"),

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments import compare_countdown
-from tsd_jax import decode, judge, learner
+from tsd_jax import decode, judge, learner, objective
 from tsd_jax.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.models import presets, transformer
 from tsd_jax.search import tree as tree_lib
@@ -47,8 +47,11 @@ def prefill(params, prompt_BP):
 def configure(method):
   """The default experiment's learner with few prompts."""
   config = compare_countdown.get_config()
-  small = {"experiment.rollout.prompts": str(B)}
-  small |= {"experiment.optimizer.minibatches": "1"}
+  small = {
+    "rollout.prompts": B, "rollout.baseline_prompts": B, "loss.lessons": B,
+    "search.width": 8, "search.trees": B, "optimizer.minibatches": 1,
+  }  # fmt: skip
+  small = {f"experiment.{name}": str(value) for name, value in small.items()}
   config = judge.config_lib.override(config, small)
   return config.run(method, "3e-4", 0, "test").learner_config()
 
@@ -66,10 +69,11 @@ def test_a_step_of_sampling():
       length=T, eos_id=TASK.eos_id, pad_id=TASK.pad_id,
     )  # fmt: skip
 
-  # Beyond the weights: V_pi and V_search (7 %), attention, the draw.
+  # Beyond the weights: V_pi and V_search (7 %), attention, and the draw, whose
+  # running sum XLA counts as a window over the vocabulary.
   prefix = shape_of(prefill, PARAMS, PROMPT)
   got = ratio(sample, PARAMS, prefix, KEY, tokens=B)
-  assert 1.0 < got < 1.2
+  assert 1.0 < got < 1.4
 
 
 def test_a_simulation():
@@ -88,7 +92,8 @@ def test_a_simulation():
 
 def batch(config):
   """Shapes of what an update of these prompts reads."""
-  G, M = config.rollout.group, config.loss.champions
+  B, G = config.rollout.prompts, config.rollout.group
+  C, M = config.lessons, config.loss.champions
 
   def make():
     rows = {n: jnp.zeros((B, G, T)) for n in ("log_prob", "value", "entropy")}
@@ -101,15 +106,18 @@ def batch(config):
       reward_BG=jnp.zeros((B, G)),
       correct_BG=jnp.zeros((B, G), bool),
     )
-    champion_BMT = jnp.zeros((B, M, T), jnp.int32)
-    return learner.Batch(
+    lessons = objective.Lessons(
+      jnp.zeros((C, P), jnp.int32),
+      jnp.zeros((C, M, T), jnp.int32),
+      jnp.ones((C, M), bool),
+      None,
+    )
+    return objective.Batch(
       jnp.zeros((B, P), jnp.int32),
       responses,
       rows["log_prob"],
       rows["value"],
-      champion_BMT if config.loss.distils else None,
-      jnp.ones((B, M), bool) if config.loss.distils else None,
-      None,
+      lessons if config.loss.distils else None,
     )
 
   return shape_of(make)
@@ -122,13 +130,14 @@ def test_an_update_is_as_much_for_every_method(method):
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
 
   def update(params, opt_state, reads, key):
-    return learner.update(
+    return objective.update(
       GRAPHDEF, (params, opt_state), PARAMS, reads, key, hyper, config
     )
 
-  # What learner.py books, the same number for every method.
-  tokens = B * (P + config.update_rows * (T - 1))
-  assert tokens == B * (P + 9 * (T - 1))
+  # What learner.py books, about the same number for every method.
+  tokens = config.update_tokens(TASK)
+  ours = configure("tsd").update_tokens(TASK)
+  assert abs(tokens / ours - 1) < judge.TOLERANCE
   got = ratio(
     update, state.params, state.opt_state, batch(config), KEY,
     tokens=BACKWARD_COST * tokens,

@@ -154,9 +154,10 @@ def search(
     """Candidate tokens of new nodes."""
     log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
     # Without the barrier a slice of the result, merged into top_k's own, makes
-    # XLA on CPU sort the whole vocabulary instead.
-    log_prob_BA, candidate_BA = jax.lax.optimization_barrier(
-      jax.lax.top_k(log_prob_BV, A)
+    # XLA on CPU sort the whole vocabulary instead. One barrier each: XLA cannot
+    # split a top_k over devices whose pair goes into one.
+    log_prob_BA, candidate_BA = map(
+      jax.lax.optimization_barrier, jax.lax.top_k(log_prob_BV, A)
     )
     return candidate_BA, log_prob_BA
 
