@@ -1,6 +1,7 @@
 """Tokenizers and chats of published models, against transformers."""
 
 import dataclasses
+import importlib
 import json
 
 import hypothesis
@@ -238,13 +239,14 @@ def test_a_gguf_vocabulary_reads_as_the_original(tmp_path, pre):
 
 def test_patterns_are_those_of_the_model_families():
   pytest.importorskip("transformers", reason="needs the extra: interop")
-  from transformers import convert_slow_tokenizer
+  # By name: transformers also has a function of this name.
+  convert = importlib.import_module("transformers.convert_slow_tokenizer")
   from transformers.models.qwen2 import tokenization_qwen2
 
   qwen2, _, _ = text_tokenizer._PRE["qwen2"]
   assert qwen2 == tokenization_qwen2.PRETOKENIZE_REGEX
   llama3, _, _ = text_tokenizer._PRE["llama-bpe"]
-  converter = convert_slow_tokenizer.TikTokenConverter("")
+  converter = convert.TikTokenConverter("")
   assert llama3 == converter.pattern
 
 
