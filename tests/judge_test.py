@@ -254,12 +254,15 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   assert set(content["ratios"]) >= {
     "steps_to_target", "accuracy_at_equal_tokens",
   }  # fmt: skip
-  # Two minibatches of 8 prompts of 4 tokens with 8 rows of 8 tokens fed, and
-  # 8 champions; the baselines' 9 rows are the fewest that reach that.
+  # 8 prompts of 5 tokens with 8 rows of 8 tokens fed, and 8 champions; GRPO's
+  # 10 rows are the fewest that reach that. In two minibatches.
+  backward = {
+    "tsd": 8 * (5 + 8 * 8) + 8 * (5 + 8),
+    "grpo": 8 * (5 + 10 * 8),
+    "tree_prefix_values": 8 * (5 + 9 * 8) + 8 * (5 + 8),
+  }
   for name, row in content["methods"].items():
-    ours = 8 * (4 + 8 * 8) + 8 * (4 + 8)
-    theirs = 8 * (4 + 9 * 8)
-    expected = (ours if name == "tsd" else theirs) / 2
+    expected = backward[name] / 2
     assert row["update_step"]["backward_tokens"] == expected
     assert row["flops"] == pytest.approx(
       np.array(row["tokens"]) * content["flops_per_token"]

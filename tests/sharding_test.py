@@ -148,18 +148,26 @@ def test_loops_send_activations_over_the_tensor_axis_only():
   lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
   pairs = {(i, i + 1) for i in range(0, 8, 2)}  # Tensor is the last axis.
-  rows = tiny.B // 4  # Prompts of one part.
-  for scope, group in (("searching", 1), ("sampling", CONFIG.rollout.group)):
+  # Rows of one part: a tree a prompt, or the samples of its prompts.
+  for scope, rows in (
+    ("searching", tiny.S // 4),
+    ("sampling", tiny.B // 4 * CONFIG.rollout.group),
+  ):
     assert program.has_loops(scope)
     found = program.in_loops(scope)
     assert any(c.kind == "all-reduce" for c in found)
-    stops = [c for c in found if set(c.groups) != pairs]
+    # A draw hands its running sum from one part of the vocabulary to the next.
+    sums = [c for c in found if c.kind == "collective-permute"]
+    assert all(c.bytes <= 4 * rows for c in sums)
+    assert bool(sums) == (scope == "sampling")
+    others = [c for c in found if c not in sums]
+    stops = [c for c in others if set(c.groups) != pairs]
     # Devices agree on when to stop: one number a simulation, from the search.
     assert all(c.kind == "all-reduce" and c.bytes <= 4 for c in stops)
     assert len(stops) == (scope == "searching")
-    for c in set(found) - set(stops):
+    for c in others:
       # Logits at most: no weight (16 to 32 wide), no cache, no pool.
       if c.kind != "all-reduce":
-        assert c.kind == "all-gather" and c.bytes <= 4 * rows * group * tiny.V
+        assert c.kind == "all-gather" and c.bytes <= 4 * rows * tiny.V
   # Weights are gathered, but where they are trained.
   assert "all-gather" in program.totals()

@@ -30,9 +30,7 @@ from tsd_jax import (
   samples,
   sharding,
 )
-from tsd_jax import (
-  workdir as workdir_lib,
-)
+from tsd_jax import workdir as workdir_lib
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
 from tsd_jax.ledger import Ledger
@@ -295,7 +293,8 @@ def train(
     if processes.leads():
       # It is there if and only if the run is finished.
       (workdir / "report.html").unlink(missing_ok=True)
-      workdir_lib.keep_rows(workdir / "metrics.jsonl", step)
+      # Without a checkpoint even the start's row is written again.
+      workdir_lib.keep_rows(workdir / "metrics.jsonl", step if restored else -1)
       log = workdir_lib.RowLog(workdir / "metrics.jsonl")
 
     hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
