@@ -48,7 +48,8 @@ def main(overrides):
 
   progress.quiet_libraries()
   results = train.train(config, folder)
-  print(evaluate.table(results))
+  if results:  # Of several processes only the leader has them.
+    print(evaluate.table(results))
 
 
 if __name__ == "__main__":
