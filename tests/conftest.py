@@ -11,3 +11,17 @@ os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path.home() / ".cache" / "tsd_jax" / "xla"),
 )
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_forgotten():
+  """Drops compiled programs after each file.
+
+  Each holds memory maps, of which Linux allows a process 65,530: the suite in
+  one process passes that and XLA aborts. The cache on disk brings them back.
+  """
+  yield
+  jax.clear_caches()
