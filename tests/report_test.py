@@ -130,7 +130,7 @@ def test_a_tree_is_drawn_node_by_node():
     "root  n 4  4 nodes",
     "├─ 5  p 0.75  n 2",
     "│  └─ 9  p 0.50  n 1  reward 1.00  ★",
-    "└─ 7  p 0.25  n 1  reward 0.25  rollout: 7 9",
+    "└─ 7  p 0.25  n 1  reward 0.25  answer: 7 9",
   ]
   assert view.tree_text(fake_tree(), 0, decode, max_nodes=2).splitlines() == [
     "root  n 4  4 nodes",

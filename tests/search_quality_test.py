@@ -76,12 +76,11 @@ def test_host_and_compiled_best_first_visit_the_same_nodes_in_order():
     wanted = [
       tuple(nodes.path_tokens[row, n, : nodes.depth[row, n]].tolist())
       for n in range(1, nodes.depth.shape[1])
-      if not nodes.cut_off[row, n]
     ]
     got, search = [], searches.discrepancy_best_first(shape)
     ask = next(search)
     while len(got) <= len(wanted):
-      got += [*ask.answers, *ask.paths]
+      got += ask.paths  # Answers are judged with their node there.
       ask = search.send(prefixes.log_probs([(row, p) for p in ask.paths]))
     assert got[0] == ()
     assert got[1 : len(wanted) + 1] == wanted
@@ -104,13 +103,13 @@ def test_a_tree_pays_for_simulations_and_rollouts_until_solved(config):
   nodes = result.tree.embeddings
   assert np.isfinite(made_B).any()
   for row in range(len(PROMPTS)):
-    made = needed = 0
-    for n in range(1, nodes.depth.shape[1]):
+    made = needed = -1  # The root is no simulation.
+    for n in range(nodes.depth.shape[1]):
       answer = nodes.answer_tokens[row, n].tolist()
-      over = nodes.finished[row, n] or nodes.cut_off[row, n]
+      over = nodes.finished[row, n] or nodes.depth[row, n] == T
       over |= result.tree.node_visits[row, n] == 0
       made += 1
-      if not over and config.leaf == "rollout":
+      if n and not over and config.leaf == "rollout":
         tokens = answer.index(EOS) + 1 if EOS in answer else T
         made += tokens - 1 - nodes.depth[row, n]
         needed += tokens - 1 - nodes.depth[row, n]

@@ -110,6 +110,12 @@ ALL = [
 ]
 
 
+def ends_at_once(settings):
+  """Whether end tokens are judged with their node instead of being moves."""
+  rolls_out = settings.get("leaf") in ("rollout", "mix")
+  return settings["rule"] == "best_first" and not rolls_out
+
+
 def name(settings):
   return "-".join(settings.values())
 
@@ -124,6 +130,7 @@ def tried(tree, row):
 def test_every_node_is_what_a_plain_forward_says(settings):
   result = search(**settings)
   tree, nodes = result.tree, result.tree.embeddings
+  at_once = ends_at_once(settings)
   for row in range(B):
     edges = list(tried(tree, row))
     assert len(edges) > 10
@@ -139,7 +146,9 @@ def test_every_node_is_what_a_plain_forward_says(settings):
       )
       assert np.all(path[depth + 1 :] == PAD)
       assert nodes.finished[row, child] == (token == EOS)
-      assert nodes.cut_off[row, child] == (token != EOS and depth + 1 == T)
+      assert not (at_once and token == EOS)
+      full = depth + 1 == (T - 1 if at_once else T)
+      assert nodes.cut_off[row, child] == (token != EOS and full)
       before = (*PROMPTS[row], *path[:depth])
       log_prob, _ = next_log_prob(tuple(map(int, before)))
       assert nodes.log_prob_A[row, parent, action] == pytest.approx(
@@ -211,6 +220,8 @@ def test_best_first_expands_in_the_order_of_a_heap(beta):
     def push(path, discrepancy, heap=heap, ticket=ticket, row=row):
       log_prob, logit = next_log_prob((*map(int, PROMPTS[row]), *path))
       for token in np.argsort(-log_prob, kind="stable")[:3]:
+        if token == EOS:
+          continue  # Judged with the path, which it needs no forward for.
         step = log_prob[token] - log_prob.max()
         key = discrepancy + step + epsilon * len(path)
         key -= beta * np.log1p(np.exp(-logit))
@@ -221,14 +232,32 @@ def test_best_first_expands_in_the_order_of_a_heap(beta):
     while heap and len(expected) < 24:
       path, discrepancy = heapq.heappop(heap)[2]
       expected.append(path)
-      if path[-1] != EOS and len(path) < T:
+      if len(path) < T - 1:
         push(path, discrepancy)
     nodes = result.tree.embeddings
     got = [
       tuple(int(t) for t in nodes.path_tokens[row, n][: nodes.depth[row, n]])
       for n in range(1, 25)
+      if result.tree.node_visits[row, n] > 0
     ]
-    assert got == expected
+    assert len(got) > 10 and got == expected
+
+
+def test_every_end_among_the_candidates_is_an_answer():
+  nodes = search(rule="best_first").tree.embeddings
+  visits = search(rule="best_first").tree.node_visits
+  likely = 0
+  for row, n in np.argwhere(visits > 0):
+    path = tuple(map(int, nodes.path_tokens[row, n][: nodes.depth[row, n]]))
+    log_prob, _ = next_log_prob((*map(int, PROMPTS[row]), *path))
+    offered = EOS in np.argsort(-log_prob)[:3]
+    assert nodes.has_answer[row, n] == offered
+    if offered:
+      assert tuple(nodes.answer_tokens[row, n]) == (
+        *path, EOS, *[PAD] * (T - len(path) - 1),
+      )  # fmt: skip
+    likely += log_prob.argmax() == EOS
+  assert likely > B
 
 
 def reachable(row, prefix=()):
@@ -374,19 +403,22 @@ def test_bayes_posterior_of_best_first():
     )
 
 
-def test_path_targets_follow_the_champions_path():
-  tree = search(rule="puct", leaf="rollout", num_simulations=60).tree
-  config = SearchConfig(rule="puct", leaf="rollout")
+@pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
+def test_path_targets_follow_the_champions_path(settings):
+  tree = search(num_simulations=60, **settings).tree
+  config = SearchConfig(**settings)
   improved_BNA = config.make_rule().improved(tree)
   best = jax.device_get(best_answers(tree, 1))
   targets = jax.device_get(targets_of(tree, improved_BNA, best.node_BM[:, 0]))
   for row in range(B):
-    node, depth = 0, int(tree.embeddings.depth[row, best.node_BM[row, 0]])
-    path = tree.embeddings.path_tokens[row, best.node_BM[row, 0]]
+    champion = best.node_BM[row, 0]
+    node, path = 0, best.tokens_BMT[row, 0]
+    states = int(tree.embeddings.depth[row, champion])
+    states += not tree.embeddings.finished[row, champion]
     for t in range(T):
-      visited = t < depth and tree.node_visits[row, node] >= 3
+      visited = t < states and tree.node_visits[row, node] >= 3
       assert targets.mask_BT[row, t] == visited
-      if t >= depth:
+      if t >= states:
         continue
       np.testing.assert_array_equal(
         targets.candidate_BTA[row, t], tree.embeddings.candidate_A[row, node]
@@ -397,8 +429,10 @@ def test_path_targets_follow_the_champions_path():
       assert targets.mass_BT[row, t] == pytest.approx(
         np.exp(tree.embeddings.log_prob_A[row, node]).sum(), rel=1e-5
       )
-      action = list(tree.embeddings.candidate_A[row, node]).index(path[t])
-      node = tree.children_index[row, node, action]
+      if t + 1 < states:
+        action = list(tree.embeddings.candidate_A[row, node]).index(path[t])
+        node = tree.children_index[row, node, action]
+  assert targets.mask_BT.sum() > B
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)
@@ -409,10 +443,13 @@ def test_health_by_counting(settings):
     jax.jit(health.health)(tree, jnp.asarray(result.simulations))
   )
   depths, cut, answers, repeated, entropy = [], [], 0, 0, []
+  assert np.any(nodes.cut_off & nodes.has_answer) == ends_at_once(settings)
   for row in range(B):
     children = [n for _, _, n in tried(tree, row)]
     depths += [nodes.depth[row, n] for n in children]
-    cut += [nodes.cut_off[row, n] for n in children]
+    cut += [
+      nodes.cut_off[row, n] and not nodes.has_answer[row, n] for n in children
+    ]
     seen = [
       tuple(nodes.answer_tokens[row, n])
       for n in children
@@ -428,7 +465,7 @@ def test_health_by_counting(settings):
   assert got["search_answers"] == pytest.approx((answers - repeated) / B)
   assert got["search_duplicates"] == pytest.approx(repeated / answers)
   assert got["search_visit_entropy"] == pytest.approx(np.mean(entropy))
-  if settings["rule"] == "best_first":
+  if settings["rule"] == "best_first" and not ends_at_once(settings):
     assert got["search_wasted"] == pytest.approx(0, abs=1e-6)
 
 

@@ -175,7 +175,8 @@ def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
   """
   nodes = tree.embeddings
   grown_BN = tree.node_visits > 0
-  over_BN = nodes.finished | nodes.cut_off | ~grown_BN
+  full_BN = nodes.depth >= task.response_length
+  over_BN = nodes.finished | full_BN | ~grown_BN
   rolled_BN = jnp.zeros(grown_BN.shape, jnp.int32)
   if config.leaf in ("rollout", "mix"):
     ended_BNT = nodes.answer_tokens == task.eos_id

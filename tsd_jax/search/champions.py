@@ -70,28 +70,36 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   return Champions(*(jnp.moveaxis(a, 0, 1) for a in found))
 
 
+def ends(nodes) -> Array:
+  """Whether the answer of a node ends there, and is no rollout; BN."""
+  return nodes.finished | (nodes.ending < nodes.log_prob_A.shape[-1])
+
+
 def chance_of_success(tree: mctx.Tree) -> Array:
   """Search model's probability of the correct answers found, B.
 
-  A lower bound of its chance to solve the prompt in one sample: finished nodes
-  are distinct answers, so their probabilities add up.
+  A lower bound of its chance to solve the prompt in one sample: answers that
+  end at a node are distinct, so their probabilities add up.
   """
   nodes = tree.embeddings
-  solved_BN = (tree.node_visits > 0) & nodes.finished & nodes.correct
+  solved_BN = (tree.node_visits > 0) & ends(nodes) & nodes.correct
   return jnp.sum(
-    jnp.where(solved_BN, jnp.exp(nodes.path_log_prob), 0.0), axis=1
+    jnp.where(solved_BN, jnp.exp(nodes.answer_log_prob), 0.0), axis=1
   )
 
 
 def greedy_reward(tree: mctx.Tree) -> Array:
   """Reward of the search model's greedy answer, B; 0 if it was not finished."""
   nodes = tree.embeddings
-  greedy_BN = (tree.node_visits > 0) & nodes.finished & (nodes.discrepancy == 0)
+  likeliest_BN = (nodes.discrepancy == 0) & (
+    nodes.finished | (nodes.ending == 0)
+  )
+  greedy_BN = (tree.node_visits > 0) & likeliest_BN
   return jnp.max(jnp.where(greedy_BN, nodes.reward, 0.0), axis=1)
 
 
 def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:
-  """Nodes on the way from the root to given nodes.
+  """Nodes from the root to given nodes: the states of an answer's tokens.
 
   Args:
     tree: a finished search.
@@ -99,19 +107,18 @@ def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:
 
   Returns:
     node_BT, entry t the state in which token t was chosen, and a mask of the
-    entries that exist.
+    entries that exist. No token is chosen where a response is finished.
   """
   T = tree.embeddings.path_tokens.shape[-1]
   rows = jnp.arange(node_B.shape[0])
   depth_BN = tree.embeddings.depth
 
   def up(at_B, _):
-    parent_B = tree.parents[rows, at_B]
-    going_B = parent_B >= 0
-    next_B = jnp.where(going_B, parent_B, at_B)
-    return next_B, (next_B, depth_BN[rows, next_B], going_B)
+    chooses_B = (at_B >= 0) & ~tree.embeddings.finished[rows, at_B]
+    parent_B = jnp.where(at_B >= 0, tree.parents[rows, at_B], at_B)
+    return parent_B, (at_B, depth_BN[rows, at_B], chooses_B)
 
-  _, (node_TB, depth_TB, going_TB) = jax.lax.scan(up, node_B, length=T)
+  _, (node_TB, depth_TB, going_TB) = jax.lax.scan(up, node_B, length=T + 1)
   # Column T takes what does not exist and is cut off.
   column_TB = jnp.where(going_TB, depth_TB, T)
   shape = (node_B.shape[0], T + 1)

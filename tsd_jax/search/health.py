@@ -19,7 +19,7 @@ def health(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
     search_wasted: simulations that visited a finished node again.
     search_answers: distinct finished responses in a tree.
     search_duplicates: fraction of the answers found that were there already.
-    search_cut_off: fraction of the nodes whose path is full and unfinished.
+    search_cut_off: fraction of the nodes whose path is full and has no answer.
     search_visit_entropy: nats, of the visits to the root's moves.
     search_root_value: V_search of the prompt, to be held against how often the
       policy succeeds.
@@ -49,7 +49,7 @@ def health(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
     "search_wasted": 1.0 - grown / (B * jnp.maximum(simulations, 1)),
     "search_answers": (answers - jnp.sum(repeated_BN)) / B,
     "search_duplicates": jnp.sum(repeated_BN) / jnp.maximum(answers, 1),
-    "search_cut_off": fraction(nodes.cut_off),
+    "search_cut_off": fraction(nodes.cut_off & ~nodes.has_answer),
     "search_visit_entropy": jnp.mean(entropy_B),
     "search_root_value": jnp.mean(jax.nn.sigmoid(nodes.value_logit[:, 0])),
   }

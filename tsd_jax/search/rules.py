@@ -165,7 +165,7 @@ class BestFirst:
   The open list holds every untried (node, move). Its key is
     sum over the path of log(p / p_max) + beta * log V(node) + epsilon * depth
   plus the move's own log(p / p_max): the greedy continuation is free, so
-  finished responses arise by themselves, each expansion is one new forward and
+  whole responses arise by themselves, each expansion is one new forward and
   nothing repeats. Related: limited discrepancy search (Harvey & Ginsberg, 1995)
   and Levin tree search (arXiv:1811.10928).
 
@@ -233,8 +233,8 @@ class BestFirst:
       + self.epsilon * node.depth
     )
     log_ratio_BA = node.log_prob_A - node.log_prob_A[..., :1]
-    over_B = node.finished | node.cut_off
-    return jnp.where(over_B[:, None], CLOSED, key_B[:, None] + log_ratio_BA)
+    closed_BA = (node.finished | node.cut_off)[:, None] | endings(node)
+    return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
 
   def grow(self, tree: mctx.Tree, expand, n: Array) -> mctx.Tree:
     """Expands the best untried move of every tree as its node n.
@@ -320,8 +320,16 @@ class BestFirst:
       tree.children_rewards + tree.children_discounts * tree.children_values,
       node_BN1,
     )
+    nodes = tree.embeddings
+    v_BNA = jnp.where(endings(nodes), nodes.reward[..., None], v_BNA)
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
+
+
+def endings(nodes) -> Array:
+  """Candidates that end a response and were judged with their node, BN A."""
+  A = nodes.log_prob_A.shape[-1]
+  return jnp.arange(A) == nodes.ending[..., None]
 
 
 def with_edges(tree: mctx.Tree) -> mctx.Tree:

@@ -3,6 +3,10 @@
 A state is the tokens so far, a move one of A candidate tokens, the reward that
 of the finished response. A node keeps its own best answer: the response that
 ends at it, or the rollout that was made from it, so nothing paid for is lost.
+
+Ending a response needs no forward. Where best-first makes no rollouts, the end
+token is therefore no move: a new node is judged as if it ended there, and every
+simulation is a forward that offers new tokens.
 """
 
 import dataclasses
@@ -101,8 +105,11 @@ class Node:
   path_log_prob: Array  # float32, sum of log pi over the path.
   discrepancy: Array  # float32, sum of log(p / p_max) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
+  # int32, which candidate is the end token where its answer is judged with the
+  # node itself, which has then no such move; A where there is none.
+  ending: Array
   finished: Array  # bool, the path ends with the end token.
-  cut_off: Array  # bool, the path is full without an end token.
+  cut_off: Array  # bool, the path is full: no move from here can be answered.
   answer_tokens: Array  # int32 D, finished response found at this node.
   answer_log_prob: Array  # float32, of that response under the search model.
   reward: Array  # float32, of that response; 0 without one.
@@ -148,6 +155,10 @@ def search(
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
   pool = pool_type(model, B, config.num_simulations)
   rolls_out = config.leaf in ("rollout", "mix")
+  # Whether the end token is judged with its node; then a move to length D is
+  # of no use, as it cannot end.
+  ends_at_once = config.rule == "best_first" and not rolls_out
+  room = D - 1 if ends_at_once else D
   loop = rules.StoppableLoop()
 
   def offer(x_BD):
@@ -161,7 +172,20 @@ def search(
     )
     return candidate_BA, log_prob_BA
 
-  def judge(node, prior_BA, answer):
+  def end(node):
+    """A node with its ending, and the answer that this makes."""
+    ends_BA = (node.candidate_A == task.eos_id) & ends_at_once
+    has_B = jnp.any(ends_BA, axis=1)
+    node = node.replace(ending=jnp.where(has_B, jnp.argmax(ends_BA, axis=1), A))
+    last_BD = (jnp.arange(D)[None] == node.depth[:, None]) & has_B[:, None]
+    log_prob_B = jnp.sum(jnp.where(ends_BA, node.log_prob_A, 0.0), axis=1)
+    return node, (
+      jnp.where(last_BD, task.eos_id, node.path_tokens),
+      node.path_log_prob + log_prob_B,
+      has_B,
+    )
+
+  def judge(node, answer):
     """Mctx's value and reward of a node, and its stored answer."""
     tokens_BD, log_prob_B, has_answer_B = answer
     score = task.score(prompt_BP, tokens_BD)
@@ -171,7 +195,7 @@ def search(
     learned_B = jax.nn.sigmoid(node.value_logit)
     match config.leaf:
       case "none":
-        leaf_B = jnp.zeros((B,))
+        leaf_B = reward_B
       case "value":
         leaf_B = learned_B
       case "rollout":
@@ -181,7 +205,7 @@ def search(
     output = mctx.RecurrentFnOutput(
       reward=jnp.where(done_B, reward_B, 0.0),
       discount=jnp.where(done_B, 0.0, 1.0),
-      prior_logits=prior_BA,
+      prior_logits=node.log_prob_A,
       value=jnp.where(done_B, 0.0, leaf_B),
     )
     return output, node.replace(
@@ -227,13 +251,15 @@ def search(
       discrepancy=parent.discrepancy + log_prob_B - parent.log_prob_A[:, 0],
       value_logit=value_logit_B,
       finished=finished_B,
-      cut_off=~finished_B & (depth_B >= D),
+      cut_off=~finished_B & (depth_B >= room),
     )
+    if ends_at_once:
+      return judge(*end(node))
     answer = (path_tokens, node.path_log_prob, finished_B & ~over_B)
     if rolls_out:
       tokens_BD, log_prob_B, ended_B = roll_out(node, x_BD)
       answer = (tokens_BD, log_prob_B, ended_B & ~over_B)
-    return judge(node, prior_BA, answer)
+    return judge(node, answer)
 
   def roll_out(node, x_BD):
     """Samples each path to its end; finished paths stay as they are."""
@@ -273,6 +299,7 @@ def search(
     path_log_prob=zero_B,
     discrepancy=zero_B,
     value_logit=value_logit_B,
+    ending=jnp.full((B,), A),
     finished=no_B,
     cut_off=no_B,
     answer_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
@@ -281,6 +308,7 @@ def search(
     has_answer=no_B,
     correct=no_B,
   )
+  _, root_node = judge(*end(root_node))
   root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
   root = mctx.RootFnOutput(
     prior_logits=prior_BA, value=root_value_B, embedding=root_node

@@ -25,7 +25,7 @@ def tree_text(
 
   Returns:
     Lines such as `├─ 12  p .41  n 7` with the token, its probability given the
-    path, the visits, and for finished nodes the reward.
+    path, the visits, and what the node's answer is rewarded, if it has one.
   """
   tree = jax.device_get(jax.tree.map(lambda a: a[row], tree))
   nodes = tree.embeddings
@@ -49,7 +49,7 @@ def tree_text(
     if nodes.has_answer[child]:
       text += f"  reward {nodes.reward[child]:.2f}"
       if not nodes.finished[child]:
-        text += f"  rollout: {decode(nodes.answer_tokens[child])}"
+        text += f"  answer: {decode(nodes.answer_tokens[child])}"
     return text + ("  ★" if child == champion else "")
 
   def draw(parent: int, margin: str) -> None:
