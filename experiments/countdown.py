@@ -3,7 +3,7 @@
 Purpose: teach a 0.5 M parameter model by tree search to reach a target with
 three numbers and + - * /, from a warm start that writes legal expressions but
 rarely the right one. An iteration searches 1,024 prompts with the policy itself
-(discrepancy best-first, 32 nodes each), distils the champions of 448 that were
+(discrepancy best-first, 16 nodes each), distils the champions of 448 that were
 solved, and takes PPO steps with tree advantages on the 64 prompts whose success
 the trees found least certain.
 
@@ -11,6 +11,7 @@ Command: python -m launch.train --config=experiments/countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
+from tsd_jax.methods import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
@@ -23,5 +24,6 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=3),
     model=presets.TINY,
     init="experiments/warm_start_3.safetensors",
-    search=SearchConfig(num_simulations=32),
+    search=SearchConfig(num_simulations=16),
+    optimizer=OptimizerConfig(learning_rate=5e-4),
   )

@@ -29,7 +29,7 @@ class PathTargets(NamedTuple):
 
 
 def champions(tree: mctx.Tree, count: int) -> Champions:
-  """Best answers by reward, then visits, then search-model log-probability.
+  """Best answers by reward, then by search-model log-probability.
 
   Rollout answers count as well as paths. Unfinished paths never do, and equal
   responses count once.
@@ -44,7 +44,7 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   nodes = tree.embeddings
   B, N = nodes.reward.shape
   rows = jnp.arange(B)
-  keys = (nodes.answer_log_prob, tree.node_visits, nodes.reward)
+  keys = (nodes.answer_log_prob, nodes.reward)
   order_BN = jnp.flip(jnp.lexsort(keys, axis=-1), axis=-1)
   rank_BN = (
     jnp.zeros((B, N), jnp.int32)
