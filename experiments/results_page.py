@@ -101,10 +101,10 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
     )
   step_of = {name: row.get("update_step", {}) for name, row in methods.items()}
   prompts = {step.get("prompts") for step in step_of.values()}
-  if len(prompts) == 1 and None not in prompts:
+  if prompts == {searched := step_of[ours].get("searched_prompts", 0)}:
     conditions += (
-      f" Every method, so every baseline too, reads {prompts.pop()} prompts in "
-      f"an update step, as many as {ours} searches."
+      f" Every method, so every baseline too, reads {searched:g} prompts in an "
+      f"update step, as many as {ours} searches."
     )
 
   def number(step: Mapping[str, float], name: str) -> str:

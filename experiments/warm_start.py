@@ -12,17 +12,13 @@ experiment's `init` and prints its accuracy):
 """
 
 import pathlib
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
-from flax import nnx
 
+from experiments import supervised
 from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, losses, progress, scoring
+from tsd_jax import data, evaluate, progress
 from tsd_jax.models import transformer, weights
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,44 +40,6 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def train(graphdef, params, task, phases, *, learning_rate):
-  """Runs supervised training over phases of (prompt_SBP, response_SBT)."""
-  steps = sum(p.shape[0] for p, _ in phases)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-  def loss_fn(params, prompt_BP, response_BT):
-    model = nnx.merge(graphdef, params)
-    rows_B1T = response_BT[:, None]
-    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
-    log_prob_B1T = scoring.read_log_probs(
-      model, scoring.log_prob_of, x_B1TD, rows_B1T
-    )
-    return losses.cross_entropy(log_prob_B1T, rows_B1T != task.pad_id)
-
-  @jax.jit
-  def run(carry, examples):
-    def step(carry, example):
-      params, opt_state = carry
-      loss, grads = jax.value_and_grad(loss_fn)(params, *example)
-      updates, opt_state = optimizer.update(grads, opt_state)
-      return (optax.apply_updates(params, updates), opt_state), loss
-
-    return jax.lax.scan(step, carry, examples)
-
-  carry = (params, optimizer.init(params))
-  for number, examples in enumerate(phases, 1):
-    start = time.time()
-    carry, loss_S = run(carry, jax.tree.map(jnp.asarray, examples))
-    print(
-      f"phase {number}: {len(loss_S)} steps, loss {loss_S[-20:].mean():.3f}, "
-      f"{time.time() - start:.0f} s"
-    )
-  return carry[0]
-
-
 def main(overrides):
   """Makes the file and prints what the model can do."""
   progress.quiet_libraries()
@@ -93,20 +51,19 @@ def main(overrides):
       raise config_lib.UserError(f"{file} has no init: name a file, --output=")
     output = str(_ROOT / experiment.init)
   config, task = experiment.task, experiment.task.make()
-  splits = data.split_problems(config)
-  held_out = set(splits["validation"]) | set(splits["test"])
-  rng = np.random.default_rng(_SEED.value)
-  phases = []
+  excluded = supervised.held_out(config)
+  rng, phases = np.random.default_rng(_SEED.value), []
   for steps, fraction in zip(
     map(int, _STEPS.value), (0.0, _HINDSIGHT.value), strict=True
   ):
-    prompts, responses = config.warm_start(
-      rng, steps * _BATCH.value, fraction, held_out
+    examples = supervised.draw(
+      config, rng, steps, _BATCH.value, fraction, excluded
     )
-    shape = (steps, _BATCH.value, -1)
-    phases.append((prompts.reshape(shape), responses.reshape(shape)))
+    phases.append([examples])
   graphdef, params = transformer.create(experiment.model, _SEED.value)
-  params = train(graphdef, params, task, phases, learning_rate=_RATE.value)
+  params = supervised.train(
+    graphdef, params, phases, pad_id=task.pad_id, learning_rate=_RATE.value
+  )
   metadata = {
     "task": f"{task.name}, {config.dataset}",
     "phases": f"{_STEPS.value} steps of {_BATCH.value} examples",

@@ -35,7 +35,7 @@ def content():
     "ppo": curves([0.2, 0.21]),
     "grpo": curves([0.3, 0.5]),
   }
-  step = {"prompts": 32, "searched_prompts": 0, "backward_tokens": 2464.0}
+  step = {"prompts": 32, "searched_prompts": 32, "backward_tokens": 2464.0}
   return {
     "command": "python -m launch.compare --workdir=DIR",
     "task": "countdown", "split": "test", "mode": "mean@16",
@@ -80,6 +80,14 @@ def test_a_comparison_in_words_and_numbers(tmp_path):
     "At equal tokens it is better than ppo, worse than none; open: grpo."
     in text
   )
+
+
+def test_prompts_are_as_many_as_searched_only_where_they_are(tmp_path):
+  found = content()
+  for row in found["methods"].values():
+    row["update_step"]["searched_prompts"] = 0
+  (tmp_path / "compare_x.json").write_text(json.dumps(found))
+  assert "as many as" not in results_page.page(tmp_path)
 
 
 def test_a_target_never_reached_is_no_win():

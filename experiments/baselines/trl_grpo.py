@@ -2,7 +2,7 @@
 
 A comparison is worth what its baselines are worth. TRL gets the same starting
 weights (exported to its format), training problems, reward, group of 9 samples
-for 256 prompts, 8 minibatches, Adam, clip and learning rate, and no KL term;
+for 128 prompts, 8 minibatches, Adam, clip and learning rate, and no KL term;
 both are measured by our evaluation on the same held-out problems. What stays
 different: TRL shuffles rows over minibatches where we keep a prompt's rows
 together, its standard deviation has Bessel's correction, and its order of
@@ -15,9 +15,8 @@ Needs an environment of its own beside the project's constraints:
 
 Command (a finished seed is not run again):
 
-  python -m experiments.baselines.trl_grpo --workdir=DIR --seeds=0,1,2
-    --config.iterations=30
-    --output=experiments/results/baseline_trl_grpo.json
+  python -m experiments.baselines.trl_grpo --workdir=DIR --seeds=0,1
+    --config.iterations=60 --output=experiments/results/trl_grpo.json
 """
 
 import json
@@ -41,7 +40,7 @@ def trl_config(config, seed: int, folder: pathlib.Path):
   from trl import GRPOConfig
 
   learner, o = config.learner_config(), config.optimizer
-  rows = config.rollout.prompts * learner.rollout.group
+  rows = learner.rollout.prompts * learner.rollout.group
   return GRPOConfig(
     output_dir=str(folder),
     seed=seed,
@@ -100,7 +99,7 @@ def run_trl(config, seed: int, folder: pathlib.Path):
   from trl import GRPOTrainer
 
   from tsd_jax import data, evaluate, train, workdir
-  from tsd_jax.models import hf
+  from tsd_jax.models import hf, pretrained
   from tsd_jax.tokenizers import SymbolTokenizer
 
   transformers.set_seed(seed)
@@ -122,7 +121,7 @@ def run_trl(config, seed: int, folder: pathlib.Path):
   def measure(iteration):
     """Reads TRL's weights back and measures them as our own."""
     model.save_pretrained(folder / "now")
-    _, graphdef, now = hf.load(folder / "now")
+    _, graphdef, now = pretrained.load(folder / "now", config=config.model)
     result = evaluate.evaluate(
       graphdef, now, task, held_out, mode, seed=seed,
       temperature=config.eval.temperature,
@@ -177,13 +176,18 @@ def trl_curve(config, seed: int, folder: pathlib.Path):
   points = json.loads(file.read_text())
   columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
   iterations, seconds, accuracy, stderr = map(np.asarray, columns)
-  task, learner = config.make_task(), config.learner_config()
-  rows = config.rollout.prompts * learner.rollout.group
-  # Each row runs its own prompt: sampled, scored again, trained on (3).
-  tokens = rows * (task.prompt_length + task.response_length) * (1 + 1 + 3)
+  # Sampled, scored again, trained on (3).
+  tokens = update_tokens(config) * (1 + 1 + 3)
   return compare.Curve(
     iterations, iterations * tokens, accuracy, stderr, seconds
   )
+
+
+def update_tokens(config) -> int:
+  """Tokens that TRL runs backward an iteration: each row has its own prompt."""
+  task, rollout = config.make_task(), config.learner_config().rollout
+  row = task.prompt_length + task.response_length
+  return rollout.prompts * rollout.group * row
 
 
 def main(overrides):
@@ -200,7 +204,7 @@ def main(overrides):
   import transformers
   import trl
 
-  from tsd_jax import compare, evaluate, progress, train, workdir
+  from tsd_jax import compare, evaluate, judge, progress, train, workdir
 
   progress.quiet_libraries()
   mode = evaluate.headline(base.eval.modes)
@@ -213,13 +217,21 @@ def main(overrides):
     runs["grpo"].append(compare.read_curve(place, mode))
   curves = {name: compare.mean_curve(all_) for name, all_ in runs.items()}
   print(compare.summary(curves, mode))
+  step = judge.update_step(base)
+  backward = {
+    "grpo": step["backward_tokens"],
+    "trl_grpo": update_tokens(base) / base.optimizer.minibatches,
+  }
   if _OUTPUT.value:
     content = {
+      "about": "Our GRPO and TRL's GRPOTrainer from the same weights: the same "
+      "problems, reward, group, minibatches, Adam, clip and learning rate.",
       "command": "python -m experiments.baselines.trl_grpo --workdir=DIR "
       f"--seeds={','.join(_SEEDS.value)}"
       + "".join(f" --config.{k}={v}" for k, v in overrides.items()),
       "task": base.make_task().name,
       "split": base.eval.split,
+      "mode": mode,
       "methods": {
         name: {
           "seeds": list(configs),
@@ -228,6 +240,14 @@ def main(overrides):
           "seconds": curves[name].seconds.round(2).tolist(),
           mode: [c.accuracy.tolist() for c in all_],
           "area": [compare.area(c) for c in all_],
+          "update_step": step
+          | {
+            "backward_tokens": backward[name],
+            "ledger_tokens": float(
+              curves[name].tokens[-1]
+              / (curves[name].iterations[-1] * step["steps_an_iteration"])
+            ),
+          },
         }
         for name, all_ in runs.items()
       },

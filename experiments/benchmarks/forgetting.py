@@ -1,0 +1,172 @@
+"""Forgetting: what a model loses elsewhere while it learns one task.
+
+The start knows two tasks: the experiment's `init` is trained on for --teach
+steps, half on its own task's warm-start data and half on that of the second.
+Then every method learns the first task alone, with and without a leash on the
+KL divergence to the start (`loss.kl_weight`). Before and after, of both tasks:
+
+  perplexity  of warm-start responses that no training saw, 30 % of them asked
+              for. On the task that is learned it rises also because the model
+              stops to write what nobody asked for; on the other, that is loss.
+  accuracy    on validation problems.
+
+Command (a finished run is not run again; half an hour on one core):
+
+  python -m experiments.benchmarks.forgetting --workdir=DIR
+    --output=experiments/results/forgetting.json
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+from tsd_jax import config as config_lib
+
+_CONFIG = flags.DEFINE_string(
+  "config", "experiments/countdown.py", "Experiment that is trained."
+)
+_SECOND = flags.DEFINE_string(
+  "second", "experiments/maze.py", "Experiment whose task may be forgotten."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every method.")
+_TEACH = flags.DEFINE_integer("teach", 600, "Steps on both tasks.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Examples of each task a step.")
+_LEASH = flags.DEFINE_list("kl_weights", ["0", "0.1", "1"], "Leashes.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+METHODS = ("tsd", "grpo")
+_HINDSIGHT = 0.3  # As in the second phase of `experiments.warm_start`.
+_RATE = 1e-3
+_READ = 4096  # Responses that the perplexity is read on.
+
+
+def teach(experiment, second, file: pathlib.Path) -> None:
+  """Trains on both tasks; writes the parameters that all runs start from."""
+  from experiments import supervised
+  from tsd_jax import train
+  from tsd_jax.models import weights
+
+  rng = np.random.default_rng(0)
+  tasks = [
+    supervised.draw(
+      task, rng, _TEACH.value, _BATCH.value, _HINDSIGHT,
+      supervised.held_out(task),
+    )
+    for task in (experiment.task, second.task)
+  ]  # fmt: skip
+  graphdef, params = train.initial_params(experiment)
+  params = supervised.train(
+    graphdef,
+    params,
+    [tasks],
+    pad_id=experiment.make_task().pad_id,
+    learning_rate=_RATE,
+  )
+  file.parent.mkdir(parents=True, exist_ok=True)
+  partial = file.with_suffix(".partial")
+  weights.save(partial, params, metadata={"value_trained": "false"})
+  partial.replace(file)
+
+
+class Exam:
+  """What is measured of a model: the same examples and problems each time."""
+
+  def __init__(self, experiment):
+    """Draws the examples; another seed than that of any training."""
+    from experiments import supervised
+    from tsd_jax import data, evaluate
+
+    config = experiment.task
+    self._task = experiment.make_task()
+    self._mode = evaluate.headline(experiment.eval.modes)
+    self._problems = data.load_problems(config, "validation")
+    self._examples = config.warm_start(
+      np.random.default_rng(1), _READ, _HINDSIGHT, supervised.held_out(config)
+    )
+
+  def __call__(self, graphdef, params) -> dict[str, float]:
+    """Perplexity and accuracy."""
+    from tsd_jax import evaluate
+
+    found = evaluate.evaluate(
+      graphdef, params, self._task, self._problems, self._mode, seed=1
+    )[self._mode]
+    return {
+      "perplexity": evaluate.perplexity(
+        graphdef, params, self._task, *self._examples
+      ),
+      self._mode: found["accuracy"],
+    }
+
+
+def main(overrides):
+  """Trains what is missing, prints the rows, writes the JSON."""
+  folder = pathlib.Path(config_lib.required(_WORKDIR))
+  first = config_lib.from_flags(_CONFIG.value, overrides)
+  second = config_lib.from_flags(_SECOND.value, {})
+  if second.model != first.model or second.task == first.task:
+    raise config_lib.UserError(
+      f"--second={_SECOND.value} must have the model of {_CONFIG.value} and "
+      "another task"
+    )
+  file = (folder / f"start_{_TEACH.value}.safetensors").absolute()
+  base = config_lib.override(first, {"init": str(file)})
+  runs_of = {  # All of them are checked before the first one runs.
+    (method, weight): [
+      config_lib.override(
+        base, {"algorithm": method, "loss.kl_weight": weight, "seed": seed}
+      )
+      for seed in _SEEDS.value
+    ]
+    for method in METHODS
+    for weight in _LEASH.value
+  }
+  # Imported late: a bad flag is refused before JAX starts.
+  from experiments.benchmarks.table import origin
+  from tsd_jax import progress, runs, train
+
+  progress.quiet_libraries()
+  if not file.exists():
+    teach(first, second, file)
+  exams = {"learned": Exam(base), "other": Exam(second)}
+
+  def row(model, weight, iterations, models):
+    found = {"model": model, "kl_weight": weight, "iterations": iterations}
+    for part, exam in exams.items():
+      scores = [exam(*model) for model in models]
+      for name in scores[0]:
+        found[f"{part} task, {name}"] = [round(s[name], 4) for s in scores]
+    print(found, flush=True)
+    return found
+
+  rows = [row("start", None, 0, [train.initial_params(base)])]
+  for (method, weight), configs in runs_of.items():
+    models = []
+    for config in configs:
+      place = folder / f"{method}_{weight}" / str(config.seed)
+      train.train(config, place)
+      run = runs.open_run(place)
+      models.append((run.graphdef, run.params))
+    rows.append(row(method, float(weight), base.iterations, models))
+  if _OUTPUT.value:
+    words = [
+      w for w in sys.argv[1:] if not w.startswith(("--workdir", "--out"))
+    ]
+    command = "python -m experiments.benchmarks.forgetting --workdir=DIR"
+    about = (
+      f"The start was taught two tasks, {base.make_task().name} and "
+      f"{second.make_task().name}; then the first alone was learned, seeds "
+      f"{', '.join(_SEEDS.value)}, one number a seed."
+    )
+    content = {"about": about} | origin(" ".join([command, *words]))
+    pathlib.Path(_OUTPUT.value).write_text(
+      json.dumps(content | {"rows": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

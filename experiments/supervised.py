@@ -1,0 +1,111 @@
+"""Supervised training on examples of one task or of several: warm starts.
+
+Axes beyond the legend of `types.py`: S steps.
+"""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tsd_jax import data, losses, scoring
+from tsd_jax.models import transformer
+from tsd_jax.tasks.task import TaskConfig
+
+# prompt_SBP and response_SBT of a task; a step reads B of each task.
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+def held_out(config: TaskConfig) -> set:
+  """Problems that no example may ask: those of validation and of test."""
+  splits = data.split_problems(config)
+  return set(splits["validation"]) | set(splits["test"])
+
+
+def draw(
+  config: TaskConfig,
+  rng: np.random.Generator,
+  steps: int,
+  batch: int,
+  hindsight: float,
+  excluded: set,
+) -> Examples:
+  """Draws examples of a task; see `TaskConfig.warm_start`.
+
+  Args:
+    config: the task.
+    rng: advanced by the call.
+    steps: S.
+    batch: B.
+    hindsight: fraction of the prompts that ask for what the response does.
+    excluded: problems that are never asked.
+  """
+  drawn = config.warm_start(rng, steps * batch, hindsight, excluded)
+  prompt_SBP, response_SBT = (a.reshape(steps, batch, -1) for a in drawn)
+  return prompt_SBP, response_SBT
+
+
+def train(
+  graphdef,
+  params,
+  phases: Sequence[Sequence[Examples]],
+  *,
+  pad_id: int,
+  learning_rate: float,
+):
+  """Minimises the mean over tasks of a response token's cross-entropy.
+
+  Adam; the learning rate rises over 50 steps and falls as a cosine over all.
+
+  Args:
+    graphdef: structure of the model.
+    params: where it starts.
+    phases: the examples of each task, of one phase after another.
+    pad_id: the token that is no part of a response.
+    learning_rate: its peak.
+
+  Returns:
+    New parameters.
+  """
+  steps = sum(len(tasks[0][0]) for tasks in phases)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+  def task_loss(model: transformer.Transformer, prompt_BP, response_BT):
+    rows_B1T = response_BT[:, None]
+    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
+    log_prob_B1T = scoring.read_log_probs(
+      model, scoring.log_prob_of, x_B1TD, rows_B1T
+    )
+    return losses.cross_entropy(log_prob_B1T, rows_B1T != pad_id)
+
+  def loss_fn(params, tasks):
+    model = nnx.merge(graphdef, params)
+    return sum(task_loss(model, *task) for task in tasks) / len(tasks)
+
+  @jax.jit
+  def run(carry, examples):
+    def step(carry, tasks):
+      params, opt_state = carry
+      loss, grads = jax.value_and_grad(loss_fn)(params, tasks)
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return (optax.apply_updates(params, updates), opt_state), loss
+
+    return jax.lax.scan(step, carry, examples)
+
+  carry = (params, optimizer.init(params))
+  for number, examples in enumerate(phases, 1):
+    start = time.time()
+    carry, loss_S = run(carry, jax.tree.map(jnp.asarray, tuple(examples)))
+    print(
+      f"phase {number}: {len(loss_S)} steps, loss {loss_S[-20:].mean():.3f}, "
+      f"{time.time() - start:.0f} s",
+      flush=True,
+    )
+  return carry[0]

@@ -1,0 +1,52 @@
+"""The table of test-time modes: base and student, what each spends."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments.benchmarks import modes
+from tests import small_experiment
+from tsd_jax import data, evaluate, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_samples_are_as_many_as_spend_the_tokens_of_a_tree():
+  names = modes.modes([32, 64, 4], 8)
+  assert names == (
+    "greedy,mean@16,vote@4,best@4,search@32,vote@8,best@8,search@64,"
+    "vote@1,best@1,search@4"
+  )
+  evaluate.parse_modes(names)
+
+
+def test_the_command(tmp_path):
+  config, output = small_experiment.get_config(), tmp_path / "modes.json"
+  train.train(config, tmp_path / "run")
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.benchmarks.modes",
+     f"--workdir={tmp_path / 'run'}", f"--output={output}",
+     "--simulations=16"],
+    cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  content = json.loads(output.read_text())
+  assert f"after {config.iterations} iterations" in content["about"]
+  found = {(r["model"], r["mode"]): r for r in content["rows"]}
+  asked = ["greedy", "mean@16", "vote@2", "best@2", "search@16"]
+  assert list(found) == [(m, a) for m in ("base", "student") for a in asked]
+  graphdef, params = train.initial_params(config)
+  task = config.make_task()
+  prompts = data.load_problems(config.task, "test")
+  own = evaluate.evaluate(
+    graphdef, params, task, prompts, "mean@16,best@2", seed=config.seed
+  )
+  for mode, result in own.items():
+    row = found["base", mode]
+    assert row["accuracy"] == pytest.approx(result["accuracy"], abs=1e-4)
+    assert row["tokens a prompt"] == pytest.approx(
+      result["tokens"] / len(prompts), abs=0.1
+    )
