@@ -61,8 +61,10 @@ def devices(topology: str, slices: int = 1) -> list:
   return list(found.devices)
 
 
-def arguments(config: Experiment, mesh) -> tuple[Any, tuple]:
-  """The compiled loop and the shapes that one iteration is compiled for."""
+def arguments(
+  config: Experiment, mesh, iterations: int = 1
+) -> tuple[Any, tuple]:
+  """The compiled loop and the shapes that it is compiled for."""
   graphdef, params = nnx.split(
     nnx.eval_shape(
       lambda: transformer.Transformer(config.model, nnx.Rngs(params=0))
@@ -86,7 +88,7 @@ def arguments(config: Experiment, mesh) -> tuple[Any, tuple]:
     functools.partial(learner.init_state, learner_config), params
   )
   prompt_CSP = jax.ShapeDtypeStruct(
-    (1, learner_config.prompts, task.prompt_length),
+    (iterations, learner_config.prompts, task.prompt_length),
     jnp.int32,
     sharding=sharding.over_prompts(mesh, leading=1),
   )
