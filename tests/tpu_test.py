@@ -106,3 +106,27 @@ def test_the_whole_loop_compiles_for_tpu():
   for phase in ("searching", "sampling", "update"):
     assert 0 < result["roofline"][phase]["seconds"] < 1
   assert "it fits" in aot.table(result)
+
+
+@pytest.mark.parametrize(
+  ("topology", "count"), [("v5e:1x1", 1), ("v6e:1x1", 1), ("v5e:2x2", 4)]
+)
+def test_slices_of_a_host_or_less_are_known(topology, count):
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  assert len(aot.devices(topology)) == count
+
+
+def test_smollm2_fits_four_chips():
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  config = config_lib.load("experiments/pods/smollm2_135m.py")
+  result = aot.plan(config, "v5e:2x2", effort="quick")
+  assert result["fits"]
+  parts = result["bytes_per_device"]
+  count = transformer.count_parameters(config.model)
+  # Weights, two moments, search model and reference over four chips.
+  held = sum(
+    parts[part]
+    for part in ("parameters", "optimizer", "search_model", "reference")
+  )
+  assert 5 * count <= held < 5.01 * count
+  assert parts["total"] < 16 * 2**30
