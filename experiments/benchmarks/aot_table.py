@@ -92,7 +92,6 @@ def row(name: str, topology: str, plan: dict[str, Any] | None):
   return result | {
     "least s": round(seconds, 4),
     "instructions": plan["instructions"],
-    "compile s": plan["compile_seconds"],
   }
 
 
