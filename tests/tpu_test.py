@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests import small_experiment
-from tsd_jax import aot, decode, sharding
+from tsd_jax import aot, decode, hlo, sharding
 from tsd_jax import config as config_lib
 from tsd_jax.models import transformer
 from tsd_jax.search import tree as tree_lib
@@ -130,3 +130,23 @@ def test_smollm2_fits_four_chips():
   )
   assert 5 * count <= held < 5.01 * count
   assert parts["total"] < 16 * 2**30
+
+
+def test_counted_loops_of_a_tpus_program_are_counted():
+  def layers(w_LDD, x_BD):
+    return jax.lax.scan(lambda x_BD, w: (jnp.tanh(x_BD @ w), None), x_BD, w_LDD)
+
+  def shape(*sizes, spec):
+    place = jax.sharding.NamedSharding(
+      mesh(), jax.sharding.PartitionSpec(*spec)
+    )
+    return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=place)
+
+  shapes = (
+    shape(30, 128, 128, spec=(None, "data")),
+    shape(64, 128, spec=("data",)),
+  )
+  compiled = jax.jit(layers).lower(*shapes).compile(QUICK)
+  sent = hlo.Program(compiled.as_text()).totals()["all-gather"]
+  # A layer's weights at a time.
+  assert sent == dict(instructions=1, runs=30, bytes=30 * 4 * 128 * 128)

@@ -30,6 +30,7 @@ _CALLED = re.compile(
   r"%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_LESS = re.compile(r"%[\w.\-]+, %([\w.\-]+)\), direction=LT")
 _CONTRACTED = re.compile(r"%([\w.\-]+).*?lhs_contracting_dims=\{([\d,]*)\}")
 
 
@@ -117,6 +118,8 @@ class Program:
     self.products: list[Product] = []
     self.instructions = 0
     shape_of: dict[str, list[int]] = {}
+    constant: dict[str, int] = {}
+    bound: dict[str, int] = {}  # Of conditions that only count from 0.
     self._calls: dict[str, set[str]] = {}
     self._loops: list[Loop] = []
     computation = ""
@@ -142,6 +145,11 @@ class Program:
         trips = int(known[1]) if known else None
         self._loops.append(Loop(computation, scope, called, trips))
       shape_of[found["name"]] = dimensions(found["type"])
+      if found["op"] == "constant" and (n := re.match(r"\d+\)", found["rest"])):
+        constant[found["name"]] = int(n[0][:-1])
+      less = _LESS.search(found["rest"]) if "ROOT" in line else None
+      if found["op"] == "compare" and less and less[1] in constant:
+        bound[computation] = constant[less[1]]
       if found["op"] == "dot":
         left, axes = _CONTRACTED.search(found["rest"]).groups()
         inner = [shape_of[left][int(a)] for a in axes.split(",") if a]
@@ -157,6 +165,15 @@ class Program:
             kind, size, replica_groups(found["rest"]), scope, computation
           )
         )
+
+    # A TPU's program leaves out how often its loops run.
+    self._loops = [
+      dataclasses.replace(loop, trips=limits[0])
+      if loop.trips is None
+      and (limits := [bound[name] for name in loop.called if name in bound])
+      else loop
+      for loop in self._loops
+    ]
 
   def _reached(self, start: set[str]) -> set[str]:
     reached, new = set(), set(start)
