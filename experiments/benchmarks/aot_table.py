@@ -22,6 +22,7 @@ from tsd_jax import config as config_lib
 
 _EFFORT = flags.DEFINE_enum("effort", "quick", ["full", "quick"], "As there.")
 _LIMIT = flags.DEFINE_integer("limit", 600, "Seconds that a shape may take.")
+_SHAPES = flags.DEFINE_list("shapes", None, "Which; all by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 TOPOLOGIES = {
@@ -98,13 +99,18 @@ def row(name: str, topology: str, plan: dict[str, Any] | None):
 def main(overrides):
   """Plans every shape."""
   del overrides
-  found = []
-  for name, topology in TOPOLOGIES.items():
+  names, found = _SHAPES.value or list(TOPOLOGIES), []
+  if unknown := set(names) - set(TOPOLOGIES):
+    raise config_lib.UserError(
+      f"--shapes={','.join(unknown)}: the shapes are {', '.join(TOPOLOGIES)}"
+    )
+  for name in names:
+    topology = TOPOLOGIES[name]
     found.append(row(name, topology, run(name, topology)))
     print(json.dumps(found[-1]), flush=True)
   content = table.origin(
     "python -m experiments.benchmarks.aot_table "
-    f"--effort={_EFFORT.value} --output=FILE"
+    f"--effort={_EFFORT.value} --shapes={','.join(names)} --output=FILE"
   )
   content["about"] = " ".join(__doc__.split("\n\n")[1].split())
   content["rows"] = found
