@@ -1,11 +1,15 @@
 """What launch.aot computes by itself; tpu_test.py compiles."""
 
+import math
+
 import numpy as np
 import pytest
 
+from experiments.benchmarks import aot_table
 from tests import learner_test as tiny
 from tests import small_experiment
 from tsd_jax import aot, roofline
+from tsd_jax import config as config_lib
 from tsd_jax.config import UserError
 from tsd_jax.models import transformer
 
@@ -85,6 +89,15 @@ def test_a_mesh_of_another_size_is_refused(monkeypatch):
   monkeypatch.setattr(aot, "devices", lambda *_: [object()] * 16)
   with pytest.raises(UserError, match=r"1 devices.*16.*config.mesh.fsdp=16"):
     aot.plan(small_experiment.get_config(), "v5e:4x4")
+
+
+@pytest.mark.parametrize("name", aot_table.TOPOLOGIES)
+def test_a_planned_shape_fills_its_slice(name):
+  config = config_lib.load(f"experiments/pods/{name}.py")
+  kind, _, shape = aot_table.TOPOLOGIES[name].partition(":")
+  assert kind in roofline.CHIPS
+  assert config.mesh.size == math.prod(map(int, shape.split("x")))
+  assert config.model.compute_dtype == "bfloat16"
 
 
 def test_peaks_are_of_the_right_order():

@@ -112,3 +112,32 @@ def test_a_folder_may_go_on_with_another_mesh_only(tmp_path):
   workdir.prepare(dataclasses.replace(config, mesh=elsewhere), tmp_path)
   with pytest.raises(UserError, match="seed: saved 0, now 1"):
     workdir.prepare(dataclasses.replace(config, seed=1), tmp_path)
+
+
+def test_all_processes_go_back_to_what_all_can_read(tmp_path, monkeypatch):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  for step in (1, 2):
+    checkpointer.save_now(step, arrays(step), {"step": step})
+  others = iter([True, False])  # Another host's copy of the newest is damaged.
+  monkeypatch.setattr(
+    checkpoint.processes, "any_says", lambda here: here or next(others)
+  )
+  _, record = checkpointer.restore(arrays(0))
+  assert record == {"step": 1} and checkpointer.steps() == [1]
+  checkpointer.close()
+
+
+def test_a_lost_process_costs_no_checkpoint(tmp_path, monkeypatch):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save_now(1, arrays(1), {"step": 1})
+
+  def lost(*_, **__):
+    raise RuntimeError("connection reset by peer")
+
+  # Orbax's own agreement fails as ours does.
+  monkeypatch.setattr(checkpointer._manager, "restore", lost)
+  monkeypatch.setattr(checkpoint.processes, "any_says", lost)
+  with pytest.raises(RuntimeError, match="connection reset"):
+    checkpointer.restore(arrays(0))
+  assert checkpointer.steps() == [1]
+  checkpointer.close()

@@ -59,7 +59,61 @@ def test_sends_are_counted_as_often_as_their_loop_runs():
   assert found.kind == "all-reduce" and found.bytes == 2 * 4 * 4
   assert set(found.groups) == {(i, i + 1) for i in range(0, 8, 2)}
   assert program.totals()["all-reduce"]["runs"] == 5
-  assert program.totals({"looping": 3})["all-reduce"] == dict(
+  assert program.totals({"looping": (3,)})["all-reduce"] == dict(
     instructions=1, runs=15, bytes=15 * 32
   )
   assert program.totals(scope="elsewhere") == {}
+
+
+def test_loops_of_unknown_length_are_told_by_their_nesting():
+  def looping(x_DD, limit):
+    """Blocks of a loop in a loop: both end by their data."""
+
+    def until(y_DD, step):
+      return jax.lax.while_loop(lambda y_DD: jnp.sum(y_DD) < limit, step, y_DD)
+
+    def block(x_DD):
+      return until(x_DD, lambda y_DD: until(y_DD @ y_DD, lambda z: z @ z) + 1)
+
+    return jax.lax.map(block, x_DD)
+
+  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((7, 8, 8), ())]
+  lowered = jax.jit(jax.named_scope("looping")(looping)).lower(*shapes)
+  program = hlo.Program(lowered.compile().as_text())
+  product = 2 * 8**3
+  assert program.flops() == 7 * 2 * product
+  assert program.flops({"looping": (5,)}) == 7 * 5 * 2 * product
+  assert program.flops({"looping": (5, 3)}) == 7 * 5 * (1 + 3) * product
+
+
+def test_multiplications_are_counted_as_often_as_their_loop_runs():
+  def looping(x_XD, w_DD, y_BDE):
+    """D x D weights six times; a batched product of each pair once."""
+    x_XD = jax.lax.fori_loop(0, 6, lambda _, x_XD: jnp.tanh(x_XD @ w_DD), x_XD)
+    return x_XD, jnp.einsum("bde,bfe->bdf", y_BDE, y_BDE)
+
+  shapes = [
+    jax.ShapeDtypeStruct(s, jnp.float32)
+    for s in ((32, 16), (16, 16), (3, 8, 64))
+  ]
+  program = hlo.Program(jax.jit(looping).lower(*shapes).compile().as_text())
+  assert program.flops() == 6 * 2 * 32 * 16 * 16 + 2 * 3 * 8 * 8 * 64
+
+  devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
+  split = (
+    NamedSharding(devices, P("data")),
+    NamedSharding(devices, P(None, "tensor")),
+  )
+  shapes = [
+    jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=s) for s in split
+  ]
+  product = jax.jit(lambda x_XD, y_XD: x_XD @ y_XD.T @ y_XD)
+  # Rows over four devices, columns of the second factor over two.
+  program = hlo.Program(product.lower(*shapes).compile().as_text())
+  whole = hlo.Program(
+    product.lower(*(jax.ShapeDtypeStruct((32, 16), jnp.float32),) * 2)
+    .compile()
+    .as_text()
+  )
+  assert whole.flops() == 2 * 2 * 32 * 32 * 16
+  assert program.flops() == whole.flops() / 8

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests import small_experiment
-from tsd_jax import aot, decode, sharding
+from tsd_jax import aot, decode, hlo, sharding
 from tsd_jax import config as config_lib
 from tsd_jax.models import transformer
 from tsd_jax.search import tree as tree_lib
@@ -106,3 +106,47 @@ def test_the_whole_loop_compiles_for_tpu():
   for phase in ("searching", "sampling", "update"):
     assert 0 < result["roofline"][phase]["seconds"] < 1
   assert "it fits" in aot.table(result)
+
+
+@pytest.mark.parametrize(
+  ("topology", "count"), [("v5e:1x1", 1), ("v6e:1x1", 1), ("v5e:2x2", 4)]
+)
+def test_slices_of_a_host_or_less_are_known(topology, count):
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  assert len(aot.devices(topology)) == count
+
+
+def test_smollm2_fits_four_chips():
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  config = config_lib.load("experiments/pods/smollm2_135m.py")
+  result = aot.plan(config, "v5e:2x2", effort="quick")
+  assert result["fits"]
+  parts = result["bytes_per_device"]
+  count = transformer.count_parameters(config.model)
+  # Weights, two moments, search model and reference over four chips.
+  held = sum(
+    parts[part]
+    for part in ("parameters", "optimizer", "search_model", "reference")
+  )
+  assert 5 * count <= held < 5.01 * count
+  assert parts["total"] < 16 * 2**30
+
+
+def test_counted_loops_of_a_tpus_program_are_counted():
+  def layers(w_LDD, x_BD):
+    return jax.lax.scan(lambda x_BD, w: (jnp.tanh(x_BD @ w), None), x_BD, w_LDD)
+
+  def shape(*sizes, spec):
+    place = jax.sharding.NamedSharding(
+      mesh(), jax.sharding.PartitionSpec(*spec)
+    )
+    return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=place)
+
+  shapes = (
+    shape(30, 128, 128, spec=(None, "data")),
+    shape(64, 128, spec=("data",)),
+  )
+  compiled = jax.jit(layers).lower(*shapes).compile(QUICK)
+  sent = hlo.Program(compiled.as_text()).totals()["all-gather"]
+  # A layer's weights at a time.
+  assert sent == dict(instructions=1, runs=30, bytes=30 * 4 * 128 * 128)

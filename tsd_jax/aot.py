@@ -22,6 +22,7 @@ from tsd_jax.config import UserError
 from tsd_jax.models import transformer
 from tsd_jax.train import Experiment
 
+CHIPS_PER_HOST = 4  # Smaller slices are part of one host, and must say so.
 # Levels of effort that the compiler offers; the quick one overstates memory.
 EFFORTS = {"quick": {"xla_optimization_level": "EFFORT_O0"}, "full": {}}
 
@@ -46,7 +47,10 @@ def devices(topology: str, slices: int = 1) -> list:
 
   # Another process of this machine may compile as well.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  options = {"num_slices": slices} if slices > 1 else {}
+  options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  shape = [int(n) for n in re.findall(r"\d+", topology.partition(":")[2])]
+  if math.prod(shape) < CHIPS_PER_HOST:
+    options["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
   try:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
@@ -61,8 +65,10 @@ def devices(topology: str, slices: int = 1) -> list:
   return list(found.devices)
 
 
-def arguments(config: Experiment, mesh) -> tuple[Any, tuple]:
-  """The compiled loop and the shapes that one iteration is compiled for."""
+def arguments(
+  config: Experiment, mesh, iterations: int = 1
+) -> tuple[Any, tuple]:
+  """The compiled loop and the shapes that it is compiled for."""
   graphdef, params = nnx.split(
     nnx.eval_shape(
       lambda: transformer.Transformer(config.model, nnx.Rngs(params=0))
@@ -86,7 +92,7 @@ def arguments(config: Experiment, mesh) -> tuple[Any, tuple]:
     functools.partial(learner.init_state, learner_config), params
   )
   prompt_CSP = jax.ShapeDtypeStruct(
-    (1, learner_config.prompts, task.prompt_length),
+    (iterations, learner_config.prompts, task.prompt_length),
     jnp.int32,
     sharding=sharding.over_prompts(mesh, leading=1),
   )

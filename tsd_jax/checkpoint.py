@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from tsd_jax import processes
 from tsd_jax.config import UserError
 
 SAVE_TRIES = 4  # Of a run's last checkpoint.
@@ -148,6 +149,7 @@ class Checkpointer:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     tried = self.steps()
     for step in tried:
+      found, failure = None, "another process cannot read it"
       try:
         restored = self._manager.restore(
           step,
@@ -156,18 +158,21 @@ class Checkpointer:
             record=ocp.args.JsonRestore(),
           ),
         )
-        arrays = jax.block_until_ready(restored.arrays)
+        found = jax.block_until_ready(restored.arrays), restored.record
       # Orbax raises many kinds of error on damaged files; all mean the same.
       except Exception as error:
-        logging.warning(
-          "checkpoint %s is damaged and passed over (%s)",
-          self.path / str(step),
-          _first_line(error),
-        )
-        if not self._read_only:
-          self._manager.delete(step)  # The run will write this step again.
-        continue
-      return arrays, restored.record
+        failure = _first_line(error)
+      # All go back to the same step. Where it is not the file but a process
+      # that is lost, this raises, and nothing is deleted.
+      if not processes.any_says(found is None):
+        return found
+      logging.warning(
+        "checkpoint %s is damaged and passed over (%s)",
+        self.path / str(step),
+        failure,
+      )
+      if not self._read_only:
+        self._manager.delete(step)  # The run will write this step again.
     if tried:
       raise UserError(
         f"every checkpoint in {self.path} is damaged (steps {tried}): "

@@ -1,10 +1,10 @@
-"""Reads compiled programs (HLO text): what they send, and from which loops."""
+"""Reads compiled programs (HLO text): what they multiply, what they send."""
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,6 +30,8 @@ _CALLED = re.compile(
   r"%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_LESS = re.compile(r"%[\w.\-]+, %([\w.\-]+)\), direction=LT")
+_CONTRACTED = re.compile(r"%([\w.\-]+).*?lhs_contracting_dims=\{([\d,]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,15 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+  """One matrix multiplication: its operations, and where it stands."""
+
+  flops: int
+  scope: str
+  computation: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Loop:
   """A while instruction: where it stands, what it calls, how often."""
 
@@ -67,6 +78,12 @@ def shape_bytes(text: str) -> int:
     _BYTES.get(dtype, 4) * math.prod(int(d) for d in dims.split(",") if d)
     for dtype, dims in _SHAPE.findall(text)
   )
+
+
+def dimensions(text: str) -> list[int]:
+  """Sizes of a type's axes; of the first one, if it is a tuple."""
+  dims = _SHAPE.search(text)
+  return [int(d) for d in dims[2].split(",") if d] if dims else []
 
 
 def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
@@ -98,7 +115,11 @@ class Program:
   def __init__(self, text: str):
     """Parses `compiled.as_text()`."""
     self.collectives: list[Collective] = []
+    self.products: list[Product] = []
     self.instructions = 0
+    shape_of: dict[str, list[int]] = {}
+    constant: dict[str, int] = {}
+    bound: dict[str, int] = {}  # Of conditions that only count from 0.
     self._calls: dict[str, set[str]] = {}
     self._loops: list[Loop] = []
     computation = ""
@@ -123,6 +144,17 @@ class Program:
         known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', found["rest"])
         trips = int(known[1]) if known else None
         self._loops.append(Loop(computation, scope, called, trips))
+      shape_of[found["name"]] = dimensions(found["type"])
+      if found["op"] == "constant" and (n := re.match(r"\d+\)", found["rest"])):
+        constant[found["name"]] = int(n[0][:-1])
+      less = _LESS.search(found["rest"]) if "ROOT" in line else None
+      if found["op"] == "compare" and less and less[1] in constant:
+        bound[computation] = constant[less[1]]
+      if found["op"] == "dot":
+        left, axes = _CONTRACTED.search(found["rest"]).groups()
+        inner = [shape_of[left][int(a)] for a in axes.split(",") if a]
+        flops = 2 * math.prod(shape_of[found["name"]] + inner)
+        self.products.append(Product(flops, scope, computation))
       kind = found["op"].removesuffix("-start")
       if kind in KINDS:
         size = shape_bytes(found["type"])
@@ -133,6 +165,15 @@ class Program:
             kind, size, replica_groups(found["rest"]), scope, computation
           )
         )
+
+    # A TPU's program leaves out how often its loops run.
+    self._loops = [
+      dataclasses.replace(loop, trips=limits[0])
+      if loop.trips is None
+      and (limits := [bound[name] for name in loop.called if name in bound])
+      else loop
+      for loop in self._loops
+    ]
 
   def _reached(self, start: set[str]) -> set[str]:
     reached, new = set(), set(start)
@@ -151,15 +192,27 @@ class Program:
     """Whether a scope makes a loop at all."""
     return any(scope in loop.scope for loop in self._loops)
 
-  def _times(self, trips: Mapping[str, int]) -> dict[str, int]:
+  def _count(self, loop: Loop, trips: Mapping[str, Sequence[int]]) -> int:
+    """How often a loop's body runs each time that the loop is reached."""
+    if loop.trips is not None:
+      return loop.trips
+    for scope, counts in trips.items():
+      if scope in loop.scope:
+        around = {
+          other.scope
+          for other in self._loops
+          if other.trips is None
+          and scope in other.scope
+          and loop.scope.startswith(other.scope + "/")
+        }
+        return counts[len(around)] if len(around) < len(counts) else 1
+    return 1
+
+  def _times(self, trips: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """How often every computation runs when the program runs once."""
     factor = {}
     for loop in self._loops:
-      count = loop.trips
-      if count is None:
-        # A scope's own loop, not one inside of that.
-        own = [n for s, n in trips.items() if loop.scope.endswith(s + "/while")]
-        count = own[0] if own else 1
+      count = self._count(loop, trips)
       factor |= {(loop.computation, name): count for name in loop.called}
     callers: dict[str, list[tuple[str, int]]] = {}
     for caller, names in self._calls.items():
@@ -176,13 +229,14 @@ class Program:
     return {name: times(name) for name in self._calls}
 
   def totals(
-    self, trips: Mapping[str, int] | None = None, scope: str = ""
+    self, trips: Mapping[str, Sequence[int]] | None = None, scope: str = ""
   ) -> dict[str, dict[str, int]]:
     """Collectives of one run of the program, by kind.
 
     Args:
       trips: how often the loops of a scope run whose length the compiler does
-        not know; once, if it is not given.
+        not know: the outermost of them, those inside of it, and so on; once,
+        where it is not given.
       scope: count only what comes from there.
 
     Returns:
@@ -198,3 +252,21 @@ class Program:
       entry["runs"] += runs
       entry["bytes"] += runs * c.bytes
     return totals
+
+  def flops(
+    self, trips: Mapping[str, Sequence[int]] | None = None, scope: str = ""
+  ) -> int:
+    """Operations of all multiplications in one run, on one device.
+
+    A CPU's program keeps them as `dot` instructions; a TPU's does not.
+
+    Args:
+      trips: as for `totals`.
+      scope: count only what comes from there.
+    """
+    times = self._times(trips or {})
+    return sum(
+      p.flops * times.get(p.computation, 1)
+      for p in self.products
+      if scope in p.scope
+    )

@@ -39,11 +39,12 @@ CHIPS = {
 }
 
 
-def trips(config: Experiment) -> dict[str, int]:
+def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
   """Longest runs of the loops whose end depends on the numbers."""
+  length = config.make_task().response_length
   return {
-    "searching": config.search.num_simulations,
-    "sampling": config.make_task().response_length,
+    "searching": (config.search.num_simulations, length),  # Leaves' rollouts.
+    "sampling": (length,),
   }
 
 

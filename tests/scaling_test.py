@@ -1,0 +1,68 @@
+"""How the compiled iteration grows: with nothing but the devices' work."""
+
+import functools
+import re
+
+import pytest
+
+from experiments.benchmarks import scaling
+from tests import small_experiment
+from tsd_jax import aot, roofline, sharding
+from tsd_jax import config as config_lib
+from tsd_jax.models import transformer
+
+# What is changed, and the program that it is held against.
+TWO = (("mesh.data", "2"),)
+LONGER = {
+  "layers": ((("model.num_layers", "7"),), 1, ()),
+  "simulations": ((("search.num_simulations", "64"),), 1, ()),
+  "iterations": ((), 9, ()),
+  "devices": ((*TWO, ("mesh.fsdp", "2")), 1, TWO),
+}
+
+
+def configure(overrides):
+  # One layer is no loop over layers, and two have an index of their own.
+  base = {"model.num_layers": "3"} | dict(overrides)
+  return config_lib.override(small_experiment.get_config(), base)
+
+
+@functools.cache
+def operations(overrides, iterations):
+  """How many the program has that JAX hands to the compiler."""
+  config = configure(overrides)
+  mesh = sharding.make_mesh(config.mesh)
+  chunk, shapes = aot.arguments(config, mesh, iterations)
+  text = chunk.lower(*shapes).as_text()
+  return len(re.findall(r"^\s*%\S+ = ", text, re.MULTILINE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONGER)
+def test_the_program_is_as_long_for_any_number(name):
+  overrides, iterations, shorter = LONGER[name]
+  assert operations(overrides, iterations) == operations(shorter, 1) > 1000
+
+
+@pytest.mark.slow
+def test_devices_share_the_work_evenly():
+  config = config_lib.override(
+    small_experiment.get_config(), {"model.d_model": "64", "model.d_mlp": "64"}
+  )
+  one = scaling.measure(config)
+  # The closed form runs the value outputs at every token, the program does not.
+  counts = roofline.counts(config).values()
+  tokens = sum(count["tokens"] for count in counts)
+  expected = tokens * roofline.flops_per_token(config)
+  assert 0.8 * expected < one["flops"] < 1.1 * expected
+  assert one["sent_bytes"] == 0
+
+  two = scaling.measure(scaling.split(config, {"data": 2}, weak=False))
+  assert one["flops"] / 2 <= two["flops"] < 1.02 * one["flops"] / 2
+  # A CPU's compiler sums a weight's gradient in each of the four passes that
+  # use it (prompt and answer, of samples and lessons) before it adds them.
+  weights = transformer.count_parameters(config.model)
+  gradients = 4 * weights * config.optimizer.minibatches
+  assert gradients <= two["sent_bytes"] < 4.2 * gradients
+  # In the loops one number a simulation, and the counts at their ends.
+  assert two["sent_in_loops_bytes"] <= 100 * config.search.num_simulations
