@@ -55,7 +55,7 @@ def train(graphdef, params, task, phases, *, learning_rate):
   def loss_fn(params, prompt_BP, response_BT):
     model = nnx.merge(graphdef, params)
     rows_B1T = response_BT[:, None]
-    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
+    x_B1TD = scoring.features(model, prompt_BP, rows_B1T, task.prompt_pad_id)
     log_prob_B1T = scoring.read_log_probs(
       model, scoring.log_prob_of, x_B1TD, rows_B1T
     )
