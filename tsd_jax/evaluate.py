@@ -22,6 +22,7 @@ from flax import nnx
 
 from tsd_jax import decode, losses, scoring
 from tsd_jax.config import UserError
+from tsd_jax.rewards import callback
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.task import Task
@@ -167,6 +168,9 @@ def evaluate(
 
   Returns:
     mode -> accuracy, its standard error over prompts, n, tokens, reward.
+
+  Raises:
+    UserError: a mode is unknown, or a reward on the host cannot be computed.
   """
   parsed = parse_modes(modes)
   prompt_NP = jnp.asarray(prompt_NP)
@@ -226,6 +230,7 @@ def evaluate(
       "tokens": int(tokens),
       "reward": float(reward.mean()),
     }
+  callback.raise_errors()
   return results
 
 
