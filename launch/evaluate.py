@@ -29,6 +29,7 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax import data, evaluate, progress, runs, train, workdir
+  from tsd_jax.rewards import callback
 
   progress.quiet_libraries()
   saved = runs.read_config(folder)
@@ -64,6 +65,8 @@ def main(overrides):
   )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluate.table(results))
+  for name, counts in callback.report().items():
+    print(name, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)
   name = "eval_base.json" if _BASE.value else "eval.json"
   content = {mode: result | facts for mode, result in results.items()}

@@ -27,7 +27,7 @@ EOS, PAD, NEVER = 11, 12, 99
 LENGTH = 10
 PROMPT_BP = np.random.default_rng(0).integers(0, 11, (4, 7)).astype(np.int32)
 PROMPT_LENGTH_B = np.array([3, 7, 1, 5])
-PROMPT_MASK_BP = np.arange(7)[None] < PROMPT_LENGTH_B[:, None]
+PROMPT_BP[np.arange(7)[None] >= PROMPT_LENGTH_B[:, None]] = PAD
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +75,11 @@ def prompt(row: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames=("group", "length"))
 def draw(
-  prompt_BP, mask_BP, keys_R, *, group=1, eos_id=EOS, temperature=1.0,
+  prompt_BP, pad_id, keys_R, *, group=1, eos_id=EOS, temperature=1.0,
   fork=None, room_R=None, length=LENGTH,
 ):  # fmt: skip
   model = build()
-  prefix = decode.prefill(model, prompt_BP, mask_BP)
+  prefix = decode.prefill(model, prompt_BP, pad_id)
   return decode.sample(
     model, decode.repeat_rows(prefix, group), keys_R, length=length,
     eos_id=eos_id, pad_id=PAD, temperature=temperature, fork=fork,
@@ -123,7 +123,7 @@ def check_ends(tokens_RT, mask_RT, room_R):
 
 def test_prefill_ignores_padding():
   prefill = jax.jit(lambda *inputs: decode.prefill(build(), *inputs))
-  prefix = prefill(PROMPT_BP, PROMPT_MASK_BP)
+  prefix = prefill(PROMPT_BP, PAD)
   np.testing.assert_array_equal(prefix.length_B, PROMPT_LENGTH_B)
   logits_BV = build().logits(prefix.x_BD)
   for b in range(4):
@@ -135,9 +135,9 @@ def test_prefill_ignores_padding():
 
 def test_padded_prompts_draw_the_same_responses():
   keys_B = split(0, 4)
-  junk_BP = np.where(PROMPT_MASK_BP, PROMPT_BP, 5)
-  padded = draw(PROMPT_BP, PROMPT_MASK_BP, keys_B)
-  other = draw(junk_BP, PROMPT_MASK_BP, keys_B)
+  junk_BP = np.where(PROMPT_BP == PAD, EOS, PROMPT_BP)
+  padded = draw(PROMPT_BP, PAD, keys_B)
+  other = draw(junk_BP, EOS, keys_B)
   np.testing.assert_array_equal(padded.log_prob_RT, other.log_prob_RT)
   for b in (0, 2):
     alone = draw(np.array([prompt(b)]), None, keys_B[b : b + 1])
@@ -154,12 +154,12 @@ def test_greedy_is_an_argmax_loop_and_stops_at_the_end_token():
       tokens.append(int(plain([*context, *tokens])[0][-1].argmax()))
     return tokens + [PAD] * (LENGTH - len(tokens))
 
-  free = draw(PROMPT_BP, PROMPT_MASK_BP, None, eos_id=NEVER)
+  free = draw(PROMPT_BP, PAD, None, eos_id=NEVER)
   expected = [loop(prompt(b), NEVER) for b in range(4)]
   np.testing.assert_array_equal(free.tokens_RT, expected)
   # Now let a token that row 0 did emit be the end token.
   eos_id = expected[0][2]
-  ended = draw(PROMPT_BP, PROMPT_MASK_BP, None, eos_id=eos_id)
+  ended = draw(PROMPT_BP, PAD, None, eos_id=eos_id)
   expected = [loop(prompt(b), eos_id) for b in range(4)]
   np.testing.assert_array_equal(ended.tokens_RT, expected)
 
@@ -168,7 +168,7 @@ def test_greedy_is_an_argmax_loop_and_stops_at_the_end_token():
 def test_samples_store_what_a_plain_forward_says(temperature):
   group = 4
   sampled = draw(
-    PROMPT_BP, PROMPT_MASK_BP, split(1, 16), group=group,
+    PROMPT_BP, PAD, split(1, 16), group=group,
     temperature=temperature,
   )  # fmt: skip
   tokens_RT, mask_RT = map(np.asarray, (sampled.tokens_RT, sampled.mask_RT))
@@ -184,7 +184,7 @@ def test_samples_store_what_a_plain_forward_says(temperature):
 def test_samples_follow_the_distribution():
   rows, temperature = 4096, 0.7
   sampled = draw(
-    PROMPT_BP[:1], PROMPT_MASK_BP[:1], split(2, rows), group=rows, length=1,
+    PROMPT_BP[:1], PAD, split(2, rows), group=rows, length=1,
     temperature=temperature,
   )  # fmt: skip
   count_V = np.bincount(sampled.tokens_RT[:, 0], minlength=CONFIG.vocab_size)
@@ -196,28 +196,26 @@ def test_samples_follow_the_distribution():
 
 def test_a_row_depends_on_its_own_key_only():
   keys_B = split(3, 4)
-  four = draw(PROMPT_BP, PROMPT_MASK_BP, keys_B)
+  four = draw(PROMPT_BP, PAD, keys_B)
   order = np.array([2, 0, 3, 1])
-  permuted = draw(PROMPT_BP[order], PROMPT_MASK_BP[order], keys_B[order])
+  permuted = draw(PROMPT_BP[order], PAD, keys_B[order])
   np.testing.assert_array_equal(four.tokens_RT[order], permuted.tokens_RT)
   np.testing.assert_array_equal(four.mask_RT[order], permuted.mask_RT)
-  two = draw(PROMPT_BP[:2], PROMPT_MASK_BP[:2], keys_B[:2])
+  two = draw(PROMPT_BP[:2], PAD, keys_B[:2])
   np.testing.assert_array_equal(four.tokens_RT[:2], two.tokens_RT)
   np.testing.assert_allclose(four.log_prob_RT[:2], two.log_prob_RT, atol=1e-5)
 
 
 def test_groups_share_their_prompt():
   repeated = jax.eval_shape(
-    lambda: decode.repeat_rows(
-      decode.prefill(build(), PROMPT_BP, PROMPT_MASK_BP), 3
-    )
+    lambda: decode.repeat_rows(decode.prefill(build(), PROMPT_BP, PAD), 3)
   )
   assert repeated.segment.kv.k_LRKSE.shape[1] == 4
   assert repeated.x_BD.shape[0] == repeated.length_B.shape[0] == 12
   keys_R = split(4, 12)
-  shared = draw(PROMPT_BP, PROMPT_MASK_BP, keys_R, group=3)
+  shared = draw(PROMPT_BP, PAD, keys_R, group=3)
   copied = draw(
-    np.repeat(PROMPT_BP, 3, axis=0), np.repeat(PROMPT_MASK_BP, 3, axis=0),
+    np.repeat(PROMPT_BP, 3, axis=0), PAD,
     keys_R,
   )  # fmt: skip
   np.testing.assert_array_equal(shared.tokens_RT, copied.tokens_RT)
@@ -226,7 +224,7 @@ def test_groups_share_their_prompt():
 
 def test_rows_stop_at_their_room():
   room_R = np.array([0, 1, 6, 99])
-  sampled = draw(PROMPT_BP, PROMPT_MASK_BP, None, eos_id=NEVER, room_R=room_R)
+  sampled = draw(PROMPT_BP, PAD, None, eos_id=NEVER, room_R=room_R)
   np.testing.assert_array_equal(sampled.mask_RT.sum(1), [0, 1, 6, LENGTH])
   check_row(sampled, 2, prompt(2), 1.0)
 
@@ -241,10 +239,10 @@ def fork_at(sampled, row_R, length_R):
 
 
 def test_a_greedy_fork_of_a_greedy_response_is_its_tail():
-  whole = draw(PROMPT_BP, PROMPT_MASK_BP, None, eos_id=NEVER)
+  whole = draw(PROMPT_BP, PAD, None, eos_id=NEVER)
   length_R = np.array([1, 4, 9, 10])
   fork = fork_at(whole, np.arange(4), length_R)
-  tail = draw(PROMPT_BP, PROMPT_MASK_BP, None, eos_id=NEVER, fork=fork)
+  tail = draw(PROMPT_BP, PAD, None, eos_id=NEVER, fork=fork)
   for row, kept in enumerate(length_R):
     left = LENGTH - kept
     np.testing.assert_array_equal(
@@ -261,13 +259,11 @@ def test_a_greedy_fork_of_a_greedy_response_is_its_tail():
 
 def test_sampled_forks_store_what_a_plain_forward_says():
   group, parents = 2, np.array([0, 0, 3, 2, 4, 5, 6, 6])
-  first = draw(
-    PROMPT_BP, PROMPT_MASK_BP, split(5, 8), group=group, eos_id=NEVER
-  )
+  first = draw(PROMPT_BP, PAD, split(5, 8), group=group, eos_id=NEVER)
   length_R = np.array([2, 5, 1, 9, 3, 3, 6, 7])
   fork = fork_at(first, parents, length_R)
   second = draw(
-    PROMPT_BP, PROMPT_MASK_BP, split(6, 8), group=group, fork=fork,
+    PROMPT_BP, PAD, split(6, 8), group=group, fork=fork,
     temperature=0.7,
   )  # fmt: skip
   tokens_RT, mask_RT = map(np.asarray, (second.tokens_RT, second.mask_RT))
@@ -336,7 +332,7 @@ def grow(pool_type):
   """Builds all nodes through the pool and decodes greedily below each."""
   model = build()
   pool = pool_type(model, 4, NODES)
-  prefix = decode.prefill(model, PROMPT_BP, PROMPT_MASK_BP)
+  prefix = decode.prefill(model, PROMPT_BP, PAD)
   rows = jnp.arange(4)
 
   def body(n, state):

@@ -32,7 +32,7 @@ class Hash:
 
   name = "hash"
   vocab_size, prompt_length, response_length = V, P, T
-  eos_id, pad_id = EOS, PAD
+  eos_id, pad_id, prompt_pad_id = EOS, PAD, None
 
   def score(self, prompt_XP, response_XT):
     """Reward in [0, 1] of finished responses; two thirds are correct."""

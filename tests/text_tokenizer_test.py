@@ -12,7 +12,7 @@ import pytest
 
 from tests import gguf_test
 from tests.published import LLAMA, make
-from tsd_jax import text_tokenizer
+from tsd_jax import decode, text_tokenizer
 from tsd_jax.config import UserError
 from tsd_jax.models import hf, pretrained
 
@@ -205,7 +205,7 @@ def test_prompts_are_padded_on_the_right(tokenizer):
   length = len(prompts[0])
   rows_BP = tokenizer.pad(prompts, length)
   assert rows_BP.shape == (2, length) and rows_BP.dtype == np.int32
-  mask_BP = jax.jit(text_tokenizer.real_tokens, static_argnums=1)(
+  mask_BP = jax.jit(decode.real_tokens, static_argnums=1)(
     rows_BP, tokenizer.pad_id
   )
   for row, mask, prompt in zip(rows_BP, mask_BP, prompts, strict=True):

@@ -44,22 +44,37 @@ class Sampled(NamedTuple):
   forwards: Array  # int32, token forwards made, masked rows included.
 
 
+def real_tokens(prompt_XP: Array, pad_id: int) -> Array:
+  """True up to the last token that is no padding; pure JAX.
+
+  The padding token may also occur within a prompt: many chat models end every
+  turn with it.
+  """
+  is_real_XP = prompt_XP != pad_id
+  return jax.lax.cummax(
+    is_real_XP.astype(jnp.int8), axis=is_real_XP.ndim - 1, reverse=True
+  ).astype(bool)
+
+
 def prefill(
-  model: Transformer, prompt_BP: Array, mask_BP: Array | None = None
+  model: Transformer, prompt_BP: Array, pad_id: int | None = None
 ) -> Prefix:
   """Runs the model over prompts, padded on the right.
 
   Args:
     model: the model.
     prompt_BP: int32 tokens.
-    mask_BP: true at real tokens; all of them by default.
+    pad_id: what fills short prompts (`Task.prompt_pad_id`); None where all
+      tokens are real, which then costs nothing.
 
   Returns:
     The prompts' keys and the features at their last real tokens.
   """
   B, P = prompt_BP.shape
-  if mask_BP is None:
+  if pad_id is None:
     mask_BP = jnp.ones((B, P), bool)
+  else:
+    mask_BP = real_tokens(prompt_BP, pad_id)
   positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
   causal_1PP = jnp.tril(jnp.ones((1, P, P), bool))
   hidden = model.trunk(

@@ -22,6 +22,7 @@ from flax import nnx
 
 from tsd_jax import decode, losses, scoring
 from tsd_jax.config import UserError
+from tsd_jax.rewards import callback
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.task import Task
@@ -56,9 +57,10 @@ def draw(
   model = nnx.merge(graphdef, params)
   B, P = prompt_BP.shape
   group = max(samples, 1)
+  prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
   sampled = decode.sample(
     model,
-    decode.repeat_rows(decode.prefill(model, prompt_BP), group),
+    decode.repeat_rows(prefix, group),
     decode.row_keys(key, B, group) if samples else None,
     length=task.response_length,
     eos_id=task.eos_id,
@@ -134,7 +136,7 @@ def vote(tokens_BKT: np.ndarray, eos_id: int) -> np.ndarray:
 def search_best(graphdef, params, task: Task, prompt_BP, key, *, config):
   """Searches once a prompt: reward_B, correct_B, token forwards made."""
   model = nnx.merge(graphdef, params)
-  prefix = decode.prefill(model, prompt_BP)
+  prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
   result = tree_lib.search(model, task, prompt_BP, prefix, key, config)
   best = champions_lib.champions(result.tree, 1)
   forwards = result.forwards + prompt_BP.size
@@ -166,6 +168,9 @@ def evaluate(
 
   Returns:
     mode -> accuracy, its standard error over prompts, n, tokens, reward.
+
+  Raises:
+    UserError: a mode is unknown, or a reward on the host cannot be computed.
   """
   parsed = parse_modes(modes)
   prompt_NP = jnp.asarray(prompt_NP)
@@ -225,19 +230,20 @@ def evaluate(
       "tokens": int(tokens),
       "reward": float(reward.mean()),
     }
+  callback.raise_errors()
   return results
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "pad_id"))
-def mean_loss(graphdef, params, prompt_NP, response_NT, pad_id: int):
+@functools.partial(jax.jit, static_argnames=("graphdef", "task"))
+def mean_loss(graphdef, params, task: Task, prompt_NP, response_NT):
   """Mean negative log-probability of the tokens of given responses, in nats."""
   model = nnx.merge(graphdef, params)
   tokens_N1T = response_NT[:, None]
-  x_N1TD = scoring.features(model, prompt_NP, tokens_N1T)
+  x_N1TD = scoring.features(model, prompt_NP, tokens_N1T, task.prompt_pad_id)
   log_prob_NT = scoring.read_log_probs(
     model, scoring.log_prob_of, x_N1TD, tokens_N1T
   )[:, 0]
-  return losses.cross_entropy(log_prob_NT, response_NT != pad_id)
+  return losses.cross_entropy(log_prob_NT, response_NT != task.pad_id)
 
 
 def perplexity(
@@ -248,14 +254,13 @@ def perplexity(
   Args:
     graphdef: structure of the model.
     params: its parameters.
-    task: whose pad token is left out.
+    task: whose padding is left out.
     prompt_NP: prompts.
     response_NT: a response to each.
   """
   loss = mean_loss(
-    graphdef, params, jnp.asarray(prompt_NP), jnp.asarray(response_NT),
-    task.pad_id,
-  )  # fmt: skip
+    graphdef, params, task, jnp.asarray(prompt_NP), jnp.asarray(response_NT)
+  )
   return float(jnp.exp(loss))
 
 

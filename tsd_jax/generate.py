@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax import decode, text_tokenizer
+from tsd_jax import decode
 from tsd_jax.config import UserError
 from tsd_jax.models import pretrained
 from tsd_jax.text_tokenizer import TextTokenizer
@@ -103,11 +103,10 @@ def complete(
   """
   model = nnx.merge(graphdef, params)
   prompt_BP = jnp.asarray(prompt_BP)
-  mask_BP = text_tokenizer.real_tokens(prompt_BP, pad_id)
   rows = prompt_BP.shape[0]
   sampled = decode.sample(
     model,
-    decode.prefill(model, prompt_BP, mask_BP),
+    decode.prefill(model, prompt_BP, pad_id),
     None if key is None else decode.row_keys(key, rows, 1),
     length=length,
     eos_id=eos_id,

@@ -122,6 +122,7 @@ class LearnerConfig:
   searches: bool  # Whether a tree is searched at all.
   refresh_every: int  # theta_s <- theta every R iterations; 0 is never.
   eos_id: int
+  prompt_pad_id: int | None = None  # Of the task.
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
@@ -222,7 +223,7 @@ def resolve(
 
   Args:
     algorithm: its name.
-    task: gives the lengths and the end token.
+    task: gives the lengths, the end token and the padding of prompts.
     rollout: tsd's samples.
     search: used by `tsd` and `expert_iteration`.
     loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
@@ -249,6 +250,7 @@ def resolve(
       searches=searches,
       refresh_every=refresh_every if searches else 0,
       eos_id=task.eos_id,
+      prompt_pad_id=task.prompt_pad_id,
     )
 
   distils_tree = loss.distils and loss.champion_source == "search"

@@ -50,7 +50,9 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
 def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
   """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
   c, tokens_CMT = config.loss, lessons.tokens_CMT
-  x_CMTD = scoring.features(model, lessons.prompt_CP, tokens_CMT)
+  x_CMTD = scoring.features(
+    model, lessons.prompt_CP, tokens_CMT, config.prompt_pad_id
+  )
   chosen_CMT = read(scoring.log_prob_of, x_CMTD, tokens_CMT)
   # A champion ends with its end token; nothing after it is learned.
   end_CMT = tokens_CMT == config.eos_id
@@ -75,7 +77,8 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
 def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
   """The terms that read the policy's own samples, with metrics."""
   r, c = batch.responses, config.loss
-  x_BGTD = scoring.features(model, batch.prompt_BP, r.tokens_BGT)
+  inputs = batch.prompt_BP, r.tokens_BGT, config.prompt_pad_id
+  x_BGTD = scoring.features(model, *inputs)
   chosen_BGT, entropy_BGT = read(
     lambda log_prob_XV, token_X: (
       scoring.log_prob_of(log_prob_XV, token_X),
@@ -112,9 +115,7 @@ def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
     metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
     total += hyper["success_weight"] * metrics["success_loss"]
   if c.kl_weight > 0:
-    reference_BGTD = jax.lax.stop_gradient(
-      scoring.features(leash, batch.prompt_BP, r.tokens_BGT)
-    )
+    reference_BGTD = jax.lax.stop_gradient(scoring.features(leash, *inputs))
 
     def kl(log_prob_XV, reference_XD):
       logits_XV = leash.logits(reference_XD) / config.rollout.temperature

@@ -18,13 +18,19 @@ from tsd_jax.types import Array
 CHUNK = 2**22  # Log-probabilities held at a time, on all devices.
 
 
-def features(model: Transformer, prompt_BP: Array, tokens_BGT: Array) -> Array:
+def features(
+  model: Transformer,
+  prompt_BP: Array,
+  tokens_BGT: Array,
+  pad_id: int | None = None,
+) -> Array:
   """Features before every token of given responses, BGTD.
 
   The prompt is run once and shared by its rows, with gradients through it.
+  `pad_id` is what fills short prompts (`decode.prefill`).
   """
   B, G, T = tokens_BGT.shape
-  prefix = decode.prefill(model, prompt_BP)
+  prefix = decode.prefill(model, prompt_BP, pad_id)
   rows = decode.repeat_rows(prefix, G)
   hidden = model.trunk(
     tokens_BGT.reshape(B * G, T)[:, :-1],

@@ -15,13 +15,10 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.config import UserError
 from tsd_jax.models import gguf, hf, pretrained
-from tsd_jax.types import Array
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -139,7 +136,7 @@ class TextTokenizer:
     return self.encode(self.render(messages, reply=reply, **variables))
 
   def pad(self, prompts: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Pads prompts on the right to one array; `real_tokens` is their mask.
+    """Pads prompts on the right to one array; `decode.prefill` masks it.
 
     Args:
       prompts: token ids of each.
@@ -172,18 +169,6 @@ class TextTokenizer:
   def huggingface_files(self) -> dict[str, str]:
     """Returns the text of every tokenizer file of an exported folder."""
     return dict(self.files)
-
-
-def real_tokens(prompt_XP: Array, pad_id: int) -> Array:
-  """True up to the last token that is no padding; pure JAX.
-
-  The padding token may also occur within a prompt: many chat models end every
-  turn with it.
-  """
-  is_real_XP = prompt_XP != pad_id
-  return jax.lax.cummax(
-    is_real_XP.astype(jnp.int8), axis=is_real_XP.ndim - 1, reverse=True
-  ).astype(bool)
 
 
 def load(path: str | pathlib.Path) -> TextTokenizer:

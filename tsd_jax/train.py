@@ -35,6 +35,7 @@ from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
 from tsd_jax.ledger import Ledger
 from tsd_jax.models import hf, pretrained, transformer, weights
+from tsd_jax.rewards import callback
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
@@ -306,14 +307,9 @@ def train(
       if log is None:
         return {}
       return evaluate.evaluate(
-        graphdef,
-        params,
-        task,
-        held_out,
-        config.eval.modes,
-        seed=config.seed,
-        temperature=config.eval.temperature,
-      )
+        graphdef, params, task, held_out, config.eval.modes,
+        seed=config.seed, temperature=config.eval.temperature,
+      )  # fmt: skip
 
     def save(write):
       record = dict(
@@ -335,9 +331,10 @@ def train(
         if step == 0:
           last_eval = measure(state.params)
           row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
+          row |= {"eval": last_eval} | callback.report()
           if log is not None:
-            log.write([row | {"eval": last_eval}])
-            bar.show(row | {"eval": last_eval})
+            log.write([row])
+            bar.show(row)
         while step < config.iterations:
           start = time.monotonic()
           size = min(config.chunk, config.iterations - step)
@@ -354,6 +351,7 @@ def train(
           if done or (config.eval.every and step % config.eval.every == 0):
             last_eval = measure(state.params)
             rows[-1]["eval"] = last_eval
+          rows[-1] |= callback.report()
           if log is not None:
             log.write(rows)
             bar.show(rows[-1])

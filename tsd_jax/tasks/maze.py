@@ -197,6 +197,7 @@ class Maze:
   vocab_size = tokenizers.VOCAB_SIZE
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
+  prompt_pad_id = None
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property

@@ -65,6 +65,10 @@ class Task(Protocol):
     """Token ids <-> text, for logs and exported models."""
 
   @property
+  def prompt_pad_id(self) -> int | None:
+    """The token that fills short prompts on the right; None: all are full."""
+
+  @property
   def eos_id(self) -> int:
     """The token that ends a response."""
 

@@ -1,0 +1,196 @@
+"""Prompts padded on the right: all of learning sees the bare ones."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.noisy import add_noise
+from tsd_jax import decode, evaluate, learner, methods, scoring
+from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.models import transformer
+from tsd_jax.rollout import RolloutConfig
+from tsd_jax.search import tree
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Score
+
+V, T, EOS, PAD = 9, 3, 7, 8
+S, B = 8, 4  # Prompts searched, and sampled on.
+# The padding token also stands inside: only the end of a row is padding.
+BARE = np.array([[1, PAD, 3], [2, 0, 5], [PAD, PAD, 4], [6, 6, 6]] * 2)
+BARE[4:, 0] = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+  """Begin with the sum of the prompt's tokens, padding aside, modulo 6."""
+
+  prompt_length: int
+  prompt_pad_id: int | None
+
+  name = "sum"
+  vocab_size, response_length = V, T
+  eos_id = pad_id = EOS  # As in many chat models.
+
+  def score(self, prompt_XP, response_XT):
+    """Half a point for an answer, a whole one for the right one."""
+    sum_X = jnp.sum(jnp.where(prompt_XP == PAD, 0, prompt_XP), axis=-1) % 6
+    finished_X = jnp.any(response_XT == EOS, axis=-1)
+    right_X = finished_X & (response_XT[..., 0] == sum_X)
+    return Score(
+      (0.5 * finished_X + 0.5 * right_X).astype(jnp.float32), right_X
+    )
+
+
+def padded(by: int):
+  """The task and its prompts with so many tokens of padding."""
+  if not by:
+    return Sum(3, None), BARE
+  return Sum(3 + by, PAD), np.pad(BARE, ((0, 0), (0, by)), constant_values=PAD)
+
+
+@functools.cache
+def start():
+  config = transformer.ModelConfig(
+    vocab_size=V, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1,
+    head_dim=8, d_mlp=16, unroll_layers=2,
+  )  # fmt: skip
+  graphdef, params = transformer.create(config, 0)
+  return graphdef, add_noise(params, scale=0.2, seed=1)
+
+
+def assert_close(bare, other, atol=2e-5):
+  """Whole numbers are equal, others close."""
+
+  def check(path, a, b):
+    name = jax.tree_util.keystr(path)
+    if jnp.issubdtype(a.dtype, jnp.floating):
+      np.testing.assert_allclose(a, b, atol=atol, err_msg=name)
+    else:
+      np.testing.assert_array_equal(a, b, err_msg=name)
+
+  jax.tree_util.tree_map_with_path(check, bare, other)
+
+
+@pytest.mark.parametrize("by", [1, 4])
+def test_given_responses_have_the_log_probs_of_a_plain_forward(by):
+  """Prompts of any length in one batch, each against its bare self."""
+  model, rng = nnx.merge(*start()), np.random.default_rng(by)
+  length_B = rng.integers(1, 5, B)
+  prompt_BP = rng.integers(0, PAD, (B, 4 + by))
+  prompt_BP[np.arange(4 + by)[None] >= length_B[:, None]] = PAD
+  tokens_BGT = rng.integers(0, V, (B, 2, T))
+
+  @jax.jit
+  def given(prompt_BP, tokens_BGT):
+    return model.logits(scoring.features(model, prompt_BP, tokens_BGT, PAD))
+
+  plain = jax.jit(model)  # What stands behind a row changes nothing in it.
+  got_BGTV = given(prompt_BP, tokens_BGT)
+  for b, n in enumerate(length_B):
+    for g in range(2):
+      row_1S = np.zeros((1, 4 + T), int)
+      row_1S[0, : n + T] = [*prompt_BP[b, :n], *tokens_BGT[b, g]]
+      np.testing.assert_allclose(
+        got_BGTV[b, g], plain(row_1S)[0, n - 1 : n + T - 1], atol=2e-5
+      )
+
+
+RULES = {
+  "best_first": dict(),
+  "gumbel": dict(rule="gumbel", leaf="mix"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_trees_are_those_of_the_bare_prompts(rule):
+  config = SearchConfig(
+    num_simulations=10, num_candidates=8, stop_when_solved=False, **RULES[rule]
+  )
+
+  def grow(by):
+    task, prompt_BP = padded(by)
+
+    @jax.jit
+    def run(prompt_BP):
+      model = nnx.merge(*start())
+      prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+      key = jax.random.key(5)
+      return tree.search(model, task, prompt_BP, prefix, key, config)
+
+    return jax.device_get(run(prompt_BP))
+
+  bare = grow(0)
+  assert bare.tree.embeddings.has_answer.sum() > S // 2
+  assert_close(bare, grow(3))
+
+
+def test_measured_responses_are_those_to_the_bare_prompts():
+  def draw(by):
+    task, prompt_BP = padded(by)
+    tokens, reward, correct, _ = evaluate.draw(
+      *start(), task, jnp.array(prompt_BP), jax.random.key(2),
+      jnp.float32(0.8), samples=5,
+    )  # fmt: skip
+    ends = np.asarray(tokens) != EOS
+    return tokens, reward, correct, ends
+
+  bare = draw(0)
+  assert bare[3].any()
+  assert_close(bare, draw(2))
+
+
+def test_an_update_is_that_of_the_bare_prompts():
+  """Search, samples, forks and every term of the loss, the KL leash too."""
+
+  def train(by):
+    task, prompt_SP = padded(by)
+    config = methods.resolve(
+      "tsd",
+      task,
+      rollout=RolloutConfig(prompts=B, samples=2, forks=1),
+      search=SearchConfig(
+        num_simulations=8, num_candidates=4, width=2, trees=4
+      ),
+      loss=LossConfig(
+        lessons=B, champion_gate="better", soft_weight=0.5, value_weight=0.5,
+        kl_weight=0.1, entropy_weight=0.01,
+      ),
+      # Larger steps than gradients: Adam divides tiny ones by themselves.
+      optimizer=OptimizerConfig(learning_rate=1e-3, minibatches=2, eps=1.0),
+      refresh_every=1,
+    )  # fmt: skip
+    run = learner.make_train_chunk(start()[0], task, config)
+    params = jax.tree.map(jnp.copy, start()[1])
+    reference = jax.tree.map(lambda a: a * 1.1, params)
+    hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
+    state, metrics = run(
+      learner.init_state(config, params), jnp.array(prompt_SP)[None],
+      reference, hyper, jax.random.key(3),
+    )  # fmt: skip
+    return jax.device_get((state, metrics))
+
+  (bare, told), (other, told_too) = train(0), train(2)
+  assert_close(bare.params, other.params, atol=2e-6)
+  for name in ("tokens", "search_wasted"):  # Padding is run, and counted.
+    told.pop(name, None), told_too.pop(name, None)
+  assert told["kl_reference"][0] > 1e-3 and told["reward"][0] > 0
+  assert_close(told, told_too, atol=1e-4)
+
+
+def test_full_prompts_need_no_mask():
+  """A task whose prompts are full pays nothing for those of others."""
+
+  def program(by):
+    task, prompt_BP = padded(by)
+    lowered = evaluate.draw.lower(
+      *start(), task, jnp.array(prompt_BP), jax.random.key(0), jnp.float32(1),
+      samples=2,
+    )  # fmt: skip
+    return lowered.as_text()
+
+  assert "cummax" in program(1) and "cummax" not in program(0)

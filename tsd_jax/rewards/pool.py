@@ -1,0 +1,279 @@
+"""Worker processes that call a reward function, each call within its limits.
+
+A call that raises, hangs, returns nonsense or ends its process costs its own
+sample the reward, and is counted by kind; the others get theirs.
+"""
+
+import atexit
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from tsd_jax.config import UserError
+from tsd_jax.rewards import worker
+
+_START_SECONDS = 120  # For the imports of a reward function.
+_LONGEST_ANSWER = 10_000  # Bytes; a longer one is no answer.
+_SHOWN = 3  # Faults of a kind that are logged.
+
+Request = tuple[str, str, Any]  # Prompt, response, example.
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+  """How many processes call the reward function, and what a call may take."""
+
+  workers: int = 2
+  seconds: float = 5.0  # Time limit of a call.
+  memory_mib: int = 4096  # Address space of a process.
+
+  def __post_init__(self):
+    """Refuses impossible limits."""
+    for field in ("workers", "seconds", "memory_mib"):
+      value = getattr(self, field)
+      if not 0 < value < float("inf"):
+        raise ValueError(f"{field}={value} must be positive and finite")
+
+
+class Pool:
+  """Processes that call one reward function; safe to use from any thread."""
+
+  def __init__(self, name: str, config: PoolConfig):
+    """Starts the processes and waits until they have imported the function.
+
+    They are new programs, not copies of this one: JAX's threads do not survive
+    a fork.
+
+    Args:
+      name: full name of a function (prompt, response, example) -> reward in
+        [0, 1].
+      config: number of processes, limits.
+
+    Raises:
+      UserError: the function cannot be imported.
+    """
+    self._name, self._config = name, config
+    self._closed = False
+    self._lock = threading.Lock()
+    self._counts = collections.Counter()
+    self._shown = collections.Counter()
+    self._threads = concurrent.futures.ThreadPoolExecutor(
+      config.workers, thread_name_prefix="reward"
+    )
+    self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    self._workers = [_Worker(name, config) for _ in range(config.workers)]
+    atexit.register(self.close)
+    try:
+      for process in self._workers:
+        process.wait_until_ready()
+        self._idle.put(process)
+    except UserError:
+      self.close()
+      raise
+
+  def grade(self, requests: Sequence[Request]) -> np.ndarray:
+    """Calls the function on every request.
+
+    Args:
+      requests: prompt, response and example (JSON) of each.
+
+    Returns:
+      Rewards in [0, 1], float32; 0 where the call failed.
+
+    Raises:
+      UserError: a process that ended could not be replaced.
+    """
+    # Short parts, so that a slow call holds up few others.
+    size = max(1, min(32, -(-len(requests) // self._config.workers)))
+    parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+    answers = [
+      a for part in self._threads.map(self._serve, parts) for a in part
+    ]
+    for request, (_, kind, detail) in zip(requests, answers, strict=True):
+      if kind is not None:
+        self._report(request, kind, detail)
+    with self._lock:
+      self._counts["graded"] += len(requests)
+    return np.array([reward for reward, _, _ in answers], np.float32)
+
+  def take_counts(self) -> dict[str, int]:
+    """Calls made since the last time, and failed ones by kind."""
+    with self._lock:
+      counts, self._counts = self._counts, collections.Counter()
+    return dict(counts)
+
+  def close(self) -> None:
+    """Ends all processes, at once."""
+    self._closed = True
+    for process in self._workers:
+      process.kill()
+    self._threads.shutdown(cancel_futures=True)
+    for process in self._workers:  # One may have been replaced meanwhile.
+      process.kill()
+    atexit.unregister(self.close)
+
+  def _serve(self, requests: Sequence[Request]) -> list[tuple]:
+    """Has one process answer; it is replaced as often as it takes."""
+    process = self._idle.get()
+    answers: list[tuple] = []
+    try:
+      while len(answers) < len(requests):
+        if self._closed:
+          raise UserError(f"the workers of reward {self._name} were closed")
+        answers += process.answers(requests[len(answers) :])
+    finally:
+      self._idle.put(process)
+    return answers
+
+  def _report(self, request: Request, kind: str, detail: str) -> None:
+    with self._lock:
+      self._counts[kind] += 1
+      self._shown[kind] += 1
+      show = self._shown[kind] <= _SHOWN
+    if show:
+      prompt, response, _ = request
+      logging.warning(
+        "reward %s: %s (%s) on response %.200r to prompt %.200r",
+        *(self._name, kind, detail or "no detail", response, prompt),
+      )
+
+
+class _Worker:
+  """One process; at most one thread uses it at a time."""
+
+  def __init__(self, name: str, config: PoolConfig):
+    self._name, self._config = name, config
+    self._start()
+
+  def _start(self) -> None:
+    self._pipe, theirs = Pipe()
+    command = [sys.executable, "-m", worker.__name__, str(theirs.fileno())]
+    command += [self._name, str(self._config.seconds)]
+    command += [str(self._config.memory_mib)]
+    environment = os.environ | {
+      "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+      # The accelerator is the trainer's.
+      "JAX_PLATFORMS": "cpu",
+    }
+    self._process = subprocess.Popen(
+      command,
+      env=environment,
+      pass_fds=[theirs.fileno()],
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      # A group of its own: Ctrl-C is the parent's, children end with it.
+      start_new_session=True,
+    )
+    theirs.close()
+
+  def wait_until_ready(self) -> None:
+    """Waits for the imports.
+
+    Raises:
+      UserError: they failed.
+    """
+    why = f"nothing was heard from it for {_START_SECONDS} s"
+    try:
+      if self._pipe.poll(_START_SECONDS):
+        why = self._pipe.recv_bytes(_LONGEST_ANSWER).decode()
+        if not why:
+          return
+    except (EOFError, OSError) as error:
+      why = f"its process ended ({type(error).__name__})"
+    self.kill()
+    raise UserError(
+      f"no worker could import reward {self._name}: {why}; define it in a "
+      "module that can be imported, not in a notebook, a shell or a config file"
+    )
+
+  def answers(self, requests: Sequence[Request]) -> list[tuple]:
+    """Answers up to the first that this process does not survive, included.
+
+    Raises:
+      UserError: it could not be replaced.
+    """
+    found: list[tuple] = []
+    try:
+      self._pipe.send_bytes(json.dumps(requests).encode())
+    except OSError:  # It ended while it had nothing to do.
+      self._replace()
+      return found
+    while len(found) < len(requests):
+      try:
+        if not self._pipe.poll(self._config.seconds):
+          lost = worker.TIMED_OUT, f"killed after {self._config.seconds} s"
+          break
+        answer = json.loads(self._pipe.recv_bytes(_LONGEST_ANSWER))
+        found.append(_checked(answer))
+      except (EOFError, OSError, ValueError, TypeError) as error:
+        lost = worker.DIED, f"{type(error).__name__} {error}"
+        break
+    else:
+      return found
+    self._replace()
+    return [*found, (0.0, *lost)]
+
+  def _replace(self) -> None:
+    self.kill()
+    self._start()
+    self.wait_until_ready()
+
+  def kill(self) -> None:
+    """Ends the process and all that it started."""
+    if self._process is None:
+      return
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._process = None  # Its number may soon be another one's.
+    self._pipe.close()
+
+
+def _checked(answer: Any) -> tuple[float, str | None, str]:
+  """An answer as `worker.main` gives it.
+
+  Raises:
+    ValueError, TypeError: it is none; what ran there may have been taken over.
+  """
+  reward, kind, detail = answer
+  if kind is not None and kind not in worker.KINDS:
+    raise ValueError(f"unknown kind {kind!r}")
+  reward, fault, _ = worker.judge(reward)
+  if fault is not None or (kind is not None and reward):
+    raise ValueError(f"no reward {reward!r}")
+  return reward, kind, str(detail)
+
+
+@functools.cache
+def shared(name: str, config: PoolConfig) -> Pool:
+  """The process-wide pool of a reward function, started at its first use."""
+  pool = Pool(name, config)
+  _SHARED.append(pool)
+  return pool
+
+
+_SHARED: list[Pool] = []
+
+
+def take_counts() -> dict[str, int]:
+  """Counts of all shared pools since the last time; empty where none graded."""
+  total = collections.Counter()
+  for pool in _SHARED:
+    total.update(pool.take_counts())
+  return dict(total)
