@@ -186,7 +186,8 @@ def test_own_samples_cost_what_the_search_costs():
   assert wide.lessons == wide.prompts and wide.loss.policy_weight == 0
   sampled = wide.prompts * wide.rollout.samples * 8
   spent = tsd.prompts * tsd.search.num_simulations
-  assert sampled == pytest.approx(spent, rel=0.1)
+  # To the nearest whole row a prompt.
+  assert abs(sampled - spent) <= wide.prompts * 8 / 2
 
 
 def test_controls_differ_from_tsd_in_what_they_are_named_for():
