@@ -23,7 +23,10 @@ from tsd_jax import config as config_lib
 _EFFORT = flags.DEFINE_enum("effort", "quick", ["full", "quick"], "As there.")
 _LIMIT = flags.DEFINE_integer("limit", 600, "Seconds that a shape may take.")
 _SHAPES = flags.DEFINE_list("shapes", None, "Which; all by default.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+# A test process imports several scripts with a flag of this name.
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", allow_override=True
+)
 
 TOPOLOGIES = {
   "smollm2_135m": "v5e:2x2",

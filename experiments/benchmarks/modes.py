@@ -16,11 +16,16 @@ from absl import flags
 
 from tsd_jax import config as config_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+# A test process imports several scripts with flags of these names.
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of a trained run.", allow_override=True
+)
 _SIMULATIONS = flags.DEFINE_list(
   "simulations", ["32", "64", "128"], "Nodes of a tree."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", allow_override=True
+)
 
 
 def modes(simulations: list[int], length: int) -> str:

@@ -29,11 +29,14 @@ from absl import flags
 from experiments.benchmarks import table
 from tsd_jax import config as config_lib
 
+# A test process imports several scripts with flags of these names.
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file."
+  "config", "experiments/countdown.py", "Experiment file.", allow_override=True
 )
 _DEVICES = flags.DEFINE_integer("devices", 512, "Most virtual devices.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", allow_override=True
+)
 
 PROMPTS = 8  # Of a device, in weak scaling: one a minibatch.
 WEAK = (
