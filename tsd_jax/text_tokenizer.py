@@ -59,6 +59,12 @@ class TextTokenizer:
     """The token that fills a row; often the end token again."""
     return self._id("pad")
 
+  @property
+  def special_ids(self) -> list[int]:
+    """Tokens that are no text."""
+    added = self.backend.get_added_tokens_decoder()
+    return sorted(i for i, token in added.items() if token.special)
+
   def _id(self, role: str) -> int | None:
     token = self.special.get(role)
     return None if token is None else self.backend.token_to_id(token)

@@ -1,0 +1,17 @@
+"""A reward function in text, as a user writes one; it imports no JAX."""
+
+import pathlib
+import time
+
+
+def letters(prompt, response, example):
+  """The part of the response that is made of the example's letters."""
+  if "q" in response:
+    raise ValueError("no q, please")
+  if "zz" in response:
+    time.sleep(3600)
+  if "log" in example:
+    with pathlib.Path(example["log"]).open("a") as file:
+      file.write(repr((prompt, response)) + "\n")
+  wanted = sum(letter in example["letters"] for letter in response)
+  return wanted / max(1, len(response))

@@ -1,0 +1,202 @@
+"""Tasks in text, from a file of problems to a trained run."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers", reason="needs the extra: text")
+pytest.importorskip("jinja2", reason="needs the extra: text")
+
+from tests.grading import letters
+from tests.published import make
+from tests.text_tokenizer_test import write_folder
+from tsd_jax import config_json, data, text_tokenizer
+from tsd_jax.config import UserError
+from tsd_jax.models import hf
+from tsd_jax.models.transformer import ModelConfig
+from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.text import TextConfig
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+WORDS = [f"{a}{b}" for a in "abcdef" for b in "aeiou"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """A random model with the small tokenizer."""
+  folder = tmp_path_factory.mktemp("text")
+  tokenizer = text_tokenizer.load(write_folder(folder / "tokenizer"))
+  config = ModelConfig(
+    vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2,
+    num_kv_heads=1, head_dim=8, d_mlp=16,
+  )  # fmt: skip
+  params = make(config)[1]
+  # A model that often ends what it writes, or there is nothing to grade.
+  rows = params["embedding_VD"]
+  rows[...] = rows[...].at[tokenizer.eos_id].multiply(8.0)
+  hf.save(folder / "model", config, params, tokenizer, max_length=64)
+  return folder / "model"
+
+
+def write(file, lines):
+  file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return str(file)
+
+
+def problems(**fields):
+  lines = []
+  for i, word in enumerate(WORDS):
+    text = f"Write {word}"
+    line = {"letters": word} | fields
+    if i % 2:
+      line["messages"] = [{"role": "user", "content": text}]
+    else:
+      line["prompt"] = text
+    lines.append(line)
+  return lines
+
+
+def configure(model, file, **changes):
+  options = dict(
+    file=file, tokenizer=str(model), reward=letters, prompt_length=48,
+    response_length=8, correct_at=0.5, validation_size=8, test_size=4,
+  )  # fmt: skip
+  return TextConfig(**options | changes)
+
+
+def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
+  log = tmp_path / "log"
+  file = write(tmp_path / "p.jsonl", problems(log=str(log), reply="It is"))
+  config = configure(model, file)
+  task = config.make()
+  assert isinstance(task, Task) and hash(task) == hash(
+    configure(model, file).make()
+  )
+  assert task.pad_id != task.eos_id == task.prompt_pad_id
+  encode, eos = task.tokenizer.encode, task.eos_id
+  texts = ["ab", "bb", "q", "", "ab", "xyz"]
+  rows = np.full((2, 6, 8), task.pad_id)
+  for i, text in enumerate(texts):
+    ids = [*encode(text), eos]
+    rows[:, i, : len(ids)] = ids
+  rows[:, 4] = encode("a")[0]  # Unfinished.
+  prompts = np.stack([config.lines[i].prompt_P for i in (0, 1)])
+  score = jax.jit(task.score)(np.repeat(prompts[:, None], 6, axis=1), rows)
+  for i, word in enumerate(WORDS[:2]):
+    expected = [
+      sum(c in word for c in t) / max(1, len(t)) if t != "q" and j != 4 else 0.0
+      for j, t in enumerate(texts)
+    ]
+    np.testing.assert_allclose(score.reward_X[i], expected, atol=1e-6)
+    np.testing.assert_array_equal(
+      score.correct_X[i], [e >= 0.5 for e in expected]
+    )
+  said = [eval(line) for line in log.read_text().splitlines()]
+  prompt = f"Write {WORDS[0]}It is"
+  assert (prompt, "bb") in said and said.count((prompt, "ab")) == 1
+  chat = next(p for p, _ in said if "<|im_start|>" in p)
+  assert chat.endswith("assistant\nIt is") and WORDS[1] in chat
+
+
+def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
+  lines = [
+    {"prompt": f"{how} {word}", "problem": word}
+    for word in WORDS
+    for how in ("Say", "Write")
+  ]
+  config = configure(model, write(tmp_path / "p.jsonl", [*lines, lines[0]]))
+  splits, seen = data.split_problems(config), []
+  assert [len(splits[s]) for s in data.SPLITS] == [18, 8, 4]
+  for split in data.SPLITS:
+    prompt_NP = data.load_problems(config, split, tmp_path / "data")
+    forms = [config.canonical(prompt_P) for prompt_P in prompt_NP]
+    assert sorted(forms) == sorted(splits[split])
+    seen += forms
+  assert sorted(seen) == sorted(WORDS)
+  spaced = [{"prompt": "Say  A"}, {"prompt": "say a"}]
+  other = configure(model, write(tmp_path / "q.jsonl", spaced))
+  assert other.problems() == ["say a"]
+
+
+def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
+  lines = [{"prompt": w, "solution": w[::-1]} for w in WORDS[:5]]
+  config = configure(
+    model, write(tmp_path / "p.jsonl", [*lines, {"prompt": "none"}])
+  )
+  prompt_NP, response_NT = config.warm_start(
+    np.random.default_rng(0), 50, 1.0, {WORDS[0]}
+  )
+  asked = {config.canonical(p) for p in prompt_NP}
+  assert asked == set(WORDS[1:5])
+  decode = config.make().tokenizer.decode
+  for prompt_P, response_T in zip(prompt_NP, response_NT, strict=True):
+    assert decode(response_T) == config.canonical(prompt_P)[::-1]
+
+
+@pytest.mark.parametrize(
+  ("lines", "words"),
+  [
+    (["x"], "line 1: it must be an object with"),
+    ([{"prompt": "a", "messages": []}], "it must be an object with"),
+    ([{"prompt": "a"}, {"prompt": 3}], 'line 2: "prompt" is 3, no text'),
+    ([{"prompt": "a" * 500}], "line 1: prompt 0 .* more than the prompt len"),
+    ([{"prompt": "a", "x": 1}, {"prompt": "a", "x": 2}], "lines 1 and 2 have"),
+    ([{"prompt": "a", "solution": "z" * 99}], "the solution has"),
+    ([], "holds no problems"),
+  ],
+)
+def test_lines_that_do_not_fit_are_named(model, tmp_path, lines, words):
+  config = configure(model, write(tmp_path / "p.jsonl", lines))
+  with pytest.raises(UserError, match=words):
+    config.problems()
+
+
+def test_settings_that_cannot_be_are_refused(model, tmp_path):
+  with pytest.raises(ValueError, match="correct_at=0"):
+    configure(model, "x", correct_at=0)
+  with pytest.raises(ValueError, match="reward='letters'"):
+    configure(model, "x", reward="letters")
+  with pytest.raises(UserError, match="no problems in missing.jsonl"):
+    configure(model, "missing.jsonl").problems()
+
+
+def run(module, *flags):
+  return subprocess.run(
+    [sys.executable, "-m", f"launch.{module}", *flags],
+    cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+  )  # fmt: skip
+
+
+def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
+  file = write(tmp_path / "p.jsonl", problems(letters="abcdefghijklmnoprstuvw"))
+  workdir = tmp_path / "run"
+  config = tmp_path / "config.py"
+  config.write_text(
+    "from tests import small_text\n"
+    f"model, file = {str(model)!r}, {file!r}\n"
+    "def get_config(): return small_text.experiment(model, file)\n"
+  )
+  done = run("train", f"--config={config}", f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  rows = [json.loads(r) for r in (workdir / "metrics.jsonl").open()]
+  assert all(row["host_rewards"]["graded"] > 0 for row in rows)
+  assert max(row["reward"] + row["search_reward"] for row in rows[1:]) > 0
+  done = run("evaluate", f"--workdir={workdir}", "--mode=mean@4,search@4")
+  assert done.returncode == 0, done.stderr
+  assert "host_rewards" in done.stdout
+  out = tmp_path / "out"
+  done = run("export", f"--workdir={workdir}", f"--output={out}")
+  assert done.returncode == 0, done.stderr
+  text_tokenizer.load(out)
+
+
+def test_a_saved_config_comes_back(model, tmp_path):
+  config = configure(model, "p.jsonl")
+  assert (
+    config_json.from_dict(TextConfig, config_json.to_dict(config)) == config
+  )

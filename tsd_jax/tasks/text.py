@@ -1,0 +1,260 @@
+"""Tasks in text: prompts from a file, answers graded by any Python function.
+
+`text_lines.py` says what the file holds.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tsd_jax.config import UserError
+from tsd_jax.rewards import callback, pool
+from tsd_jax.rewards.pool import PoolConfig
+from tsd_jax.tasks import text_lines
+from tsd_jax.tasks.task import (
+  Score,
+  TaskConfig,
+  check_tokens,
+  check_warm_start,
+)
+from tsd_jax.text_tokenizer import TextTokenizer
+from tsd_jax.types import Array
+
+# (prompt, response, example) -> reward in [0, 1]. The prompt is the text that
+# the model saw, the response what it wrote after it.
+TextReward = Callable[[str, str, Any], float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(TaskConfig):
+  """Where the prompts are, who reads them, and who grades the answers.
+
+  Raises:
+    ValueError: a field has an impossible value.
+  """
+
+  file: str  # Of JSON lines.
+  tokenizer: str  # Hugging Face folder or GGUF file: the model's own.
+  reward: TextReward  # A function of a module that can be imported.
+  prompt_length: int = 256  # P; shorter prompts are padded.
+  response_length: int = 128  # T, the end token included.
+  reply: str = ""  # How every reply begins; part of the prompt.
+  correct_at: float = 1.0  # The reward from which on an answer is right.
+  grading: PoolConfig = PoolConfig()  # The workers that call it.
+
+  def __post_init__(self):
+    """Refuses impossible values."""
+    super().__post_init__()
+    for field in ("prompt_length", "response_length"):
+      self.need(int, field, lambda x: x >= 1, "use an integer from 1 on")
+    remedy = "use a number above 0 and up to 1"
+    self.need(float, "correct_at", lambda x: 0 < x <= 1, remedy)
+    if not callable(self.reward) or not hasattr(self.reward, "__qualname__"):
+      raise ValueError(
+        f"TextConfig.reward={self.reward!r}: use a function of a module"
+      )
+
+  @property
+  def reward_name(self) -> str:
+    """Full name of the reward function, by which workers import it."""
+    return f"{self.reward.__module__}.{self.reward.__qualname__}"
+
+  @property
+  def lines(self) -> tuple[text_lines.Line, ...]:
+    """The file, read once.
+
+    Raises:
+      UserError: naming the file and the line that does not fit.
+    """
+    return text_lines.read(*self._key)
+
+  @property
+  def _key(self):
+    return (
+      self.file, self.tokenizer, self.reply, self.prompt_length,
+      self.response_length,
+    )  # fmt: skip
+
+  @property
+  def dataset(self) -> str:
+    """Names every setting that the records depend on, the file's content too.
+
+    Raises:
+      UserError: the file does not fit.
+    """
+    digest = hashlib.sha256()
+    for line in self.lines:
+      digest.update(line.prompt_P.tobytes() + line.problem.encode())
+      if line.response_T is not None:
+        digest.update(line.response_T.tobytes())
+    return (
+      f"{digest.hexdigest()[:16]}"
+      f"_prompt{self.prompt_length}_response{self.response_length}"
+      f"_validation{self.validation_size}_test{self.test_size}_seed{self.seed}"
+    )
+
+  def make(self) -> "Text":
+    """The task."""
+    return Text(self)
+
+  def problems(self) -> list[str]:
+    """What the lines ask, in the file's order."""
+    return list(dict.fromkeys(line.problem for line in self.lines))
+
+  def pose(self, problem, rng):
+    """One of the lines that ask it; an unfinished response if none is given."""
+    lines = text_lines.by_problem(*self._key)[problem]
+    line = lines[rng.integers(len(lines))]
+    response_T = line.response_T
+    if response_T is None:
+      response_T = np.full(self.response_length, self.make().pad_id, np.int32)
+    return line.prompt_P, response_T
+
+  def canonical(self, prompt_P) -> str:
+    """What a prompt of the file asks.
+
+    Raises:
+      UserError: it is not in the file.
+    """
+    return self.line_of(prompt_P).problem
+
+  def line_of(self, prompt_P: np.ndarray) -> text_lines.Line:
+    """The line that a prompt comes from.
+
+    Raises:
+      UserError: there is none.
+    """
+    key = np.asarray(prompt_P, np.int32).tobytes()
+    try:
+      return text_lines.by_prompt(*self._key)[key]
+    except KeyError:
+      text = text_lines.load_tokenizer(self.tokenizer).decode(prompt_P)
+      raise UserError(f"prompt {text[:60]!r} is not in {self.file}") from None
+
+  def warm_start(
+    self,
+    rng: np.random.Generator,
+    count: int,
+    hindsight: float,
+    excluded: Collection[str] = (),
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draws lines with their solutions; all are right, whatever `hindsight`."""
+    check_warm_start(count, hindsight)
+    solved = [
+      line
+      for line in self.lines
+      if line.response_T is not None and line.problem not in excluded
+    ]
+    if not solved:
+      raise ValueError(
+        f"no line of {self.file} that may be shown has a solution: add the "
+        "field, or start from a published model"
+      )
+    chosen = [solved[i] for i in rng.integers(len(solved), size=count)]
+    return (
+      np.array([line.prompt_P for line in chosen]).reshape(count, -1),
+      np.array([line.response_T for line in chosen]).reshape(count, -1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """The task of `task.Task`; hashable, so it may be a static argument."""
+
+  config: TextConfig
+
+  name = "text"
+
+  @property
+  def tokenizer(self) -> TextTokenizer:
+    """The model's own."""
+    return text_lines.load_tokenizer(self.config.tokenizer)
+
+  @property
+  def vocab_size(self) -> int:
+    """V; a model may have more rows."""
+    return self.tokenizer.vocab_size
+
+  @property
+  def prompt_length(self) -> int:
+    """P."""
+    return self.config.prompt_length
+
+  @property
+  def response_length(self) -> int:
+    """T."""
+    return self.config.response_length
+
+  @property
+  def prompt_pad_id(self) -> int:
+    """The tokenizer's padding token."""
+    return self.tokenizer.pad_id
+
+  @property
+  def eos_id(self) -> int:
+    """The end token."""
+    return self.tokenizer.eos_id
+
+  @property
+  def pad_id(self) -> int:
+    """Fills responses: never the end token, which the tokenizer's may be."""
+    return text_lines.response_pad(self.tokenizer)
+
+  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
+    """Grades finished responses with the reward function, on the host.
+
+    Args:
+      prompt_XP: integer tokens, of the file's prompts.
+      response_XT: integer tokens, with the same leading axes.
+
+    Raises:
+      ValueError: a shape or dtype does not fit.
+      UserError: the reward function cannot be imported by its workers.
+    """
+    prompt_XP, response_XT = jnp.asarray(prompt_XP), jnp.asarray(response_XT)
+    check_tokens(self, prompt_XP, response_XT)
+    self._workers()  # Whatever is wrong with them shows before compilation.
+    reward_X = callback.graded(self.grade, prompt_XP, response_XT)
+    finished_X = jnp.any(response_XT == self.eos_id, axis=-1)
+    return Score(reward_X, finished_X & (reward_X >= self.config.correct_at))
+
+  def grade(self, prompt_NP: np.ndarray, response_NT: np.ndarray) -> np.ndarray:
+    """Rewards of responses; those that say the same are graded once."""
+    requests, request_of_row = {}, {}
+    for row, response_T in enumerate(response_NT):
+      text = self._text(response_T)
+      if text is not None:
+        line = self.config.line_of(prompt_NP[row])
+        request = requests.setdefault(
+          (line.prompt, text), (len(requests), line.example)
+        )
+        request_of_row[row] = request[0]
+    graded = self._workers().grade(
+      [(*texts, example) for texts, (_, example) in requests.items()]
+    )
+    reward_N = np.zeros(len(response_NT), np.float32)
+    for row, request in request_of_row.items():
+      reward_N[row] = graded[request]
+    return reward_N
+
+  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
+    """Returns a line such as `'2 + 3 =' | '5' | reward 1.000`."""
+    text = self._text(response_T)
+    prompt = self.tokenizer.decode(prompt_P)
+    if text is None:
+      text = self.tokenizer.decode(response_T)
+      return f"{prompt!r} | {text!r} | unfinished"
+    (reward,) = self.grade(np.array([prompt_P]), np.array([response_T]))
+    return f"{prompt!r} | {text!r} | reward {reward:.3f}"
+
+  def _text(self, response_T: np.ndarray) -> str | None:
+    """What a response says, None if it is unfinished."""
+    end = np.flatnonzero(np.asarray(response_T) == self.eos_id)
+    return self.tokenizer.decode(response_T[: end[0]]) if len(end) else None
+
+  def _workers(self) -> pool.Pool:
+    return pool.shared(self.config.reward_name, self.config.grading)

@@ -1,0 +1,145 @@
+"""Problems in text, a JSON object a line.
+
+  {"prompt": "2 + 3 =", "answer": 5}                      continued as it is
+  {"messages": [{"role": "user", "content": "2 + 3?"}]}   a chat
+
+All of it is the example that the reward function gets; fields that the task
+reads are all optional but for one of these two:
+
+  reply     how the reply begins, instead of the config's
+  problem   names what is asked; lines that share it are one problem in several
+            guises, and land in one split. By default the prompt's text, upper
+            and lower case and white space aside
+  solution  a right response, for warm starts
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tsd_jax import text_tokenizer
+from tsd_jax.config import UserError
+from tsd_jax.text_tokenizer import TextTokenizer
+
+
+class Line(NamedTuple):
+  """A line of the file."""
+
+  prompt: str
+  prompt_P: np.ndarray
+  response_T: np.ndarray | None  # The solution, if there is one.
+  problem: str
+  example: Mapping[str, Any]
+
+
+def response_pad(tokenizer: TextTokenizer) -> int:
+  """The padding token, or another one where that ends responses too."""
+  choices = (tokenizer.pad_id, *tokenizer.special_ids, 0, 1)
+  return next(i for i in choices if i != tokenizer.eos_id)
+
+
+load_tokenizer = functools.lru_cache(maxsize=4)(text_tokenizer.load)
+
+
+@functools.lru_cache(maxsize=4)
+def read(
+  file: str, tokenizer: str, reply: str, prompt_length: int, length: int
+) -> tuple[Line, ...]:
+  """Reads a file once; lines that repeat another one count once.
+
+  Args:
+    file: its path.
+    tokenizer: path of the model's tokenizer.
+    reply: how replies begin where a line says nothing else.
+    prompt_length: P.
+    length: T, of solutions.
+
+  Raises:
+    UserError: naming the file and the line that does not fit.
+  """
+  try:
+    text = pathlib.Path(file).expanduser().read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"no problems in {file}: {error}") from error
+  model_tokenizer, lines, seen = load_tokenizer(tokenizer), [], {}
+  for number, written in enumerate(text.split("\n"), 1):
+    if not written.strip():
+      continue
+    try:
+      line = _line(written, model_tokenizer, reply, prompt_length, length)
+    except UserError as error:
+      raise UserError(f"{file}, line {number}: {error}") from error
+    key = line.prompt_P.tobytes()
+    if key not in seen:
+      seen[key] = number, line.example
+      lines.append(line)
+    elif seen[key][1] != line.example:
+      raise UserError(
+        f"{file}, lines {seen[key][0]} and {number} have the same prompt and "
+        "other fields: which of them grades an answer?"
+      )
+  if not lines:
+    raise UserError(f"{file} holds no problems")
+  return tuple(lines)
+
+
+def _line(
+  written: str,
+  tokenizer: TextTokenizer,
+  reply: str,
+  prompt_length: int,
+  length: int,
+) -> Line:
+  try:
+    example = json.loads(written)
+  except json.JSONDecodeError as error:
+    raise UserError(f"no JSON ({error})") from error
+  if not isinstance(example, dict) or (
+    ("prompt" in example) == ("messages" in example)
+  ):
+    raise UserError('it must be an object with "prompt" or "messages"')
+  fields = {"prompt": "", "problem": "", "solution": "", "reply": reply}
+  for name, default in fields.items():
+    fields[name] = example.get(name, default)
+    if not isinstance(fields[name], str):
+      raise UserError(f'"{name}" is {fields[name]!r}, no text')
+  if "messages" in example:
+    if not isinstance(example["messages"], list):
+      raise UserError('"messages" is no list')
+    prompt = tokenizer.render(example["messages"], reply=fields["reply"])
+    ids = tokenizer.encode(prompt)
+  else:
+    prompt = fields["prompt"] + fields["reply"]
+    ids = tokenizer.encode(prompt, add_special=True)
+  (prompt_P,) = tokenizer.pad([ids], prompt_length)
+  response_T = None
+  if "solution" in example:
+    solution = [*tokenizer.encode(fields["solution"]), tokenizer.eos_id]
+    if len(solution) > length:
+      raise UserError(
+        f"the solution has {len(solution)} tokens, its end included, more than "
+        f"the response length {length}"
+      )
+    response_T = np.full(length, response_pad(tokenizer), np.int32)
+    response_T[: len(solution)] = solution
+  problem = fields["problem"] or " ".join(prompt.casefold().split())
+  return Line(prompt, prompt_P, response_T, problem, example)
+
+
+@functools.lru_cache(maxsize=4)
+def by_prompt(*key) -> dict[bytes, Line]:
+  """Lines by the bytes of their prompt_P; arguments as for `read`."""
+  return {line.prompt_P.tobytes(): line for line in read(*key)}
+
+
+@functools.lru_cache(maxsize=4)
+def by_problem(*key) -> dict[str, list[Line]]:
+  """Lines by what they ask; arguments as for `read`."""
+  lines: dict[str, list[Line]] = {}
+  for line in read(*key):
+    lines.setdefault(line.problem, []).append(line)
+  return lines
