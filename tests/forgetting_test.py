@@ -63,6 +63,7 @@ def run(*flags):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   folder, output = tmp_path / "runs", tmp_path / "forgetting.json"
   flags = (

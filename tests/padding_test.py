@@ -144,6 +144,7 @@ def test_measured_responses_are_those_to_the_bare_prompts():
   assert_close(bare, draw(2))
 
 
+@pytest.mark.slow
 def test_an_update_is_that_of_the_bare_prompts():
   """Search, samples, forks and every term of the loss, the KL leash too."""
 
