@@ -172,6 +172,7 @@ def run(module, *flags):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
   file = write(tmp_path / "p.jsonl", problems(letters="abcdefghijklmnoprstuvw"))
   workdir = tmp_path / "run"
