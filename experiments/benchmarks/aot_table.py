@@ -58,7 +58,6 @@ def run(name: str, topology: str) -> dict[str, Any] | None:
 
 def row(name: str, topology: str, plan: dict[str, Any] | None):
   """A line of the table."""
-  from tsd_jax import config as config_lib
   from tsd_jax.models import transformer
 
   config = config_lib.load(f"experiments/pods/{name}.py")
@@ -117,9 +116,7 @@ def main(overrides):
   )
   content["about"] = " ".join(__doc__.split("\n\n")[1].split())
   content["rows"] = found
-  if _OUTPUT.value:
-    text = json.dumps(content, indent=1) + "\n"
-    pathlib.Path(_OUTPUT.value).write_text(text)
+  table.write(_OUTPUT.value, content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Command (a finished run is not run again; half an hour on one core):
     --output=experiments/results/forgetting.json
 """
 
-import json
 import pathlib
 import sys
 
@@ -126,7 +125,7 @@ def main(overrides):
     for weight in _LEASH.value
   }
   # Imported late: a bad flag is refused before JAX starts.
-  from experiments.benchmarks.table import origin
+  from experiments.benchmarks import table
   from tsd_jax import progress, runs, train
 
   progress.quiet_libraries()
@@ -152,20 +151,15 @@ def main(overrides):
       run = runs.open_run(place)
       models.append((run.graphdef, run.params))
     rows.append(row(method, float(weight), base.iterations, models))
-  if _OUTPUT.value:
-    words = [
-      w for w in sys.argv[1:] if not w.startswith(("--workdir", "--out"))
-    ]
-    command = "python -m experiments.benchmarks.forgetting --workdir=DIR"
-    about = (
-      f"The start was taught two tasks, {base.make_task().name} and "
-      f"{second.make_task().name}; then the first alone was learned, seeds "
-      f"{', '.join(_SEEDS.value)}, one number a seed."
-    )
-    content = {"about": about} | origin(" ".join([command, *words]))
-    pathlib.Path(_OUTPUT.value).write_text(
-      json.dumps(content | {"rows": rows}, indent=1) + "\n"
-    )
+  words = [w for w in sys.argv[1:] if not w.startswith(("--workdir", "--out"))]
+  command = "python -m experiments.benchmarks.forgetting --workdir=DIR"
+  about = (
+    f"The start was taught two tasks, {base.make_task().name} and "
+    f"{second.make_task().name}; then the first alone was learned, seeds "
+    f"{', '.join(_SEEDS.value)}, one number a seed."
+  )
+  content = {"about": about} | table.origin(" ".join([command, *words]))
+  table.write(_OUTPUT.value, content | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ Command (a minute): python -m experiments.benchmarks.modes --workdir=DIR
   --output=experiments/results/modes.json
 """
 
-import json
-import pathlib
-
 from absl import flags
 
 from tsd_jax import config as config_lib
@@ -47,7 +44,7 @@ def main(overrides):
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from experiments.benchmarks.table import origin
+  from experiments.benchmarks import table
   from tsd_jax import data, evaluate, progress, runs, train
 
   progress.quiet_libraries()
@@ -73,15 +70,14 @@ def main(overrides):
       }
       for mode, result in found.items()
     ]
-  if _OUTPUT.value:
-    about = (
-      f"{task.name}, {len(prompts)} test problems; the student is "
-      f"{run.config.algorithm} after {run.step} iterations, seed "
-      f"{run.config.seed}, {run.ledger.total:,} ledger tokens."
-    )
-    command = "python -m experiments.benchmarks.modes --workdir=DIR"
-    content = {"about": about} | origin(command) | {"rows": rows}
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(content, indent=1) + "\n")
+  about = (
+    f"{task.name}, {len(prompts)} test problems; the student is "
+    f"{run.config.algorithm} after {run.step} iterations, seed "
+    f"{run.config.seed}, {run.ledger.total:,} ledger tokens."
+  )
+  command = "python -m experiments.benchmarks.modes --workdir=DIR"
+  content = {"about": about} | table.origin(command) | {"rows": rows}
+  table.write(_OUTPUT.value, content)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import resource
 import time
 from typing import Any
@@ -140,9 +139,7 @@ def main(overrides):
   )
   content["about"] = __doc__.split("\n\n")[1].replace("\n", " ")
   content["rows"] = rows(config, _DEVICES.value)
-  if _OUTPUT.value:
-    text = json.dumps(content, indent=1) + "\n"
-    pathlib.Path(_OUTPUT.value).write_text(text)
+  table.write(_OUTPUT.value, content)
 
 
 if __name__ == "__main__":

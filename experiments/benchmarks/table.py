@@ -18,6 +18,12 @@ def origin(command: str) -> dict[str, Any]:
   )
 
 
+def write(file: str | None, content: dict[str, Any]) -> None:
+  """Writes results where a file was asked for."""
+  if file:
+    pathlib.Path(file).write_text(json.dumps(content, indent=1) + "\n")
+
+
 class Table:
   """Rows of name, value, unit and ratios to other things."""
 
@@ -33,7 +39,4 @@ class Table:
 
   def write(self, file: str | None, command: str) -> None:
     """Writes the rows where a file was asked for, with what made them."""
-    if not file:
-      return
-    content = origin(command) | dict(rows=self._rows)
-    pathlib.Path(file).write_text(json.dumps(content, indent=1) + "\n")
+    write(file, origin(command) | dict(rows=self._rows))
