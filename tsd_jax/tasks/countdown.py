@@ -62,8 +62,7 @@ class CountdownConfig(GradedConfig):
     return (
       f"numbers{self.numbers}_max{self.max_number}"
       f"_target{self.max_target}_value{self.max_value}"
-      f"_validation{self.validation_size}_test{self.test_size}"
-      f"_seed{self.seed}"
+      f"_{self.split}"
     )
 
   def make(self) -> "Countdown":

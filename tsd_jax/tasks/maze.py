@@ -73,8 +73,7 @@ class MazeConfig(GradedConfig):
     return (
       f"size{self.size}_walls{self.walls}"
       f"_moves{self.min_moves}to{self.max_moves}_count{self.count}"
-      f"_validation{self.validation_size}_test{self.test_size}"
-      f"_seed{self.seed}"
+      f"_{self.split}"
     )
 
   def make(self) -> "Maze":

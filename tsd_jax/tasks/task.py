@@ -127,6 +127,13 @@ class TaskConfig(abc.ABC):
       raise ValueError(f"{type(self).__name__}.{field}={value!r}: {remedy}")
 
   @property
+  def split(self) -> str:
+    """Names the settings above, for `dataset`."""
+    return (
+      f"validation{self.validation_size}_test{self.test_size}_seed{self.seed}"
+    )
+
+  @property
   @abc.abstractmethod
   def dataset(self) -> str:
     """Names every setting that `problems` and `pose` depend on."""

@@ -94,7 +94,7 @@ class TextConfig(TaskConfig):
     return (
       f"{digest.hexdigest()[:16]}"
       f"_prompt{self.prompt_length}_response{self.response_length}"
-      f"_validation{self.validation_size}_test{self.test_size}_seed{self.seed}"
+      f"_{self.split}"
     )
 
   def make(self) -> "Text":
