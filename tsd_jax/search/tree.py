@@ -191,17 +191,14 @@ def search(
     score = task.score(prompt_BP, tokens_BD)
     reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
     done_B = node.finished | node.cut_off
-    rollout_value_B = reward_B
     learned_B = jax.nn.sigmoid(node.value_logit)
     match config.leaf:
-      case "none":
+      case "none" | "rollout":
         leaf_B = reward_B
       case "value":
         leaf_B = learned_B
-      case "rollout":
-        leaf_B = rollout_value_B
       case "mix":
-        leaf_B = config.mix * rollout_value_B + (1.0 - config.mix) * learned_B
+        leaf_B = config.mix * reward_B + (1.0 - config.mix) * learned_B
     output = mctx.RecurrentFnOutput(
       reward=jnp.where(done_B, reward_B, 0.0),
       discount=jnp.where(done_B, 0.0, 1.0),
