@@ -164,9 +164,9 @@ def comparison_page(
       "tokens: tsd's accuracy over the other's; in brackets 95 % bootstrap "
       "intervals over seeds; P: probability that a run of tsd beats one of the "
       "other at equal tokens; x tokens/step: what an update step of tsd costs "
-      "in ledger tokens, over the other's. Every method has as many prompts "
-      "and backward tokens in an update step. Bands are one standard error "
-      "over seeds.</p>",
+      "in ledger tokens, over the other's. An update step has as many "
+      "backward tokens for every method, up to whole rows. Bands are one "
+      "standard error over seeds.</p>",
       f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
       _grid(held_out_figures(curves, flops_per_token)),
     ],
