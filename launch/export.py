@@ -31,7 +31,7 @@ def main(overrides):
     run.config.model,
     run.params,
     task.tokenizer,
-    max_length=task.prompt_length + task.response_length,
+    max_length=runs.positions(run.config),
     dtype=_DTYPE.value,
     value_trained=trains_value and run.step > 0,
   )

@@ -324,7 +324,7 @@ class ReadFirstPool(kv_pool.RefPool):
       return *pieces, mask_B1S[:, None]
 
     return model.trunk(
-      token_B[:, None], position_B[:, None], segments=[prompt], memory=memory
+      token_B[:, None], position_B[:, None], segments=prompt, memory=memory
     ).x_RTD[:, 0]
 
 
@@ -342,11 +342,11 @@ def grow(pool_type):
     slots_BD = slots_NBD[parent_B, rows].at[rows, depth_B].set(n)
     x_BD = pool.forward(
       model, jnp.asarray(TOKEN_NB)[n], prefix.length_B + depth_B,
-      prefix.segment, slots_BD, depth_B,
+      prefix.segments, slots_BD, depth_B,
     )  # fmt: skip
     below = decode.sample(
       model,
-      decode.Prefix(prefix.segment, prefix.length_B + depth_B + 1, x_BD),
+      decode.Prefix(prefix.segments, prefix.length_B + depth_B + 1, x_BD),
       None,
       length=3,
       eos_id=NEVER,

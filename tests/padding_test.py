@@ -1,4 +1,7 @@
-"""Prompts padded on the right: all of learning sees the bare ones."""
+"""Prompts padded on the right, and prompts that begin alike.
+
+All of learning sees the bare prompts, each run as a whole.
+"""
 
 import dataclasses
 import functools
@@ -21,8 +24,12 @@ from tsd_jax.tasks.task import Score
 V, T, EOS, PAD = 9, 3, 7, 8
 S, B = 8, 4  # Prompts searched, and sampled on.
 # The padding token also stands inside: only the end of a row is padding.
+HEAD = [4, PAD]
 BARE = np.array([[1, PAD, 3], [2, 0, 5], [PAD, PAD, 4], [6, 6, 6]] * 2)
 BARE[4:, 0] = 3
+BARE = np.concatenate([np.tile(HEAD, (S, 1)), BARE], axis=1)
+# Tokens of padding, and how much of the common head is run once for all.
+FORMS, PLAIN = [(2, 0), (0, 2), (3, 1)], (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Sum:
 
   prompt_length: int
   prompt_pad_id: int | None
+  prompt_head: int
 
   name = "sum"
   vocab_size, response_length = V, T
@@ -46,11 +54,10 @@ class Sum:
     )
 
 
-def padded(by: int):
+def posed(by: int, head: int):
   """The task and its prompts with so many tokens of padding."""
-  if not by:
-    return Sum(3, None), BARE
-  return Sum(3 + by, PAD), np.pad(BARE, ((0, 0), (0, by)), constant_values=PAD)
+  prompt_BP = np.pad(BARE, ((0, 0), (0, by)), constant_values=PAD)
+  return Sum(prompt_BP.shape[1], PAD if by else None, head), prompt_BP
 
 
 @functools.cache
@@ -76,18 +83,20 @@ def assert_close(bare, other, atol=2e-5):
   jax.tree_util.tree_map_with_path(check, bare, other)
 
 
-@pytest.mark.parametrize("by", [1, 4])
-def test_given_responses_have_the_log_probs_of_a_plain_forward(by):
+@pytest.mark.parametrize(("by", "head"), [(1, 0), (4, 2)])
+def test_given_responses_have_the_log_probs_of_a_plain_forward(by, head):
   """Prompts of any length in one batch, each against its bare self."""
   model, rng = nnx.merge(*start()), np.random.default_rng(by)
-  length_B = rng.integers(1, 5, B)
+  length_B = rng.integers(1 + head, 5, B)
   prompt_BP = rng.integers(0, PAD, (B, 4 + by))
   prompt_BP[np.arange(4 + by)[None] >= length_B[:, None]] = PAD
+  prompt_BP[:, :head] = HEAD[:head]
   tokens_BGT = rng.integers(0, V, (B, 2, T))
 
   @jax.jit
   def given(prompt_BP, tokens_BGT):
-    return model.logits(scoring.features(model, prompt_BP, tokens_BGT, PAD))
+    x_BGTD = scoring.features(model, prompt_BP, tokens_BGT, PAD, head)
+    return model.logits(x_BGTD)
 
   plain = jax.jit(model)  # What stands behind a row changes nothing in it.
   got_BGTV = given(prompt_BP, tokens_BGT)
@@ -106,50 +115,56 @@ RULES = {
 }
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("rule", RULES)
-def test_trees_are_those_of_the_bare_prompts(rule):
+def test_trees_are_those_of_the_bare_prompts(rule, form):
   config = SearchConfig(
     num_simulations=10, num_candidates=8, stop_when_solved=False, **RULES[rule]
   )
 
-  def grow(by):
-    task, prompt_BP = padded(by)
+  def grow(form):
+    task, prompt_BP = posed(*form)
 
     @jax.jit
     def run(prompt_BP):
       model = nnx.merge(*start())
-      prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+      prefix = decode.prefill(
+        model, prompt_BP, task.prompt_pad_id, task.prompt_head
+      )
       key = jax.random.key(5)
       return tree.search(model, task, prompt_BP, prefix, key, config)
 
     return jax.device_get(run(prompt_BP))
 
-  bare = grow(0)
+  bare = grow(PLAIN)
   assert bare.tree.embeddings.has_answer.sum() > S // 2
-  assert_close(bare, grow(3))
+  assert_close(bare, grow(form))
 
 
-def test_measured_responses_are_those_to_the_bare_prompts():
-  def draw(by):
-    task, prompt_BP = padded(by)
-    tokens, reward, correct, _ = evaluate.draw(
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_measured_responses_are_those_to_the_bare_prompts(form):
+  def draw(form):
+    task, prompt_BP = posed(*form)
+    tokens, reward, correct, forwards = evaluate.draw(
       *start(), task, jnp.array(prompt_BP), jax.random.key(2),
       jnp.float32(0.8), samples=5,
     )  # fmt: skip
     ends = np.asarray(tokens) != EOS
-    return tokens, reward, correct, ends
+    prompts = task.prompt_head + S * (prompt_BP.shape[1] - task.prompt_head)
+    return tokens, reward, correct, ends, forwards - prompts
 
-  bare = draw(0)
+  bare = draw(PLAIN)
   assert bare[3].any()
-  assert_close(bare, draw(2))
+  assert_close(bare, draw(form))
 
 
 @pytest.mark.slow
-def test_an_update_is_that_of_the_bare_prompts():
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_an_update_is_that_of_the_bare_prompts(form):
   """Search, samples, forks and every term of the loss, the KL leash too."""
 
-  def train(by):
-    task, prompt_SP = padded(by)
+  def train(form):
+    task, prompt_SP = posed(*form)
     config = methods.resolve(
       "tsd",
       task,
@@ -173,12 +188,18 @@ def test_an_update_is_that_of_the_bare_prompts():
       learner.init_state(config, params), jnp.array(prompt_SP)[None],
       reference, hyper, jax.random.key(3),
     )  # fmt: skip
-    return jax.device_get((state, metrics))
+    return jax.device_get((state, metrics)), config.update_tokens(task)
 
-  (bare, told), (other, told_too) = train(0), train(2)
+  ((bare, told), tokens), ((other, told_too), fewer) = map(train, (PLAIN, form))
   assert_close(bare.params, other.params, atol=2e-6)
-  for name in ("tokens", "search_wasted"):  # Padding is run, and counted.
-    told.pop(name, None), told_too.pop(name, None)
+  # Padding is run, and counted; a head counts once in a call: two minibatches
+  # of samples and of lessons, the samples' rollouts, two searches of 4 trees.
+  by, head = form
+  assert fewer - tokens == by * 2 * B - head * (2 * B - 4)
+  counted = told.pop("tokens"), told_too.pop("tokens")
+  prefilled = [int(t.prefill[0]) for t in counted]
+  assert prefilled[1] - prefilled[0] == by * (S + B) - head * (S + B - 3)
+  told.pop("search_wasted", None), told_too.pop("search_wasted", None)
   assert told["kl_reference"][0] > 1e-3 and told["reward"][0] > 0
   assert_close(told, told_too, atol=1e-4)
 
@@ -187,7 +208,7 @@ def test_full_prompts_need_no_mask():
   """A task whose prompts are full pays nothing for those of others."""
 
   def program(by):
-    task, prompt_BP = padded(by)
+    task, prompt_BP = posed(by, 0)
     lowered = evaluate.draw.lower(
       *start(), task, jnp.array(prompt_BP), jax.random.key(0), jnp.float32(1),
       samples=2,

@@ -1,6 +1,7 @@
 """Tasks in text, from a file of problems to a trained run."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -156,6 +157,23 @@ def test_lines_that_do_not_fit_are_named(model, tmp_path, lines, words):
     config.problems()
 
 
+def test_what_all_prompts_begin_with_is_run_once(model, tmp_path):
+  def head(texts):
+    lines = [{"prompt": text} for text in texts]
+    file = tmp_path / f"{len(texts)}{texts[0]}.jsonl"
+    task = configure(model, write(file, lines)).make()
+    encode = task.tokenizer.encode
+    ids = [encode(text, add_special=True) for text in texts]
+    return task.prompt_head, os.path.commonprefix(ids), map(len, ids)
+
+  for texts in (["Say aa", "Say bb", "Say c"], ["aa", "bb"]):
+    common, shared, _ = head(texts)
+    assert common == len(shared)
+  # One prompt begins another: it keeps a token of its own.
+  common, shared, lengths = head(["Say", "Say aa", "Say aabb"])
+  assert common == min(lengths) - 1 == len(shared) - 1
+
+
 def test_settings_that_cannot_be_are_refused(model, tmp_path):
   with pytest.raises(ValueError, match="correct_at=0"):
     configure(model, "x", correct_at=0)
@@ -194,6 +212,10 @@ def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
   done = run("export", f"--workdir={workdir}", f"--output={out}")
   assert done.returncode == 0, done.stderr
   text_tokenizer.load(out)
+  # As many positions as the model was published with.
+  sizes = [json.loads((f / "config.json").read_text()) for f in (model, out)]
+  assert sizes[0]["max_position_embeddings"] == 64  # The run's are 56.
+  assert sizes[1]["max_position_embeddings"] == 64
 
 
 def test_a_saved_config_comes_back(model, tmp_path):

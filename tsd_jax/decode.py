@@ -19,7 +19,9 @@ from tsd_jax.types import Array
 class Prefix(NamedTuple):
   """A prompt after its forward pass."""
 
-  segment: Segment  # Keys of the prompt, with the mask of its padding.
+  # Keys of the prompt, with the mask of its padding; two where all prompts
+  # begin alike: that beginning, one row for all of them, and the rest.
+  segments: tuple[Segment, ...]
   length_B: Array  # int32, prompt tokens without padding.
   x_BD: Array  # Features at the last prompt token.
 
@@ -57,43 +59,66 @@ def real_tokens(prompt_XP: Array, pad_id: int) -> Array:
 
 
 def prefill(
-  model: Transformer, prompt_BP: Array, pad_id: int | None = None
+  model: Transformer,
+  prompt_BP: Array,
+  pad_id: int | None = None,
+  head: int = 0,
 ) -> Prefix:
   """Runs the model over prompts, padded on the right.
+
+  What all prompts begin with (a system message, worked examples) is run once
+  and attended to by all, with the numbers and gradients of running it in each.
 
   Args:
     model: the model.
     prompt_BP: int32 tokens.
     pad_id: what fills short prompts (`Task.prompt_pad_id`); None where all
       tokens are real, which then costs nothing.
+    head: how many leading tokens are the same in all prompts and real
+      (`Task.prompt_head`), fewer than the shortest prompt has.
 
   Returns:
     The prompts' keys and the features at their last real tokens.
   """
+  shared = ()
+  if head:
+    head_1P = prompt_BP[:1, :head]
+    kv = model.trunk(head_1P, jnp.arange(head)[None]).kv
+    shared = (Segment(kv, jnp.ones((1, 1, head), bool)),)
+  prompt_BP = prompt_BP[:, head:]
   B, P = prompt_BP.shape
   if pad_id is None:
     mask_BP = jnp.ones((B, P), bool)
   else:
     mask_BP = real_tokens(prompt_BP, pad_id)
-  positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
+  positions_BP = jnp.broadcast_to(jnp.arange(head, head + P)[None], (B, P))
   causal_1PP = jnp.tril(jnp.ones((1, P, P), bool))
   hidden = model.trunk(
-    prompt_BP, positions_BP, self_mask_RTT=causal_1PP & mask_BP[:, None]
+    prompt_BP,
+    positions_BP,
+    segments=shared,
+    self_mask_RTT=causal_1PP & mask_BP[:, None],
   )
   length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
   last_B11 = (length_B - 1)[:, None, None]
   return Prefix(
-    segment=Segment(hidden.kv, mask_BP[:, None]),
-    length_B=length_B,
+    segments=(*shared, Segment(hidden.kv, mask_BP[:, None])),
+    length_B=head + length_B,
     x_BD=jnp.take_along_axis(hidden.x_RTD, last_B11, axis=1)[:, 0],
   )
 
 
+def prefill_tokens(prompts: int, length: int, head: int) -> int:
+  """Token forwards of one `prefill`: the common head counts once."""
+  return head + prompts * (length - head)
+
+
 def repeat_rows(prefix: Prefix, group: int) -> Prefix:
   """Serves `group` rows from each prompt; its keys are not copied."""
-  segment = prefix.segment
+  *shared, own = prefix.segments
+  own = Segment(own.kv, jnp.repeat(own.mask_RTS, group, axis=0))
   return Prefix(
-    segment=Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0)),
+    segments=(*shared, own),
     length_B=jnp.repeat(prefix.length_B, group),
     x_BD=jnp.repeat(prefix.x_BD, group, axis=0),
   )
@@ -152,7 +177,7 @@ def sample(
 
   def segments(step, last):
     """Prompt, forked-from response, own tokens before this step."""
-    parts = [prefix.segment, *more_segments]
+    parts = [*prefix.segments, *more_segments]
     if fork is not None:
       seen_R1S = (
         jnp.arange(jax.tree.leaves(fork.kv)[0].shape[-2])[None]

@@ -57,7 +57,9 @@ def draw(
   model = nnx.merge(graphdef, params)
   B, P = prompt_BP.shape
   group = max(samples, 1)
-  prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+  prefix = decode.prefill(
+    model, prompt_BP, task.prompt_pad_id, task.prompt_head
+  )
   sampled = decode.sample(
     model,
     decode.repeat_rows(prefix, group),
@@ -70,7 +72,7 @@ def draw(
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
   prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, group, P))
   score = task.score(prompt_BGP, tokens_BGT)
-  forwards = sampled.forwards + B * P
+  forwards = sampled.forwards + decode.prefill_tokens(B, P, task.prompt_head)
   return tokens_BGT, score.reward_X, score.correct_X, forwards
 
 
@@ -136,10 +138,14 @@ def vote(tokens_BKT: np.ndarray, eos_id: int) -> np.ndarray:
 def search_best(graphdef, params, task: Task, prompt_BP, key, *, config):
   """Searches once a prompt: reward_B, correct_B, token forwards made."""
   model = nnx.merge(graphdef, params)
-  prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+  prefix = decode.prefill(
+    model, prompt_BP, task.prompt_pad_id, task.prompt_head
+  )
   result = tree_lib.search(model, task, prompt_BP, prefix, key, config)
   best = champions_lib.champions(result.tree, 1)
-  forwards = result.forwards + prompt_BP.size
+  forwards = result.forwards + decode.prefill_tokens(
+    *prompt_BP.shape, task.prompt_head
+  )
   return best.reward_BM[:, 0], best.correct_BM[:, 0], forwards
 
 
@@ -239,7 +245,9 @@ def mean_loss(graphdef, params, task: Task, prompt_NP, response_NT):
   """Mean negative log-probability of the tokens of given responses, in nats."""
   model = nnx.merge(graphdef, params)
   tokens_N1T = response_NT[:, None]
-  x_N1TD = scoring.features(model, prompt_NP, tokens_N1T, task.prompt_pad_id)
+  x_N1TD = scoring.features(
+    model, prompt_NP, tokens_N1T, task.prompt_pad_id, task.prompt_head
+  )
   log_prob_NT = scoring.read_log_probs(
     model, scoring.log_prob_of, x_N1TD, tokens_N1T
   )[:, 0]

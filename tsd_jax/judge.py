@@ -57,8 +57,10 @@ def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
     }
   if method == "wide_best_of_n":
     ours, task = experiment.learner_config(), experiment.make_task()
-    row = task.prompt_length + task.response_length - 1
-    prompts = ours.update_tokens(task) // row
+    calls = experiment.optimizer.minibatches
+    left = ours.update_tokens(task) - ours.prompt_tokens(task, 0, calls)
+    row = ours.prompt_tokens(task, 1, 0) + task.response_length - 1
+    prompts = left // row
     prompts -= prompts % experiment.optimizer.minibatches
     spent = ours.prompts * experiment.search.num_simulations
     samples = round(spent / (prompts * (task.response_length - 1)))
@@ -149,10 +151,11 @@ class Comparison:
 def iteration_tokens(run: train.Experiment) -> int:
   """Ledger tokens of an iteration, if every search and response is full."""
   task, learner = run.make_task(), run.learner_config()
-  P, T, r = task.prompt_length, task.response_length - 1, learner.rollout
-  total = r.prompts * (P + r.group * T)
+  T, r, S = task.response_length - 1, learner.rollout, learner.prompts
+  total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
   if learner.searches:
-    total += learner.prompts * (P + learner.search.num_simulations)
+    total += learner.prompt_tokens(task, S, learner.blocks)
+    total += S * learner.search.num_simulations
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
 

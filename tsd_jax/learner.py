@@ -68,7 +68,9 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
 
   def search(inputs):
     prompt_BP, index_B = inputs
-    prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+    prefix = decode.prefill(
+      model, prompt_BP, task.prompt_pad_id, task.prompt_head
+    )
     result = tree_lib.search(
       model, task, prompt_BP, prefix, key, config.search, index_B
     )
@@ -201,7 +203,7 @@ def make_train_chunk(
 @functools.lru_cache(maxsize=64)
 def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
-  P, S = task.prompt_length, config.prompts
+  S = config.prompts
 
   def serving(params):
     dtype = nnx.merge(graphdef, params).dtype
@@ -209,7 +211,9 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
 
   def sampling(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP, task.prompt_pad_id)
+    prefix = decode.prefill(
+      model, prompt_BP, task.prompt_pad_id, task.prompt_head
+    )
     responses, forwards = rollout(
       model, task, prompt_BP, prefix, key, config.rollout
     )
@@ -224,7 +228,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       jax.random.split(key, 5)
     )
     metrics, search_forwards = {}, jnp.int32(0)
-    prefill = jnp.int32(B * P)
+    prefill = config.prompt_tokens(task, B)
     search_params = state.search_params
     if config.refresh_every:
       fresh = state.iteration % config.refresh_every == 0
@@ -238,7 +242,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       found, search_forwards, metrics = sharding.per_part(searching, mesh)(
         serving(search_params), prompt_SP, search_key
       )
-      prefill += S * P
+      prefill += config.prompt_tokens(task, S, config.blocks)
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
@@ -262,14 +266,17 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       mesh,
     )
     update_tokens = config.optimizer.epochs * config.update_tokens(task)
-    rescored = config.optimizer.epochs * B * (P + G * (T - 1))
+    rescored = config.optimizer.epochs * (
+      config.prompt_tokens(task, B, config.optimizer.minibatches)
+      + B * G * (T - 1)
+    )
     metrics |= update_metrics
     metrics |= {
       "reward": jnp.mean(policy_reward_B),
       "correct": jnp.mean(responses.correct_BG.astype(jnp.float32)),
       "response_length": jnp.sum(responses.tokens_BGT != task.pad_id) / (B * G),
       "tokens": Tokens(
-        prefill=prefill,
+        prefill=jnp.int32(prefill),
         search=search_forwards,
         rollout=rollout_forwards,
         rescore=jnp.int32(rescored if config.loss.kl_weight > 0 else 0),

@@ -122,7 +122,9 @@ class LearnerConfig:
   searches: bool  # Whether a tree is searched at all.
   refresh_every: int  # theta_s <- theta every R iterations; 0 is never.
   eos_id: int
-  prompt_pad_id: int | None = None  # Of the task.
+  # Of the task: what fills short prompts, how many tokens begin all of them.
+  prompt_pad_id: int | None = None
+  prompt_head: int = 0
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
@@ -175,12 +177,39 @@ class LearnerConfig:
       return 0
     return self.loss.lessons if self.searches else self.rollout.prompts
 
+  @property
+  def prompt_form(self) -> tuple[int | None, int]:
+    """How `decode.prefill` is to read prompts."""
+    return self.prompt_pad_id, self.prompt_head
+
+  def prompt_tokens(self, task: Task, prompts: int, calls: int = 1) -> int:
+    """Tokens of prompts that are run in some calls of the model.
+
+    What all prompts begin with counts once a call, on however many devices.
+    """
+    own = task.prompt_length - self.prompt_head
+    return calls * self.prompt_head + prompts * own
+
+  @property
+  def blocks(self) -> int:
+    """Calls in which the searched prompts are run."""
+    return -(-self.prompts // self.search.trees)
+
   def update_tokens(self, task: Task) -> int:
     """Tokens that one epoch runs forward and backward."""
-    P, T = task.prompt_length, task.response_length - 1
-    samples = self.rollout.prompts * (P + self.rollout.group * T)
-    lessons = self.lessons * (P + self.loss.champions * T)
-    return samples * self.loss.trains_on_samples + lessons
+    total = 0
+    if self.loss.trains_on_samples:
+      total += self._minibatch_tokens(
+        task, self.rollout.prompts, self.rollout.group
+      )
+    if self.loss.distils:
+      total += self._minibatch_tokens(task, self.lessons, self.loss.champions)
+    return total
+
+  def _minibatch_tokens(self, task: Task, prompts: int, rows: int) -> int:
+    calls = self.optimizer.minibatches
+    responses = prompts * rows * (task.response_length - 1)
+    return self.prompt_tokens(task, prompts, calls) + responses
 
   @property
   def hyper(self) -> dict[str, float]:
@@ -251,6 +280,7 @@ def resolve(
       refresh_every=refresh_every if searches else 0,
       eos_id=task.eos_id,
       prompt_pad_id=task.prompt_pad_id,
+      prompt_head=task.prompt_head,
     )
 
   distils_tree = loss.distils and loss.champion_source == "search"
@@ -260,7 +290,8 @@ def resolve(
   # The group of a baseline, champions included.
   prompts, T = rollout.baseline_prompts, task.response_length - 1
   own_tokens = ours.update_tokens(task)
-  rows = max(1, -(-(own_tokens // prompts - task.prompt_length) // T))
+  prompt_tokens = ours.prompt_tokens(task, prompts, optimizer.minibatches)
+  rows = max(1, -(-((own_tokens - prompt_tokens) // prompts) // T))
   own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
   supervised = own | dict(
     advantage="group",
@@ -283,8 +314,9 @@ def resolve(
       own = supervised | dict(champion_source="samples", champions=rows)
     case "expert_iteration":
       # All rows are champions; a sample a prompt shows where the policy stands.
-      row_tokens = task.prompt_length + loss.champions * T
-      lessons = own_tokens // row_tokens
+      left = own_tokens - ours.prompt_tokens(task, 0, optimizer.minibatches)
+      row_tokens = ours.prompt_tokens(task, 1, 0) + loss.champions * T
+      lessons = left // row_tokens
       lessons -= lessons % optimizer.minibatches
       own = supervised | dict(
         champion_source="search",

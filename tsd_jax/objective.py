@@ -51,7 +51,7 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
   """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
   c, tokens_CMT = config.loss, lessons.tokens_CMT
   x_CMTD = scoring.features(
-    model, lessons.prompt_CP, tokens_CMT, config.prompt_pad_id
+    model, lessons.prompt_CP, tokens_CMT, *config.prompt_form
   )
   chosen_CMT = read(scoring.log_prob_of, x_CMTD, tokens_CMT)
   # A champion ends with its end token; nothing after it is learned.
@@ -77,7 +77,7 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
 def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
   """The terms that read the policy's own samples, with metrics."""
   r, c = batch.responses, config.loss
-  inputs = batch.prompt_BP, r.tokens_BGT, config.prompt_pad_id
+  inputs = batch.prompt_BP, r.tokens_BGT, *config.prompt_form
   x_BGTD = scoring.features(model, *inputs)
   chosen_BGT, entropy_BGT = read(
     lambda log_prob_XV, token_X: (

@@ -55,11 +55,12 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   before its budget. A token that is trained on counts three forwards.
   """
   task, learner = config.make_task(), config.learner_config()
-  P, T = task.prompt_length, task.response_length
+  T = task.response_length
   r, s, o = learner.rollout, config.search, config.optimizer
   phases = {
     "sampling": dict(
-      tokens=r.prompts * (P + r.group * T), reads=1 + T * (2 if r.forks else 1)
+      tokens=learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T,
+      reads=1 + T * (2 if r.forks else 1),
     ),
     "update": dict(
       tokens=3 * o.epochs * learner.update_tokens(task),
@@ -72,7 +73,8 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
     # A device's own prompts, some trees at a time.
     rounds = max(1, S // config.mesh.batch_size // s.trees)
     phases["searching"] = dict(
-      tokens=S * (P + s.num_simulations * (1 + leaf)),
+      tokens=learner.prompt_tokens(task, S, learner.blocks)
+      + S * s.num_simulations * (1 + leaf),
       reads=rounds * (1 + s.num_simulations * (1 + leaf)),
     )
   return phases

@@ -10,8 +10,8 @@ from tsd_jax import config_json, learner
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import ConfigError, UserError
 from tsd_jax.ledger import Ledger
-from tsd_jax.models import transformer
-from tsd_jax.train import Experiment
+from tsd_jax.models import pretrained, transformer
+from tsd_jax.train import Experiment, find_init
 
 
 class Run(NamedTuple):
@@ -76,3 +76,17 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     record["step"],
     Ledger(**record["ledger"]),
   )
+
+
+def positions(config: Experiment) -> int:
+  """Positions that a run's model was trained on, where it was published too.
+
+  Raises:
+    UserError: the published model that it started from cannot be read.
+  """
+  task = config.make_task()
+  own = task.prompt_length + task.response_length
+  if config.init is None or not pretrained.is_pretrained(config.init):
+    return own
+  card = pretrained.read_card(find_init(config.init))
+  return max(own, card.max_length or 0)

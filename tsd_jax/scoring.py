@@ -23,19 +23,20 @@ def features(
   prompt_BP: Array,
   tokens_BGT: Array,
   pad_id: int | None = None,
+  head: int = 0,
 ) -> Array:
   """Features before every token of given responses, BGTD.
 
   The prompt is run once and shared by its rows, with gradients through it.
-  `pad_id` is what fills short prompts (`decode.prefill`).
+  `pad_id` fills short prompts, `head` tokens begin all (`decode.prefill`).
   """
   B, G, T = tokens_BGT.shape
-  prefix = decode.prefill(model, prompt_BP, pad_id)
+  prefix = decode.prefill(model, prompt_BP, pad_id, head)
   rows = decode.repeat_rows(prefix, G)
   hidden = model.trunk(
     tokens_BGT.reshape(B * G, T)[:, :-1],
     rows.length_B[:, None] + jnp.arange(T - 1)[None],
-    segments=[rows.segment],
+    segments=rows.segments,
   )
   x_RTD = jnp.concatenate([rows.x_BD[:, None], hidden.x_RTD], axis=1)
   return x_RTD.reshape(B, G, T, -1)

@@ -89,7 +89,7 @@ class Experiment:
           f"model=none is read from a published model, which init={self.init} "
           "is not: name a Hugging Face folder or a .gguf file"
         )
-      card = pretrained.read_card(_find(self.init))
+      card = pretrained.read_card(find_init(self.init))
       object.__setattr__(self, "model", card.config)
     for field in ("iterations", "chunk", "checkpoint_every"):
       if getattr(self, field) < 1:
@@ -178,13 +178,13 @@ def initial_params(config: Experiment):
   """
   trained = False
   if config.init is not None and pretrained.is_pretrained(config.init):
-    path = _find(config.init)
+    path = find_init(config.init)
     _, graphdef, params = pretrained.load(path, config=config.model)
     trained = hf.value_trained(path)
   else:
     graphdef, params = transformer.create(config.model, config.seed)
     if config.init is not None:
-      params, metadata = weights.load(_find(config.init), params)
+      params, metadata = weights.load(find_init(config.init), params)
       trained = metadata.get("value_trained") == "true"
   searches = config.learner_config().searches
   if searches and config.search.needs_value and not trained:
@@ -196,7 +196,7 @@ def initial_params(config: Experiment):
   return graphdef, params
 
 
-def _find(init: str) -> pathlib.Path:
+def find_init(init: str) -> pathlib.Path:
   """A path as given, or else below the repository's root."""
   path = pathlib.Path(init).expanduser()
   root = pathlib.Path(__file__).resolve().parent.parent

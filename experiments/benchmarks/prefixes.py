@@ -38,7 +38,8 @@ def _prefill(graphdef, params, prompt_BP):
   model = nnx.merge(graphdef, params)
   prefix = decode.prefill(model, prompt_BP)
   log_prob_BV = jax.nn.log_softmax(model.logits(prefix.x_BD))
-  return log_prob_BV, _pack(prefix.segment.kv)
+  (prompt,) = prefix.segments
+  return log_prob_BV, _pack(prompt.kv)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

@@ -81,7 +81,7 @@ class RefPool(_Pool):
     model: Transformer,
     token_B: Array,
     position_B: Array,
-    prompt: Segment,
+    prompt: tuple[Segment, ...],
     slots_BD: Array,
     depth_B: Array,
   ) -> Array:
@@ -112,7 +112,7 @@ class RefPool(_Pool):
       return k_BKDE, v_BKDE, mask_B1D
 
     return model.trunk(
-      token_B[:, None], position_B[:, None], segments=[prompt], memory=memory
+      token_B[:, None], position_B[:, None], segments=prompt, memory=memory
     ).x_RTD[:, 0]
 
 
@@ -145,7 +145,7 @@ class CarryPool(_Pool):
     model: Transformer,
     token_B: Array,
     position_B: Array,
-    prompt: Segment,
+    prompt: tuple[Segment, ...],
     slots_BD: Array,
     depth_B: Array,
   ) -> Array:
@@ -155,7 +155,7 @@ class CarryPool(_Pool):
     hidden = model.trunk(
       token_B[:, None],
       position_B[:, None],
-      segments=[prompt, path],
+      segments=[*prompt, path],
     )
     self._kv = tuple(
       a.at[:, self.slot].set(new[:, :, :, 0])

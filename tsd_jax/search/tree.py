@@ -229,7 +229,7 @@ def search(
       model,
       token_B,
       prefix.length_B + parent.depth,
-      prefix.segment,
+      prefix.segments,
       path_slots,
       parent.depth,
     )
@@ -267,7 +267,7 @@ def search(
     done_B = node.finished | node.cut_off
     sampled = decode.sample(
       model,
-      decode.Prefix(prefix.segment, prefix.length_B + node.depth, x_BD),
+      decode.Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
       key_B,
       length=D,
       eos_id=task.eos_id,

@@ -105,7 +105,7 @@ class Countdown:
   vocab_size = tokenizers.VOCAB_SIZE
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
-  prompt_pad_id = None
+  prompt_pad_id, prompt_head = None, 0
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property

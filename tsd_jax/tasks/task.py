@@ -69,6 +69,10 @@ class Task(Protocol):
     """The token that fills short prompts on the right; None: all are full."""
 
   @property
+  def prompt_head(self) -> int:
+    """How many leading tokens all prompts share, which are then run once."""
+
+  @property
   def eos_id(self) -> int:
     """The token that ends a response."""
 

@@ -70,10 +70,11 @@ class TextConfig(TaskConfig):
     Raises:
       UserError: naming the file and the line that does not fit.
     """
-    return text_lines.read(*self._key)
+    return text_lines.read(*self.key)
 
   @property
-  def _key(self):
+  def key(self):
+    """What `text_lines` keeps the file by."""
     return (
       self.file, self.tokenizer, self.reply, self.prompt_length,
       self.response_length,
@@ -107,7 +108,7 @@ class TextConfig(TaskConfig):
 
   def pose(self, problem, rng):
     """One of the lines that ask it; an unfinished response if none is given."""
-    lines = text_lines.by_problem(*self._key)[problem]
+    lines = text_lines.by_problem(*self.key)[problem]
     line = lines[rng.integers(len(lines))]
     response_T = line.response_T
     if response_T is None:
@@ -130,7 +131,7 @@ class TextConfig(TaskConfig):
     """
     key = np.asarray(prompt_P, np.int32).tobytes()
     try:
-      return text_lines.by_prompt(*self._key)[key]
+      return text_lines.by_prompt(*self.key)[key]
     except KeyError:
       text = text_lines.load_tokenizer(self.tokenizer).decode(prompt_P)
       raise UserError(f"prompt {text[:60]!r} is not in {self.file}") from None
@@ -193,6 +194,11 @@ class Text:
   def prompt_pad_id(self) -> int:
     """The tokenizer's padding token."""
     return self.tokenizer.pad_id
+
+  @property
+  def prompt_head(self) -> int:
+    """The beginning that all lines of the file share."""
+    return text_lines.common_head(*self.config.key)
 
   @property
   def eos_id(self) -> int:

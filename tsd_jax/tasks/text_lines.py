@@ -131,6 +131,20 @@ def _line(
 
 
 @functools.lru_cache(maxsize=4)
+def common_head(*key) -> int:
+  """How many leading tokens all prompts share; arguments as for `read`.
+
+  Every prompt keeps a token of its own, so that none is all head.
+  """
+  prompt_NP = np.array([line.prompt_P for line in read(*key)])
+  _, tokenizer, *_ = key
+  real_NP = prompt_NP != load_tokenizer(tokenizer).pad_id
+  shortest = prompt_NP.shape[1] - np.argmax(real_NP[:, ::-1], axis=1).max()
+  same_P = np.all(prompt_NP == prompt_NP[:1], axis=0)
+  return int(min(np.cumprod(same_P).sum(), shortest - 1))
+
+
+@functools.lru_cache(maxsize=4)
 def by_prompt(*key) -> dict[bytes, Line]:
   """Lines by the bytes of their prompt_P; arguments as for `read`."""
   return {line.prompt_P.tobytes(): line for line in read(*key)}

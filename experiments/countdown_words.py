@@ -1,0 +1,124 @@
+"""Countdown in words: chats that show worked examples, and their grader.
+
+The problems are those of `tsd_jax/tasks/countdown_problems.py`; a language
+model sees them as "Make 12 from 3 and 4." and answers "3 * 4". `reward` is what
+a user would write for any verifier: text in, a number out.
+"""
+
+import ast
+import fractions
+import json
+import operator
+import os
+import pathlib
+import random
+from collections.abc import Iterator
+
+from tsd_jax import data
+from tsd_jax.tasks import countdown_problems
+
+SYSTEM = "Use every number once with + - * /."
+EXAMPLES = {
+  2: (((3, 4), 12, "3 * 4"), ((9, 2), 7, "9 - 2"),
+      ((8, 4), 2, "8 / 4"), ((5, 6), 11, "5 + 6")),
+  3: (((3, 4, 2), 10, "3 * 4 - 2"), ((9, 2, 5), 16, "9 + 2 + 5"),
+      ((8, 4, 6), 8, "8 / 4 + 6"), ((5, 7, 3), 36, "(5 + 7) * 3")),
+}  # fmt: skip
+LONGEST = 64  # Characters of an answer that is read at all.
+ILLEGAL, LEGAL = 0.05, 0.1  # Rewards of other numbers, and of another value.
+_OPERATORS = {
+  ast.Add: operator.add,
+  ast.Sub: operator.sub,
+  ast.Mult: operator.mul,
+  ast.Div: operator.truediv,
+}
+
+
+def problems_file(numbers: int, max_number: int) -> pathlib.Path:
+  """Writes all solvable problems into the folder of datasets.
+
+  Args:
+    numbers: how many are given, 2 or 3.
+    max_number: the largest of them.
+
+  Returns:
+    The file, for `TextConfig.file`.
+  """
+  folder = data.default_data_dir()
+  file = folder / f"countdown_words_{numbers}_{max_number}.jsonl"
+  text = "".join(json.dumps(line) + "\n" for line in lines(numbers, max_number))
+  if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+  return file
+
+
+def lines(numbers: int, max_number: int) -> Iterator[dict]:
+  """The problems as lines of a text task; those of the examples are left out.
+
+  Numbers stand in a random order, the same at every call.
+  """
+  sizes = countdown_problems.Sizes(
+    numbers, max_number, max_target=99, max_value=199
+  )
+  examples = EXAMPLES[numbers]
+  shown = {(tuple(sorted(given)), target) for given, target, _ in examples}
+  opening = [{"role": "system", "content": SYSTEM}]
+  for given, target, answer in examples:
+    opening += [
+      {"role": "user", "content": ask(given, target)},
+      {"role": "assistant", "content": answer},
+    ]
+  rng = random.Random(0)
+  for given, target in countdown_problems.all_problems(sizes):
+    if (given, target) not in shown:
+      order = rng.sample(given, len(given))
+      yield {
+        "messages": [*opening, {"role": "user", "content": ask(order, target)}],
+        "problem": f"{' '.join(map(str, given))} -> {target}",
+        "numbers": list(given),
+        "target": target,
+      }
+
+
+def ask(numbers, target: int) -> str:
+  """The user's words."""
+  *first, last = map(str, numbers)
+  return f"Make {target} from {', '.join(first)} and {last}."
+
+
+def reward(prompt: str, response: str, example: dict) -> float:
+  """1 for the target, less for a wrong value, for other numbers, for no sum.
+
+  Args:
+    prompt: what the model saw.
+    response: what it wrote, such as "3 * 4".
+    example: the line of the file.
+  """
+  del prompt
+  if len(response) > LONGEST:
+    return 0.0
+  try:
+    # A tree of syntax, which is walked here and never run.
+    tree = ast.parse(response.strip(), mode="eval").body
+    used: list[int] = []
+    value = _value(tree, used)
+  except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+    return 0.0
+  if sorted(used) != sorted(example["numbers"]):
+    return ILLEGAL
+  return 1.0 if value == example["target"] else LEGAL
+
+
+def _value(node: ast.AST, used: list[int]) -> fractions.Fraction:
+  """Value of an expression of whole numbers, which are noted in `used`."""
+  match node:
+    case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+      apply = _OPERATORS[type(op)]
+      return apply(_value(left, used), _value(right, used))
+    case ast.Constant(number) if type(number) is int:
+      used.append(number)
+      return fractions.Fraction(number)
+  raise ValueError(f"{type(node).__name__} is no part of a sum")
