@@ -32,7 +32,7 @@ one has none. An accuracy is followed by the lowest and the highest seed.
 - **steps to its last**: update steps that the first method needs to reach the
   other's last accuracy, over the steps that the other needs; below 1 is better.
 - **accuracy at equal tokens**: the first method's accuracy over the other's at
-  the end of the shorter run; above 1 is better.
+  the end of the shorter run, and at half of its tokens; above 1 is better.
 - **P**: the probability that a run of the first beats one of the other at equal
   tokens.
 """
@@ -107,6 +107,9 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
       f"update step, as many as {ours} searches."
     )
 
+  # Comparisons made before it was measured lack it.
+  halfway = ratios.get("accuracy_at_half_the_tokens", {})
+
   def number(step: Mapping[str, float], name: str) -> str:
     return f"{step[name]:,.0f}" if name in step else "–"
 
@@ -136,12 +139,13 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
     ),
     table(
       [f"{ours} against", "steps to its last", "accuracy at equal tokens",
-       "difference of area", "P", "ledger tokens of a step"],
+       "at half of them", "difference of area", "P", "ledger tokens of a step"],
       [
         [
           pair.split("/")[1],
           interval(steps, ".2f", "never"),
           interval(ratios["accuracy_at_equal_tokens"][pair], ".2f"),
+          interval(halfway[pair], ".2f") if pair in halfway else "–",
           interval(ratios["difference_of_area"][pair], "+.3f"),
           f"{ratios['probability_of_improvement'][pair]:.2f}",
           _cost(step_of[ours], step_of[pair.split("/")[1]]),

@@ -72,6 +72,22 @@ def test_contrast_by_hand():
   assert found["probability_of_improvement"]["tsd/ppo"] == pytest.approx(0.5)
 
 
+def test_half_the_tokens_are_half_of_the_shorter_run_s():
+  late = curve(0.1, 0.1, 0.1, 0.4)
+  found = compare.contrast({"tsd": [FAST], "ppo": [late]})
+  # 1,500 tokens: 7.5 of fast's iterations, 15 of late's.
+  half = found["accuracy_at_half_the_tokens"]["tsd/ppo"]["value"]
+  assert half == pytest.approx(0.25 / 0.1)
+  whole = found["accuracy_at_equal_tokens"]["tsd/ppo"]["value"]
+  assert whole == pytest.approx(1.0)
+
+
+def test_a_setting_is_chosen_by_more_than_a_run_s_last_evaluation():
+  steady, lucky = curve(0.1, 0.3, 0.3, 0.3), curve(0.1, 0.1, 0.1, 0.4)
+  assert judge.promise(steady) == pytest.approx(0.3)
+  assert judge.promise(steady) > judge.promise(lucky)
+
+
 def test_resampled_seeds_move_every_statistic():
   """Two seeds that reach the target after 10 and after 20 iterations."""
   early, late = curve(0.1, 0.4, 0.4, 0.4), curve(0.1, 0.1, 0.4, 0.4)

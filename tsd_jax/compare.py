@@ -187,7 +187,8 @@ def contrast(
     `steps_to_target`: iterations that `ours` needs for the other's last
     accuracy, as a fraction of the iterations that the other needs for it;
     `accuracy_at_equal_tokens` and `accuracy_at_equal_seconds`: the ratio of
-    accuracies at the end of the shorter run; `difference_at_equal_tokens`,
+    accuracies at the end of the shorter run, `accuracy_at_half_the_tokens` at
+    half of its tokens; `difference_at_equal_tokens`,
     `difference_at_equal_steps` and `difference_of_area`: differences;
     `probability_of_improvement` at equal tokens.
   """
@@ -197,9 +198,11 @@ def contrast(
     # A method that never leaves its start reaches that at once.
     return steps_to(a, target) / max(steps_to(b, target), 1e-9)
 
-  def at_equal(axis: str, combine: Callable[[float, float], float]):
+  def at_equal(
+    axis: str, combine: Callable[[float, float], float], share: float = 1.0
+  ):
     def statistic(a: Curve, b: Curve) -> float:
-      end = min(getattr(c, axis)[-1] for c in (a, b))
+      end = share * min(getattr(c, axis)[-1] for c in (a, b))
       return combine(*(at(c, axis, end) for c in (a, b)))
 
     return statistic
@@ -211,6 +214,7 @@ def contrast(
   statistics = {
     "steps_to_target": steps,
     "accuracy_at_equal_tokens": at_equal("tokens", np.divide),
+    "accuracy_at_half_the_tokens": at_equal("tokens", np.divide, 0.5),
     "accuracy_at_equal_seconds": at_equal("seconds", np.divide),
     "difference_at_equal_tokens": at_equal("tokens", np.subtract),
     "difference_at_equal_steps": at_equal("iterations", np.subtract),

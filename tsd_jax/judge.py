@@ -196,7 +196,7 @@ def judge(
     for value in config.values if len(config.values) > 1 else ():
       run = config.run(method, value, config.sweep_seed, "validation")
       curve, _ = _run(run, folder / "sweep" / method / value, config.mode)
-      sweep[method][value] = float(curve.accuracy[-1])
+      sweep[method][value] = promise(curve)
       trained += float(curve.seconds[-1])
     scores = sweep[method] or dict.fromkeys(config.values, 0.0)
     best[method] = max(scores, key=scores.__getitem__)
@@ -235,6 +235,14 @@ def judge(
   page = report.comparison_page(shown, curves(content), config.mode, flops)
   workdir.write_whole(folder / "compare.html", page)
   return shown
+
+
+def promise(curve: Curve) -> float:
+  """What a setting is chosen by: the mean of a run's last three evaluations.
+
+  The last one alone is too noisy.
+  """
+  return float(np.mean(curve.accuracy[-3:]))
 
 
 def _run(config: train.Experiment, folder: pathlib.Path, mode: str):

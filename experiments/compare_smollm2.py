@@ -1,0 +1,22 @@
+"""TSD, PPO and GRPO on Countdown in words, from SmolLM2-135M-Instruct.
+
+Purpose: what the search buys a published language model at equal ledger tokens.
+Two seeds at one learning rate, the same for all: a run takes half an hour on
+one core.
+
+Command: python -m launch.compare --config=experiments/compare_smollm2.py
+  --workdir=DIR
+"""
+
+from experiments import smollm2_countdown
+from tsd_jax.judge import Comparison
+
+
+def get_config() -> Comparison:
+  """The comparison."""
+  return Comparison(
+    experiment=smollm2_countdown.get_config(),
+    methods=("tsd", "ppo", "grpo"),
+    seeds=(0, 1),
+    values=("1e-5",),
+  )
