@@ -1,0 +1,153 @@
+"""reasoning_gym's tasks as text tasks: its problems in a file, its verifiers.
+
+  pip install -e '.[text]' reasoning-gym
+  python -m experiments.reasoning_gym_lines --dataset=chain_sum --count=2000 \
+    --options='{"max_terms": 2, "max_digits": 2}' --output=chain_sum.jsonl
+
+then TextConfig(file="chain_sum.jsonl", reward=reasoning_gym_lines.reward, ...).
+The answer is what stands between <answer> tags, or else the whole response.
+
+Some verifiers run the answer as Python. They are handed nothing but harmless
+text, such as short sums, or, where that would not do, are not offered.
+"""
+
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from tsd_jax import config as config_lib
+from tsd_jax.config import UserError
+
+# Verifiers that call `eval` or sympy's parser (reasoning_gym 0.1.25), and all
+# that they may see: sums and lists of short numbers, without powers; symbols.
+_NUMBERS = r"(?!.*\*\*)(?!.*\d{10})[\d+\-*/().,\s\[\]]*"
+_HARMLESS = {
+  "binary_matrix": _NUMBERS,
+  "countdown": _NUMBERS,
+  "n_queens": r"[Q_\s]*",
+  "puzzle24": _NUMBERS,
+  "spiral_matrix": _NUMBERS,
+  "string_insertion": r"[A-E]*",
+}
+# Their answers are formulas, for which that is too little.
+_REFUSED = {
+  "intermediate_integration", "polynomial_multiplication", "simple_integration",
+}  # fmt: skip
+LONGEST = 1000  # Characters of an answer that a verifier sees.
+
+_DATASET = flags.DEFINE_string("dataset", None, "Its name in reasoning_gym.")
+_OPTIONS = flags.DEFINE_string("options", "{}", "Its settings, as JSON.")
+_COUNT = flags.DEFINE_integer("count", 2000, "How many problems are drawn.")
+_SEED = flags.DEFINE_integer("seed", 0, "What they are drawn by.")
+_SYSTEM = flags.DEFINE_string(
+  "system",
+  "Give your final answer between <answer> and </answer> tags.",
+  "The system's message; empty for the chat template's own.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON lines, a new file.")
+
+
+def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
+  """The verifier's score of the response's answer.
+
+  Args:
+    prompt: what the model saw.
+    response: what it wrote.
+    example: a line of the file.
+  """
+  del prompt
+  found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
+  answer = (found[-1] if found else response).strip()
+  name = example["dataset"]
+  if len(answer) > LONGEST or name in _REFUSED:
+    return 0.0
+  if name in _HARMLESS and not re.fullmatch(_HARMLESS[name], answer, re.DOTALL):
+    return 0.0
+  return float(_verifier(name)(answer, example["entry"]))
+
+
+def lines(
+  name: str, options: dict[str, Any], count: int, seed: int, system: str
+) -> Iterator[dict[str, Any]]:
+  """Problems as lines of a text task.
+
+  Args:
+    name: of the dataset.
+    options: its settings.
+    count: how many problems are drawn.
+    seed: what they are drawn by.
+    system: the system's message, or none.
+
+  Raises:
+    UserError: there is no such dataset or setting, its verifier may not see
+      answers, or does not recognise a right one that went through JSON.
+  """
+  if name in _REFUSED:
+    raise UserError(
+      f"dataset={name}: its verifier runs the answer as code, and no harmless "
+      "part of the language would do"
+    )
+  try:
+    problems = _library().create_dataset(name, size=count, seed=seed, **options)
+  except (AssertionError, TypeError, ValueError) as error:
+    raise UserError(f"dataset={name}, options={options}: {error}") from error
+  opening = [{"role": "system", "content": system}] if system else []
+  for number, entry in enumerate(problems):
+    question = {"role": "user", "content": entry["question"]}
+    example = {"dataset": name, "entry": entry}
+    try:
+      example = json.loads(json.dumps(example))
+      right = reward("", str(entry["answer"]), example)
+    except (TypeError, ValueError) as error:
+      raise UserError(f"dataset={name}, problem {number}: {error}") from error
+    if right != 1.0:
+      raise UserError(
+        f"dataset={name}, problem {number}: its verifier gives its own answer "
+        f"{right} after a way through JSON, so it cannot grade"
+      )
+    yield {"messages": [*opening, question], **example}
+
+
+@functools.cache
+def _verifier(name: str) -> Callable[[str, dict[str, Any]], float]:
+  return _library().get_score_answer_fn(name)
+
+
+def _library():
+  try:
+    import reasoning_gym
+  except ImportError:
+    raise UserError(
+      "reasoning_gym is not installed: pip install reasoning-gym"
+    ) from None
+  return reasoning_gym
+
+
+def main(overrides):
+  """Writes the file."""
+  del overrides  # There is no --config.
+  name, output = map(config_lib.required, (_DATASET, _OUTPUT))
+  output = pathlib.Path(output).expanduser()
+  if output.exists():
+    raise UserError(f"--output={output} exists: name a new file")
+  if _COUNT.value < 1:
+    raise UserError(f"--count={_COUNT.value} must be at least 1")
+  try:
+    options = json.loads(_OPTIONS.value)
+  except json.JSONDecodeError as error:
+    raise UserError(f"--options={_OPTIONS.value} is no JSON: {error}") from None
+  if not isinstance(options, dict):
+    raise UserError(f"--options={_OPTIONS.value} is no object of settings")
+  found = lines(name, options, _COUNT.value, _SEED.value, _SYSTEM.value)
+  text = "".join(json.dumps(line) + "\n" for line in found)
+  output.write_text(text, encoding="utf-8")
+  print(f"{_COUNT.value} problems of {name}: {output}")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

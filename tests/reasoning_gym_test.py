@@ -1,0 +1,91 @@
+"""reasoning_gym's problems and verifiers behind our text tasks."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import reasoning_gym_lines as gym
+from tsd_jax.config import UserError
+
+reasoning_gym = pytest.importorskip("reasoning_gym")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def problems(name, count=5, **options):
+  return list(gym.lines(name, options, count, 0, "Be brief."))
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("chain_sum", dict(max_terms=2)), ("countdown", dict(max_numbers=4)),
+    ("mini_sudoku", {}), ("word_ladder", {}), ("n_queens", {}),
+    ("spiral_matrix", {}), ("string_insertion", {}), ("puzzle24", {}),
+    ("binary_matrix", {}),
+  ],
+)  # fmt: skip
+def test_right_answers_are_right_and_others_as_their_verifier_says(
+  name, options
+):
+  theirs = reasoning_gym.get_score_answer_fn(name)
+  for line in problems(name, **options):
+    entry = line["entry"]
+    right = entry["answer"]
+    assert gym.reward("", right, line) == 1.0
+    assert gym.reward("", f"So <answer> {right} </answer>.", line) == 1.0
+    for wrong in ("7", "1 + 1", "7, 8") if name != "n_queens" else ():
+      assert gym.reward("", wrong, line) == theirs(wrong, entry)
+    assert line["messages"][1]["content"] == entry["question"]
+
+
+def test_nothing_that_a_model_writes_is_run(tmp_path):
+  (line,) = problems("countdown", 1)
+  (board,) = problems("n_queens", 1)
+  mark = tmp_path / "mark"
+  started = time.monotonic()
+  write = f"open({str(mark)!r}, 'w')"
+  for text in (
+    write, f"[{write}]", f"({write}).close()", "9**9**9", "9 ** 9 ** 9",
+    "9*\n*9", "99999999999*9", "1" * 5000, "print(1)", "x", "9999999!",
+  ):  # fmt: skip
+    for example in (line, board):
+      assert gym.reward("", text, example) in (0.0, 0.01)
+  assert not mark.exists() and time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "words"),
+  [
+    ("no_such", {}, "no_such"),
+    ("chain_sum", {"nonsense": 1}, "nonsense"),
+    ("chain_sum", {"min_terms": 9, "max_terms": 2}, "max_terms"),
+    ("simple_integration", {}, "runs the answer as code"),
+    ("graph_color", {}, "gives its own answer 0"),
+  ],
+)
+def test_what_cannot_be_graded_is_refused(name, options, words):
+  with pytest.raises(UserError, match=words):
+    problems(name, **options)
+
+
+def test_the_command_writes_a_file_once(tmp_path):
+  file = tmp_path / "sums.jsonl"
+  command = [
+    sys.executable, "-m", "experiments.reasoning_gym_lines",
+    "--dataset=chain_sum", "--count=3", '--options={"max_terms": 2}',
+    f"--output={file}",
+  ]  # fmt: skip
+  done = [
+    subprocess.run(
+      command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    for _ in range(2)
+  ]
+  assert done[0].returncode == 0, done[0].stderr
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  assert len(lines) == 3 and lines[0]["messages"][0]["role"] == "system"
+  assert done[1].returncode == 2 and "exists" in done[1].stderr
