@@ -14,4 +14,6 @@ from tsd_jax.judge import Comparison
 
 def get_config() -> Comparison:
   """The comparison."""
-  return Comparison(experiment=countdown.get_config())
+  return Comparison(
+    experiment=countdown.get_config(), values=("3e-4", "5e-4", "8e-4")
+  )

@@ -59,6 +59,7 @@ def configure(algorithm="tsd", **parts):
     loss=LossConfig(lessons=C),
     optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4),
     refresh_every=1,
+    iterations=4,
   )
   return methods.resolve(algorithm, TASK, **options | parts)
 
@@ -359,6 +360,25 @@ def test_best_samples_are_distinct_and_best_first():
       assert bool(lessons.used_CM[b, i]) == (t not in found[:i] and right)
 
 
+def test_the_learning_rate_falls_linearly_to_nothing():
+  """An iteration moves as far as one with that part of the rate."""
+
+  def after(iteration, **optimizer):
+    optimizer = OptimizerConfig(minibatches=4, **optimizer)
+    config = configure("grpo", optimizer=optimizer)
+    state = fresh(config)._replace(iteration=jnp.int32(iteration))
+    return run(config, prompts(1), state=state)[0].params
+
+  for iteration, rate in enumerate([4e-3, 3e-3, 2e-3, 1e-3]):
+    decayed = after(iteration, learning_rate=4e-3, decay=True)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+      decayed,
+      after(iteration, learning_rate=rate),
+    )
+  assert_equal(after(4, learning_rate=4e-3, decay=True), start()[1])
+
+
 def test_programs_are_shared_between_values_of_hyper():
   def program(algorithm, **parts):
     return learner.make_train_chunk(
@@ -369,6 +389,10 @@ def test_programs_are_shared_between_values_of_hyper():
   lighter = LossConfig(lessons=C, champion_weight=0.1, clip_high=0.3)
   first = program("tsd")
   assert program("tsd", optimizer=faster) is first
+  falling = dataclasses.replace(faster, decay=True)
+  decaying = program("tsd", optimizer=falling)
+  assert decaying is program("tsd", optimizer=falling, iterations=9)
+  assert decaying is not first
   assert program("tsd", loss=lighter) is first
   assert (
     program("tsd", loss=LossConfig(champion_weight=0, lessons=C)) is not first

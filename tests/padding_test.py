@@ -179,6 +179,7 @@ def test_an_update_is_that_of_the_bare_prompts(form):
       # Larger steps than gradients: Adam divides tiny ones by themselves.
       optimizer=OptimizerConfig(learning_rate=1e-3, minibatches=2, eps=1.0),
       refresh_every=1,
+      iterations=1,
     )  # fmt: skip
     run = learner.make_train_chunk(start()[0], task, config)
     params = jax.tree.map(jnp.copy, start()[1])

@@ -227,6 +227,9 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
     search_key, lesson_key, choice_key, rollout_key, order_key = (
       jax.random.split(key, 5)
     )
+    if config.decay_over:
+      left = 1.0 - state.iteration / hyper["decay_over"]
+      hyper = hyper | {"learning_rate": left * hyper["learning_rate"]}
     metrics, search_forwards = {}, jnp.int32(0)
     prefill = config.prompt_tokens(task, B)
     search_params = state.search_params

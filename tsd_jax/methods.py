@@ -89,6 +89,7 @@ class OptimizerConfig:
   """Adam over minibatches of whole prompts."""
 
   learning_rate: float = 3e-4
+  decay: bool = False  # It falls linearly, to 0 after the last iteration.
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
@@ -121,6 +122,8 @@ class LearnerConfig:
   optimizer: OptimizerConfig
   searches: bool  # Whether a tree is searched at all.
   refresh_every: int  # theta_s <- theta every R iterations; 0 is never.
+  # Iterations in which the learning rate falls to 0; 0 where it stays.
+  decay_over: int
   eos_id: int
   # Of the task: what fills short prompts, how many tokens begin all of them.
   prompt_pad_id: int | None = None
@@ -215,7 +218,8 @@ class LearnerConfig:
   def hyper(self) -> dict[str, float]:
     """Scalars that are arguments of the compiled loop."""
     return {n: getattr(self.loss, n) for n in _WEIGHTS + _CLIPS} | {
-      "learning_rate": self.optimizer.learning_rate
+      "learning_rate": self.optimizer.learning_rate,
+      "decay_over": self.decay_over,
     }
 
   @property
@@ -228,6 +232,7 @@ class LearnerConfig:
     clips = {n: getattr(LossConfig, n) for n in _CLIPS}
     return dataclasses.replace(
       self,
+      decay_over=int(self.decay_over > 0),
       loss=dataclasses.replace(self.loss, **weights, **clips),
       optimizer=dataclasses.replace(
         self.optimizer, learning_rate=OptimizerConfig.learning_rate
@@ -244,6 +249,7 @@ def resolve(
   loss: LossConfig,
   optimizer: OptimizerConfig,
   refresh_every: int,
+  iterations: int,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 
@@ -258,6 +264,7 @@ def resolve(
     loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
     optimizer: shared.
     refresh_every: how often the search model is refreshed.
+    iterations: of the run, over which a learning rate may decay.
 
   Returns:
     What the learner compiles.
@@ -278,6 +285,7 @@ def resolve(
       optimizer=optimizer,
       searches=searches,
       refresh_every=refresh_every if searches else 0,
+      decay_over=iterations if optimizer.decay else 0,
       eos_id=task.eos_id,
       prompt_pad_id=task.prompt_pad_id,
       prompt_head=task.prompt_head,

@@ -163,6 +163,7 @@ class Experiment:
       loss=self.loss,
       optimizer=self.optimizer,
       refresh_every=self.refresh_every,
+      iterations=self.iterations,
     )
 
 
