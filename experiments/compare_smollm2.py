@@ -1,8 +1,8 @@
 """TSD, PPO and GRPO on Countdown in words, from SmolLM2-135M-Instruct.
 
 Purpose: what the search buys a published language model at equal ledger tokens.
-Two seeds at one learning rate, the same for all: a run takes half an hour on
-one core.
+Two seeds at one learning rate, the same for all: a run takes a quarter of
+an hour on one core.
 
 Command: python -m launch.compare --config=experiments/compare_smollm2.py
   --workdir=DIR
