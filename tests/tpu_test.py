@@ -117,23 +117,33 @@ def test_slices_of_a_host_or_less_are_known(topology, count):
   assert len(aot.devices(topology)) == count
 
 
-def test_a_batch_that_does_not_fit_is_cut_to_one_that_does():
-  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
-  # GRPO has no search to compile.
-  count = 2**17
-  config = config_lib.override(
+def sampling_on(count):
+  """GRPO, which has no search to compile, on so many prompts."""
+  names = ("rollout.prompts", "rollout.baseline_prompts", "loss.lessons")
+  return config_lib.override(
     small_experiment.get_config(),
-    {
-      "algorithm": "grpo",
-      "rollout.prompts": f"{count}",
-      "rollout.baseline_prompts": f"{count}",
-      "loss.lessons": f"{count}",
-    },
+    {"algorithm": "grpo"} | dict.fromkeys(names, f"{count}"),
   )
+
+
+def test_a_batch_that_the_compiler_refuses_does_not_fit():
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  config = sampling_on(2**17)
+  devices = sharding.make_mesh(config.mesh, aot.devices("v5e:1x1"))
+  compiled = aot.compile_iteration(config, devices, "quick")
+  parts = compiled.bytes_per_device
+  assert compiled.program is None and not compiled.fits
+  assert parts["limit"] == int(15.75 * 2**30) < parts["temporary"]
+
+
+def test_a_batch_that_does_not_fit_is_cut_to_one_that_does(monkeypatch):
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  # A small device, for small programs compile fast.
+  limit = 64 * 2**20
+  monkeypatch.setattr(aot, "memory_limit", lambda _: limit)
+  config = sampling_on(512)
   result = aot.plan(config, "v5e:1x1", effort="quick")
   assert not result["fits"]
-  limit = result["bytes_per_device"]["limit"]
-  assert limit == int(15.75 * 2**30) < result["bytes_per_device"]["total"]
   largest = result["largest"]
   assert largest["fits"]
   # It fills the device, as far as the closed form goes.
@@ -143,7 +153,7 @@ def test_a_batch_that_does_not_fit_is_cut_to_one_that_does():
   # What is printed is a run: the flags go together.
   flags = dict(re.findall(r"--config\.(\S+)=(\d+)", text))
   smaller = config_lib.override(config, flags)
-  assert smaller.rollout.prompts == largest["rollout.prompts"] < count
+  assert smaller.rollout.prompts == largest["rollout.prompts"] < 512
   assert smaller.rollout.baseline_prompts == smaller.rollout.prompts
 
 
