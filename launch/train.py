@@ -9,6 +9,7 @@ Exit codes: 0 finished; 2 bad input or a broken loss; 143 after SIGTERM and 130
 after Ctrl-C, with a checkpoint written: the same command goes on.
 """
 
+import pathlib
 import sys
 
 from absl import flags
@@ -27,6 +28,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes that train together."
 )
 
+_JOIN = flags.DEFINE_integer(
+  "join_seconds", 300, "How long to wait for the other processes at the start."
+)
 _HEARTBEAT = flags.DEFINE_integer(
   "heartbeat_seconds", 20, "A process silent for so long ends the others."
 )
@@ -39,15 +43,18 @@ def main(overrides):
     command = [sys.executable, *sys.orig_argv[1:], "--max_restarts=0"]
     return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
-  if _DISTRIBUTED.value:
-    from tsd_jax import processes
-
-    processes.initialize(_HEARTBEAT.value)
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  from tsd_jax import evaluate, progress, train
+  from tsd_jax import evaluate, processes, progress, train, workdir
 
   progress.quiet_libraries()
-  results = train.train(config, folder)
+  results = None
+  if _DISTRIBUTED.value:
+    # One that died when the others were done finds nobody to join.
+    results = workdir.results(config, pathlib.Path(folder))
+    if results is None:
+      processes.initialize(_HEARTBEAT.value, _JOIN.value)
+  if results is None:
+    results = train.train(config, folder)
   if results:  # Of several processes only the leader has them.
     print(evaluate.table(results))
 

@@ -76,13 +76,43 @@ def test_the_compilers_refusals_are_read():
 def test_the_largest_batch_fills_the_room():
   config = small_experiment.get_config()  # 8 prompts, 2 minibatches.
   parts = dict(total=1100, temporary=1000, limit=600)
-  compiled = aot.Compiled(False, parts, None, 1.0)
+  compiled = aot.Compiled(parts, None, 1.0)
   # 100 held, 500 of 1000 left: half of the prompts.
-  assert aot.largest_prompts(config, compiled) == 4
+  assert aot.largest_prompts(config, {8: compiled}) == 4
   smaller = aot.with_prompts(config, 4)
   assert (smaller.loss.lessons, smaller.search.trees) == (4, 4)
+  assert smaller.rollout.baseline_prompts == 4
   parts["limit"] = 99
-  assert aot.largest_prompts(config, compiled) == 0
+  assert aot.largest_prompts(config, {8: compiled}) == 0
+
+
+# Room for 800 of temporary memory, 10 a prompt and something that stays.
+@pytest.mark.parametrize(
+  ("fixed", "tries"), [(0, [80]), (160, [70, 64]), (800, [48])]
+)
+def test_what_stays_is_found_by_a_second_try(monkeypatch, fixed, tries):
+  config = config_lib.override(
+    small_experiment.get_config(),
+    {"rollout.prompts": "128", "loss.lessons": "128"},
+  )
+  compiled = []
+
+  def memory(config):
+    temporary = fixed + 10 * config.rollout.prompts
+    parts = dict(temporary=temporary, total=100 + temporary, limit=900)
+    return aot.Compiled(parts, None, 1.0)
+
+  def compile_iteration(config, mesh, effort):
+    compiled.append(config.rollout.prompts)
+    return memory(config)
+
+  monkeypatch.setattr(aot, "compile_iteration", compile_iteration)
+  found = aot.largest(config, memory(config), None, "quick")
+  assert compiled == tries
+  assert found["fits"] == (fixed < 800)
+  if found["fits"]:
+    assert found["rollout.prompts"] == (800 - fixed) // 10
+    assert found["bytes_per_device"]["total"] == 900
 
 
 def test_a_mesh_of_another_size_is_refused(monkeypatch):

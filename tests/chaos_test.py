@@ -126,9 +126,11 @@ def kill_one(hosts, index, workdir, *, whole_host=False):
   until(lambda: saved(workdir) > before)
   (victim,), (other,) = runs_of(hosts[index]), runs_of(hosts[1 - index])
   if whole_host:
-    hosts[index].kill()  # Its supervisor first, which starts nothing more.
+    hosts[index].kill()  # The supervisor, with which its run ends.
     hosts[index].wait()
-  os.kill(victim, signal.SIGKILL)
+    until(lambda: not alive(victim))
+  else:
+    os.kill(victim, signal.SIGKILL)
   killed = time.monotonic()
   until(lambda: not alive(other))
   return time.monotonic() - killed

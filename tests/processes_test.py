@@ -1,14 +1,20 @@
 """Two processes of four devices train as one process of eight."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from tests import small_experiment
+from tsd_jax import config as config_lib
+from tsd_jax import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # GRPO has no search to compile; its rollouts and update go the same way.
@@ -32,19 +38,24 @@ def start(workdir, iterations, devices, *flags, **variables):
   )
 
 
-def start_two(workdir, iterations):
+def start_some(workdir, iterations, indices, *flags):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   return [
     start(
       workdir, iterations, 4, "--distributed", "--heartbeat_seconds=100",
+      *flags,
       JAX_COORDINATOR_ADDRESS=address,
       JAX_NUM_PROCESSES="2",
       JAX_PROCESS_ID=str(i),
     )
-    for i in range(2)
+    for i in indices
   ]  # fmt: skip
+
+
+def start_two(workdir, iterations):
+  return start_some(workdir, iterations, (0, 1))
 
 
 def finish(processes):
@@ -64,6 +75,8 @@ def test_two_processes_train_as_one_and_resume_as_either(tmp_path):
   # Two iterations by two processes, then two more by two new ones.
   finish(start_two(tmp_path / "two", 2))
   finish(start_two(tmp_path / "two", 4))
+  # The second one died after the first had finished: it is done as well.
+  finish(start_some(tmp_path / "two", 4, (1,)))
   one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
   assert [row["step"] for row in two] == [0, 1, 2, 3, 4]
   for a, b in zip(one, two, strict=True):
@@ -74,6 +87,28 @@ def test_two_processes_train_as_one_and_resume_as_either(tmp_path):
         np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=1e-5)
   assert one[-1]["eval"] == two[-1]["eval"]
   assert (tmp_path / "two" / "report.html").is_file()
+
+
+def test_a_finished_run_waits_for_nobody(tmp_path):
+  overrides = dict(flag[9:].split("=") for flag in FLAGS if "config." in flag)
+  config = config_lib.override(small_experiment.get_config(), overrides)
+  workdir_lib.prepare(config, tmp_path)
+  row = {"step": config.iterations, "eval": {"greedy": {"n": 1}}}
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  assert workdir_lib.results(config, tmp_path) is None  # No report yet.
+  (tmp_path / "report.html").touch()
+  assert workdir_lib.results(config, tmp_path) == row["eval"]
+  # Another run's folder is refused later, by the process that writes there.
+  other = dataclasses.replace(config, seed=1)
+  assert workdir_lib.results(other, tmp_path) is None
+
+  # One iteration more, but nobody comes.
+  (process,) = start_some(
+    tmp_path, config.iterations + 1, (1,), "--join_seconds=2"
+  )
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == -signal.SIGABRT
+  assert "waiting for the other processes, at most 2 s" in stderr
 
 
 def test_who_the_others_are_must_be_known(tmp_path):

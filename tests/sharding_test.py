@@ -10,7 +10,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tests import learner_test as tiny
-from tsd_jax import decode, hlo, learner, sharding
+from tests import small_experiment
+from tsd_jax import aot, decode, hlo, learner, losses, sharding
+from tsd_jax import config as config_lib
 from tsd_jax.config import UserError
 from tsd_jax.methods import OptimizerConfig
 from tsd_jax.models import presets, transformer
@@ -66,6 +68,49 @@ def test_parameters_and_their_moments_are_split(preset):
 def test_too_few_devices_are_named():
   with pytest.raises(UserError, match=r"data=16.* exceeds the 8 cpu devices"):
     sharding.make_mesh(sharding.MeshConfig(data=16))
+
+
+def test_copies_add_up_to_the_mean_and_its_gradient():
+  devices = mesh("4x2")
+  rng = np.random.default_rng(0)
+  x_BTD = rng.normal(size=(8, 3, 5)).astype(np.float32)
+  w_D = rng.normal(size=5).astype(np.float32)
+  mask_BT = rng.random((8, 3)) < 0.5
+  mask_BT[:2] = False  # One copy's prompts count for nothing.
+
+  def square(w_D, batch):
+    x_BTD, mask_BT = batch
+    return losses.masked_mean((x_BTD @ w_D) ** 2, mask_BT)
+
+  batch = jax.device_put((x_BTD, mask_BT), sharding.over_prompts(devices))
+  both = jax.jit(sharding.per_copy(jax.value_and_grad(square), devices))
+  mean, gradient_D = both(w_D, batch)
+  y_N, x_ND = (x_BTD @ w_D)[mask_BT], x_BTD[mask_BT]
+  np.testing.assert_allclose(mean, np.mean(y_N**2), rtol=1e-5)
+  expected_D = 2 * y_N @ x_ND / len(y_N)
+  np.testing.assert_allclose(gradient_D, expected_D, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_minibatchs_gradient_is_sent_once():
+  # Weights read in four passes: prompt and answer, of samples and of lessons.
+  config = config_lib.override(
+    small_experiment.get_config(),
+    {
+      "loss.champion_source": "samples",
+      "rollout.prompts": "16",
+      "loss.lessons": "16",
+      "model.d_model": "64",
+      "model.d_mlp": "256",
+      "mesh.data": "8",
+    },
+  )
+  chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
+  program = hlo.Program(chunk.lower(*shapes).compile().as_text())
+  sent = sum(kind["bytes"] for kind in program.totals().values())
+  weights = 4 * transformer.count_parameters(config.model)
+  once = weights * config.optimizer.minibatches
+  assert once <= sent < 1.05 * once
 
 
 def search(devices):

@@ -1,5 +1,6 @@
 """The supervisor, on commands that die in every way a run may."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -78,6 +79,51 @@ sys.exit(supervisor.supervise({counting(tmp_path, body)!r}, 5, pause=0.01))
   out, _ = process.communicate(timeout=60)
   assert process.returncode == 128 + number
   assert out == "1 signals\n" and starts(tmp_path) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux kills the run")
+def test_a_killed_supervisor_takes_the_run_with_it(tmp_path):
+  body = """
+(file.parent / "partial").write_text(str(os.getpid()))
+os.replace(file.parent / "partial", file.parent / "pid")
+time.sleep(600)
+"""
+  run = f"""
+from tsd_jax import supervisor
+supervisor.supervise({counting(tmp_path, body)!r}, 5)
+"""
+  process = subprocess.Popen([sys.executable, "-c", run], cwd=ROOT)
+
+  def until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+      time.sleep(0.01)
+    return condition()
+
+  assert until((tmp_path / "pid").exists, 60)
+  stat = pathlib.Path("/proc", (tmp_path / "pid").read_text(), "stat")
+
+  def gone():
+    try:
+      # A dead process stays listed until its new parent looks.
+      return stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+      return True
+
+  assert not gone()
+  process.kill()
+  process.wait()
+  assert until(gone, 10)
+  assert starts(tmp_path) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux kills the run")
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_run_whose_supervisor_is_gone_never_starts(tmp_path, dead):
+  parent = os.getppid() if dead else os.getpid()
+  command = supervisor.tied(counting(tmp_path, ""), parent)
+  subprocess.run(command, check=True)
+  assert starts(tmp_path) == (0 if dead else 1)
 
 
 def test_the_parent_holds_no_jax():

@@ -99,7 +99,8 @@ def test_the_whole_loop_compiles_for_tpu():
   assert (
     2 * parts["parameters"] <= parts["optimizer"] < 2.1 * parts["parameters"]
   )
-  assert sum(v for k, v in parts.items() if k != "total") == parts["total"]
+  named = {k: v for k, v in parts.items() if k not in ("total", "limit")}
+  assert sum(named.values()) == parts["total"]
   assert parts["total"] < 2**30
   # Gradients are summed over the chips, weights gathered.
   assert {"all-reduce", "all-gather"} <= set(result["collectives"])
@@ -114,6 +115,65 @@ def test_the_whole_loop_compiles_for_tpu():
 def test_slices_of_a_host_or_less_are_known(topology, count):
   pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
   assert len(aot.devices(topology)) == count
+
+
+def sampling_on(count):
+  """GRPO, which has no search to compile, on so many prompts."""
+  names = ("rollout.prompts", "rollout.baseline_prompts", "loss.lessons")
+  return config_lib.override(
+    small_experiment.get_config(),
+    {"algorithm": "grpo"} | dict.fromkeys(names, f"{count}"),
+  )
+
+
+def test_a_batch_that_the_compiler_refuses_does_not_fit():
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  config = sampling_on(2**17)
+  devices = sharding.make_mesh(config.mesh, aot.devices("v5e:1x1"))
+  compiled = aot.compile_iteration(config, devices, "quick")
+  parts = compiled.bytes_per_device
+  assert compiled.program is None and not compiled.fits
+  assert parts["limit"] == int(15.75 * 2**30) < parts["temporary"]
+
+
+def test_a_batch_that_does_not_fit_is_cut_to_one_that_does(monkeypatch):
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  # A small device, for small programs compile fast.
+  limit = 64 * 2**20
+  monkeypatch.setattr(aot, "memory_limit", lambda _: limit)
+  config = sampling_on(512)
+  result = aot.plan(config, "v5e:1x1", effort="quick")
+  assert not result["fits"]
+  largest = result["largest"]
+  assert largest["fits"]
+  # It fills the device, as far as the closed form goes.
+  assert 0.8 * limit < largest["bytes_per_device"]["total"] <= limit
+  text = aot.table(result)
+  assert "it does not fit: " in text
+  # What is printed is a run: the flags go together.
+  flags = dict(re.findall(r"--config\.(\S+)=(\d+)", text))
+  smaller = config_lib.override(config, flags)
+  assert smaller.rollout.prompts == largest["rollout.prompts"] < 512
+  assert smaller.rollout.baseline_prompts == smaller.rollout.prompts
+
+
+def test_what_is_held_counts_beside_what_is_made():
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  # 10 GiB of weights and 9 GiB that an iteration makes: the compiler takes it,
+  # for it counts the second alone.
+  config = config_lib.override(
+    small_experiment.get_config(),
+    {
+      "algorithm": "grpo",
+      "model.vocab_size": f"{2**21}",
+      "model.d_model": "256",
+    },
+  )
+  mesh = sharding.make_mesh(config.mesh, aot.devices("v5e:1x1"))
+  compiled = aot.compile_iteration(config, mesh, "quick")
+  parts = compiled.bytes_per_device
+  assert parts["temporary"] < parts["limit"] < parts["total"]
+  assert compiled.program is not None and not compiled.fits
 
 
 def test_smollm2_fits_four_chips():

@@ -121,16 +121,20 @@ class Compiled:
   """What the compiler said of one program.
 
   Attributes:
-    fits: whether it fits into the devices' memory.
-    bytes_per_device: by part; `temporary` is all that an iteration makes.
-    program: its collectives; None where it does not fit.
+    bytes_per_device: by part; `temporary` is all that an iteration makes,
+      `total` all parts, `limit` what there is.
+    program: its collectives; None where the compiler refused it.
     seconds: the compilation took.
   """
 
-  fits: bool
   bytes_per_device: dict[str, int]
   program: hlo.Program | None
   seconds: float
+
+  @property
+  def fits(self) -> bool:
+    """Whether all of it fits: the compiler refuses for its own part alone."""
+    return self.bytes_per_device["total"] <= self.bytes_per_device["limit"]
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -163,6 +167,27 @@ def memory_in_error(text: str, held: int) -> tuple[int, int] | None:
   return None
 
 
+@functools.cache
+def memory_limit(device) -> int:
+  """Bytes that a program finds on a device, as the compiler says it.
+
+  It only does when it refuses, so it is asked for 1 TiB.
+  """
+  place = jax.sharding.SingleDeviceSharding(device)
+  x_N = jax.ShapeDtypeStruct((2**19,), jnp.float32, sharding=place)
+
+  def large(x_N):
+    return jnp.sum(jax.lax.optimization_barrier(jnp.outer(x_N, x_N)))
+
+  try:
+    jax.jit(large).lower(x_N).compile(EFFORTS["quick"])
+  except Exception as error:  # jaxlib's own type; only its text tells.
+    if memory := memory_in_error(str(error), 0):
+      return memory[1]
+    raise
+  raise AssertionError(f"{device} has more than 1 TiB of memory")
+
+
 def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
   """Compiles one whole iteration: search, rollouts and update.
 
@@ -184,6 +209,7 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
     "prompts": part_bytes(prompts),
   }
   held = sum(parts.values())
+  limit = memory_limit(mesh.devices.flat[0])
   start = time.monotonic()
   lowered = chunk.lower(*shapes)
   try:
@@ -192,49 +218,102 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
     memory = memory_in_error(str(error), held)
     if memory is None:
       raise UserError(f"the compiler failed: {str(error)[:2000]}") from error
-    need, there = memory
-    parts |= {"temporary": need - held, "total": need, "limit": there}
-    return Compiled(False, parts, None, time.monotonic() - start)
+    need, _ = memory
+    parts |= {"temporary": need - held, "total": need, "limit": limit}
+    return Compiled(parts, None, time.monotonic() - start)
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
   parts["temporary"] = memory.temp_size_in_bytes
   parts["code"] = memory.generated_code_size_in_bytes
   # The new state takes the place of the old one.
   parts["total"] = held + parts["temporary"] + parts["code"]
-  return Compiled(True, parts, hlo.Program(compiled.as_text()), seconds)
+  parts["limit"] = limit
+  return Compiled(parts, hlo.Program(compiled.as_text()), seconds)
 
 
-def largest_prompts(config: Experiment, compiled: Compiled) -> int:
-  """How many prompts an iteration may have, where the config's do not fit.
+# What `with_prompts` changes.
+BATCH = (
+  "rollout.prompts",
+  "rollout.baseline_prompts",
+  "loss.lessons",
+  "search.trees",
+)
+TRIES = 3  # Smaller batches that are compiled before it is given up.
+
+
+def largest_prompts(config: Experiment, tried: dict[int, Compiled]) -> int:
+  """How many prompts an iteration may have, where those tried do not fit.
 
   What an iteration makes grows with its prompts, lessons and trees, what it
-  holds does not:
-    B' = B (limit - held) / temporary, down to a multiple of the minibatches.
+  holds does not. After one try all of it is taken to grow, which overstates B';
+  after more, the line through the two smallest says what stays:
+    temporary(B) = a + b B,  B' = (limit - held - a) / b.
+
+  Args:
+    config: the run.
+    tried: prompts -> what the compiler said.
 
   Returns:
-    B', or 0 where not even one prompt a device fits.
+    B', a multiple of the minibatches; 0 where not even one prompt a device
+    fits.
   """
-  parts = compiled.bytes_per_device
-  held = parts["total"] - parts["temporary"]
-  room = parts["limit"] - held
-  prompts = int(config.rollout.prompts * max(room, 0) / parts["temporary"])
+  temporary = {
+    prompts: compiled.bytes_per_device["temporary"]
+    for prompts, compiled in tried.items()
+  }
+  small, *others = sorted(temporary)
+  large, above = (others[0], temporary[others[0]]) if others else (0, 0)
+  slope = (above - temporary[small]) / (large - small)
+  parts = tried[small].bytes_per_device
+  over = parts["total"] - parts["limit"]
   step = config.mesh.batch_size * config.optimizer.minibatches
-  return prompts // step * step
+  prompts = int(small - over / slope) if slope > 0 else 0
+  return max(0, prompts // step * step)
 
 
 def with_prompts(config: Experiment, prompts: int) -> Experiment:
   """The run with fewer prompts, and lessons and trees in proportion."""
   step = config.mesh.batch_size * config.optimizer.minibatches
   share = prompts / config.rollout.prompts
-  lessons = int(config.loss.lessons * share) // step * step
+
+  def part(count):
+    return max(step, int(count * share) // step * step)
+
   trees = max(1, int(config.search.trees * share))
   local = prompts * config.search.width // config.mesh.batch_size
   return dataclasses.replace(
     config,
-    rollout=dataclasses.replace(config.rollout, prompts=prompts),
-    loss=dataclasses.replace(config.loss, lessons=max(step, lessons)),
+    rollout=dataclasses.replace(
+      config.rollout,
+      prompts=prompts,
+      baseline_prompts=part(config.rollout.baseline_prompts),
+    ),
+    loss=dataclasses.replace(config.loss, lessons=part(config.loss.lessons)),
     search=dataclasses.replace(config.search, trees=math.gcd(local, trees)),
   )
+
+
+def largest(
+  config: Experiment, compiled: Compiled, mesh, effort: str
+) -> dict[str, Any]:
+  """The largest batch that fits, compiled; for a run that does not fit.
+
+  Returns:
+    The settings of `BATCH` with their values (none where no batch fits), fits,
+    and bytes_per_device of the last that was compiled.
+  """
+  tried = {config.rollout.prompts: compiled}
+  while len(tried) <= TRIES and (prompts := largest_prompts(config, tried)):
+    smaller = with_prompts(config, prompts)
+    again = tried[prompts] = compile_iteration(smaller, mesh, effort)
+    if again.fits:
+      settings = {n: functools.reduce(getattr, n.split("."), smaller)
+                  for n in BATCH}  # fmt: skip
+      return settings | {
+        "fits": True,
+        "bytes_per_device": again.bytes_per_device,
+      }
+  return {"fits": False}
 
 
 def plan(
@@ -274,15 +353,7 @@ def plan(
     "compile_seconds": round(compiled.seconds, 1),
   }
   if not compiled.fits:
-    prompts = largest_prompts(config, compiled)
-    result["largest"] = {"rollout.prompts": prompts, "fits": False}
-    if prompts:
-      smaller = with_prompts(config, prompts)
-      again = compile_iteration(smaller, mesh, effort)
-      result["largest"] |= {
-        "fits": again.fits,
-        "bytes_per_device": again.bytes_per_device,
-      }
+    result["largest"] = largest(config, compiled, mesh, effort)
     return result
   kind = topology.partition(":")[0]
   shape = [int(n) for n in topology.partition(":")[2].split("x")]
@@ -304,10 +375,16 @@ def table(result: dict[str, Any]) -> str:
   for part, size in result["bytes_per_device"].items():
     lines.append(f"  {part:<14} {size / 2**20:>12,.1f} MiB")
   if not result["fits"]:
-    largest = result["largest"]
-    verdict = "which fits" if largest["fits"] else "which does not fit either"
-    flag = f"--config.rollout.prompts={largest['rollout.prompts']}"
-    lines += ["it does not fit", f"  largest batch: {flag}, {verdict}"]
+    parts, best = result["bytes_per_device"], result["largest"]
+    over = (parts["total"] - parts["limit"]) / 2**20
+    lines.append(f"it does not fit: {over:,.1f} MiB too much")
+    if best["fits"]:
+      total = best["bytes_per_device"]["total"] / 2**20
+      flags = " ".join(f"--config.{name}={best[name]}" for name in BATCH)
+      lines.append(f"  largest batch, which needs {total:,.1f} MiB: {flags}")
+    else:
+      lines.append("  no smaller batch fits: take more devices for the weights")
+      lines.append("  (--config.mesh.fsdp, --config.mesh.tensor)")
     return "\n".join(lines)
   lines.append("it fits; sent between devices in an iteration")
   for kind, total in result["collectives"].items():

@@ -8,13 +8,18 @@ whole vocabulary return a number a token (`scoring.read_log_probs`).
 import jax
 import jax.numpy as jnp
 
+from tsd_jax import sharding
 from tsd_jax.types import Array
 
 
 def masked_mean(x_X: Array, mask_X: Array) -> Array:
-  """Mean of x where mask holds; zero where it never does."""
+  """Mean of x where mask holds; zero where it never does.
+
+  Inside `sharding.per_copy` it is what the copy's own prompts add to the mean.
+  """
   weight_X = mask_X.astype(jnp.float32)
-  return jnp.sum(x_X * weight_X) / jnp.maximum(jnp.sum(weight_X), 1.0)
+  total, count = jnp.sum(x_X * weight_X), jnp.sum(weight_X)
+  return total / jnp.maximum(sharding.sum_copies(count), 1.0)
 
 
 def ppo(

@@ -175,10 +175,16 @@ def update(
   optimizer = make_optimizer(config)
   steps = config.optimizer.minibatches
 
+  def gradients(shared, minibatch):
+    params, reference, hyper = shared
+    return jax.grad(loss_fn, has_aux=True)(
+      params, reference, graphdef, minibatch, hyper, config
+    )
+
   def step(carry, minibatch):
     params, opt_state = carry
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(
-      params, reference, graphdef, minibatch, hyper, config
+    grads, metrics = sharding.per_copy(gradients, mesh)(
+      (params, reference, hyper), minibatch
     )
     metrics["grad_norm"] = optax.tree.norm(grads)
     change, opt_state = optimizer.update(grads, opt_state, params)

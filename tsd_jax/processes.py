@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from tsd_jax.config import UserError
 
 
-def initialize(heartbeat_seconds: int) -> None:
+def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
   """Joins the other processes, before JAX touches a device.
 
   TPU slices, GKE and Slurm tell JAX who they are. Anywhere else the variables
@@ -23,16 +24,23 @@ def initialize(heartbeat_seconds: int) -> None:
   Args:
     heartbeat_seconds: a process that is silent for so long ends all others,
       which their supervisors then start again.
+    join_seconds: how long to wait for the others. JAX then aborts this process,
+      which its supervisor starts again.
 
   Raises:
     UserError: if neither does.
   """
   names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   given = [int(os.environ[n]) if n in os.environ else None for n in names]
+  logging.warning(
+    "waiting for the other processes, at most %d s (--join_seconds)",
+    join_seconds,
+  )
   try:
     jax.distributed.initialize(
       num_processes=given[0],
       process_id=given[1],
+      initialization_timeout=join_seconds,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except ValueError as error:

@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tsd_jax.config import UserError
 from tsd_jax.types import Array
 
-BATCH_AXES = ("slice", "data", "fsdp")
+COPY_AXES = ("slice", "data")  # Parameters are copied along them.
+BATCH_AXES = (*COPY_AXES, "fsdp")
 AXES = (*BATCH_AXES, "tensor")
 
 # Logical axis -> mesh axis. One that is not divisible stays whole, and a mesh
@@ -186,6 +187,45 @@ def split_minibatches(minibatches: Any, mesh: Mesh | None) -> Any:
   )
 
 
+def _manual(axis: str) -> bool:
+  return axis in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def per_copy(fn: Callable, mesh: Mesh | None) -> Callable:
+  """Runs a function of prompts on each copy of the parameters, and adds up.
+
+  The compiler would send a weight's gradient once for each use of the weight;
+  this sends the sum of them, once. Where parameters are split over fsdp, no
+  device has room for a whole gradient: the compiler is left to it.
+
+  Args:
+    fn: (shared, batch) -> numbers that are sums over prompts, gradients among
+      them; every leaf of the batch leads with its prompts.
+    mesh: the devices; None runs it on all prompts at once. Its tensor axis is
+      left to the compiler.
+
+  Returns:
+    The same function of all prompts.
+  """
+  copies = mesh is not None and mesh.shape["fsdp"] == 1
+  if not copies or all(mesh.shape[axis] == 1 for axis in COPY_AXES):
+    return fn
+  whole, split = PartitionSpec(), PartitionSpec(COPY_AXES)
+  return jax.shard_map(
+    lambda shared, batch: jax.lax.psum(fn(shared, batch), COPY_AXES),
+    mesh=mesh,
+    in_specs=(whole, split),
+    out_specs=whole,
+    axis_names=set(COPY_AXES),
+    check_vma=False,
+  )
+
+
+def sum_copies(count: Array) -> Array:
+  """Sums a count of this copy's prompts over all; elsewhere it is the sum."""
+  return jax.lax.psum(count, COPY_AXES) if _manual(COPY_AXES[0]) else count
+
+
 def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
   """Runs a function of prompts on each device's own, apart from all others.
 
@@ -224,7 +264,7 @@ def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
 
 
 def _parted() -> bool:
-  return BATCH_AXES[0] in jax.sharding.get_abstract_mesh().manual_axes
+  return _manual("fsdp")  # Within `per_copy` it is the compiler's.
 
 
 def split_heads(x: Array, axis: int) -> Array:

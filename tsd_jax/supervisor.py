@@ -2,9 +2,11 @@
 
 The supervisor holds no device and no memory, so what kills the run (a lost
 worker whose partners abort, the out-of-memory killer, a bad host) leaves it
-alive. The run itself resumes from its last good checkpoint.
+alive. The run itself resumes from its last good checkpoint. Where the
+supervisor is killed, Linux kills the run too: nobody would look after it.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,24 @@ from collections.abc import Sequence
 
 # Would only happen again: done; bad input or a broken loss; the user's Ctrl-C.
 FINAL_CODES = (0, 2, 130)
+
+# Asks Linux for SIGKILL when the parent dies, which survives exec, and becomes
+# the command. The parent may have died before it was asked.
+_TIED = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+  os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def tied(command: Sequence[str], parent: int) -> list[str]:
+  """The command, so that it does not outlive its parent (on Linux)."""
+  if sys.platform != "linux":
+    return list(command)
+  # -I and -S: nothing but the standard library is looked at.
+  return [sys.executable, "-I", "-S", "-c", _TIED, str(parent), *command]
 
 
 def supervise(
@@ -45,7 +65,9 @@ def supervise(
   try:
     for restart in range(max_restarts + 1):
       # Its own session: a terminal's Ctrl-C reaches it once, through us.
-      process = subprocess.Popen(command, start_new_session=True)
+      process = subprocess.Popen(
+        tied(command, os.getpid()), start_new_session=True
+      )
       if asked:  # The signal came before there was anyone to pass it on to.
         process.send_signal(asked[-1])
       code = process.wait()

@@ -47,6 +47,17 @@ def prepare(config: Any, workdir: pathlib.Path) -> None:
   write_whole(file, config_json.to_json(config))
 
 
+def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The last evaluation of a finished run; None where there is more to do."""
+  # The report is there if and only if a run is finished: maybe a shorter one.
+  if not (workdir / "report.html").exists():
+    return None
+  saved = json.loads((workdir / "config.json").read_text())
+  last = read_rows(workdir)[-1]
+  other = config_json.difference(saved, config, ignore=("iterations", "mesh"))
+  return None if other or last["step"] < config.iterations else last["eval"]
+
+
 @contextlib.contextmanager
 def sole_writer(workdir: pathlib.Path):
   """Keeps other processes out of a run's folder; the lock dies with us.

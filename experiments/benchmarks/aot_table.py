@@ -86,8 +86,7 @@ def row(name: str, topology: str, plan: dict[str, Any] | None):
     largest = plan["largest"]
     return result | {
       "limit GiB": gib["limit"],
-      "largest rollout.prompts": largest["rollout.prompts"],
-      "which fits": largest["fits"],
+      "largest rollout.prompts": largest.get("rollout.prompts", 0),
     }
   for kind, total in plan["collectives"].items():
     result[f"{kind} GiB"] = round(total["bytes"] / 2**30, 3)

@@ -5,8 +5,9 @@ many as the default gives each of 8; strong scaling splits the default's 64. Per
 device: operations of all multiplications and bytes of all collectives, every
 loop at its longest; beside them the compiled program's instructions, and the
 CPU seconds and the host's memory that compiling took. Devices are virtual:
-nothing is run, and no time of an iteration can be read off here. A CPU's
-compiler sends a weight's gradient once for each of the four passes that use it.
+nothing is run, and no time of an iteration can be read off here. Without fsdp a
+minibatch's gradient is sent once over data and slice; all else is sent as a
+CPU's compiler chooses, in each of the four passes that use a weight.
 
 The layers are a loop, as those of larger models are. The compiler writes
 unoptimised machine code, which changes nothing that is counted and halves the
