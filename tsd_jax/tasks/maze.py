@@ -197,6 +197,7 @@ class Maze:
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
   prompt_pad_id = None
+  step_end_ids = ()
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property
