@@ -43,8 +43,8 @@ class TextConfig(TaskConfig):
   prompt_length: int = 256  # P; shorter prompts are padded.
   response_length: int = 128  # T, the end token included.
   reply: str = ""  # How every reply begins; part of the prompt.
-  # A search by steps ends one after a token whose text ends with one of these.
-  step_ends: tuple[str, ...] = ("\n",)
+  # Characters: a search by steps ends one after a token that ends with one.
+  step_ends: str = "\n"
   correct_at: float = 1.0  # The reward from which on an answer is right.
   grading: PoolConfig = PoolConfig()  # The workers that call it.
 
@@ -53,8 +53,6 @@ class TextConfig(TaskConfig):
     super().__post_init__()
     for field in ("prompt_length", "response_length"):
       self.need(int, field, lambda x: x >= 1, "use an integer from 1 on")
-    if "" in self.step_ends:
-      raise ValueError("TextConfig.step_ends: every text ends with ''")
     remedy = "use a number above 0 and up to 1"
     self.need(float, "correct_at", lambda x: 0 < x <= 1, remedy)
     if not callable(self.reward) or not hasattr(self.reward, "__qualname__"):
@@ -210,7 +208,7 @@ class Text:
 
   @property
   def step_end_ids(self) -> tuple[int, ...]:
-    """Tokens whose text ends with one of the config's `step_ends`."""
+    """Tokens whose text ends with one of the config's characters."""
     return text_lines.tokens_ending(
       self.config.tokenizer, self.config.step_ends
     )
