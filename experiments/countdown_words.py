@@ -12,6 +12,7 @@ import operator
 import os
 import pathlib
 import random
+import re
 from collections.abc import Iterator
 
 from tsd_jax import data
@@ -26,6 +27,8 @@ EXAMPLES = {
 }  # fmt: skip
 LONGEST = 64  # Characters of an answer that is read at all.
 ILLEGAL, LEGAL = 0.05, 0.1  # Rewards of other numbers, and of another value.
+# No comments, other notations of numbers, or line ends, which Python reads too.
+_SUM = re.compile(r"[0-9+\-*/() ]+")
 _OPERATORS = {
   ast.Add: operator.add,
   ast.Sub: operator.sub,
@@ -98,11 +101,12 @@ def reward(prompt: str, response: str, example: dict) -> float:
     example: the line of the file.
   """
   del prompt
-  if len(response) > LONGEST:
+  response = response.strip()
+  if len(response) > LONGEST or not _SUM.fullmatch(response):
     return 0.0
   try:
     # A tree of syntax, which is walked here and never run.
-    tree = ast.parse(response.strip(), mode="eval").body
+    tree = ast.parse(response, mode="eval").body
     used: list[int] = []
     value = _value(tree, used)
   except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):

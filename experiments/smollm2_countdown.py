@@ -37,7 +37,7 @@ def get_config() -> Experiment:
       prompt_length=140,
       response_length=12,
       validation_size=64,
-      test_size=64,
+      test_size=96,
     ),
     init=model,
     model=None,

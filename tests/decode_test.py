@@ -210,7 +210,8 @@ def test_groups_share_their_prompt():
   repeated = jax.eval_shape(
     lambda: decode.repeat_rows(decode.prefill(build(), PROMPT_BP, PAD), 3)
   )
-  assert repeated.segment.kv.k_LRKSE.shape[1] == 4
+  (prompt,) = repeated.segments
+  assert prompt.kv.k_LRKSE.shape[1] == 4
   assert repeated.x_BD.shape[0] == repeated.length_B.shape[0] == 12
   keys_R = split(4, 12)
   shared = draw(PROMPT_BP, PAD, keys_R, group=3)
@@ -310,8 +311,8 @@ TOKEN_NB = np.random.default_rng(8).integers(0, 11, (NODES, 4)).astype(np.int32)
 class ReadFirstPool(kv_pool.RefPool):
   """The order of reading and writing that `RefPool` avoids."""
 
-  def forward(self, model, token_B, position_B, prompt, slots_BD, depth_B):
-    batch = jnp.arange(token_B.shape[0])[:, None]
+  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
+    batch = jnp.arange(token_BS.shape[0])[:, None]
     visible_BD = jnp.arange(slots_BD.shape[1])[None] < depth_B[:, None]
     mask_B1S = jnp.pad(visible_BD, ((0, 0), (0, 1)), constant_values=True)
 
@@ -324,8 +325,8 @@ class ReadFirstPool(kv_pool.RefPool):
       return *pieces, mask_B1S[:, None]
 
     return model.trunk(
-      token_B[:, None], position_B[:, None], segments=prompt, memory=memory
-    ).x_RTD[:, 0]
+      token_BS, position_BS, segments=prompt, memory=memory
+    ).x_RTD
 
 
 def grow(pool_type):
@@ -341,8 +342,8 @@ def grow(pool_type):
     depth_B = depth_NB[parent_B, rows] + 1
     slots_BD = slots_NBD[parent_B, rows].at[rows, depth_B].set(n)
     x_BD = pool.forward(
-      model, jnp.asarray(TOKEN_NB)[n], prefix.length_B + depth_B,
-      prefix.segments, slots_BD, depth_B,
+      model, jnp.asarray(TOKEN_NB)[n][:, None], jnp.ones_like(depth_B),
+      prefix.length_B + depth_B, prefix.segments, slots_BD, depth_B,
     )  # fmt: skip
     below = decode.sample(
       model,

@@ -84,8 +84,10 @@ def test_half_the_tokens_are_half_of_the_shorter_run_s():
 
 def test_a_setting_is_chosen_by_more_than_a_run_s_last_evaluation():
   steady, lucky = curve(0.1, 0.3, 0.3, 0.3), curve(0.1, 0.1, 0.1, 0.4)
-  assert judge.promise(steady) == pytest.approx(0.3)
-  assert judge.promise(steady) > judge.promise(lucky)
+  assert judge.sweep_score(steady) == pytest.approx(0.3)
+  assert judge.sweep_score(steady) > judge.sweep_score(lucky)
+  short = Curve(*(a[:3] for a in steady))  # Its start does not count.
+  assert judge.sweep_score(short) == pytest.approx(0.3)
 
 
 def test_resampled_seeds_move_every_statistic():

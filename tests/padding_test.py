@@ -43,6 +43,7 @@ class Sum:
   name = "sum"
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
+  step_end_ids = (1,)
 
   def score(self, prompt_XP, response_XT):
     """Half a point for an answer, a whole one for the right one."""
@@ -112,6 +113,7 @@ def test_given_responses_have_the_log_probs_of_a_plain_forward(by, head):
 RULES = {
   "best_first": dict(),
   "gumbel": dict(rule="gumbel", leaf="mix"),
+  "steps": dict(step_tokens=2),
 }
 
 

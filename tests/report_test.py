@@ -109,7 +109,8 @@ def fake_tree():
   children[0, 0] = [1, 2]
   children[0, 1, 0] = 3
   embeddings = Record(
-    candidate_A=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]]),
+    step_AS=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]])[..., None],
+    length_A=np.ones((1, 4, 2), int),
     log_prob_A=np.log(np.array([[[0.75, 0.25], [0.5, 0.5], [1, 1], [1, 1]]])),
     has_answer=np.array([[False, False, True, True]]),
     finished=np.array([[False, False, False, True]]),

@@ -218,6 +218,16 @@ def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
   assert sizes[1]["max_position_embeddings"] == 64
 
 
+def test_steps_end_with_a_character(model):
+  tokenizer = text_tokenizer.load(model)
+  for characters in ("", "e", "\n.s"):
+    task = configure(model, "p.jsonl", step_ends=characters).make()
+    texts = [tokenizer.decode([i]) for i in range(task.vocab_size)]
+    expected = [i for i, t in enumerate(texts) if t and t[-1] in characters]
+    assert list(task.step_end_ids) == expected
+    assert bool(expected) == bool(characters)
+
+
 def test_a_saved_config_comes_back(model, tmp_path):
   config = configure(model, "p.jsonl")
   assert (

@@ -6,10 +6,12 @@ from the middle of another one (a fork), whose keys it attends to in place, so
 that a shared prefix is never paid for twice.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, Segment, Transformer
@@ -116,12 +118,16 @@ def prefill_tokens(prompts: int, length: int, head: int) -> int:
 def repeat_rows(prefix: Prefix, group: int) -> Prefix:
   """Serves `group` rows from each prompt; its keys are not copied."""
   *shared, own = prefix.segments
-  own = Segment(own.kv, jnp.repeat(own.mask_RTS, group, axis=0))
   return Prefix(
-    segments=(*shared, own),
+    segments=(*shared, repeat_segment(own, group)),
     length_B=jnp.repeat(prefix.length_B, group),
     x_BD=jnp.repeat(prefix.x_BD, group, axis=0),
   )
+
+
+def repeat_segment(segment: Segment, group: int) -> Segment:
+  """Keys that serve `group` rows each; they are not copied."""
+  return Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0))
 
 
 def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
@@ -147,6 +153,7 @@ def sample(
   fork: Fork | None = None,
   more_segments: tuple[Segment, ...] = (),
   room_R: Array | None = None,
+  stop_ids: Collection[int] = (),
 ) -> Sampled:
   """Samples responses until their end token or `length` tokens in all.
 
@@ -161,6 +168,7 @@ def sample(
     fork: continue from the middle of other responses instead of the prompt.
     more_segments: keys to attend to between the prompt's and the row's own.
     room_R: the most tokens each row may sample, where it is less.
+    stop_ids: tokens after which a row stops as after the end token.
 
   Returns:
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
@@ -174,6 +182,10 @@ def sample(
   )
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
+
+  if stop_ids:
+    stops_V = np.zeros(c.vocab_size, bool)
+    stops_V[list(stop_ids)] = True
 
   def segments(step, last):
     """Prompt, forked-from response, own tokens before this step."""
@@ -229,6 +241,8 @@ def sample(
       for name, column in columns.items()
     }
     alive_R &= (token_R != eos_id) & (step + 1 < room_R)
+    if stop_ids:
+      alive_R &= ~jnp.asarray(stops_V)[token_R]
     return token_R, alive_R, out
 
   def step_fn(state):

@@ -196,7 +196,7 @@ def judge(
     for value in config.values if len(config.values) > 1 else ():
       run = config.run(method, value, config.sweep_seed, "validation")
       curve, _ = _run(run, folder / "sweep" / method / value, config.mode)
-      sweep[method][value] = promise(curve)
+      sweep[method][value] = sweep_score(curve)
       trained += float(curve.seconds[-1])
     scores = sweep[method] or dict.fromkeys(config.values, 0.0)
     best[method] = max(scores, key=scores.__getitem__)
@@ -237,12 +237,12 @@ def judge(
   return shown
 
 
-def promise(curve: Curve) -> float:
+def sweep_score(curve: Curve) -> float:
   """What a setting is chosen by: the mean of a run's last three evaluations.
 
-  The last one alone is too noisy.
+  The last one alone is too noisy; the start's is not counted.
   """
-  return float(np.mean(curve.accuracy[-3:]))
+  return float(np.mean(curve.accuracy[1:][-3:]))
 
 
 def _run(config: train.Experiment, folder: pathlib.Path, mode: str):

@@ -161,6 +161,12 @@ class LearnerConfig:
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
       )
+    if self.loss.soft_weight > 0 and self.search.step_tokens > 1:
+      raise ValueError(
+        "loss.soft_weight > 0 needs moves of one token, which soft targets are "
+        f"distributions of: set search.step_tokens=1, not "
+        f"{self.search.step_tokens}"
+      )
     if self.loss.distils and not self.searches:
       if self.loss.champions > self.rollout.group:
         raise ValueError(

@@ -49,6 +49,12 @@ class Progress:
     if self._terminal:
       self._stream.write("\n")
 
+  def say(self, text: str) -> None:
+    """Writes a line of its own, if there is one to write."""
+    if text:
+      self._stream.write(text + "\n")
+      self._stream.flush()
+
   def show(self, row: dict[str, Any]) -> None:
     """Shows a metrics row."""
     step, tokens = row["step"], row["ledger"]["total"]

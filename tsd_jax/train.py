@@ -23,6 +23,7 @@ from tsd_jax import (
   data,
   evaluate,
   learner,
+  memory,
   methods,
   processes,
   progress,
@@ -257,7 +258,9 @@ def train(
   workdir = pathlib.Path(workdir)
   evaluate.parse_modes(config.eval.modes)
   mesh = sharding.make_mesh(config.mesh)
+  everywhere = sharding.replicated(mesh)
   task, learner_config = config.make_task(), config.learner_config()
+  search_needs = memory.check(config.model, task, learner_config, config.mesh)
   graphdef, params = initial_params(config)
   held_out = data.load_problems(config.task, config.eval.split)
   prompts = data.PromptIterator(
@@ -266,14 +269,10 @@ def train(
     seed=config.seed,
   )
 
-  everywhere = sharding.replicated(mesh)
+  lock = contextlib.nullcontext()
   if processes.leads():
     workdir_lib.prepare(config, workdir)
-  lock = (
-    workdir_lib.sole_writer(workdir)
-    if processes.leads()
-    else contextlib.nullcontext()
-  )
+    lock = workdir_lib.sole_writer(workdir)
   with lock:
     reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
     state = sharding.place(learner.init_state(learner_config, params), mesh)
@@ -329,6 +328,7 @@ def train(
     }
     try:
       with progress.Progress(config.iterations, step) as bar:
+        bar.say(search_needs if processes.leads() else "")
         if step == 0:
           last_eval = measure(state.params)
           row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}

@@ -89,9 +89,16 @@ def chance_of_success(tree: mctx.Tree) -> Array:
 
 
 def greedy_reward(tree: mctx.Tree) -> Array:
-  """Reward of the search model's greedy answer, B; 0 if it was not finished."""
+  """Reward of the search model's greedy answer, B; 0 if it was not finished.
+
+  Of drawn steps the one with the best prior, and then the likeliest, is taken.
+  """
   nodes = tree.embeddings
-  likeliest_BN = (nodes.discrepancy == 0) & (
+  T = nodes.path_actions.shape[-1]
+  first_BNT = (nodes.path_actions == 0) | (
+    jnp.arange(T) >= nodes.depth[..., None]
+  )
+  likeliest_BN = jnp.all(first_BNT, axis=-1) & (
     nodes.finished | (nodes.ending == 0)
   )
   greedy_BN = (tree.node_visits > 0) & likeliest_BN

@@ -2,8 +2,10 @@
 
 mctx hands an expansion nothing but its parent's embedding, so the keys of a
 node's ancestors must be found by index. The pool holds them as
-`[L, N, B, K, E]`: simulation n writes slot n for the whole batch (one
-contiguous slice), and a node remembers the slots of its path.
+`[L, N, S*B, K, E]`: simulation n writes slot n for the whole batch (one
+contiguous slice), and a node remembers the slots of its path, token by token.
+A slot has room for a step of S tokens. The token at position t of a path lies
+in column t mod S of its slot, so that the slots alone say where keys are.
 
 Two pools with one interface. `RefPool` keeps the arrays in JAX Refs, which a
 call writes *before* it gathers its path: reading first makes XLA copy the whole
@@ -31,22 +33,90 @@ class _Pool:
   A subclass holds keys and values in `_kv`: a pair of Refs, or of arrays.
   """
 
-  def __init__(self, model: Transformer, batch: int, num_slots: int):
-    c = model.config
-    self._shape = (c.num_layers, num_slots, batch, c.num_kv_heads, c.head_dim)
-    self._dtype = model.dtype
+  def __init__(
+    self, model: Transformer, batch: int, num_slots: int, step_tokens: int = 1
+  ):
+    """Makes a pool of zeros.
+
+    Args:
+      model: gives the shapes.
+      batch: B, trees.
+      num_slots: N, simulations.
+      step_tokens: S, the most tokens of a step.
+    """
+    c, columns = model.config, step_tokens * batch
+    shape = (c.num_layers, num_slots, columns, c.num_kv_heads, c.head_dim)
+    zeros = sharding.split_heads(jnp.zeros(shape, model.dtype), 3)
+    self._step_tokens = step_tokens
+    self._kv = self._hold(zeros), self._hold(zeros)
     # Trace-time cell: the loop below sets it to the running simulation.
     self._slot: Array | None = None
 
-  def _path_mask(self, slots_BD: Array, depth_B: Array) -> Array:
-    """Path positions 0..depth are visible; the rest of D is unused."""
-    return (jnp.arange(slots_BD.shape[1])[None] <= depth_B[:, None])[:, None]
+  def _hold(self, zeros: Array) -> Any:
+    """What the pool keeps an array in."""
+    raise NotImplementedError
+
+  def _columns(self, slots_BD: Array) -> Array:
+    """Where in their slots the tokens of paths lie, BD."""
+    B, D = slots_BD.shape
+    column_1D = jnp.arange(D)[None] % self._step_tokens
+    return column_1D * B + jnp.arange(B)[:, None]
+
+  def _turned(self, depth_B: Array) -> Array:
+    """Which token of a step that begins at a depth lies in each column, BS."""
+    column_1S = jnp.arange(self._step_tokens)[None]
+    return (column_1S - depth_B[:, None]) % self._step_tokens
 
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
-    batch = jnp.arange(slots_BD.shape[0])[:, None]
-    kv = KV(*(a[...][:, slots_BD, batch].swapaxes(2, 3) for a in self._kv))
-    return Segment(kv, self._path_mask(slots_BD, length_B - 1))
+    at = (slice(None), slots_BD, self._columns(slots_BD))
+    kv = KV(*(a[...][at].swapaxes(2, 3) for a in self._kv))
+    visible_BD = jnp.arange(slots_BD.shape[1])[None] < length_B[:, None]
+    return Segment(kv, visible_BD[:, None])
+
+  def forward(
+    self,
+    model: Transformer,
+    step_BS: Array,
+    length_B: Array,
+    position_B: Array,
+    prompt: tuple[Segment, ...],
+    slots_BD: Array,
+    depth_B: Array,
+  ) -> Array:
+    """Runs the model on one new step a tree, below its path.
+
+    Args:
+      model: the search model.
+      step_BS: tokens of the new steps.
+      length_B: how many of them are real; the others' keys are never read.
+      position_B: positions of the first ones in the sequences.
+      prompt: keys and values of the prompts.
+      slots_BD: slots of the path; its entries from depth_B on are this
+        simulation's, as many as the step has tokens.
+      depth_B: index of the step's first token in the path.
+
+    Returns:
+      Normalised features at the last token of each step, BD.
+    """
+    # The tokens go through the model in the order of the slot's columns.
+    rows = jnp.arange(step_BS.shape[0])
+    offset_BS = self._turned(depth_B)
+    x_BSD = self._run(
+      model,
+      step_BS[rows[:, None], offset_BS],
+      position_B[:, None] + offset_BS,
+      prompt,
+      slots_BD,
+      depth_B,
+    )
+    return x_BSD[rows, (depth_B + length_B - 1) % self._step_tokens]
+
+  def _run(
+    self, model, token_BS, position_BS, prompt, slots_BD, depth_B
+  ) -> Array:
+    """Runs the model, writes the slot, returns features BSD."""
+    raise NotImplementedError
 
   @property
   def slot(self) -> Array:
@@ -58,11 +128,8 @@ class _Pool:
 class RefPool(_Pool):
   """The pool in mutable arrays; make it inside the jitted search."""
 
-  def __init__(self, model: Transformer, batch: int, num_slots: int):
-    """Allocates the pool for `num_slots` simulations."""
-    super().__init__(model, batch, num_slots)
-    zeros = sharding.split_heads(jnp.zeros(self._shape, self._dtype), 3)
-    self._kv = (jax.new_ref(zeros), jax.new_ref(zeros))
+  def _hold(self, zeros):
+    return jax.new_ref(zeros)
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
     """Wraps a simulation loop so that each simulation knows its slot."""
@@ -76,54 +143,32 @@ class RefPool(_Pool):
 
     return run
 
-  def forward(
-    self,
-    model: Transformer,
-    token_B: Array,
-    position_B: Array,
-    prompt: tuple[Segment, ...],
-    slots_BD: Array,
-    depth_B: Array,
-  ) -> Array:
-    """Runs the model on one new token a tree, below its path.
+  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
+    column_BD = self._columns(slots_BD)
+    # Tokens of the path see what lies before them and themselves.
+    last_BS = depth_B[:, None] + self._turned(depth_B)
+    mask_BSD = jnp.arange(slots_BD.shape[1])[None, None] <= last_BS[..., None]
 
-    Args:
-      model: the search model.
-      token_B: the new tokens.
-      position_B: their positions in the sequences.
-      prompt: keys and values of the prompts.
-      slots_BD: slots of the path; entry depth_B is this simulation's.
-      depth_B: index of the new token in the path.
-
-    Returns:
-      Normalised features, BD.
-    """
-    batch = jnp.arange(token_B.shape[0])[:, None]
-    mask_B1D = self._path_mask(slots_BD, depth_B)
-
-    def memory(layer, k_BK1E, v_BK1E):
-      pool_k, pool_v = self._kv
-      pool_k[layer, self.slot] = k_BK1E[:, :, 0]
-      pool_v[layer, self.slot] = v_BK1E[:, :, 0]
+    def memory(layer, *new):
+      for ref, new_BKSE in zip(self._kv, new, strict=True):
+        ref[layer, self.slot] = _columns_first(new_BKSE)
       # Read by way of `[...]`, which copies nothing: an index into the Ref
       # itself makes devices that share the heads gather the whole pool.
-      k_BKDE = pool_k[...][layer, slots_BD, batch].swapaxes(1, 2)
-      v_BKDE = pool_v[...][layer, slots_BD, batch].swapaxes(1, 2)
-      return k_BKDE, v_BKDE, mask_B1D
+      k_BKDE, v_BKDE = (
+        ref[...][layer, slots_BD, column_BD].swapaxes(1, 2) for ref in self._kv
+      )
+      return k_BKDE, v_BKDE, mask_BSD
 
     return model.trunk(
-      token_B[:, None], position_B[:, None], segments=prompt, memory=memory
-    ).x_RTD[:, 0]
+      token_BS, position_BS, segments=prompt, memory=memory
+    ).x_RTD
 
 
 class CarryPool(_Pool):
   """The same pool as plain arrays in the carry of the simulation loop."""
 
-  def __init__(self, model: Transformer, batch: int, num_slots: int):
-    """Allocates the pool for `num_slots` simulations."""
-    super().__init__(model, batch, num_slots)
-    zeros = sharding.split_heads(jnp.zeros(self._shape, self._dtype), 3)
-    self._kv = (zeros, zeros)
+  def _hold(self, zeros):
+    return zeros
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
     """Wraps a simulation loop so that it carries the pool."""
@@ -140,25 +185,24 @@ class CarryPool(_Pool):
 
     return run
 
-  def forward(
-    self,
-    model: Transformer,
-    token_B: Array,
-    position_B: Array,
-    prompt: tuple[Segment, ...],
-    slots_BD: Array,
-    depth_B: Array,
-  ) -> Array:
-    """Runs the model on one new token a tree; see `RefPool.forward`."""
-    # Entry depth_B is the new token itself, which is not in the pool yet.
+  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
+    # Entries from depth_B on are the step's own, not in the pool yet.
     path = self.path_segment(slots_BD, depth_B)
+    offset_BS = self._turned(depth_B)
     hidden = model.trunk(
-      token_B[:, None],
-      position_B[:, None],
+      token_BS,
+      position_BS,
       segments=[*prompt, path],
+      self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
     self._kv = tuple(
-      a.at[:, self.slot].set(new[:, :, :, 0])
-      for a, new in zip(self._kv, hidden.kv, strict=True)
+      a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
+      for a, new_LBKSE in zip(self._kv, hidden.kv, strict=True)
     )
-    return hidden.x_RTD[:, 0]
+    return hidden.x_RTD
+
+
+def _columns_first(x_BKSE: Array) -> Array:
+  """Keys of a step as a slot holds them, [S*B, K, E]."""
+  B, K, S, E = x_BKSE.shape
+  return jnp.moveaxis(x_BKSE, 2, 0).reshape(S * B, K, E)

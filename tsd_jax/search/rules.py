@@ -50,6 +50,7 @@ def value_or_node_mean(
   Rewards lie in [0, 1] already, so there is nothing to rescale (mctx's min-max
   transform commits to the first branch that differs). A move whose child is a
   finished response teaches nothing when it is visited again: it is penalised.
+  Steps that were merged into another are no moves.
 
   Args:
     tree: unbatched tree.
@@ -64,6 +65,8 @@ def value_or_node_mean(
   child_A = tree.children_index[node_index]
   finished_A = visited_A & tree.embeddings.finished[child_A]
   q_A = jnp.where(visited_A, q_A, tree.node_values[node_index])
+  merged_A = tree.embeddings.prior_A[node_index] <= LOG_ZERO
+  q_A = jnp.where(merged_A, LOG_ZERO, q_A)
   return q_A - revisit_penalty * finished_A
 
 
@@ -140,6 +143,10 @@ class Gumbel:
       max_depth=max_depth,
       loop_fn=loop_fn,
       qtransform=self._qtransform,
+      # Tokens are all distinct, and mctx would shift their logits.
+      invalid_actions=(
+        merged(root.embedding) if root.embedding.step_AS.shape[-1] > 1 else None
+      ),
       max_num_considered_actions=root.prior_logits.shape[-1],
       gumbel_scale=self.gumbel_scale,
     )
@@ -164,14 +171,14 @@ class BestFirst:
 
   The open list holds every untried (node, move). Its key is
     sum over the path of log(p / p_max) + beta * log V(node) + epsilon * depth
-  plus the move's own log(p / p_max): the greedy continuation is free, so
+  plus the move's own log(p / p_max), p its prior: the best one is free, so
   whole responses arise by themselves, each expansion is one new forward and
   nothing repeats. Related: limited discrepancy search (Harvey & Ginsberg, 1995)
   and Levin tree search (arXiv:1811.10928).
 
   Attributes:
     beta: weight of the node's learned value; 0 ignores it.
-    epsilon: bonus a level, so that ties go to the deeper node.
+    epsilon: bonus a token, so that ties go to the deeper node.
     stop_when_solved: end when every tree holds a correct response.
   """
 
@@ -232,8 +239,9 @@ class BestFirst:
       + self.beta * jax.nn.log_sigmoid(node.value_logit)
       + self.epsilon * node.depth
     )
-    log_ratio_BA = node.log_prob_A - node.log_prob_A[..., :1]
+    log_ratio_BA = node.prior_A - node.prior_A[..., :1]
     closed_BA = (node.finished | node.cut_off)[:, None] | endings(node)
+    closed_BA |= merged(node)
     return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
 
   def grow(self, tree: mctx.Tree, expand, n: Array) -> mctx.Tree:
@@ -270,6 +278,8 @@ class BestFirst:
       return jax.lax.dynamic_update_index_in_dim(old, column, n, 1)
 
     # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
+    # A node is named, and written alike, once for each token of its step; the
+    # new node itself, where its step has several tokens, is overwritten below.
     above_BD = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
     D = above_BD.shape[1]
     exists_BD = (jnp.arange(D)[None] < node.depth[:, None]) & exists_B[:, None]
@@ -330,6 +340,11 @@ def endings(nodes) -> Array:
   """Candidates that end a response and were judged with their node, BN A."""
   A = nodes.log_prob_A.shape[-1]
   return jnp.arange(A) == nodes.ending[..., None]
+
+
+def merged(nodes) -> Array:
+  """Candidates that are no moves: equal to another, and merged into it."""
+  return nodes.prior_A <= LOG_ZERO
 
 
 def with_edges(tree: mctx.Tree) -> mctx.Tree:

@@ -1,12 +1,13 @@
 """Wires the language model into mctx: what a node is and how it is expanded.
 
-A state is the tokens so far, a move one of A candidate tokens, the reward that
-of the finished response. A node keeps its own best answer: the response that
-ends at it, or the rollout that was made from it, so nothing paid for is lost.
+A state is the tokens so far, a move one of A steps of at most S tokens
+(`moves.py`; with S = 1 the likeliest tokens), the reward that of the finished
+response. A node keeps its own best answer: the response that ends at it, or the
+rollout that was made from it, so nothing paid for is lost.
 
-Ending a response needs no forward. Where best-first makes no rollouts, the end
-token is therefore no move: a new node is judged as if it ended there, and every
-simulation is a forward that offers new tokens.
+Ending a response needs no forward. Where best-first makes no rollouts, the
+likeliest step that ends is therefore no move: a new node is judged as if it
+ended there, and every simulation is a forward that offers new steps.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import mctx
 
 from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.search import kv_pool, rules
+from tsd_jax.search import kv_pool, moves, rules
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array
 
@@ -34,7 +35,12 @@ class SearchConfig:
   # grow at the same time: more of them need more memory.
   width: int = 16
   trees: int = 256
-  num_candidates: int = 8  # A: the likeliest tokens of a node.
+  num_candidates: int = 8  # A: the likeliest tokens of a node, or draws.
+  # S: a move is a token (1), or a step of at most S tokens that is drawn from
+  # the model and ends where the task says (`Task.step_end_ids`).
+  step_tokens: int = 1
+  # What a drawn step's prior is made of: how often it was drawn, or log pi.
+  step_prior: moves.Prior = "draws"
   # What an unfinished leaf is worth: V_search, a rollout to the end, or the
   # mean of both weighted by `mix`; "none" is for best-first without a value.
   leaf: Literal["none", "value", "rollout", "mix"] = "none"
@@ -51,7 +57,13 @@ class SearchConfig:
 
   def __post_init__(self):
     """Refuses impossible searches."""
-    for field in ("num_simulations", "num_candidates", "width", "trees"):
+    for field in (
+      "num_simulations",
+      "num_candidates",
+      "step_tokens",
+      "width",
+      "trees",
+    ):
       if getattr(self, field) < 1:
         raise ValueError(
           f"search.{field}={getattr(self, field)} must be at least 1"
@@ -96,17 +108,19 @@ class SearchConfig:
 class Node:
   """Embedding of a node; arrays lead with B, or BN inside a tree."""
 
-  candidate_A: Array  # int32, tokens offered.
-  log_prob_A: Array  # float32, log pi(token | path) over the whole vocabulary.
+  step_AS: Array  # int32, steps offered, PAD after their ends.
+  length_A: Array  # int32, tokens of each step.
+  log_prob_A: Array  # float32, log pi(step | path) over the whole vocabulary.
+  prior_A: Array  # float32, logits, best first; LOG_ZERO where no step is left.
   path_tokens: Array  # int32 D, response tokens up to this node, PAD after.
-  path_actions: Array  # int32 D, the moves that led here.
-  path_slots: Array  # int32 D, where the path's keys lie in the pool.
+  path_actions: Array  # int32 D, the move that each token belongs to.
+  path_slots: Array  # int32 D, where each token's keys lie in the pool.
   depth: Array  # int32, number of response tokens.
   path_log_prob: Array  # float32, sum of log pi over the path.
-  discrepancy: Array  # float32, sum of log(p / p_max) over the path.
+  discrepancy: Array  # float32, sum of log(prior / best prior) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
-  # int32, which candidate is the end token where its answer is judged with the
-  # node itself, which has then no such move; A where there is none.
+  # int32, the first candidate that ends the response, where its answer is
+  # judged with the node itself, which has then no such move; A without one.
   ending: Array
   finished: Array  # bool, the path ends with the end token.
   cut_off: Array  # bool, the path is full: no move from here can be answered.
@@ -116,13 +130,20 @@ class Node:
   has_answer: Array  # bool.
   correct: Array  # bool.
 
+  @property
+  def candidate_A(self) -> Array:
+    """First tokens of the steps offered: the tokens offered, where S = 1."""
+    return self.step_AS[..., 0]
+
 
 class SearchResult(NamedTuple):
   """A finished search over B prompts."""
 
   tree: mctx.Tree  # embeddings: Node
   simulations: Array  # int32 scalar, simulations made for every prompt.
-  forwards: Array  # int32 scalar, token forwards below the prompts, all trees.
+  # int32 scalar, token forwards below the prompts, all trees; those of rows and
+  # columns that are masked count as well.
+  forwards: Array
 
 
 def search(
@@ -148,41 +169,58 @@ def search(
   Returns:
     The tree, whose nodes hold every answer found.
   """
-  B, D, A = prompt_BP.shape[0], task.response_length, config.num_candidates
+  B, D = prompt_BP.shape[0], task.response_length
+  A, S = config.num_candidates, config.step_tokens
+  rows = jnp.arange(B)
   tree_key, rollout_key = jax.random.split(key)
   if index_B is None:
     index_B = sharding.prompt_indices(B)
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
-  pool = pool_type(model, B, config.num_simulations)
+  pool = pool_type(model, B, config.num_simulations, S)
   rolls_out = config.leaf in ("rollout", "mix")
-  # Whether the end token is judged with its node; then a move to length D is
-  # of no use, as it cannot end.
+  # Whether an ending is judged with its node; then a move to length D is of no
+  # use, as it cannot end.
   ends_at_once = config.rule == "best_first" and not rolls_out
   room = D - 1 if ends_at_once else D
   loop = rules.StoppableLoop()
 
-  def offer(x_BD):
-    """Candidate tokens of new nodes."""
-    log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
-    # Without the barrier a slice of the result, merged into top_k's own, makes
-    # XLA on CPU sort the whole vocabulary instead. One barrier each: XLA cannot
-    # split a top_k over devices whose pair goes into one.
-    log_prob_BA, candidate_BA = map(
-      jax.lax.optimization_barrier, jax.lax.top_k(log_prob_BV, A)
-    )
-    return candidate_BA, log_prob_BA
+  def offer(node, x_BD, number):
+    """A node with its moves, and the token forwards that they took."""
+    if S == 1:
+      log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
+      offered, forwards = moves.likeliest_tokens(log_prob_BV, A), 0
+    else:
+      step_key = jax.random.split(rollout_key)[1]
+      offered, forwards = moves.drawn_steps(
+        model,
+        task,
+        decode.Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
+        pool.path_segment(node.path_slots, node.depth),
+        decode.row_keys(jax.random.fold_in(step_key, number), index_B, A),
+        jnp.where(node.finished, 0, D - node.depth),
+        count=A,
+        step_tokens=S,
+        prior=config.step_prior,
+      )
+    return node.replace(**offered._asdict()), forwards
 
   def end(node):
-    """A node with its ending, and the answer that this makes."""
-    ends_BA = (node.candidate_A == task.eos_id) & ends_at_once
+    """A node with its ending, and the answer that it holds."""
+    ends_BA = jnp.any(node.step_AS == task.eos_id, axis=-1) & ends_at_once
     has_B = jnp.any(ends_BA, axis=1)
-    node = node.replace(ending=jnp.where(has_B, jnp.argmax(ends_BA, axis=1), A))
-    last_BD = (jnp.arange(D)[None] == node.depth[:, None]) & has_B[:, None]
-    log_prob_B = jnp.sum(jnp.where(ends_BA, node.log_prob_A, 0.0), axis=1)
+    first_B = jnp.argmax(ends_BA, axis=1)
+    tokens_BD, _ = moves.extend(
+      node.path_tokens,
+      node.depth,
+      node.step_AS[rows, first_B],
+      jnp.where(has_B, node.length_A[rows, first_B], 0),
+    )
+    log_prob_B = jnp.where(has_B, node.log_prob_A[rows, first_B], 0.0)
+    node = node.replace(ending=jnp.where(has_B, first_B, A))
     return node, (
-      jnp.where(last_BD, task.eos_id, node.path_tokens),
+      tokens_BD,
       node.path_log_prob + log_prob_B,
-      has_B,
+      has_B | node.finished,
     )
 
   def judge(node, answer):
@@ -202,7 +240,7 @@ def search(
     output = mctx.RecurrentFnOutput(
       reward=jnp.where(done_B, reward_B, 0.0),
       discount=jnp.where(done_B, 0.0, 1.0),
-      prior_logits=node.log_prob_A,
+      prior_logits=node.prior_A,
       value=jnp.where(done_B, 0.0, leaf_B),
     )
     return output, node.replace(
@@ -215,41 +253,45 @@ def search(
 
   def recurrent_fn(params, rng_key, action_B, parent):
     del params, rng_key  # Randomness comes from per-prompt keys below.
-    rows = jnp.arange(B)
-    token_B = parent.candidate_A[rows, action_B]
-    log_prob_B = parent.log_prob_A[rows, action_B]
-    at_BD = jnp.arange(D)[None] == parent.depth[:, None]
+    step_BS, length_B, log_prob_B, prior_B = (
+      a[rows, action_B]
+      for a in (
+        parent.step_AS, parent.length_A, parent.log_prob_A, parent.prior_A,
+      )
+    )  # fmt: skip
     # A revisit of a finished node runs the model on it again, for nothing.
     over_B = parent.finished | parent.cut_off
-    path_tokens = jnp.where(
-      at_BD & ~over_B[:, None], token_B[:, None], parent.path_tokens
+    path_tokens, at_BD = moves.extend(
+      parent.path_tokens, parent.depth, step_BS, length_B
     )
+    path_tokens = jnp.where(over_B[:, None], parent.path_tokens, path_tokens)
     path_slots = jnp.where(at_BD, pool.slot, parent.path_slots)
     x_BD = pool.forward(
       model,
-      token_B,
+      step_BS,
+      length_B,
       prefix.length_B + parent.depth,
       prefix.segments,
       path_slots,
       parent.depth,
     )
-    candidate_BA, prior_BA = offer(x_BD)
     _, value_logit_B = model.values(x_BD)
-    depth_B = jnp.minimum(parent.depth + 1, D)
-    finished_B = parent.finished | (~over_B & (token_B == task.eos_id))
+    depth_B = jnp.minimum(parent.depth + length_B, D)
+    ends_B = jnp.any(step_BS == task.eos_id, axis=-1)
+    finished_B = parent.finished | (~over_B & ends_B)
     node = parent.replace(
-      candidate_A=candidate_BA,
-      log_prob_A=prior_BA,
       path_tokens=path_tokens,
       path_actions=jnp.where(at_BD, action_B[:, None], parent.path_actions),
       path_slots=path_slots,
       depth=depth_B,
       path_log_prob=parent.path_log_prob + log_prob_B,
-      discrepancy=parent.discrepancy + log_prob_B - parent.log_prob_A[:, 0],
+      discrepancy=parent.discrepancy + prior_B - parent.prior_A[:, 0],
       value_logit=value_logit_B,
       finished=finished_B,
       cut_off=~finished_B & (depth_B >= room),
     )
+    node, forwards = offer(node, x_BD, pool.slot + 1)
+    loop.count += forwards
     if ends_at_once:
       return judge(*end(node))
     answer = (path_tokens, node.path_log_prob, finished_B & ~over_B)
@@ -282,13 +324,14 @@ def search(
     log_prob_B = node.path_log_prob + jnp.sum(sampled.log_prob_RT, axis=1)
     return tokens_BD, log_prob_B, ended_B
 
-  candidate_BA, prior_BA = offer(prefix.x_BD)
   _, value_logit_B = model.values(prefix.x_BD)
   zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
   none_BD = jnp.zeros((B, D), jnp.int32)
   root_node = Node(
-    candidate_A=candidate_BA,
-    log_prob_A=prior_BA,
+    step_AS=jnp.zeros((B, A, S), jnp.int32),
+    length_A=jnp.zeros((B, A), jnp.int32),
+    log_prob_A=jnp.zeros((B, A)),
+    prior_A=jnp.zeros((B, A)),
     path_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
     path_actions=none_BD,
     path_slots=none_BD,
@@ -305,10 +348,11 @@ def search(
     has_answer=no_B,
     correct=no_B,
   )
+  root_node, root_forwards = offer(root_node, prefix.x_BD, 0)
   _, root_node = judge(*end(root_node))
   root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
   root = mctx.RootFnOutput(
-    prior_logits=prior_BA, value=root_value_B, embedding=root_node
+    prior_logits=root_node.prior_A, value=root_value_B, embedding=root_node
   )
   tree = config.make_rule().run(
     sharding.part_key(tree_key),
@@ -322,5 +366,5 @@ def search(
   return SearchResult(
     tree=jax.lax.stop_gradient(tree),
     simulations=loop.steps,
-    forwards=loop.steps * B + loop.count,
+    forwards=loop.steps * B * S + loop.count + root_forwards,
   )

@@ -24,8 +24,9 @@ def tree_text(
       every line's parent is there.
 
   Returns:
-    Lines such as `├─ 12  p .41  n 7` with the token, its probability given the
-    path, the visits, and what the node's answer is rewarded, if it has one.
+    Lines such as `├─ 12  p .41  n 7` with the step's tokens, their probability
+    given the path, the visits, and what the node's answer is rewarded, if it
+    has one.
   """
   tree = jax.device_get(jax.tree.map(lambda a: a[row], tree))
   nodes = tree.embeddings
@@ -41,9 +42,10 @@ def tree_text(
   lines = [f"root  n {int(tree.node_visits[0])}  {expanded} nodes"]
 
   def describe(parent: int, action: int, child: int) -> str:
-    token = decode([int(nodes.candidate_A[parent, action])])
+    length = nodes.length_A[parent, action]
+    step = decode(nodes.step_AS[parent, action, :length].tolist())
     text = (
-      f"{token}  p {np.exp(nodes.log_prob_A[parent, action]):.2f}"
+      f"{step}  p {np.exp(nodes.log_prob_A[parent, action]):.2f}"
       f"  n {int(tree.node_visits[child])}"
     )
     if nodes.has_answer[child]:

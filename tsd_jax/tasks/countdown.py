@@ -106,6 +106,7 @@ class Countdown:
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
   prompt_pad_id, prompt_head = None, 0
+  step_end_ids = ()  # Every operation has STEP_LENGTH tokens.
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property

@@ -197,6 +197,7 @@ class Maze:
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
   prompt_pad_id, prompt_head = None, 0
+  step_end_ids = ()
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property

@@ -80,6 +80,10 @@ class Task(Protocol):
   def pad_id(self) -> int:
     """The token that follows the end of a response."""
 
+  @property
+  def step_end_ids(self) -> tuple[int, ...]:
+    """Tokens that end a step of a search (`SearchConfig.step_tokens`)."""
+
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades responses in pure JAX; may be called under jit and vmap.
 

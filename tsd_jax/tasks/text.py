@@ -43,6 +43,8 @@ class TextConfig(TaskConfig):
   prompt_length: int = 256  # P; shorter prompts are padded.
   response_length: int = 128  # T, the end token included.
   reply: str = ""  # How every reply begins; part of the prompt.
+  # Characters: a search by steps ends one after a token that ends with one.
+  step_ends: str = "\n"
   correct_at: float = 1.0  # The reward from which on an answer is right.
   grading: PoolConfig = PoolConfig()  # The workers that call it.
 
@@ -209,6 +211,13 @@ class Text:
   def pad_id(self) -> int:
     """Fills responses: never the end token, which the tokenizer's may be."""
     return text_lines.response_pad(self.tokenizer)
+
+  @property
+  def step_end_ids(self) -> tuple[int, ...]:
+    """Tokens whose text ends with one of the config's characters."""
+    return text_lines.tokens_ending(
+      self.config.tokenizer, self.config.step_ends
+    )
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades finished responses with the reward function, on the host.

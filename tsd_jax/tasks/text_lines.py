@@ -46,6 +46,16 @@ load_tokenizer = functools.lru_cache(maxsize=4)(text_tokenizer.load)
 
 
 @functools.lru_cache(maxsize=4)
+def tokens_ending(tokenizer: str, characters: str) -> tuple[int, ...]:
+  """Ids of a tokenizer whose text ends with one of some characters."""
+  model_tokenizer = load_tokenizer(tokenizer)
+  ids = range(model_tokenizer.vocab_size)
+  return tuple(
+    i for i in ids if model_tokenizer.decode([i]).endswith(tuple(characters))
+  )
+
+
+@functools.lru_cache(maxsize=4)
 def read(
   file: str, tokenizer: str, reply: str, prompt_length: int, length: int
 ) -> tuple[Line, ...]:

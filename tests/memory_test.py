@@ -1,0 +1,148 @@
+"""What a search takes against XLA's own figure, and what is refused."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests import small_experiment
+from tsd_jax import config as config_lib
+from tsd_jax import decode, learner, memory, train
+from tsd_jax.config import UserError
+from tsd_jax.models import transformer
+from tsd_jax.search import tree as tree_lib
+
+MODEL = transformer.ModelConfig(
+  vocab_size=208, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2,
+  head_dim=64, d_mlp=128,
+)  # fmt: skip
+TREES = 32
+
+
+def configure(**search):
+  """A run with prompts for two blocks of trees."""
+  config = dataclasses.replace(small_experiment.get_config(), model=MODEL)
+  sizes = {"rollout.prompts": TREES, "search.width": 2, "search.trees": TREES}
+  sizes |= {f"search.{name}": value for name, value in search.items()}
+  return config_lib.override(config, {k: str(v) for k, v in sizes.items()})
+
+
+def inputs(config, rows):
+  graphdef, params = nnx.split(
+    nnx.eval_shape(
+      lambda: transformer.Transformer(config.model, nnx.Rngs(params=0))
+    ),
+    nnx.Param,
+  )
+  task = config.make_task()
+  prompt = jax.ShapeDtypeStruct((rows, task.prompt_length), jnp.int32)
+  return graphdef, task, (params, prompt, jax.eval_shape(jax.random.key, 0))
+
+
+@pytest.mark.parametrize(
+  "search",
+  [
+    dict(num_simulations=32, step_tokens=4, num_candidates=4),
+    *(
+      pytest.param(search, marks=pytest.mark.slow)
+      for search in (
+        dict(num_simulations=32),
+        dict(num_simulations=64, step_tokens=4, num_candidates=4),
+        dict(num_simulations=32, step_tokens=8, num_candidates=4),
+        dict(num_simulations=64, rule="puct", leaf="rollout"),
+        dict(num_simulations=32, rule="gumbel", leaf="value"),
+      )
+    ),
+  ],
+  ids=lambda search: "-".join(map(str, search.values())),
+)
+def test_the_estimate_is_within_a_tenth_of_the_compiler(search):
+  config = configure(**search)
+  graphdef, task, shapes = inputs(config, 2 * TREES)
+  phase = functools.partial(learner.search_phase, graphdef)
+  compiled = jax.jit(
+    lambda params, prompt_SP, key: phase(
+      params, task, prompt_SP, key, config.learner_config()
+    )
+  )
+  said = compiled.lower(*shapes).compile().memory_analysis()
+  expected = memory.estimate_memory(MODEL, task, config.search)
+  assert expected.total == pytest.approx(said.temp_size_in_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("step_tokens", [1, 4])
+def test_the_bytes_of_a_tree_are_those_of_its_arrays(step_tokens):
+  config = configure(step_tokens=step_tokens)
+  graphdef, task, shapes = inputs(config, TREES)
+
+  def grow(params, prompt_BP, key):
+    model = nnx.merge(graphdef, params)
+    prefix = decode.prefill(model, prompt_BP)
+    return tree_lib.search(
+      model, task, prompt_BP, prefix, key, config.search
+    ).tree
+
+  tree = jax.eval_shape(grow, *shapes)
+  tree = tree.replace(root_invalid_actions=None)
+  total = sum(
+    int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+  )
+  assert memory.estimate_memory(MODEL, task, config.search).tree == total
+
+
+def test_keys_grow_with_nodes_and_their_tokens_alone():
+  task = small_experiment.get_config().make_task()
+
+  def pool(**search):
+    return memory.estimate_memory(MODEL, task, configure(**search).search).pool
+
+  # Keys and values of 2 heads of 64 float32 in 4 layers, for each tree.
+  position = TREES * 2 * 4 * 2 * 64 * 4
+  assert pool(num_simulations=10) == 10 * position
+  assert pool(num_simulations=20, step_tokens=3) == 60 * position
+
+
+def check(config, **there):
+  return memory.check(
+    config.model, config.make_task(), config.learner_config(), config.mesh,
+    **there,
+  )  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused_with_what_does():
+  config = configure(num_simulations=64, num_candidates=4, step_tokens=4)
+  line = check(config)
+  assert line.startswith("search: ") and "32 trees of 64 nodes" in line
+  there = 30 * 2**20
+  with pytest.raises(UserError, match="not enough: use search.num_sim") as info:
+    check(config, there=there)
+  for field, value in re.findall(r"search\.(\w+)=(\d+)", str(info.value)):
+    smaller = configure(
+      **{"num_simulations": 64, "num_candidates": 4, "step_tokens": 4}
+      | {field: int(value)}
+    )
+    assert check(smaller, there=there)
+    more = {"num_simulations": int(value) + 1, "trees": 2 * int(value)}
+    larger = dataclasses.replace(smaller.search, **{field: more[field]})
+    with pytest.raises(UserError):
+      check(dataclasses.replace(smaller, search=larger), there=there)
+  with pytest.raises(UserError, match="not even one tree fits"):
+    check(config, there=2**20)
+
+
+def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: 2**20)
+  with pytest.raises(UserError, match=r"there are 1\.0 MiB, which is not"):
+    train.train(configure(), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_search_has_none_to_check():
+  assert not check(config_lib.override(configure(), {"algorithm": "grpo"}))

@@ -1,0 +1,167 @@
+"""What a search needs of a device's memory, known before it is compiled."""
+
+import dataclasses
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tsd_jax.config import UserError
+from tsd_jax.methods import LearnerConfig
+from tsd_jax.models import transformer
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.sharding import MeshConfig
+from tsd_jax.tasks.task import Task
+
+_NUMBER = 4  # Bytes of an int32 and of a float32.
+# What a run holds of its parameters, in float32: those that are trained, two
+# moments, the search model, the reference.
+_COPIES = 5
+
+
+class Memory(NamedTuple):
+  """Bytes of one device while it searches some trees."""
+
+  pool: int  # Keys and values of the nodes.
+  prompts: int  # Keys and values of the prompts.
+  tree: int  # The nodes and their edges.
+  work: int  # What a simulation makes and forgets.
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return sum(self)
+
+
+def estimate_memory(
+  model: transformer.ModelConfig,
+  task: Task,
+  config: SearchConfig,
+  *,
+  tensor: int = 1,
+) -> Memory:
+  """Bytes that `config.trees` trees take beside the parameters.
+
+    pool     B N S of the keys and values of a position, 2 L K E numbers
+    prompts  H + B (P - H) of them, H of which all prompts share
+    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers
+    work     the largest of what is made at a time: see the code, fitted to what
+             XLA keeps on CPU
+
+  Args:
+    model: shape of the model.
+    task: gives the lengths.
+    config: the search.
+    tensor: devices that share the heads and the vocabulary.
+  """
+  c, B, N = model, config.trees, config.num_simulations
+  A, S = config.num_candidates, config.step_tokens
+  T, P, H = task.response_length, task.prompt_length, task.prompt_head
+  shared = tensor if c.num_kv_heads % tensor == 0 else 1
+  itemsize = jnp.dtype(c.compute_dtype).itemsize
+  keys = c.num_kv_heads * c.head_dim // shared
+  position = 2 * c.num_layers * keys * itemsize
+  path = B * T * position
+  logits = _NUMBER * c.vocab_size // tensor
+  # Queries and their answers, keys and values, the MLP's halves, features.
+  heads = c.num_heads * c.head_dim // tensor
+  row = 2 * (heads + keys + c.d_mlp // tensor + c.d_model) * itemsize
+
+  def sampled(rows, length):
+    """Gathered paths, transposed once; the rows' own keys, a layer at a time.
+
+    Of logits there are three: their logarithms, and the sums that a draw reads.
+    """
+    own = length * (position + position // c.num_layers)
+    return 2 * path + rows * (own + 3 * logits + row)
+
+  # A layer's paths, transposed once.
+  parts = [2 * path // c.num_layers + B * logits]
+  if S > 1:
+    parts.append(sampled(B * A, S))
+  if config.leaf in ("rollout", "mix"):
+    parts.append(sampled(B, T))
+  return Memory(
+    pool=B * N * S * position,
+    prompts=(H + B * (P - H)) * position,
+    tree=_NUMBER * B * (N + 1) * (A * (S + 9) + 4 * T + 13),
+    work=max(parts),
+  )
+
+
+def check(
+  model: transformer.ModelConfig,
+  task: Task,
+  config: LearnerConfig,
+  mesh: MeshConfig,
+  there: int | None = None,
+) -> str:
+  """Says what a run's search needs of a device.
+
+  Args:
+    model: shape of the model.
+    task: gives the lengths.
+    config: the run.
+    mesh: what it is split over.
+    there: bytes of a device; `device_bytes` by default.
+
+  Returns:
+    A line of text; an empty one for a run without a search.
+
+  Raises:
+    UserError: it does not fit; names the most simulations and trees that do.
+  """
+  if not config.searches:
+    return ""
+  there = device_bytes(mesh) if there is None else there
+  own = config.prompts // mesh.batch_size
+  search = dataclasses.replace(
+    config.search, trees=min(config.search.trees, own)
+  )
+  count = transformer.count_parameters(model)
+  held = count * _COPIES * _NUMBER // (mesh.fsdp * mesh.tensor)
+  # The copy that search and rollouts read.
+  held += count * jnp.dtype(model.compute_dtype).itemsize // mesh.tensor
+
+  def need(**changes):
+    smaller = dataclasses.replace(search, **changes)
+    return estimate_memory(model, task, smaller, tensor=mesh.tensor)
+
+  def most(field, values):
+    fitting = (v for v in values if held + need(**{field: v}).total <= there)
+    return max(fitting, default=0)
+
+  now = need()
+  line = (
+    f"search: {_size(now.total)} a device for {search.trees} trees of "
+    f"{search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
+    f"beside {_size(held)} of parameters; there are {_size(there)}"
+  )
+  if held + now.total <= there:
+    return line
+  nodes = most("num_simulations", range(1, search.num_simulations))
+  trees = most("trees", (b for b in range(1, own + 1) if own % b == 0))
+  ways = [
+    f"search.{field}={value}"
+    for field, value in (("num_simulations", nodes), ("trees", trees))
+    if value
+  ]
+  remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
+  raise UserError(f"{line}, which is not enough: {remedy}")
+
+
+def device_bytes(mesh: MeshConfig) -> int:
+  """Memory of a device, or its share of the host's where it has none."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return host // min(mesh.size, jax.local_device_count())
+
+
+def _size(count: int) -> str:
+  """Bytes in MiB or GiB."""
+  if count < 2**30:
+    return f"{count / 2**20:,.1f} MiB"
+  return f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,137 @@
+"""Moves: the steps that a node offers, and how a path grows by one.
+
+A step has at most S tokens (`SearchConfig.step_tokens`). With S = 1 a node
+offers its likeliest tokens. Longer steps are drawn from the model when the node
+is made: a draw ends at one of the task's delimiters, at the end token, or after
+S tokens, and equal draws are one move that counts how often it was drawn, as in
+Sampled MuZero (https://arxiv.org/abs/2104.06303).
+
+Where a step ends depends on its own tokens and on the room that is left alone:
+a response is cut into steps in one way, and two paths never spell the same one.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tsd_jax import decode
+from tsd_jax.models.transformer import Segment, Transformer
+from tsd_jax.tasks.task import Task
+from tsd_jax.types import LOG_ZERO, Array
+
+# What the prior of a drawn step is made of; see `SearchConfig.step_prior`.
+Prior = Literal["draws", "log_prob"]
+
+
+class Moves(NamedTuple):
+  """A moves of each of B nodes, by descending prior; fields of `tree.Node`."""
+
+  step_AS: Array  # int32 BAS, PAD after a step's end.
+  length_A: Array  # int32 BA, tokens of each step.
+  log_prob_A: Array  # float32 BA, log pi(step | path).
+  prior_A: Array  # float32 BA, logits; LOG_ZERO where no move is left.
+
+
+def likeliest_tokens(log_prob_BV: Array, count: int) -> Moves:
+  """The likeliest next tokens as steps of one token; log pi is their prior."""
+  # Without the barrier a slice of the result, merged into top_k's own, makes
+  # XLA on CPU sort the whole vocabulary instead. One barrier each: XLA cannot
+  # split a top_k over devices whose pair goes into one.
+  log_prob_BA, token_BA = map(
+    jax.lax.optimization_barrier, jax.lax.top_k(log_prob_BV, count)
+  )
+  length_BA = jnp.ones_like(token_BA)
+  return Moves(token_BA[..., None], length_BA, log_prob_BA, log_prob_BA)
+
+
+def drawn_steps(
+  model: Transformer,
+  task: Task,
+  prefix: decode.Prefix,
+  path: Segment,
+  key_R: Array,
+  room_B: Array,
+  *,
+  count: int,
+  step_tokens: int,
+  prior: Prior,
+) -> tuple[Moves, Array]:
+  """Draws steps from the model; equal ones become one move.
+
+  Args:
+    model: the search model.
+    task: says which tokens end a step.
+    prefix: keys of the prompts, with lengths and features at the nodes.
+    path: keys of the paths to the nodes.
+    key_R: a random key a draw, consumed; `count` in a row belong to a node.
+    room_B: tokens that fit below each node; where it is 0, the one move of the
+      node is an empty step.
+    count: A, draws a node.
+    step_tokens: S.
+    prior: what the moves' priors are.
+
+  Returns:
+    The moves, and the token forwards that they took.
+  """
+  B = room_B.shape[0]
+  drawn = decode.sample(
+    model,
+    decode.repeat_rows(prefix, count),
+    key_R,
+    length=step_tokens,
+    eos_id=task.eos_id,
+    pad_id=task.pad_id,
+    more_segments=(decode.repeat_segment(path, count),),
+    room_R=jnp.repeat(room_B, count),
+    stop_ids=task.step_end_ids,
+  )
+  moves = merged(
+    drawn.tokens_RT.reshape(B, count, step_tokens),
+    jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32).reshape(B, count),
+    jnp.sum(drawn.log_prob_RT, axis=1).reshape(B, count),
+    prior,
+  )
+  return moves, drawn.forwards
+
+
+def merged(
+  step_BAS: Array, length_BA: Array, log_prob_BA: Array, prior: Prior
+) -> Moves:
+  """Merges equal draws and sorts by prior, then by log-probability.
+
+  Args:
+    step_BAS: the draws, PAD after their end.
+    length_BA: their tokens, for PAD may have been drawn as well.
+    log_prob_BA: log pi of each.
+    prior: "draws" is log(times drawn / A), for the draws come from pi already;
+      "log_prob" is log pi once more.
+  """
+  A = length_BA.shape[1]
+  same_BAA = jnp.all(step_BAS[:, :, None] == step_BAS[:, None], axis=-1)
+  same_BAA &= length_BA[:, :, None] == length_BA[:, None]
+  first_BA = ~jnp.any(jnp.tril(same_BAA, k=-1), axis=2)
+  prior_BA = log_prob_BA
+  if prior == "draws":
+    prior_BA = jnp.log(jnp.sum(same_BAA, axis=2) / A)
+  prior_BA = jnp.where(first_BA, prior_BA, LOG_ZERO)
+  order_BA = jnp.lexsort((-log_prob_BA, -prior_BA), axis=-1)
+  at = (jnp.arange(step_BAS.shape[0])[:, None], order_BA)
+  return Moves(step_BAS[at], length_BA[at], log_prob_BA[at], prior_BA[at])
+
+
+def extend(
+  path_BD: Array, depth_B: Array, step_BS: Array, length_B: Array
+) -> tuple[Array, Array]:
+  """Paths with a step at their end.
+
+  Returns:
+    The tokens of the longer paths, and a mask of the step's positions.
+  """
+  B, D = path_BD.shape
+  # Position in the step of each position of the path.
+  offset_BD = jnp.arange(D)[None] - depth_B[:, None]
+  at_BD = (offset_BD >= 0) & (offset_BD < length_B[:, None])
+  source_BD = jnp.clip(offset_BD, 0, step_BS.shape[1] - 1)
+  token_BD = step_BS[jnp.arange(B)[:, None], source_BD]
+  return jnp.where(at_BD, token_BD, path_BD), at_BD
