@@ -25,5 +25,5 @@ def get_config() -> Experiment:
     model=presets.TINY,
     init="experiments/warm_start_3.safetensors",
     search=SearchConfig(num_simulations=16),
-    optimizer=OptimizerConfig(learning_rate=8e-4, decay=True),
+    optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
   )

@@ -7,15 +7,15 @@ a user would write for any verifier: text in, a number out.
 
 import ast
 import fractions
+import hashlib
 import json
 import operator
-import os
 import pathlib
 import random
 import re
 from collections.abc import Iterator
 
-from tsd_jax import data
+from tsd_jax import data, workdir
 from tsd_jax.tasks import countdown_problems
 
 SYSTEM = "Use every number once with + - * /."
@@ -47,14 +47,13 @@ def problems_file(numbers: int, max_number: int) -> pathlib.Path:
   Returns:
     The file, for `TextConfig.file`.
   """
-  folder = data.default_data_dir()
-  file = folder / f"countdown_words_{numbers}_{max_number}.jsonl"
   text = "".join(json.dumps(line) + "\n" for line in lines(numbers, max_number))
-  if not file.is_file() or file.read_text(encoding="utf-8") != text:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  name = f"countdown_words_{numbers}_{max_number}_{digest}.jsonl"
+  file = data.default_data_dir() / name
+  if not file.is_file():
+    file.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_whole(file, text)
   return file
 
 

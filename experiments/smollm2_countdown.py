@@ -45,6 +45,8 @@ def get_config() -> Experiment:
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=24, width=4, trees=32),
     loss=LossConfig(lessons=16),
-    optimizer=OptimizerConfig(learning_rate=1e-5, decay=True, minibatches=2),
+    optimizer=OptimizerConfig(
+      learning_rate=1e-5, linear_decay=True, minibatches=2
+    ),
     eval=EvalConfig(every=10),
   )

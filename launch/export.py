@@ -31,7 +31,7 @@ def main(overrides):
     run.config.model,
     run.params,
     task.tokenizer,
-    max_length=runs.positions(run.config),
+    max_length=runs.max_positions(run.config),
     dtype=_DTYPE.value,
     value_trained=trains_value and run.step > 0,
   )

@@ -60,3 +60,39 @@ def test_files_fit_in_a_head():
     if (n := len(f.read_text().splitlines())) > 400
   }
   assert not long
+
+
+def test_what_commands_import_of_experiments_defines_no_flags():
+  """A config and a reward are read beside the flags of any command."""
+  files = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+    for file in (ROOT / "experiments").rglob("*.py")
+  }
+
+  def functions(tree):
+    return {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+
+  trees = {name: ast.parse(file.read_text()) for name, file in files.items()}
+  read = {
+    n for n, t in trees.items() if functions(t) & {"get_config", "reward"}
+  }
+  assert "experiments.countdown" in read and len(read) > 10
+  todo = list(read)
+  while todo:
+    for node in ast.walk(trees[todo.pop()]):
+      if isinstance(node, ast.ImportFrom) and node.module in files:
+        found = {f"{node.module}.{a.name}" for a in node.names} & files.keys()
+      elif isinstance(node, ast.ImportFrom) and node.module == "experiments":
+        found = {f"experiments.{a.name}" for a in node.names} & files.keys()
+      else:
+        continue
+      found |= {node.module} & files.keys()
+      todo += found - read
+      read |= found
+  defining = {
+    name
+    for name in read
+    for node in trees[name].body
+    if isinstance(node, ast.Assign) and "flags.DEFINE" in ast.unparse(node)
+  }
+  assert not defining

@@ -370,13 +370,15 @@ def test_the_learning_rate_falls_linearly_to_nothing():
     return run(config, prompts(1), state=state)[0].params
 
   for iteration, rate in enumerate([4e-3, 3e-3, 2e-3, 1e-3]):
-    decayed = after(iteration, learning_rate=4e-3, decay=True)
+    decayed = after(iteration, learning_rate=4e-3, linear_decay=True)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
       decayed,
       after(iteration, learning_rate=rate),
     )
-  assert_equal(after(4, learning_rate=4e-3, decay=True), start()[1])
+  for iteration in (4, 5):
+    stays = after(iteration, learning_rate=4e-3, linear_decay=True)
+    assert_equal(stays, start()[1])
 
 
 def test_programs_are_shared_between_values_of_hyper():
@@ -389,7 +391,7 @@ def test_programs_are_shared_between_values_of_hyper():
   lighter = LossConfig(lessons=C, champion_weight=0.1, clip_high=0.3)
   first = program("tsd")
   assert program("tsd", optimizer=faster) is first
-  falling = dataclasses.replace(faster, decay=True)
+  falling = dataclasses.replace(faster, linear_decay=True)
   decaying = program("tsd", optimizer=falling)
   assert decaying is program("tsd", optimizer=falling, iterations=9)
   assert decaying is not first

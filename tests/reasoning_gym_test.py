@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -37,23 +38,28 @@ def test_right_answers_are_right_and_others_as_their_verifier_says(
     right = entry["answer"]
     assert gym.reward("", right, line) == 1.0
     assert gym.reward("", f"So <answer> {right} </answer>.", line) == 1.0
-    for wrong in ("7", "1 + 1", "7, 8") if name != "n_queens" else ():
-      assert gym.reward("", wrong, line) == theirs(wrong, entry)
+    for wrong in ("7", "1 + 1", "7, 8"):
+      hidden = not re.fullmatch(gym.HARMLESS.get(name, ".*"), wrong)
+      expected = 0.0 if hidden else theirs(wrong, entry)
+      assert gym.reward("", wrong, line) == expected
     assert line["messages"][1]["content"] == entry["question"]
 
 
 def test_nothing_that_a_model_writes_is_run(tmp_path):
-  (line,) = problems("countdown", 1)
-  (board,) = problems("n_queens", 1)
+  names = ("countdown", "n_queens", "puzzle24", "spiral_matrix",
+           "binary_matrix", "coin_flip", "string_insertion")  # fmt: skip
+  examples = [problems(name, 1)[0] for name in names]
   mark = tmp_path / "mark"
   started = time.monotonic()
   write = f"open({str(mark)!r}, 'w')"
   for text in (
     write, f"[{write}]", f"({write}).close()", "9**9**9", "9 ** 9 ** 9",
     "9*\n*9", "99999999999*9", "1" * 5000, "print(1)", "x", "9999999!",
+    "[1]*99999999", "[[1]*99999]*9999", "[1]*99999*99", "1e99999999",
+    "(1,)*99999999",
   ):  # fmt: skip
-    for example in (line, board):
-      assert gym.reward("", text, example) in (0.0, 0.01)
+    for example in examples:
+      assert gym.reward("", text, example) <= 0.01
   assert not mark.exists() and time.monotonic() - started < 5
 
 
@@ -65,6 +71,7 @@ def test_nothing_that_a_model_writes_is_run(tmp_path):
     ("chain_sum", {"min_terms": 9, "max_terms": 2}, "max_terms"),
     ("simple_integration", {}, "runs the answer as code"),
     ("graph_color", {}, "gives its own answer 0"),
+    ("composite", {}, "composite"),
   ],
 )
 def test_what_cannot_be_graded_is_refused(name, options, words):

@@ -175,12 +175,18 @@ def load_problems(
     # Only now the reader, which may not survive a broken file.
     builder = ProblemBuilder(config=config, data_dir=root)
     source = builder.as_data_source(split=split)
-    return _read_prompts(source)
+    prompt_NP = _read_prompts(source)
   except Exception as error:
     raise UserError(
       f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
       "delete that folder, and it is built anew at the next use"
     ) from error
+  head = config.make().prompt_head
+  if np.any(prompt_NP[:, :head] != prompt_NP[:1, :head]):
+    raise ValueError(
+      f"prompt_head={head} of {config.make().name}, but prompts differ before"
+    )
+  return prompt_NP
 
 
 def _build(

@@ -110,9 +110,9 @@ def prefill(
   )
 
 
-def prefill_tokens(prompts: int, length: int, head: int) -> int:
-  """Token forwards of one `prefill`: the common head counts once."""
-  return head + prompts * (length - head)
+def prefill_tokens(prompts: int, length: int, head: int, calls: int = 1) -> int:
+  """Token forwards of some `prefill`s: each runs the common head once."""
+  return calls * head + prompts * (length - head)
 
 
 def repeat_rows(prefix: Prefix, group: int) -> Prefix:

@@ -62,6 +62,11 @@ def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
     row = ours.prompt_tokens(task, 1, 0) + task.response_length - 1
     prompts = left // row
     prompts -= prompts % experiment.optimizer.minibatches
+    if not prompts:
+      raise ValueError(
+        f"{method}: the update's {left} tokens are not a prompt for each of "
+        f"optimizer.minibatches={calls}"
+      )
     spent = ours.prompts * experiment.search.num_simulations
     samples = round(spent / (prompts * (task.response_length - 1)))
     return own | {
@@ -154,7 +159,7 @@ def iteration_tokens(run: train.Experiment) -> int:
   T, r, S = task.response_length - 1, learner.rollout, learner.prompts
   total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
   if learner.searches:
-    total += learner.prompt_tokens(task, S, learner.blocks)
+    total += learner.prompt_tokens(task, S, learner.search_calls)
     total += S * learner.search.num_simulations
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update

@@ -228,7 +228,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       jax.random.split(key, 5)
     )
     if config.decay_over:
-      left = 1.0 - state.iteration / hyper["decay_over"]
+      left = jnp.maximum(1.0 - state.iteration / hyper["decay_over"], 0.0)
       hyper = hyper | {"learning_rate": left * hyper["learning_rate"]}
     metrics, search_forwards = {}, jnp.int32(0)
     prefill = config.prompt_tokens(task, B)
@@ -245,7 +245,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       found, search_forwards, metrics = sharding.per_part(searching, mesh)(
         serving(search_params), prompt_SP, search_key
       )
-      prefill += config.prompt_tokens(task, S, config.blocks)
+      prefill += config.prompt_tokens(task, S, config.search_calls)
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)

@@ -8,6 +8,7 @@ number of backward tokens for all; the ledger counts what they spend beyond it.
 import dataclasses
 from typing import Literal, get_args
 
+from tsd_jax import decode
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Task
@@ -89,7 +90,7 @@ class OptimizerConfig:
   """Adam over minibatches of whole prompts."""
 
   learning_rate: float = 3e-4
-  decay: bool = False  # It falls linearly, to 0 after the last iteration.
+  linear_decay: bool = False  # Of it, to 0 after the last iteration.
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
@@ -196,11 +197,12 @@ class LearnerConfig:
 
     What all prompts begin with counts once a call, on however many devices.
     """
-    own = task.prompt_length - self.prompt_head
-    return calls * self.prompt_head + prompts * own
+    return decode.prefill_tokens(
+      prompts, task.prompt_length, self.prompt_head, calls
+    )
 
   @property
-  def blocks(self) -> int:
+  def search_calls(self) -> int:
     """Calls in which the searched prompts are run."""
     return -(-self.prompts // self.search.trees)
 
@@ -208,14 +210,12 @@ class LearnerConfig:
     """Tokens that one epoch runs forward and backward."""
     total = 0
     if self.loss.trains_on_samples:
-      total += self._minibatch_tokens(
-        task, self.rollout.prompts, self.rollout.group
-      )
+      total += self._part_tokens(task, self.rollout.prompts, self.rollout.group)
     if self.loss.distils:
-      total += self._minibatch_tokens(task, self.lessons, self.loss.champions)
+      total += self._part_tokens(task, self.lessons, self.loss.champions)
     return total
 
-  def _minibatch_tokens(self, task: Task, prompts: int, rows: int) -> int:
+  def _part_tokens(self, task: Task, prompts: int, rows: int) -> int:
     calls = self.optimizer.minibatches
     responses = prompts * rows * (task.response_length - 1)
     return self.prompt_tokens(task, prompts, calls) + responses
@@ -291,7 +291,7 @@ def resolve(
       optimizer=optimizer,
       searches=searches,
       refresh_every=refresh_every if searches else 0,
-      decay_over=iterations if optimizer.decay else 0,
+      decay_over=iterations if optimizer.linear_decay else 0,
       eos_id=task.eos_id,
       prompt_pad_id=task.prompt_pad_id,
       prompt_head=task.prompt_head,

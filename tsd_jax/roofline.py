@@ -73,7 +73,7 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
     # A device's own prompts, some trees at a time.
     rounds = max(1, S // config.mesh.batch_size // s.trees)
     phases["searching"] = dict(
-      tokens=learner.prompt_tokens(task, S, learner.blocks)
+      tokens=learner.prompt_tokens(task, S, learner.search_calls)
       + S * s.num_simulations * (1 + leaf),
       reads=rounds * (1 + s.num_simulations * (1 + leaf)),
     )

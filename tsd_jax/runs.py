@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from tsd_jax import config_json, learner
 from tsd_jax.checkpoint import Checkpointer
@@ -78,15 +79,18 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   )
 
 
-def positions(config: Experiment) -> int:
-  """Positions that a run's model was trained on, where it was published too.
+def max_positions(config: Experiment) -> int:
+  """Positions that a run's model knows: those that it was published with.
 
-  Raises:
-    UserError: the published model that it started from cannot be read.
+  Without a published model, or where that has gone, they are the run's own.
   """
   task = config.make_task()
   own = task.prompt_length + task.response_length
   if config.init is None or not pretrained.is_pretrained(config.init):
     return own
-  card = pretrained.read_card(find_init(config.init))
+  try:
+    card = pretrained.read_card(find_init(config.init))
+  except UserError as error:
+    logging.warning("the export says %d positions: %s", own, error)
+    return own
   return max(own, card.max_length or 0)

@@ -271,7 +271,9 @@ def train(
 
   lock = contextlib.nullcontext()
   if processes.leads():
-    workdir_lib.prepare(config, workdir)
+    # A learning rate that has fallen to 0 does not rise again.
+    fixed = config.optimizer.linear_decay
+    workdir_lib.prepare(config, workdir, fixed_length=fixed)
     lock = workdir_lib.sole_writer(workdir)
   with lock:
     reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)

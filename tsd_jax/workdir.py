@@ -20,17 +20,22 @@ def write_whole(file: pathlib.Path, text: str) -> None:
   os.replace(partial, file)
 
 
-def prepare(config: Any, workdir: pathlib.Path) -> None:
+def prepare(
+  config: Any, workdir: pathlib.Path, *, fixed_length: bool = False
+) -> None:
   """Writes config.json, or checks that the folder's is the same run.
 
   Args:
     config: the run's config.
     workdir: its folder, made where there is none.
+    fixed_length: whether a run may not go on for longer, or end earlier, than
+      it was begun for.
 
   Raises:
-    UserError: if the folder holds a run with other settings. Longer or shorter
-      runs may go on in the same folder, on any mesh.
+    UserError: if the folder holds a run with other settings. Any mesh may go on
+      with it.
   """
+  ignore = ("mesh",) if fixed_length else ("iterations", "mesh")
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / "config.json"
   if file.exists():
@@ -38,7 +43,7 @@ def prepare(config: Any, workdir: pathlib.Path) -> None:
       saved = json.loads(file.read_text())
     except json.JSONDecodeError as error:
       raise UserError(f"{file} is damaged ({error}): delete it") from error
-    lines = config_json.difference(saved, config, ignore=("iterations", "mesh"))
+    lines = config_json.difference(saved, config, ignore=ignore)
     if lines:
       raise UserError(
         f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "

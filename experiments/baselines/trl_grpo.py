@@ -58,7 +58,7 @@ def trl_config(config, seed: int, folder: pathlib.Path):
     epsilon=config.loss.clip_low,
     epsilon_high=config.loss.clip_high,
     learning_rate=o.learning_rate,
-    lr_scheduler_type="constant",
+    lr_scheduler_type="linear" if o.linear_decay else "constant",
     adam_beta1=o.b1,
     adam_beta2=o.b2,
     adam_epsilon=o.eps,

@@ -72,10 +72,10 @@ class TextConfig(TaskConfig):
     Raises:
       UserError: naming the file and the line that does not fit.
     """
-    return text_lines.read(*self.key)
+    return text_lines.read(*self.file_key)
 
   @property
-  def key(self):
+  def file_key(self):
     """What `text_lines` keeps the file by."""
     return (
       self.file, self.tokenizer, self.reply, self.prompt_length,
@@ -110,7 +110,7 @@ class TextConfig(TaskConfig):
 
   def pose(self, problem, rng):
     """One of the lines that ask it; an unfinished response if none is given."""
-    lines = text_lines.by_problem(*self.key)[problem]
+    lines = text_lines.by_problem(*self.file_key)[problem]
     line = lines[rng.integers(len(lines))]
     response_T = line.response_T
     if response_T is None:
@@ -133,7 +133,7 @@ class TextConfig(TaskConfig):
     """
     key = np.asarray(prompt_P, np.int32).tobytes()
     try:
-      return text_lines.by_prompt(*self.key)[key]
+      return text_lines.by_prompt(*self.file_key)[key]
     except KeyError:
       text = text_lines.load_tokenizer(self.tokenizer).decode(prompt_P)
       raise UserError(f"prompt {text[:60]!r} is not in {self.file}") from None
@@ -200,7 +200,7 @@ class Text:
   @property
   def prompt_head(self) -> int:
     """The beginning that all lines of the file share."""
-    return text_lines.common_head(*self.config.key)
+    return text_lines.common_head(*self.config.file_key)
 
   @property
   def eos_id(self) -> int:
