@@ -68,9 +68,7 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
 
   def search(inputs):
     prompt_BP, index_B = inputs
-    prefix = decode.prefill(
-      model, prompt_BP, task.prompt_pad_id, task.prompt_head
-    )
+    prefix = decode.prefill(model, prompt_BP, *config.prompt_form)
     result = tree_lib.search(
       model, task, prompt_BP, prefix, key, config.search, index_B
     )
@@ -211,9 +209,7 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
 
   def sampling(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(
-      model, prompt_BP, task.prompt_pad_id, task.prompt_head
-    )
+    prefix = decode.prefill(model, prompt_BP, *config.prompt_form)
     responses, forwards = rollout(
       model, task, prompt_BP, prefix, key, config.rollout
     )
