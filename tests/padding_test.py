@@ -202,9 +202,43 @@ def test_an_update_is_that_of_the_bare_prompts(form):
   counted = told.pop("tokens"), told_too.pop("tokens")
   prefilled = [int(t.prefill[0]) for t in counted]
   assert prefilled[1] - prefilled[0] == by * (S + B) - head * (S + B - 3)
+  rescored = [int(t.rescore[0]) for t in counted]
+  assert rescored[1] - rescored[0] == by * B - head * (B - 2)
+  assert [int(t.update[0]) for t in counted] == [tokens, fewer]
   told.pop("search_wasted", None), told_too.pop("search_wasted", None)
   assert told["kl_reference"][0] > 1e-3 and told["reward"][0] > 0
   assert_close(told, told_too, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
+def test_methods_read_as_much_of_prompts_that_begin_alike(algorithm):
+  def read(algorithm):
+    config = methods.resolve(
+      algorithm,
+      task,
+      rollout=RolloutConfig(prompts=32, baseline_prompts=16),
+      search=SearchConfig(width=8),
+      loss=LossConfig(lessons=64),
+      optimizer=OptimizerConfig(minibatches=4),
+      refresh_every=1,
+      iterations=1,
+    )
+    samples = config.loss.trains_on_samples * config.rollout.prompts
+    expected = 0
+    for prompts, rows in (
+      (samples, config.rollout.group),
+      (config.lessons, config.loss.champions),
+    ):
+      for _ in range(
+        4 if prompts else 0
+      ):  # Each minibatch: its head, the rest.
+        own = task.prompt_length - task.prompt_head
+        expected += task.prompt_head + prompts // 4 * (own + rows * (T - 1))
+    assert config.update_tokens(task) == expected
+    return expected
+
+  task = Sum(40, None, 32)
+  assert read(algorithm) == pytest.approx(read("tsd"), rel=0.1)
 
 
 def test_full_prompts_need_no_mask():
