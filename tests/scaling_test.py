@@ -12,12 +12,15 @@ from tsd_jax import config as config_lib
 from tsd_jax.models import transformer
 
 # What is changed, and the program that it is held against.
-TWO = (("mesh.data", "2"),)
+# Twice the prompts, for twice the devices.
+MORE = (("rollout.prompts", "16"), ("loss.lessons", "16"))
 LONGER = {
   "layers": ((("model.num_layers", "7"),), 1, ()),
   "simulations": ((("search.num_simulations", "64"),), 1, ()),
   "iterations": ((), 9, ()),
-  "devices": ((*TWO, ("mesh.fsdp", "2")), 1, TWO),
+  # Copies of the weights and parts of them are programs of their own.
+  "copies": ((*MORE, ("mesh.data", "4")), 1, (("mesh.data", "2"),)),
+  "parts": ((*MORE, ("mesh.fsdp", "4")), 1, (("mesh.fsdp", "2"),)),
 }
 
 
