@@ -57,15 +57,12 @@ def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
     }
   if method == "wide_best_of_n":
     ours, task = experiment.learner_config(), experiment.make_task()
-    calls = experiment.optimizer.minibatches
-    left = ours.update_tokens(task) - ours.prompt_tokens(task, 0, calls)
-    row = ours.prompt_tokens(task, 1, 0) + task.response_length - 1
-    prompts = left // row
-    prompts -= prompts % experiment.optimizer.minibatches
+    tokens = ours.update_tokens(task)
+    prompts = ours.prompts_of(task, tokens, rows=1)
     if not prompts:
       raise ValueError(
-        f"{method}: the update's {left} tokens are not a prompt for each of "
-        f"optimizer.minibatches={calls}"
+        f"{method}: the update's {tokens} tokens are not a prompt for each of "
+        f"optimizer.minibatches={experiment.optimizer.minibatches}"
       )
     spent = ours.prompts * experiment.search.num_simulations
     samples = round(spent / (prompts * (task.response_length - 1)))

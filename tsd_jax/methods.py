@@ -215,6 +215,16 @@ class LearnerConfig:
       total += self._part_tokens(task, self.lessons, self.loss.champions)
     return total
 
+  def prompts_of(self, task: Task, tokens: int, rows: int) -> int:
+    """How many prompts, of so many rows each, an epoch of some tokens reads.
+
+    A multiple of the minibatches, of which each runs the common head once.
+    """
+    calls = self.optimizer.minibatches
+    heads = self._part_tokens(task, 0, rows)
+    prompt = self._part_tokens(task, 1, rows) - heads
+    return (tokens - heads) // prompt // calls * calls
+
   def _part_tokens(self, task: Task, prompts: int, rows: int) -> int:
     calls = self.optimizer.minibatches
     responses = prompts * rows * (task.response_length - 1)
@@ -328,10 +338,7 @@ def resolve(
       own = supervised | dict(champion_source="samples", champions=rows)
     case "expert_iteration":
       # All rows are champions; a sample a prompt shows where the policy stands.
-      left = own_tokens - ours.prompt_tokens(task, 0, optimizer.minibatches)
-      row_tokens = ours.prompt_tokens(task, 1, 0) + loss.champions * T
-      lessons = left // row_tokens
-      lessons -= lessons % optimizer.minibatches
+      lessons = ours.prompts_of(task, own_tokens, loss.champions)
       own = supervised | dict(
         champion_source="search",
         lessons=min(lessons, rollout.prompts * search.width),
