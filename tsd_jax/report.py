@@ -21,9 +21,9 @@ _COLOURS = (
   "#1b6ca8",
   "#d1495b",
   "#2e933c",
-  "#8e5572",
+  "#7048b6",
   "#edae49",
-  "#5f6c7b",
+  "#333333",
   "#00a6a6",
   "#b56576",
 )
@@ -204,7 +204,12 @@ def held_out_figures(
       low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
       axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    if len(curves) > 4:  # It would hide what it names.
+      figure.legend(
+        frameon=False, fontsize=8, ncols=3, loc="outside lower center"
+      )
+    else:
+      axes.legend(frameon=False)
     figures.append(figure)
   return figures
 
