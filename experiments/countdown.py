@@ -11,11 +11,11 @@ Command: python -m launch.train --config=experiments/countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
+from tsd_jax.experiment import Experiment
 from tsd_jax.methods import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.train import Experiment
 
 
 def get_config() -> Experiment:

@@ -10,9 +10,9 @@ Command: python -m launch.train --config=experiments/countdown4.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/countdown4.py
 """
 
+from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.train import Experiment
 
 
 def get_config() -> Experiment:

@@ -17,10 +17,10 @@ Command: python -m launch.train --config=experiments/maze.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/maze.py
 """
 
+from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.maze import MazeConfig
-from tsd_jax.train import Experiment
 
 
 def get_config() -> Experiment:

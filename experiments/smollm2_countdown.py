@@ -17,11 +17,11 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 
 from experiments import countdown_words, fetch_smollm2
 from tsd_jax.config import UserError
+from tsd_jax.experiment import EvalConfig, Experiment
 from tsd_jax.methods import LossConfig, OptimizerConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.text import TextConfig
-from tsd_jax.train import EvalConfig, Experiment
 
 
 def get_config() -> Experiment:

@@ -28,7 +28,8 @@ def main(overrides):
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import data, evaluate, progress, runs, train, workdir
+  from tsd_jax import data, evaluate, progress, runs, workdir
+  from tsd_jax.experiment import initial_params
   from tsd_jax.rewards import callback
 
   progress.quiet_libraries()
@@ -49,7 +50,7 @@ def main(overrides):
     )
   problems = data.load_problems(saved.task, split)
   if _BASE.value:
-    graphdef, params = train.initial_params(saved)
+    graphdef, params = initial_params(saved)
     step = 0
   else:
     _, graphdef, params, step, _ = runs.open_run(folder)

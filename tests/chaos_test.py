@@ -23,8 +23,9 @@ import pytest
 
 from tests import small_experiment
 from tsd_jax import config as config_lib
-from tsd_jax import learner, train
+from tsd_jax import learner
 from tsd_jax.checkpoint import Checkpointer
+from tsd_jax.experiment import initial_params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ITERATIONS, HEARTBEAT = 20, 10
@@ -165,7 +166,7 @@ def rows(workdir):
 def state(workdir):
   """The last checkpoint's arrays, and what stands beside them."""
   config = config_lib.override(small_experiment.get_config(), OVERRIDES)
-  _, params = train.initial_params(config)
+  _, params = initial_params(config)
   like = learner.init_state(config.learner_config(), params)
   checkpointer = Checkpointer(workdir, read_only=True)
   assert checkpointer.steps()[0] == ITERATIONS

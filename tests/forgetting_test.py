@@ -10,7 +10,8 @@ import pytest
 
 from experiments import supervised
 from tests import small_experiment, small_maze
-from tsd_jax import evaluate, runs, train
+from tsd_jax import evaluate, runs
+from tsd_jax.experiment import initial_params
 from tsd_jax.models import transformer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -90,7 +91,7 @@ def test_the_command(tmp_path):
   )
   name = "other task, perplexity"
   for row, (graphdef, params) in (
-    (start, train.initial_params(config)),
+    (start, initial_params(config)),
     (rows[3], runs.open_run(folder / "grpo_5" / "0")[1:3]),
   ):
     assert row[name] == pytest.approx(

@@ -8,7 +8,8 @@ ORDER = """
 types config_values config config_json supervisor pod processes hlo ledger
 sharding models tokenizers text_tokenizer rewards tasks decode generate scoring
 search rollout methods returns losses objective learner evaluate checkpoint
-workdir data compare samples report progress memory train roofline aot judge
+workdir data compare samples report progress memory
+experiment record train roofline aot judge
 runs
 """.split()
 

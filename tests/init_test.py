@@ -11,8 +11,8 @@ import pytest
 
 from tests import small_experiment
 from tests.published import edit_config, export, make
-from tsd_jax import train
 from tsd_jax.config import UserError
+from tsd_jax.experiment import initial_params
 from tsd_jax.models import pretrained, weights
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def folder(tmp_path):
 def test_the_model_is_read_from_init(folder):
   config = dataclasses.replace(BASE, model=None, init=str(folder))
   assert config.model == dataclasses.replace(BASE.model, number_tokens=0)
-  graphdef, params = train.initial_params(config)
+  graphdef, params = initial_params(config)
   _, expected, start = pretrained.load(folder)
   assert graphdef == expected
   for name, array in weights.flatten(params).items():
@@ -45,7 +45,7 @@ def test_another_shape_is_refused_by_name(folder):
   model = dataclasses.replace(BASE.model, d_mlp=32)
   config = dataclasses.replace(BASE, model=model, init=str(folder))
   with pytest.raises(UserError, match=r"model\.d_mlp=32 \(there 16\)"):
-    train.initial_params(config)
+    initial_params(config)
   with pytest.raises(ValueError, match="model=none is read from a published"):
     dataclasses.replace(BASE, model=None)
   edit_config(folder, model_type="gpt2")
@@ -57,11 +57,11 @@ def test_value_leaves_need_trained_value_outputs(tmp_path, folder):
   search = dataclasses.replace(BASE.search, leaf="value")
   config = dataclasses.replace(BASE, init=str(folder), search=search)
   with pytest.raises(UserError, match="never trained"):
-    train.initial_params(config)
+    initial_params(config)
   trained = export(
     tmp_path / "b", BASE.model, make(BASE.model)[1], value_trained=True
   )
-  train.initial_params(dataclasses.replace(config, init=str(trained)))
+  initial_params(dataclasses.replace(config, init=str(trained)))
 
 
 def test_a_run_goes_from_folder_to_folder(tmp_path, folder):

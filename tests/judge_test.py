@@ -160,6 +160,11 @@ def test_flops_are_what_xla_counts():
     (dict(values=()), "values is empty"),
     (dict(values=("fast",)), "is not a number"),
     (dict(mode="greedy"), "is not what experiment.eval.modes"),
+    (dict(lanes=0), "lanes=0 must be at least 1"),
+    (
+      dict(lanes=2, swept="search.num_simulations", values=("4", "8")),
+      "in nothing else",
+    ),
     (
       dict(swept="optimizer.minibatches", values=("2", "4")),
       "their ratio of steps would mean nothing",
@@ -287,7 +292,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
     assert row["flops"] == pytest.approx(
       np.array(row["tokens"]) * content["flops_per_token"]
     )
-  assert judge.table(content) in done.stdout
+  assert compare.table(content) in done.stdout
   expected = compare.mean_curve(
     [compare.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
   )

@@ -10,6 +10,7 @@ import pytest
 from experiments.benchmarks import modes
 from tests import small_experiment
 from tsd_jax import data, evaluate, train
+from tsd_jax.experiment import initial_params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,7 +39,7 @@ def test_the_command(tmp_path):
   found = {(r["model"], r["mode"]): r for r in content["rows"]}
   asked = ["greedy", "mean@16", "vote@2", "best@2", "search@16"]
   assert list(found) == [(m, a) for m in ("base", "student") for a in asked]
-  graphdef, params = train.initial_params(config)
+  graphdef, params = initial_params(config)
   task = config.make_task()
   prompts = data.load_problems(config.task, "test")
   own = evaluate.evaluate(

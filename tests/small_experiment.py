@@ -1,11 +1,11 @@
 """A run that compiles in seconds: the real loop at toy sizes."""
 
+from tsd_jax.experiment import EvalConfig, Experiment
 from tsd_jax.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.train import EvalConfig, Experiment
 
 
 def get_config() -> Experiment:

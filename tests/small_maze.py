@@ -3,8 +3,8 @@
 import dataclasses
 
 from tests import small_experiment
+from tsd_jax.experiment import Experiment
 from tsd_jax.tasks.maze import MazeConfig
-from tsd_jax.train import Experiment
 
 
 def get_config() -> Experiment:

@@ -16,6 +16,7 @@ from tests import learner_test, search_test, small_experiment
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax import config as config_lib
 from tsd_jax import data, decode, sharding, tokenizers, train
+from tsd_jax.experiment import initial_params
 from tsd_jax.methods import LossConfig
 from tsd_jax.search import moves
 from tsd_jax.search import tree as tree_lib
@@ -262,7 +263,7 @@ def test_a_sharded_search_finds_the_same():
 def test_countdown_is_solved_by_whole_operations():
   task = CountdownConfig(numbers=3)
   config = config_lib.load("experiments/countdown.py")
-  graphdef, params = train.initial_params(config)
+  graphdef, params = initial_params(config)
   prompt_BP = data.load_problems(task, "validation")[:16]
 
   @jax.jit

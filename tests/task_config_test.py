@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tsd_jax import config_json, data
+from tsd_jax.experiment import Experiment
 from tsd_jax.models.presets import TINY
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
 from tsd_jax.tasks.task import GradedConfig, Task, TaskConfig
-from tsd_jax.train import Experiment
 
 LEVELS = {field.name for field in dataclasses.fields(GradedConfig)} - {
   field.name for field in dataclasses.fields(TaskConfig)

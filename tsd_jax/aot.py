@@ -19,8 +19,8 @@ from flax import nnx
 
 from tsd_jax import hlo, learner, roofline, sharding
 from tsd_jax.config import UserError
+from tsd_jax.experiment import Experiment
 from tsd_jax.models import transformer
-from tsd_jax.train import Experiment
 
 CHIPS_PER_HOST = 4  # Smaller slices are part of one host, and must say so.
 # Levels of effort that the compiler offers; the quick one overstates memory.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tsd_jax.config import UserError
+from tsd_jax.ledger import BACKWARD_COST
 from tsd_jax.workdir import read_rows
 
 
@@ -235,3 +236,54 @@ def contrast(
       )
     )
   return found
+
+
+def table(content: dict[str, Any]) -> str:
+  """A compare.json as lines of text."""
+  found, mode = content["methods"], content["mode"]
+  seeds = len(next(iter(found.values()))["seeds"])
+  names = max(map(len, found))
+  lines = [
+    f"{content['task']}, {content['split']}, {mode}, {seeds} seeds",
+    f"{'':>{names}}  {'':>18}  {'':>5}   per update step: ledger     backward",
+    f"{'method':>{names}}  {'last':>18}  {'area':>5}"
+    f"  {'prompts searched':>16}  {'tokens':>7}  {'tokens':>11}",
+  ]
+  for name, row in found.items():
+    last = [accuracy[-1] for accuracy in row[mode]]
+    mean = sum(last) / len(last)
+    area = sum(row["area"]) / len(row["area"])
+    step = row["update_step"]
+    spread = f"{mean:.3f} {min(last):.3f}-{max(last):.3f}"
+    prompts = f"{step['prompts']:>7.0f} {step['searched_prompts']:>8.0f}"
+    lines.append(
+      f"{name:>{names}}  {spread:>18}  {area:>5.3f}  {prompts}"
+      f"  {step['ledger_tokens']:>7,.0f}  {step['backward_tokens']:>11,.0f}"
+    )
+  ratios = content["ratios"]
+  lines += [
+    "",
+    f"{'tsd against':>{names}}  {'steps to its last':>20}"
+    f"  {'x at equal tokens':>20}  {'P':>4}  {'x tokens/step':>13}",
+  ]
+  ours = found["tsd"]["update_step"]["ledger_tokens"]
+  for pair, steps in ratios["steps_to_target"].items():
+    name = pair.split("/")[1]
+    equal = ratios["accuracy_at_equal_tokens"][pair]
+    better = ratios["probability_of_improvement"][pair]
+    theirs = found[name]["update_step"]["ledger_tokens"]
+    lines.append(
+      f"{name:>{names}}  {interval(steps, 'never'):>20}"
+      f"  {interval(equal, 'none'):>20}  {better:>4.2f}  {ours / theirs:>13.2f}"
+    )
+  lines.append(
+    f"{BACKWARD_COST} tokens of the ledger are one token forward and backward"
+  )
+  return "\n".join(lines)
+
+
+def interval(found: dict[str, Any], missing: str) -> str:
+  """A value with its interval; what is not finite has a word of its own."""
+  numbers = (found["value"], *found["ci95"])
+  value, low, high = (missing if x is None else f"{x:.2f}" for x in numbers)
+  return f"{value} [{low}, {high}]"

@@ -13,6 +13,7 @@ import numpy as np
 from tsd_jax import compare, evaluate, report, train, workdir
 from tsd_jax import config as config_lib
 from tsd_jax.compare import Curve
+from tsd_jax.experiment import Experiment
 from tsd_jax.ledger import BACKWARD_COST
 from tsd_jax.methods import Algorithm
 from tsd_jax.models import transformer
@@ -34,7 +35,7 @@ _CONTROLS = {
 TOLERANCE = 0.15
 
 
-def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
+def settings(method: Method, experiment: Experiment) -> dict[str, str]:
   """What a method changes of an experiment, as flags say it.
 
   Args:
@@ -80,7 +81,7 @@ def settings(method: Method, experiment: train.Experiment) -> dict[str, str]:
 class Comparison:
   """Methods on one task."""
 
-  experiment: train.Experiment
+  experiment: Experiment
   methods: tuple[Method, ...] = METHODS
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   # Values of `swept` that every method is tried with, on validation.
@@ -92,6 +93,9 @@ class Comparison:
   # Methods whose iterations cost less than tsd's make more of them, until they
   # have spent as many ledger tokens.
   equal_tokens: bool = True
+  # Runs of a method in one program (`train.train_together`), for accelerators
+  # that one small model does not fill. On a CPU one is fastest.
+  lanes: int = 1
 
   def __post_init__(self):
     """Refuses what cannot be compared."""
@@ -109,6 +113,8 @@ class Comparison:
       raise ValueError(
         f"sweep_seed={self.sweep_seed} must be none of seeds={self.seeds}"
       )
+    if self.lanes < 1:
+      raise ValueError(f"lanes={self.lanes} must be at least 1")
     if self.split == "validation":
       raise ValueError("split=validation chose the settings: use test")
     if evaluate.headline(self.experiment.eval.modes) != self.mode:
@@ -118,6 +124,14 @@ class Comparison:
       )
     steps = {}  # Every run can start, before any does.
     for method in self.methods:
+      if self.lanes > 1:
+        train.check_alike(
+          [
+            self.run(method, value, seed, self.split)
+            for value in self.values
+            for seed in self.seeds[:2]
+          ]
+        )
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
         steps[f"{method} with {self.swept}={value}"] = update_step(run)
@@ -130,9 +144,7 @@ class Comparison:
           f"{ours:.0f}: their ratio of steps would mean nothing"
         )
 
-  def run(
-    self, method: str, value: str, seed: int, split: str
-  ) -> train.Experiment:
+  def run(self, method: str, value: str, seed: int, split: str) -> Experiment:
     """The experiment of one run."""
     changes = settings(method, self.experiment) | {
       "seed": str(seed),
@@ -150,7 +162,7 @@ class Comparison:
     return dataclasses.replace(run, iterations=iterations)
 
 
-def iteration_tokens(run: train.Experiment) -> int:
+def iteration_tokens(run: Experiment) -> int:
   """Ledger tokens of an iteration, if every search and response is full."""
   task, learner = run.make_task(), run.learner_config()
   T, r, S = task.response_length - 1, learner.rollout, learner.prompts
@@ -162,7 +174,7 @@ def iteration_tokens(run: train.Experiment) -> int:
   return total + BACKWARD_COST * update
 
 
-def update_step(run: train.Experiment) -> dict[str, float]:
+def update_step(run: Experiment) -> dict[str, float]:
   """What one optimiser step of a run reads."""
   learner, o = run.learner_config(), run.optimizer
   return {
@@ -194,24 +206,34 @@ def judge(
   workdir.prepare(config, folder)
   best, sweep, trained = {}, {}, 0.0
   for method in config.methods:
-    sweep[method] = {}
-    for value in config.values if len(config.values) > 1 else ():
-      run = config.run(method, value, config.sweep_seed, "validation")
-      curve, _ = _run(run, folder / "sweep" / method / value, config.mode)
-      sweep[method][value] = sweep_score(curve)
-      trained += float(curve.seconds[-1])
+    values = config.values if len(config.values) > 1 else ()
+    todo = {
+      folder / "sweep" / method / value: config.run(
+        method, value, config.sweep_seed, "validation"
+      )
+      for value in values
+    }
+    tried = _run(todo, config)
+    sweep[method] = {
+      value: sweep_score(curve)
+      for value, (curve, _) in zip(values, tried, strict=True)
+    }
+    trained += sum(float(curve.seconds[-1]) for curve, _ in tried)
     scores = sweep[method] or dict.fromkeys(config.values, 0.0)
     best[method] = max(scores, key=scores.__getitem__)
   runs: dict[str, list[Curve]] = {}
   spent: dict[str, list[dict[str, int]]] = {}
   for method in config.methods:
-    for seed in config.seeds:
-      run = config.run(method, best[method], seed, config.split)
-      place = folder / "runs" / method / str(seed)
-      curve, ledger = _run(run, place, config.mode)
-      runs.setdefault(method, []).append(curve)
-      spent.setdefault(method, []).append(ledger)
-      trained += float(curve.seconds[-1])
+    todo = {
+      folder / "runs" / method / str(seed): config.run(
+        method, best[method], seed, config.split
+      )
+      for seed in config.seeds
+    }
+    runs[method], spent[method] = map(
+      list, zip(*_run(todo, config), strict=True)
+    )
+    trained += sum(float(curve.seconds[-1]) for curve in runs[method])
   flops = flops_per_token(config.experiment.model)
   content = {
     "command": command,
@@ -233,7 +255,7 @@ def judge(
   }
   text = json.dumps(content, indent=1, allow_nan=False) + "\n"
   workdir.write_whole(folder / "compare.json", text)
-  shown = table(content)
+  shown = compare.table(content)
   page = report.comparison_page(shown, curves(content), config.mode, flops)
   workdir.write_whole(folder / "compare.html", page)
   return shown
@@ -247,12 +269,20 @@ def sweep_score(curve: Curve) -> float:
   return float(np.mean(curve.accuracy[1:][-3:]))
 
 
-def _run(config: train.Experiment, folder: pathlib.Path, mode: str):
-  """Trains where that is not done yet; returns the curve and the ledger."""
-  print(f"{folder}", flush=True)
-  train.train(config, folder)
-  ledger = workdir.read_rows(folder)[-1]["ledger"]
-  return compare.read_curve(folder, mode), ledger
+def _run(todo: dict[pathlib.Path, Experiment], config: Comparison):
+  """Trains where that is not done yet; gives each one's curve and ledger."""
+  folders, runs = list(todo), list(todo.values())
+  for first in range(0, len(todo), config.lanes):
+    lanes = slice(first, first + config.lanes)
+    print(*folders[lanes], sep="\n", flush=True)
+    train.train_together(runs[lanes], folders[lanes])
+  return [
+    (
+      compare.read_curve(folder, config.mode),
+      workdir.read_rows(folder)[-1]["ledger"],
+    )
+    for folder in folders
+  ]
 
 
 def _row(
@@ -320,54 +350,3 @@ def flops_per_token(model: transformer.ModelConfig) -> int:
   heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
   layer = c.d_model * (heads + 3 * c.d_mlp)
   return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)
-
-
-def table(content: dict[str, Any]) -> str:
-  """The comparison as lines of text."""
-  found, mode = content["methods"], content["mode"]
-  seeds = len(next(iter(found.values()))["seeds"])
-  names = max(map(len, found))
-  lines = [
-    f"{content['task']}, {content['split']}, {mode}, {seeds} seeds",
-    f"{'':>{names}}  {'':>18}  {'':>5}   per update step: ledger     backward",
-    f"{'method':>{names}}  {'last':>18}  {'area':>5}"
-    f"  {'prompts searched':>16}  {'tokens':>7}  {'tokens':>11}",
-  ]
-  for name, row in found.items():
-    last = [accuracy[-1] for accuracy in row[mode]]
-    mean = sum(last) / len(last)
-    area = sum(row["area"]) / len(row["area"])
-    step = row["update_step"]
-    spread = f"{mean:.3f} {min(last):.3f}-{max(last):.3f}"
-    prompts = f"{step['prompts']:>7.0f} {step['searched_prompts']:>8.0f}"
-    lines.append(
-      f"{name:>{names}}  {spread:>18}  {area:>5.3f}  {prompts}"
-      f"  {step['ledger_tokens']:>7,.0f}  {step['backward_tokens']:>11,.0f}"
-    )
-  ratios = content["ratios"]
-  lines += [
-    "",
-    f"{'tsd against':>{names}}  {'steps to its last':>20}"
-    f"  {'x at equal tokens':>20}  {'P':>4}  {'x tokens/step':>13}",
-  ]
-  ours = found["tsd"]["update_step"]["ledger_tokens"]
-  for pair, steps in ratios["steps_to_target"].items():
-    name = pair.split("/")[1]
-    equal = ratios["accuracy_at_equal_tokens"][pair]
-    better = ratios["probability_of_improvement"][pair]
-    theirs = found[name]["update_step"]["ledger_tokens"]
-    lines.append(
-      f"{name:>{names}}  {interval(steps, 'never'):>20}"
-      f"  {interval(equal, 'none'):>20}  {better:>4.2f}  {ours / theirs:>13.2f}"
-    )
-  lines.append(
-    f"{BACKWARD_COST} tokens of the ledger are one token forward and backward"
-  )
-  return "\n".join(lines)
-
-
-def interval(found: dict[str, Any], missing: str) -> str:
-  """A value with its interval; what is not finite has a word of its own."""
-  numbers = (found["value"], *found["ci95"])
-  value, low, high = (missing if x is None else f"{x:.2f}" for x in numbers)
-  return f"{value} [{low}, {high}]"

@@ -179,6 +179,7 @@ def make_train_chunk(
   task: Task,
   config: LearnerConfig,
   mesh: jax.sharding.Mesh | None = None,
+  together: bool = False,
 ):
   """Builds the compiled loop; equal programs are built and compiled once.
 
@@ -187,6 +188,7 @@ def make_train_chunk(
     task: prompts' rewards.
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
     mesh: devices; None, or a mesh of one, leaves placement to the arguments.
+    together: several runs at a time; all arguments and results lead with them.
 
   Returns:
     train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
@@ -195,11 +197,11 @@ def make_train_chunk(
   """
   if mesh is not None and mesh.size == 1:
     mesh = None
-  return _train_chunk(graphdef, task, config.static, mesh)
+  return _train_chunk(graphdef, task, config.static, mesh, together)
 
 
 @functools.lru_cache(maxsize=64)
-def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
+def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   S = config.prompts
 
@@ -299,4 +301,6 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh):
       prompt_CSP,
     )
 
+  if together:
+    train_chunk = jax.vmap(train_chunk)
   return jax.jit(train_chunk, donate_argnums=0)

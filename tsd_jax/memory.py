@@ -96,6 +96,8 @@ def check(
   config: LearnerConfig,
   mesh: MeshConfig,
   there: int | None = None,
+  *,
+  lanes: int = 1,
 ) -> str:
   """Says what a run's search needs of a device.
 
@@ -105,6 +107,7 @@ def check(
     config: the run.
     mesh: what it is split over.
     there: bytes of a device; `device_bytes` by default.
+    lanes: runs of that kind in one program.
 
   Returns:
     A line of text; an empty one for a run without a search.
@@ -123,10 +126,12 @@ def check(
   held = count * _COPIES * _NUMBER // (mesh.fsdp * mesh.tensor)
   # The copy that search and rollouts read.
   held += count * jnp.dtype(model.compute_dtype).itemsize // mesh.tensor
+  held *= lanes
 
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)
-    return estimate_memory(model, task, smaller, tensor=mesh.tensor)
+    one = estimate_memory(model, task, smaller, tensor=mesh.tensor)
+    return Memory(*(lanes * part for part in one))
 
   def most(field, values):
     fitting = (v for v in values if held + need(**{field: v}).total <= there)
@@ -134,7 +139,7 @@ def check(
 
   now = need()
   line = (
-    f"search: {_size(now.total)} a device for {search.trees} trees of "
+    f"search: {_size(now.total)} a device for {lanes * search.trees} trees of "
     f"{search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
     f"beside {_size(held)} of parameters; there are {_size(there)}"
   )

@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 
 from tsd_jax import hlo
+from tsd_jax.experiment import Experiment
 from tsd_jax.models import transformer
-from tsd_jax.train import Experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from absl import logging
 from tsd_jax import config_json, learner
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import ConfigError, UserError
+from tsd_jax.experiment import Experiment, find_init
 from tsd_jax.ledger import Ledger
 from tsd_jax.models import pretrained, transformer
-from tsd_jax.train import Experiment, find_init
 
 
 class Run(NamedTuple):

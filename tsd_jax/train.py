@@ -3,20 +3,26 @@
 All work happens in the compiled chunk; the host hands it prompts, writes one
 metrics row an iteration, and saves what decides the future. A run stopped at
 any moment resumes from its last checkpoint and gives the same numbers.
+
+Several runs that differ in their seeds and scalars may go through one program
+(`train_together`): small models fill an accelerator that way.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from tsd_jax import (
@@ -32,177 +38,14 @@ from tsd_jax import (
   sharding,
 )
 from tsd_jax import workdir as workdir_lib
-from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import UserError
+from tsd_jax.experiment import Experiment, initial_params
 from tsd_jax.ledger import Ledger
-from tsd_jax.models import hf, pretrained, transformer, weights
+from tsd_jax.record import Record
 from tsd_jax.rewards import callback
-from tsd_jax.rollout import RolloutConfig
-from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """Evaluation during and after a run."""
-
-  every: int = 10  # Iterations; 0 evaluates at the end only.
-  modes: str = "greedy,mean@16"
-  split: str = "validation"
-  temperature: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A whole run."""
-
-  # Any task; a config.json that does not name its task holds the first one.
-  task: CountdownConfig | TaskConfig
-  model: transformer.ModelConfig | None = None  # None: the one of `init`.
-  seed: int = 0
-  algorithm: methods.Algorithm = "tsd"
-  iterations: int = 60
-  chunk: int = 5  # Iterations in one dispatch; keep a dispatch under 20 s.
-  checkpoint_every: int = 10
-  refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
-  # Parameters to start from: a safetensors file of our own, or a published
-  # model (a Hugging Face folder or a GGUF file).
-  init: str | None = None
-  reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
-  rollout: RolloutConfig = RolloutConfig()
-  search: SearchConfig = SearchConfig()
-  loss: methods.LossConfig = methods.LossConfig()
-  optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
-  eval: EvalConfig = EvalConfig()
-  mesh: sharding.MeshConfig = sharding.MeshConfig()
-
-  def __post_init__(self):
-    """Refuses what cannot run, before anything is compiled."""
-    if not isinstance(self.task, TaskConfig):
-      raise ValueError(
-        f"task={self.task!r} is no task config: use CountdownConfig(...), "
-        "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
-      )
-    if self.model is None:
-      if self.init is None or not pretrained.is_pretrained(self.init):
-        raise ValueError(
-          f"model=none is read from a published model, which init={self.init} "
-          "is not: name a Hugging Face folder or a .gguf file"
-        )
-      card = pretrained.read_card(find_init(self.init))
-      object.__setattr__(self, "model", card.config)
-    for field in ("iterations", "chunk", "checkpoint_every"):
-      if getattr(self, field) < 1:
-        raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
-    for field, value in (
-      ("checkpoint_every", self.checkpoint_every),
-      ("eval.every", self.eval.every),
-    ):
-      if value % self.chunk:
-        raise ValueError(
-          f"{field}={value} must be a multiple of chunk={self.chunk}"
-        )
-    if self.search.num_candidates > self.model.vocab_size:
-      raise ValueError(
-        f"search.num_candidates={self.search.num_candidates} exceeds "
-        f"model.vocab_size={self.model.vocab_size}"
-      )
-    self._check_split(self.learner_config())
-    for field, axis in (
-      ("d_model", "fsdp"),
-      ("num_heads", "tensor"),
-      ("d_mlp", "tensor"),
-      ("vocab_size", "tensor"),
-    ):
-      size, parts = getattr(self.model, field), getattr(self.mesh, axis)
-      if size % parts:
-        raise ValueError(
-          f"model.{field}={size} must be a multiple of mesh.{axis}={parts}"
-        )
-    task = self.make_task()
-    if task.vocab_size > self.model.vocab_size:
-      raise ValueError(
-        f"model.vocab_size={self.model.vocab_size} is smaller than the "
-        f"task's {task.vocab_size}"
-      )
-
-  def _check_split(self, learner: methods.LearnerConfig) -> None:
-    """Refuses prompts that the mesh cannot split."""
-    parts = self.mesh.batch_size
-    for field, count in (
-      ("rollout.prompts", learner.rollout.prompts),
-      ("loss.lessons", learner.lessons),
-    ):
-      minibatch = count // self.optimizer.minibatches
-      if minibatch % parts:
-        raise ValueError(
-          f"a minibatch of {minibatch} prompts ({field} / "
-          f"optimizer.minibatches) must be a multiple of the {parts} devices "
-          "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
-        )
-    own = learner.prompts // parts
-    if learner.searches and own % min(self.search.trees, own):
-      raise ValueError(
-        f"the {own} prompts that each device searches (rollout.prompts times "
-        f"search.width / {parts} devices) must be a multiple of "
-        f"search.trees={self.search.trees}"
-      )
-
-  def make_task(self) -> Task:
-    """The task with the run's reward."""
-    task = self.task.make()
-    return task if self.reward is None else Rewarded(task, self.reward)
-
-  def learner_config(self) -> methods.LearnerConfig:
-    """What the compiled loop depends on."""
-    return methods.resolve(
-      self.algorithm,
-      self.make_task(),
-      rollout=self.rollout,
-      search=self.search,
-      loss=self.loss,
-      optimizer=self.optimizer,
-      refresh_every=self.refresh_every,
-      iterations=self.iterations,
-    )
-
+from tsd_jax.tasks.task import Task
 
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
-
-
-def initial_params(config: Experiment):
-  """The structure and the parameters that a run starts from.
-
-  Raises:
-    UserError: if `init` cannot be read, or its V_search was never trained but
-      the search values leaves by it.
-  """
-  trained = False
-  if config.init is not None and pretrained.is_pretrained(config.init):
-    path = find_init(config.init)
-    _, graphdef, params = pretrained.load(path, config=config.model)
-    trained = hf.value_trained(path)
-  else:
-    graphdef, params = transformer.create(config.model, config.seed)
-    if config.init is not None:
-      params, metadata = weights.load(find_init(config.init), params)
-      trained = metadata.get("value_trained") == "true"
-  searches = config.learner_config().searches
-  if searches and config.search.needs_value and not trained:
-    raise UserError(
-      f"search.leaf={config.search.leaf} values leaves by V_search, which "
-      f"init={config.init} never trained: use search.leaf=rollout or none, or "
-      "start from parameters whose V_search was trained"
-    )
-  return graphdef, params
-
-
-def find_init(init: str) -> pathlib.Path:
-  """A path as given, or else below the repository's root."""
-  path = pathlib.Path(init).expanduser()
-  root = pathlib.Path(__file__).resolve().parent.parent
-  return path if path.is_absolute() or path.exists() else root / path
 
 
 def check_finite(rows: list[dict[str, Any]]) -> None:
@@ -236,6 +79,25 @@ def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
   return rows
 
 
+class Program(NamedTuple):
+  """What the lanes of one program share."""
+
+  graphdef: Any
+  task: Task
+  config: methods.LearnerConfig
+  mesh: jax.sharding.Mesh
+  held_out: np.ndarray
+
+
+@dataclasses.dataclass
+class Lane:
+  """One run of a program."""
+
+  record: Record
+  state: learner.TrainState
+  reference: Any  # The parameters that the run started from.
+
+
 def train(
   config: Experiment, workdir: str | pathlib.Path
 ) -> dict[str, dict[str, Any]]:
@@ -255,146 +117,237 @@ def train(
     KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
       dispatch has ended and a checkpoint is on disk.
   """
-  workdir = pathlib.Path(workdir)
+  return train_together([config], [workdir])[0]
+
+
+def train_together(
+  configs: Sequence[Experiment], workdirs: Sequence[str | pathlib.Path]
+) -> list[dict[str, dict[str, Any]]]:
+  """Runs or resumes experiments as lanes of one program, by vmap.
+
+  A lane's folder is that of the run alone, and so are its numbers, up to
+  rounding. Lanes that were stopped at different iterations go on one group
+  after another.
+
+  Args:
+    configs: runs that differ in their seeds, and in scalars that the program
+      takes as arguments (`LearnerConfig.hyper`).
+    workdirs: their folders.
+
+  Returns:
+    Their last evaluations.
+
+  Raises:
+    UserError, KeyboardInterrupt, SystemExit: as `train`.
+    ValueError: for runs that are no lanes of one program.
+  """
+  check_alike(configs)
+  config = configs[0]
   evaluate.parse_modes(config.eval.modes)
   mesh = sharding.make_mesh(config.mesh)
-  everywhere = sharding.replicated(mesh)
   task, learner_config = config.make_task(), config.learner_config()
-  search_needs = memory.check(config.model, task, learner_config, config.mesh)
-  graphdef, params = initial_params(config)
-  held_out = data.load_problems(config.task, config.eval.split)
-  prompts = data.PromptIterator(
-    data.load_problems(config.task, "train"),
-    batch_size=learner_config.prompts,
-    seed=config.seed,
+  needs = memory.check(
+    config.model, task, learner_config, config.mesh, lanes=len(configs)
   )
+  starts = [initial_params(c) for c in configs]
+  held_out = data.load_problems(config.task, config.eval.split)
+  problems = data.load_problems(config.task, "train")
+  program = Program(starts[0][0], task, learner_config, mesh, held_out)
 
-  lock = contextlib.nullcontext()
-  if processes.leads():
-    # A learning rate that has fallen to 0 does not rise again.
-    fixed = config.optimizer.linear_decay
-    workdir_lib.prepare(config, workdir, fixed_length=fixed)
-    lock = workdir_lib.sole_writer(workdir)
-  with lock:
-    reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
-    state = sharding.place(learner.init_state(learner_config, params), mesh)
-    ledger, step, seconds, last_eval = Ledger(), 0, 0.0, {}
-    checkpointer = Checkpointer(workdir)
-    restored = checkpointer.restore(state._asdict())
-    if restored is not None:
-      arrays, record = restored
-      state = learner.TrainState(**arrays)
-      step, seconds = record["step"], record["seconds"]
-      ledger, last_eval = Ledger(**record["ledger"]), record["eval"]
-      prompts.set_state(record["prompts"])
-      finished = step >= config.iterations
-      if finished and (workdir / "report.html").exists():
-        checkpointer.close()
-        return last_eval
-      logging.warning("resuming %s at iteration %d", workdir, step)
-    log = None
-    if processes.leads():
-      # It is there if and only if the run is finished.
-      (workdir / "report.html").unlink(missing_ok=True)
-      # Without a checkpoint even the start's row is written again.
-      workdir_lib.keep_rows(workdir / "metrics.jsonl", step if restored else -1)
-      log = workdir_lib.RowLog(workdir / "metrics.jsonl")
-
-    hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-    key = jax.random.key(config.seed)
-    train_chunk = learner.make_train_chunk(graphdef, task, learner_config, mesh)
-
-    def measure(params):
-      params = processes.local_copy(params, everywhere)
-      if log is None:
-        return {}
-      return evaluate.evaluate(
-        graphdef, params, task, held_out, config.eval.modes,
-        seed=config.seed, temperature=config.eval.temperature,
-      )  # fmt: skip
-
-    def save(write):
-      record = dict(
-        step=step,
-        seconds=seconds,
-        ledger=dataclasses.asdict(ledger),
-        prompts=prompts.get_state(),
-        eval=last_eval,
+  with contextlib.ExitStack() as stack:
+    lanes = []
+    for c, folder, (_, params) in zip(configs, workdirs, starts, strict=True):
+      prompts = data.PromptIterator(
+        problems, batch_size=learner_config.prompts, seed=c.seed
       )
-      write(step, state._asdict(), record)
-
-    asked = []
-    handlers = {
-      number: signal.signal(number, lambda n, _: asked.append(n))
-      for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-      with progress.Progress(config.iterations, step) as bar:
-        bar.say(search_needs if processes.leads() else "")
-        if step == 0:
-          last_eval = measure(state.params)
-          row = {"step": 0, "seconds": 0.0, "ledger": ledger.to_dict()}
-          row |= {"eval": last_eval} | callback.report()
-          if log is not None:
-            log.write([row])
-            bar.show(row)
-        while step < config.iterations:
-          start = time.monotonic()
-          size = min(config.chunk, config.iterations - step)
-          prompt_CBP = jax.device_put(
-            prompts.next_chunk(size), sharding.over_prompts(mesh, leading=1)
-          )
-          state, metrics = train_chunk(state, prompt_CBP, reference, hyper, key)
-          rows = to_rows(metrics, step, ledger)
-          check_finite(rows)
-          step += size
-          seconds += time.monotonic() - start
-          rows[-1]["seconds"] = round(seconds, 3)
-          done = step >= config.iterations
-          if done or (config.eval.every and step % config.eval.every == 0):
-            last_eval = measure(state.params)
-            rows[-1]["eval"] = last_eval
-          rows[-1] |= callback.report()
-          if log is not None:
-            log.write(rows)
-            bar.show(rows[-1])
-          stopping = processes.any_says(bool(asked))
-          if done or stopping:
-            save(checkpointer.save_now)
-            break
-          behind = processes.any_says(checkpointer.behind())
-          if behind or step % config.checkpoint_every == 0:
-            save(checkpointer.save)
-      if log is not None:
-        log.finish()
-    finally:
-      for number, handler in handlers.items():
-        signal.signal(number, handler)
-      checkpointer.close()
-    if step < config.iterations:
+      record = stack.enter_context(Record(c, pathlib.Path(folder), prompts))
+      reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
+      state = sharding.place(learner.init_state(learner_config, params), mesh)
+      lanes.append(Lane(record, record.resume(state), reference))
+    todo = [lane for lane in lanes if not lane.record.finished]
+    todo.sort(key=lambda lane: lane.record.step)
+    groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
+    with signals() as asked:
+      for step, group in groups:
+        with progress.Progress(config.iterations, step) as bar:
+          bar.say(needs if processes.leads() else "")
+          advance(program, list(group), bar, asked)
+        if asked:
+          break
+    short = [lane.record.step for lane in todo if not lane.record.done]
+    if short:
       logging.warning(
-        "stopped by a signal at iteration %d; the same command resumes", step
+        "stopped by a signal at iteration %d; the same command resumes",
+        min(short),
       )
       if signal.SIGINT in asked:
         raise KeyboardInterrupt
       sys.exit(128 + signal.SIGTERM)
-    # The others' arrays are needed for the copies; the rest is the leader's.
-    before, params = processes.local_copy((reference, state.params), everywhere)
-    if log is None:
-      return last_eval
-    shown = samples.samples(
-      graphdef,
-      params,
-      before,
-      task,
-      held_out[:SHOWN_PROMPTS],
-      task.tokenizer,
-      config.search,
-      seed=config.seed,
+    for lane in todo:
+      show(program, lane)
+    return [lane.record.last_eval for lane in lanes]
+
+
+def check_alike(configs: Sequence[Experiment]) -> None:
+  """Refuses runs that one program cannot hold.
+
+  Raises:
+    ValueError: saying what is in the way.
+  """
+  first, *others = configs
+  if others and first.mesh.size > 1:
+    raise ValueError(
+      f"{len(configs)} runs in one program need a mesh of one device: this one "
+      f"has {first.mesh.size}"
     )
-    workdir_lib.write_whole(
-      workdir / "samples.json", json.dumps(shown, indent=2) + "\n"
+  for other in others:
+    like_first = dataclasses.replace(
+      other, seed=first.seed, loss=first.loss, optimizer=first.optimizer
     )
-    mode = evaluate.headline(config.eval.modes)
-    report.write(workdir / "report.html", {config.algorithm: workdir}, mode)
-    return last_eval
+    if (
+      like_first != first
+      or other.learner_config().static != first.learner_config().static
+    ):
+      raise ValueError(
+        "runs in one program may differ in their seeds and in "
+        f"{', '.join(first.learner_config().hyper)}, in nothing else"
+      )
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+  """Lists the SIGINTs and SIGTERMs that come, instead of ending at once."""
+  asked: list[int] = []
+  handlers = {
+    number: signal.signal(number, lambda n, _: asked.append(n))
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield asked
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+def advance(
+  program: Program, lanes: list[Lane], bar: progress.Progress, asked: list[int]
+) -> None:
+  """Trains lanes from the iteration where all stand to the last.
+
+  Args:
+    program: theirs.
+    lanes: changed in place.
+    bar: shows the first one's rows.
+    asked: filled by signals: then the lanes stop early, with a checkpoint.
+  """
+  records, together = [lane.record for lane in lanes], len(lanes) > 1
+  config, step = records[0].config, records[0].step
+
+  def stack(trees):
+    first, *_ = trees
+    return jax.tree.map(lambda *a: jnp.stack(a), *trees) if together else first
+
+  def pick(tree, i):
+    return jax.tree.map(lambda a: a[i], tree) if together else tree
+
+  def write(rows):
+    for record, row in zip(records, rows, strict=True):
+      record.write(row)
+    if processes.leads():
+      bar.show(rows[0][-1])
+
+  def measure(row, i):
+    params = pick(state.params, i)
+    records[i].last_eval = evaluation(program, records[i], params)
+    row["eval"] = records[i].last_eval
+
+  reference = stack([lane.reference for lane in lanes])
+  state = stack([lane.state for lane in lanes])
+  key = stack([jax.random.key(record.config.seed) for record in records])
+  hypers = [record.config.learner_config().hyper for record in records]
+  hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
+  batches = sharding.over_prompts(program.mesh, leading=1 + together)
+  train_chunk = learner.make_train_chunk(
+    program.graphdef, program.task, program.config, program.mesh, together
+  )
+  if step == 0:
+    rows = []
+    for i, record in enumerate(records):
+      row = {"step": 0, "seconds": 0.0, "ledger": record.ledger.to_dict()}
+      measure(row, i)
+      rows.append([row | callback.report()])
+    write(rows)
+  while step < config.iterations:
+    start = time.monotonic()
+    size = min(config.chunk, config.iterations - step)
+    prompts = [record.prompts.next_chunk(size) for record in records]
+    prompts = np.stack(prompts) if together else prompts[0]
+    state, metrics = train_chunk(
+      state, jax.device_put(prompts, batches), reference, hyper, key
+    )
+    metrics = jax.device_get(metrics)
+    rows = [
+      to_rows(pick(metrics, i), step, record.ledger)
+      for i, record in enumerate(records)
+    ]
+    step += size
+    share = (time.monotonic() - start) / len(lanes)
+    done = step >= config.iterations
+    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
+      check_finite(row)
+      record.step = step
+      record.seconds += share
+      row[-1]["seconds"] = round(record.seconds, 3)
+      if done or (config.eval.every and step % config.eval.every == 0):
+        measure(row[-1], i)
+      row[-1] |= callback.report()
+    write(rows)
+    stopping = processes.any_says(bool(asked))
+    behind = any([record.behind() for record in records])
+    last = done or stopping
+    if last or behind or step % config.checkpoint_every == 0:
+      for i, lane in enumerate(lanes):
+        lane.state = pick(state, i)
+        lane.record.save(lane.state, wait=last)
+    if last:
+      break
+  for record in records:
+    record.end()
+
+
+def evaluation(program: Program, record: Record, params):
+  """Measures a run on held-out problems, in the leading process."""
+  params = processes.local_copy(params, sharding.replicated(program.mesh))
+  if not processes.leads():
+    return {}
+  options, seed = record.config.eval, record.config.seed
+  return evaluate.evaluate(
+    program.graphdef, params, program.task, program.held_out, options.modes,
+    seed=seed, temperature=options.temperature,
+  )  # fmt: skip
+
+
+def show(program: Program, lane: Lane) -> None:
+  """Writes samples.json and report.html of a run that has ended."""
+  config, folder = lane.record.config, lane.record.folder
+  # The others' arrays are needed for the copies; the rest is the leader's.
+  before, params = processes.local_copy(
+    (lane.reference, lane.state.params), sharding.replicated(program.mesh)
+  )
+  if not processes.leads():
+    return
+  shown = samples.samples(
+    program.graphdef,
+    params,
+    before,
+    program.task,
+    program.held_out[:SHOWN_PROMPTS],
+    program.task.tokenizer,
+    config.search,
+    seed=config.seed,
+  )
+  workdir_lib.write_whole(
+    folder / "samples.json", json.dumps(shown, indent=2) + "\n"
+  )
+  mode = evaluate.headline(config.eval.modes)
+  report.write(folder / "report.html", {config.algorithm: folder}, mode)

@@ -98,7 +98,8 @@ def run_trl(config, seed: int, folder: pathlib.Path):
   import transformers
   from trl import GRPOTrainer
 
-  from tsd_jax import data, evaluate, train, workdir
+  from tsd_jax import data, evaluate, workdir
+  from tsd_jax.experiment import initial_params
   from tsd_jax.models import hf, pretrained
   from tsd_jax.tokenizers import SymbolTokenizer
 
@@ -107,7 +108,7 @@ def run_trl(config, seed: int, folder: pathlib.Path):
   task, tokenizer = config.make_task(), SymbolTokenizer()
   mode = evaluate.headline(config.eval.modes)
   held_out = data.load_problems(config.task, config.eval.split)
-  _, params = train.initial_params(config)
+  _, params = initial_params(config)
   start = folder / "start"
   if not start.exists():
     length = task.prompt_length + task.response_length

@@ -46,7 +46,7 @@ _READ = 4096  # Responses that the perplexity is read on.
 def teach(experiment, second, file: pathlib.Path) -> None:
   """Trains on both tasks; writes the parameters that all runs start from."""
   from experiments import supervised
-  from tsd_jax import train
+  from tsd_jax.experiment import initial_params
   from tsd_jax.models import weights
 
   rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def teach(experiment, second, file: pathlib.Path) -> None:
     )
     for task in (experiment.task, second.task)
   ]  # fmt: skip
-  graphdef, params = train.initial_params(experiment)
+  graphdef, params = initial_params(experiment)
   params = supervised.train(
     graphdef,
     params,
@@ -127,6 +127,7 @@ def main(overrides):
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
   from tsd_jax import progress, runs, train
+  from tsd_jax.experiment import initial_params
 
   progress.quiet_libraries()
   if not file.exists():
@@ -142,7 +143,7 @@ def main(overrides):
     print(found, flush=True)
     return found
 
-  rows = [row("start", None, 0, [train.initial_params(base)])]
+  rows = [row("start", None, 0, [initial_params(base)])]
   for (method, weight), configs in runs_of.items():
     models = []
     for config in configs:

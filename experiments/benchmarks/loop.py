@@ -133,13 +133,14 @@ def main(overrides):
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # A compilation read from the cache would be no compilation.
   jax.config.update("jax_enable_compilation_cache", False)
-  from tsd_jax import data, decode, learner, objective, progress, train
+  from tsd_jax import data, decode, learner, objective, progress
+  from tsd_jax.experiment import initial_params
   from tsd_jax.rollout import rollout
 
   progress.quiet_libraries()
   repeats = _REPEATS.value
   task, learner_config = config.make_task(), config.learner_config()
-  graphdef, params = train.initial_params(config)
+  graphdef, params = initial_params(config)
   model = nnx.merge(graphdef, params)
   S, B, C = (
     learner_config.prompts,

@@ -45,14 +45,15 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import data, evaluate, progress, runs, train
+  from tsd_jax import data, evaluate, progress, runs
+  from tsd_jax.experiment import initial_params
 
   progress.quiet_libraries()
   run = runs.open_run(folder)
   task = run.config.make_task()
   asked = modes([int(n) for n in _SIMULATIONS.value], task.response_length - 1)
   prompts = data.load_problems(run.config.task, "test")
-  graphdef, base = train.initial_params(run.config)
+  graphdef, base = initial_params(run.config)
   rows = []
   for model, params in (("base", base), ("student", run.params)):
     found = evaluate.evaluate(

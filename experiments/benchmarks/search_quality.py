@@ -110,11 +110,12 @@ def candidates(configs, extra):
     extra: runs by folder.
   """
   from tsd_jax import runs, train
+  from tsd_jax.experiment import initial_params
 
   for task, config in configs.items():
     for name in _POLICIES.value:
       if ITERATIONS[name] == 0:
-        start = train.initial_params(config)
+        start = initial_params(config)
         yield Candidate(task, name, config, *start, training_tokens=0)
         continue
       changes = {

@@ -26,11 +26,12 @@ def main(overrides):
   """Prints the table and writes the JSON."""
   del overrides
   folder = config_lib.required(_WORKDIR)
-  from tsd_jax import data, evaluate, progress, runs, train
+  from tsd_jax import data, evaluate, progress, runs
+  from tsd_jax.experiment import initial_params
 
   progress.quiet_libraries()
   run = runs.open_run(folder)
-  graphdef, base = train.initial_params(run.config)
+  graphdef, base = initial_params(run.config)
   task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "test")
   models = {"base": base, "student": run.params}

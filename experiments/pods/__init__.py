@@ -6,13 +6,13 @@ model's own vocabulary; replace it by yours to plan for its lengths.
 
 import dataclasses
 
+from tsd_jax.experiment import Experiment
 from tsd_jax.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.sharding import MeshConfig
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.train import Experiment
 
 
 def experiment(

@@ -1,0 +1,123 @@
+"""Several runs in one program: each is the run that it would be alone."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from tests import small_experiment
+from tsd_jax import memory, train
+from tsd_jax.config import UserError, override
+
+
+def easy(prompt_XP, response_XT, score):
+  """Every third first token is right: the toy model has something to learn."""
+  correct_X = response_XT[..., 0] % 3 == 0
+  return score._replace(
+    reward_X=correct_X.astype(score.reward_X.dtype), correct_X=correct_X
+  )
+
+
+def config(**changes):
+  base = dataclasses.replace(small_experiment.get_config(), reward=easy)
+  return override(base, changes)
+
+
+LANES = [
+  config(seed="0"),
+  config(seed="1", **{"optimizer.learning_rate": "1e-2"}),
+]
+
+
+def rows(folder):
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def close(got, expected):
+  """Whether two runs' rows are equal but for rounding and clocks."""
+  assert len(got) == len(expected)
+  for mine, other in zip(got, expected, strict=True):
+    assert mine["ledger"] == other["ledger"]
+    assert mine.get("eval") == other.get("eval")
+    numbers = {k: v for k, v in other.items() if isinstance(v, float)}
+    numbers.pop("seconds", None)
+    assert {k: mine[k] for k in numbers} == pytest.approx(
+      numbers, rel=2e-3, abs=2e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  """The lanes alone, and together."""
+  root = tmp_path_factory.mktemp("lanes")
+  for lane in LANES:
+    train.train(lane, root / "alone" / str(lane.seed))
+  together = [root / "together" / str(lane.seed) for lane in LANES]
+  train.train_together(LANES, together)
+  return root
+
+
+@pytest.mark.slow
+def test_a_lane_is_the_run_alone(folders):
+  found = [rows(folders / "together" / str(lane.seed)) for lane in LANES]
+  for lane, mine in zip(LANES, found, strict=True):
+    close(mine, rows(folders / "alone" / str(lane.seed)))
+    assert (folders / "together" / str(lane.seed) / "report.html").exists()
+  assert all(lane[-1]["reward"] > 0 for lane in found)
+  # Not the same run twice.
+  assert found[0][-1]["loss"] != pytest.approx(found[1][-1]["loss"])
+
+
+@pytest.mark.slow
+def test_lanes_that_stopped_apart_all_end(folders, tmp_path):
+  root = tmp_path / "runs"
+  shutil.copytree(folders / "together", root)
+  shutil.rmtree(root / "1" / "checkpoints" / "6")
+  (root / "1" / "report.html").unlink()
+  before = (root / "0" / "metrics.jsonl").read_bytes()
+  places = [root / str(lane.seed) for lane in LANES]
+  found = train.train_together(LANES, places)
+  assert (root / "0" / "metrics.jsonl").read_bytes() == before
+  close(rows(root / "1"), rows(folders / "alone" / "1"))
+  assert found == [rows(place)[-1]["eval"] for place in places]
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"search.num_simulations": "4"}, "in nothing else"),
+    ({"optimizer.minibatches": "4"}, "in nothing else"),
+    ({"loss.policy_weight": "0"}, "in nothing else"),
+    ({"task.numbers": "4"}, "in nothing else"),
+  ],
+)
+def test_runs_of_other_programs_are_refused(change, words, tmp_path):
+  lanes = [config(seed="0"), config(seed="1", **change)]
+  with pytest.raises(ValueError, match=words):
+    train.train_together(lanes, [tmp_path / "0", tmp_path / "1"])
+  assert not list(tmp_path.iterdir())
+
+
+def test_lanes_want_one_device(tmp_path):
+  lanes = [config(seed=seed, **{"mesh.data": "2"}) for seed in ("0", "1")]
+  with pytest.raises(ValueError, match="a mesh of one device"):
+    train.train_together(lanes, [tmp_path / "0", tmp_path / "1"])
+
+
+def test_memory_is_counted_for_all_lanes():
+  lane = dataclasses.replace(LANES[0], iterations=2)
+  arguments = (lane.model, lane.make_task(), lane.learner_config(), lane.mesh)
+
+  def fits(there, lanes):
+    try:
+      memory.check(*arguments, there, lanes=lanes)
+    except UserError:
+      return False
+    return True
+
+  least = next(k for k in range(10, 40) if fits(2**k, 1))
+  assert not fits(2 ** (least - 1), 1)
+  # Four lanes are four times as much.
+  assert fits(2 ** (least + 2), 4) and not fits(2 ** (least + 1), 4)
