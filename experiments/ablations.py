@@ -1,18 +1,21 @@
 """Every part of the recipe switched one at a time, on Countdown.
 
 Each line of the table is the default run with one change, held against the
-default at equal iterations and at equal ledger tokens, over a few seeds, on
-validation problems. Also in the list: what published attempts got wrong and can
-be said as a setting, such as a clip that never acts (one minibatch, one epoch:
-the ratio is 1 in every update).
+default: steps that it needs to reach the default's last accuracy, accuracy at
+equal ledger tokens and at equal steps, over a few seeds, on validation
+problems. Also in the list: what published attempts got wrong and can be said as
+a setting, such as a clip that never acts (one minibatch, one epoch: the ratio
+is 1 in every update).
 
-Command (one run takes two minutes on two cores; a killed table goes on):
+Command (a minute to five a run; a killed table goes on):
 
   python -m experiments.ablations --workdir=DIR [--only=no_forks,soft_targets]
 """
 
 import json
 import pathlib
+import platform
+import sys
 
 from absl import flags
 
@@ -25,6 +28,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
 _ONLY = flags.DEFINE_list("only", None, "Lines to run; all by default.")
 
+# What a line says beside its accuracy, of `compare.contrast` with the default.
+KEYS = (
+  "steps_to_target",
+  "accuracy_at_equal_tokens",
+  "difference_at_equal_steps",
+)
 # Where a part is taken out, another one gets its share of the update's tokens.
 VARIANTS: dict[str, dict[str, str]] = {
   "no_champion": {
@@ -102,14 +111,20 @@ def main(overrides):
     for name in ("default", *names)
   }
   # Imported late: a bad flag is refused before JAX starts.
+  import jax
+
   from tsd_jax import compare, evaluate, progress, train, workdir
 
   progress.quiet_libraries()
+  words = [w for w in sys.argv[1:] if not w.startswith("--workdir")]
+  command = " ".join(
+    ["python -m experiments.ablations", *words, "--workdir=DIR"]
+  )
   folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
   runs, rows = {}, {}
   print(
-    f"{'change':>18}  {mode:>7}  {'at equal steps':>14}  "
-    f"{'at equal tokens':>15}  {'tokens/iteration':>16}",
+    f"{'change':>18}  {mode:>7}  {'steps to its last':>20}  "
+    f"{'x at equal tokens':>20}  {'tokens/iteration':>16}",
     flush=True,
   )
   for name, seeds in configs.items():
@@ -128,16 +143,26 @@ def main(overrides):
     if name != "default":
       pair = {name: runs[name], "default": runs["default"]}
       found = compare.contrast(pair, ours=name)
-      keys = ("difference_at_equal_steps", "difference_at_equal_tokens")
-      row |= {key: found[key][f"{name}/default"] for key in keys}
-      shown = tuple(f"{row[key]['value']:+.3f}" for key in keys)
+      row |= {key: found[key][f"{name}/default"] for key in KEYS}
+      shown = (
+        compare.interval(row["steps_to_target"], "never"),
+        compare.interval(row["accuracy_at_equal_tokens"], "none"),
+      )
     rows[name] = row
     print(
-      f"{name:>18}  {mean.accuracy[-1]:>7.3f}  {shown[0]:>14}  {shown[1]:>15}"
+      f"{name:>18}  {mean.accuracy[-1]:>7.3f}  {shown[0]:>20}  {shown[1]:>20}"
       f"  {row['tokens_per_iteration']:>16,.0f}",
       flush=True,
     )
-    content = {"mode": mode, "seeds": _SEEDS.value, "rows": rows}
+    content = {
+      "command": command,
+      "task": base.make_task().name,
+      "split": base.eval.split,
+      "mode": mode,
+      "seeds": _SEEDS.value,
+      "rows": rows,
+      "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    }
     workdir.write_whole(
       folder / "ablations.json", json.dumps(content, indent=1) + "\n"
     )

@@ -1,7 +1,8 @@
 """All methods on the maze, the task without arithmetic.
 
 Purpose: the same table as for Countdown on a game of another family, so that no
-claim rests on one game. Same learning rates, seeds and splits as there.
+claim rests on one game. Learning rates that stay and that fall are both tried:
+here methods differ in which of them they need.
 
 Command: python -m launch.compare --config=experiments/compare_maze.py
   --workdir=DIR
@@ -13,4 +14,8 @@ from tsd_jax.judge import Comparison
 
 def get_config() -> Comparison:
   """The comparison."""
-  return Comparison(experiment=maze.get_config())
+  return Comparison(
+    experiment=maze.get_config(),
+    swept="optimizer.learning_rate+optimizer.linear_decay",
+    values=("3e-4+false", "5e-4+false", "4e-4+true", "8e-4+true"),
+  )

@@ -18,6 +18,7 @@ Both methods: bash launch/local.sh --config=experiments/maze.py
 """
 
 from tsd_jax.experiment import Experiment
+from tsd_jax.methods import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.maze import MazeConfig
@@ -29,5 +30,6 @@ def get_config() -> Experiment:
     task=MazeConfig(size=5, walls=5, min_moves=4, max_moves=8),
     model=presets.TINY,
     init="experiments/warm_start_maze.safetensors",
-    search=SearchConfig(num_simulations=32),
+    search=SearchConfig(num_simulations=24),
+    optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
   )

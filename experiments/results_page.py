@@ -194,20 +194,31 @@ def ablations(content: Mapping[str, Any]) -> list[str]:
   """The table of switches."""
   mode, rows = content["mode"], content["rows"]
 
-  def cell(row: Mapping[str, Any], name: str) -> str:
-    return interval(row[name], "+.3f") if name in row else ""
+  def cell(row: Mapping[str, Any], name: str, form: str = ".2f") -> str:
+    return interval(row[name], form, "never") if name in row else ""
 
   return [
-    f"{mode}, seeds {', '.join(map(str, content['seeds']))}; each line is the "
-    "default with one change.",
+    f"{content['task']}, {content['split']} problems, {mode}, seeds "
+    f"{', '.join(map(str, content['seeds']))}; each line is the default with "
+    "one change: update steps that it needs to reach the default's last "
+    "accuracy, over the default's; its accuracy over the default's at equal "
+    "tokens; the difference at equal steps.",
     table(
-      ["change", mode, "at equal steps", "at equal tokens", "tokens/iteration"],
+      [
+        "change",
+        mode,
+        "steps to the default's last",
+        "accuracy at equal tokens",
+        "at equal steps",
+        "tokens/iteration",
+      ],
       [
         [
           name,
           spread(row[mode]),
-          cell(row, "difference_at_equal_steps"),
-          cell(row, "difference_at_equal_tokens"),
+          cell(row, "steps_to_target"),
+          cell(row, "accuracy_at_equal_tokens"),
+          cell(row, "difference_at_equal_steps", "+.3f"),
           f"{row['tokens_per_iteration']:,.0f}",
         ]
         for name, row in rows.items()

@@ -159,6 +159,12 @@ def test_flops_are_what_xla_counts():
     (dict(split="validation"), "chose the settings"),
     (dict(values=()), "values is empty"),
     (dict(values=("fast",)), "is not a number"),
+    (
+      dict(
+        swept="optimizer.learning_rate+optimizer.linear_decay", values=("1e-3",)
+      ),
+      "must give each of swept=",
+    ),
     (dict(mode="greedy"), "is not what experiment.eval.modes"),
     (dict(lanes=0), "lanes=0 must be at least 1"),
     (
@@ -200,6 +206,21 @@ def test_cheaper_iterations_are_more_iterations():
     assert abs(spent - spends) <= grid / 2 or run.iterations == 60
   same = dataclasses.replace(config, equal_tokens=False)
   assert same.run("ppo", "3e-4", 0, "test").iterations == 60
+
+
+def test_several_fields_are_swept_together():
+  config = dataclasses.replace(
+    small_comparison.get_config(),
+    swept="optimizer.learning_rate+optimizer.linear_decay",
+    values=("1e-3+true", "1e-2+false"),
+  )
+  for value, rate, falls in (
+    ("1e-3+true", 1e-3, True),
+    ("1e-2+false", 1e-2, False),
+  ):
+    optimizer = config.run("grpo", value, 0, "test").optimizer
+    assert optimizer.learning_rate == rate
+    assert optimizer.linear_decay == falls
 
 
 def test_own_samples_cost_what_the_search_costs():

@@ -118,19 +118,24 @@ def test_any_rows_become_a_table(tmp_path):
 
 def test_ablations_become_a_table(tmp_path):
   gain = {"value": 0.01, "ci95": [-0.02, 0.04]}
+  steps = {"value": 1.5, "ci95": [0.75, None]}
   rows = {
     "default": {"mean@16": [0.3, 0.4], "tokens_per_iteration": 94464.0},
     "puct": {
       "mean@16": [0.31, 0.41], "tokens_per_iteration": 1e5,
-      "difference_at_equal_steps": gain, "difference_at_equal_tokens": gain,
+      "difference_at_equal_steps": gain, "steps_to_target": steps,
+      "accuracy_at_equal_tokens": {"value": 0.9, "ci95": [0.8, 1.0]},
     },
   }  # fmt: skip
-  saved = {"mode": "mean@16", "seeds": ["0", "1"], "rows": rows}
+  saved = {
+    "task": "countdown", "split": "validation", "mode": "mean@16",
+    "seeds": ["0", "1"], "rows": rows,
+  }  # fmt: skip
   (tmp_path / "ablations.json").write_text(json.dumps(saved))
   text = results_page.page(tmp_path)
-  assert "| default | 0.350 (0.300–0.400) |  |  | 94,464 |" in text
-  shown = "+0.010 [-0.020, +0.040]"
-  assert f"| puct | 0.360 (0.310–0.410) | {shown} | {shown} | 100,000 |" in text
+  assert "| default | 0.350 (0.300–0.400) |  |  |  | 94,464 |" in text
+  shown = "1.50 [0.75, never] | 0.90 [0.80, 1.00] | +0.010 [-0.020, +0.040]"
+  assert f"| puct | 0.360 (0.310–0.410) | {shown} | 100,000 |" in text
 
 
 def test_damaged_files_are_named(tmp_path):

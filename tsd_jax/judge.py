@@ -84,7 +84,8 @@ class Comparison:
   experiment: Experiment
   methods: tuple[Method, ...] = METHODS
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  # Values of `swept` that every method is tried with, on validation.
+  # What every method is tried with, on validation: values of a field, or of
+  # several, joined by "+".
   swept: str = "optimizer.learning_rate"
   values: tuple[str, ...] = ("2e-4", "3e-4", "5e-4")
   sweep_seed: int = 100  # None of the seeds that count.
@@ -107,6 +108,13 @@ class Comparison:
       raise ValueError(f"methods={','.join(self.methods)} repeats one")
     if not self.values:
       raise ValueError(f"values is empty: name one value of {self.swept}")
+    fields = self.swept.split("+")
+    for value in self.values if len(fields) > 1 else ():
+      if len(value.split("+")) != len(fields):
+        raise ValueError(
+          f"values={value} must give each of swept={self.swept} a value, "
+          "joined by +"
+        )
     if not self.seeds or len(set(self.seeds)) < len(self.seeds):
       raise ValueError(f"seeds={self.seeds} must be distinct, at least one")
     if self.sweep_seed in self.seeds:
@@ -149,8 +157,10 @@ class Comparison:
     changes = settings(method, self.experiment) | {
       "seed": str(seed),
       "eval.split": split,
-      self.swept: value,
     }
+    fields = self.swept.split("+")
+    values = value.split("+") if len(fields) > 1 else [value]
+    changes |= dict(zip(fields, values, strict=True))
     run = config_lib.override(self.experiment, changes)
     if not self.equal_tokens:
       return run

@@ -21,7 +21,6 @@ Command (a finished seed is not run again):
 
 import json
 import pathlib
-import time
 
 from absl import flags
 
@@ -74,155 +73,64 @@ def trl_config(config, seed: int, folder: pathlib.Path):
   )
 
 
-def make_reward(task, tokenizer):
-  """Our reward, of the token ids that TRL sampled."""
-  import jax
-  import numpy as np
-
-  score = jax.jit(task.score)
-
-  def reward(prompts, completion_ids, **unused):
-    del unused
-    tokens_NT = np.full((len(prompts), task.response_length), task.pad_id)
-    for row_T, ids in zip(tokens_NT, completion_ids, strict=True):
-      row_T[: len(ids)] = ids
-    prompt_NP = np.array([tokenizer.encode(text) for text in prompts])
-    return np.asarray(score(prompt_NP, tokens_NT).reward_X).tolist()
-
-  return reward
-
-
-def run_trl(config, seed: int, folder: pathlib.Path):
+def run(config, seed: int, folder: pathlib.Path):
   """Trains by TRL; writes the points of its curve as they come."""
   import datasets
   import transformers
   from trl import GRPOTrainer
 
-  from tsd_jax import data, evaluate, workdir
-  from tsd_jax.experiment import initial_params
-  from tsd_jax.models import hf, pretrained
-  from tsd_jax.tokenizers import SymbolTokenizer
+  from experiments.baselines import side_by_side
+  from tsd_jax import data
 
   transformers.set_seed(seed)
   transformers.utils.logging.disable_progress_bar()
-  task, tokenizer = config.make_task(), SymbolTokenizer()
-  mode = evaluate.headline(config.eval.modes)
-  held_out = data.load_problems(config.task, config.eval.split)
-  _, params = initial_params(config)
-  start = folder / "start"
-  if not start.exists():
-    length = task.prompt_length + task.response_length
-    hf.save(start, config.model, params, tokenizer, max_length=length)
+  start = side_by_side.save_start(config, folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(
     start, dtype="float32"
   )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(start)
   problems = data.load_problems(config.task, "train")
-  points, seconds, began = [], 0.0, time.monotonic()
-
-  def measure(iteration):
-    """Reads TRL's weights back and measures them as our own."""
-    model.save_pretrained(folder / "now")
-    _, graphdef, now = pretrained.load(folder / "now", config=config.model)
-    result = evaluate.evaluate(
-      graphdef, now, task, held_out, mode, seed=seed,
-      temperature=config.eval.temperature,
-    )[mode]  # fmt: skip
-    points.append((iteration, seconds, result["accuracy"], result["stderr"]))
-    workdir.write_whole(folder / "points.json", json.dumps(points))
-    print(f"trl, seed {seed}: {points[-1]}", flush=True)
-
-  o = config.optimizer
-  steps_an_iteration = o.minibatches * o.epochs
+  meter = side_by_side.Meter("trl", config, seed, folder, model.save_pretrained)
 
   class Measure(transformers.TrainerCallback):
-    """Stops the clock while it measures."""
+    """Measures between two steps."""
 
     def on_step_end(self, args, state, control, **unused):
-      nonlocal seconds, began
-      iteration, inside = divmod(state.global_step, steps_an_iteration)
-      last = iteration == config.iterations
-      if not inside and (last or iteration % config.eval.every == 0):
-        seconds += time.monotonic() - began
-        measure(iteration)
-        began = time.monotonic()
+      meter.step_ended(state.global_step)
 
-  measure(0)
   trainer = GRPOTrainer(
     model=model,
-    processing_class=transformers.AutoTokenizer.from_pretrained(start),
-    reward_funcs=make_reward(task, tokenizer),
+    processing_class=tokenizer,
+    reward_funcs=side_by_side.make_reward(config.make_task()),
     args=trl_config(config, seed, folder),
     train_dataset=datasets.Dataset.from_dict(
       {"prompt": [tokenizer.decode(prompt) for prompt in problems]}
     ),
     callbacks=[Measure()],
   )
-  began = time.monotonic()
+  meter.step_ended(0)
   trainer.train()
-
-
-def trl_curve(config, seed: int, folder: pathlib.Path):
-  """TRL's curve, trained anew where that did not come to its end."""
-  import numpy as np
-
-  from tsd_jax import compare, workdir
-
-  folder.mkdir(parents=True, exist_ok=True)
-  workdir.prepare(config, folder)
-  file = folder / "points.json"
-  if not file.exists() or (
-    json.loads(file.read_text())[-1][0] < config.iterations
-  ):
-    run_trl(config, seed, folder)
-  points = json.loads(file.read_text())
-  columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
-  iterations, seconds, accuracy, stderr = map(np.asarray, columns)
-  # Sampled, scored again, trained on (3).
-  tokens = update_tokens(config) * (1 + 1 + 3)
-  return compare.Curve(
-    iterations, iterations * tokens, accuracy, stderr, seconds
-  )
-
-
-def update_tokens(config) -> int:
-  """Tokens that TRL runs backward an iteration: each row has its own prompt."""
-  task, rollout = config.make_task(), config.learner_config().rollout
-  row = task.prompt_length + task.response_length
-  return rollout.prompts * rollout.group * row
 
 
 def main(overrides):
   """Trains what is missing, prints the table, writes the JSON."""
   folder = pathlib.Path(config_lib.required(_WORKDIR))
   base = config_lib.from_flags(_CONFIG.value, overrides | {"algorithm": "grpo"})
-  configs = {
-    int(seed): config_lib.override(base, {"seed": seed})
-    for seed in _SEEDS.value
-  }
   # Imported late: a bad flag is refused before JAX starts.
   import jax
   import torch
   import transformers
   import trl
 
-  from tsd_jax import compare, evaluate, judge, progress, train, workdir
+  from experiments.baselines import side_by_side
+  from tsd_jax import progress, workdir
 
   progress.quiet_libraries()
-  mode = evaluate.headline(base.eval.modes)
-  runs = {"grpo": [], "trl_grpo": []}
-  for seed, config in configs.items():
-    place = folder / "trl" / str(seed)
-    runs["trl_grpo"].append(trl_curve(config, seed, place))
-    place = folder / "ours" / str(seed)
-    train.train(config, place)
-    runs["grpo"].append(compare.read_curve(place, mode))
-  curves = {name: compare.mean_curve(all_) for name, all_ in runs.items()}
-  print(compare.summary(curves, mode))
-  step = judge.update_step(base)
-  backward = {
-    "grpo": step["backward_tokens"],
-    "trl_grpo": update_tokens(base) / base.optimizer.minibatches,
-  }
+  # TRL samples, scores again and trains (3).
+  shown, content = side_by_side.judged(
+    "trl", run, base, list(map(int, _SEEDS.value)), folder, reads=1 + 1 + 3
+  )
+  print(shown)
   if _OUTPUT.value:
     content = {
       "about": "Our GRPO and TRL's GRPOTrainer from the same weights: the same "
@@ -230,29 +138,7 @@ def main(overrides):
       "command": "python -m experiments.baselines.trl_grpo --workdir=DIR "
       f"--seeds={','.join(_SEEDS.value)}"
       + "".join(f" --config.{k}={v}" for k, v in overrides.items()),
-      "task": base.make_task().name,
-      "split": base.eval.split,
-      "mode": mode,
-      "methods": {
-        name: {
-          "seeds": list(configs),
-          "iterations": curves[name].iterations.tolist(),
-          "tokens": curves[name].tokens.tolist(),
-          "seconds": curves[name].seconds.round(2).tolist(),
-          mode: [c.accuracy.tolist() for c in all_],
-          "area": [compare.area(c) for c in all_],
-          "update_step": step
-          | {
-            "backward_tokens": backward[name],
-            "ledger_tokens": float(
-              curves[name].tokens[-1]
-              / (curves[name].iterations[-1] * step["steps_an_iteration"])
-            ),
-          },
-        }
-        for name, all_ in runs.items()
-      },
-      "ratios": compare.contrast(runs, ours="grpo"),
+      **content,
       "versions": {
         module.__name__: module.__version__
         for module in (jax, trl, transformers, torch)
