@@ -13,4 +13,8 @@ from tsd_jax.judge import Comparison
 
 def get_config() -> Comparison:
   """The comparison."""
-  return Comparison(experiment=countdown4.get_config())
+  return Comparison(
+    experiment=countdown4.get_config(),
+    swept="optimizer.learning_rate+optimizer.linear_decay",
+    values=("3e-4+false", "4e-4+true"),
+  )

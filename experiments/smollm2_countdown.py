@@ -6,7 +6,7 @@ Python function. An iteration searches 32 prompts (best-first over tokens, 24
 nodes each), distils the champions of 16 that were solved, and takes PPO steps
 on the 8 whose success the trees found least certain.
 
-Cost: about 3 GB, and half a minute an iteration on one core.
+Cost: 10 GiB of memory, and half a minute an iteration on one core.
 
 Command:
   pip install -e '.[text]'

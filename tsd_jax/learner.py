@@ -16,7 +16,14 @@ from flax import nnx
 from tsd_jax import decode, losses, returns, sharding
 from tsd_jax.ledger import Tokens
 from tsd_jax.methods import LearnerConfig
-from tsd_jax.objective import Batch, Lessons, make_optimizer, update
+from tsd_jax.models import lora
+from tsd_jax.objective import (
+  Batch,
+  Lessons,
+  make_optimizer,
+  update,
+  whole_params,
+)
 from tsd_jax.rollout import rollout
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import health
@@ -28,14 +35,22 @@ from tsd_jax.types import Array, Responses
 class TrainState(NamedTuple):
   """Everything that an iteration changes."""
 
-  params: Any
+  params: Any  # Of the whole model, or its adapters: see `whole_params`.
   opt_state: Any
   search_params: Any  # theta_s, the frozen search model.
   iteration: Array  # int32 scalar.
 
 
-def init_state(config: LearnerConfig, params) -> TrainState:
-  """A state that starts from given parameters, search model included."""
+def init_state(config: LearnerConfig, params, seed: int = 0) -> TrainState:
+  """A state that starts from given parameters, search model included.
+
+  Args:
+    config: the run.
+    params: of the whole model.
+    seed: of adapters.
+  """
+  if config.lora.rank:
+    params = lora.init(params, config.lora, jax.random.key(seed))
   return TrainState(
     params=params,
     opt_state=make_optimizer(config).init(params),
@@ -205,7 +220,8 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   S = config.prompts
 
-  def serving(params):
+  def serving(params, reference):
+    params = whole_params(params, reference, config)
     dtype = nnx.merge(graphdef, params).dtype
     return sharding.serving_copy(params, dtype, mesh)
 
@@ -241,14 +257,14 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
     prompt_BP, lessons = prompt_SP[:B], None
     if config.searches:
       found, search_forwards, metrics = sharding.per_part(searching, mesh)(
-        serving(search_params), prompt_SP, search_key
+        serving(search_params, reference), prompt_SP, search_key
       )
       prefill += config.prompt_tokens(task, S, config.search_calls)
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
     responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
-      serving(state.params), prompt_BP, rollout_key
+      serving(state.params, reference), prompt_BP, rollout_key
     )
     if config.loss.distils and not config.searches:
       lessons = best_samples(prompt_BP, responses, config)

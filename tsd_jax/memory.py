@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from tsd_jax.config import UserError
 from tsd_jax.methods import LearnerConfig
-from tsd_jax.models import transformer
+from tsd_jax.models import lora, transformer
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.sharding import MeshConfig
 from tsd_jax.tasks.task import Task
 
 _NUMBER = 4  # Bytes of an int32 and of a float32.
-# What a run holds of its parameters, in float32: those that are trained, two
-# moments, the search model, the reference.
-_COPIES = 5
+# What a run holds of what it trains, in float32, beside its first parameters:
+# itself, two moments, the search model's.
+_COPIES = 4
 
 
 class Memory(NamedTuple):
@@ -123,7 +123,8 @@ def check(
     config.search, trees=min(config.search.trees, own)
   )
   count = transformer.count_parameters(model)
-  held = count * _COPIES * _NUMBER // (mesh.fsdp * mesh.tensor)
+  trained = lora.count(model, config.lora) if config.lora.rank else count
+  held = (trained * _COPIES + count) * _NUMBER // (mesh.fsdp * mesh.tensor)
   # The copy that search and rollouts read.
   held += count * jnp.dtype(model.compute_dtype).itemsize // mesh.tensor
   held *= lanes

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from tsd_jax import decode
+from tsd_jax.models.lora import WHOLE, LoraConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Task
@@ -129,6 +130,7 @@ class LearnerConfig:
   # Of the task: what fills short prompts, how many tokens begin all of them.
   prompt_pad_id: int | None = None
   prompt_head: int = 0
+  lora: LoraConfig = WHOLE
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
@@ -266,6 +268,7 @@ def resolve(
   optimizer: OptimizerConfig,
   refresh_every: int,
   iterations: int,
+  lora: LoraConfig = WHOLE,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 
@@ -281,6 +284,7 @@ def resolve(
     optimizer: shared.
     refresh_every: how often the search model is refreshed.
     iterations: of the run, over which a learning rate may decay.
+    lora: what is trained of the parameters.
 
   Returns:
     What the learner compiles.
@@ -305,6 +309,7 @@ def resolve(
       eos_id=task.eos_id,
       prompt_pad_id=task.prompt_pad_id,
       prompt_head=task.prompt_head,
+      lora=lora,
     )
 
   distils_tree = loss.distils and loss.champion_source == "search"

@@ -15,6 +15,7 @@ from flax import nnx
 
 from tsd_jax import losses, scoring, sharding
 from tsd_jax.methods import LearnerConfig
+from tsd_jax.models import lora
 from tsd_jax.search.champions import PathTargets
 from tsd_jax.types import Array, Responses
 
@@ -45,6 +46,19 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     optax.clip_by_global_norm(o.max_grad_norm),
     optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps),
   )
+
+
+def whole_params(params, reference, config: LearnerConfig):
+  """What a model reads: the trained parameters, or adapters merged.
+
+  Args:
+    params: what is trained.
+    reference: the run's first parameters, which adapters change.
+    config: says which of the two.
+  """
+  if not config.lora.rank:
+    return params
+  return lora.merge(reference, params, config.lora)
 
 
 def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
@@ -133,7 +147,7 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   L = L_policy + l_hard CE(champion) + l_soft KL(target || pi)
       + c_v L_value + c_s L_success + beta KL(pi || ref) - c_e H
   """
-  model = nnx.merge(graphdef, params)
+  model = nnx.merge(graphdef, whole_params(params, reference, config))
   read = functools.partial(
     scoring.read_log_probs, model, temperature=config.rollout.temperature
   )

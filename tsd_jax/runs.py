@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from tsd_jax import config_json, learner
+from tsd_jax import config_json, learner, objective
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.config import ConfigError, UserError
-from tsd_jax.experiment import Experiment, find_init
+from tsd_jax.experiment import Experiment, find_init, initial_params
 from tsd_jax.ledger import Ledger
 from tsd_jax.models import pretrained, transformer
 
@@ -58,8 +58,12 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   """
   config = read_config(workdir)
   checkpointer = Checkpointer(workdir, read_only=True)
-  graphdef, params = transformer.create(config.model, config.seed)
-  state = learner.init_state(config.learner_config(), params)
+  learner_config = config.learner_config()
+  if learner_config.lora.rank:  # A checkpoint holds adapters alone.
+    graphdef, params = initial_params(config)
+  else:
+    graphdef, params = transformer.create(config.model, config.seed)
+  state = learner.init_state(learner_config, params)
   try:
     restored = checkpointer.restore(state._asdict())
   finally:
@@ -73,7 +77,9 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   return Run(
     config,
     graphdef,
-    jax.block_until_ready(arrays["params"]),
+    jax.block_until_ready(
+      objective.whole_params(arrays["params"], params, learner_config)
+    ),
     record["step"],
     Ledger(**record["ledger"]),
   )

@@ -31,6 +31,7 @@ from tsd_jax import (
   learner,
   memory,
   methods,
+  objective,
   processes,
   progress,
   report,
@@ -162,8 +163,9 @@ def train_together(
       )
       record = stack.enter_context(Record(c, pathlib.Path(folder), prompts))
       reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
-      state = sharding.place(learner.init_state(learner_config, params), mesh)
-      lanes.append(Lane(record, record.resume(state), reference))
+      state = learner.init_state(learner_config, params, c.seed)
+      state = record.resume(sharding.place(state, mesh))
+      lanes.append(Lane(record, state, reference))
     todo = [lane for lane in lanes if not lane.record.finished]
     todo.sort(key=lambda lane: lane.record.step)
     groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
@@ -257,7 +259,7 @@ def advance(
       bar.show(rows[0][-1])
 
   def measure(row, i):
-    params = pick(state.params, i)
+    params = pick((state.params, reference), i)
     records[i].last_eval = evaluation(program, records[i], params)
     row["eval"] = records[i].last_eval
 
@@ -316,8 +318,14 @@ def advance(
 
 
 def evaluation(program: Program, record: Record, params):
-  """Measures a run on held-out problems, in the leading process."""
-  params = processes.local_copy(params, sharding.replicated(program.mesh))
+  """Measures a run on held-out problems, in the leading process.
+
+  Args:
+    program: the run's.
+    record: of the run.
+    params: what is trained, and the run's first parameters.
+  """
+  params = plain(program, *params)
   if not processes.leads():
     return {}
   options, seed = record.config.eval, record.config.seed
@@ -327,13 +335,20 @@ def evaluation(program: Program, record: Record, params):
   )  # fmt: skip
 
 
+def plain(program: Program, params, reference):
+  """A run's model as this process may compute with it on its own."""
+  whole = objective.whole_params(params, reference, program.config)
+  return processes.local_copy(whole, sharding.replicated(program.mesh))
+
+
 def show(program: Program, lane: Lane) -> None:
   """Writes samples.json and report.html of a run that has ended."""
   config, folder = lane.record.config, lane.record.folder
   # The others' arrays are needed for the copies; the rest is the leader's.
-  before, params = processes.local_copy(
-    (lane.reference, lane.state.params), sharding.replicated(program.mesh)
+  before = processes.local_copy(
+    lane.reference, sharding.replicated(program.mesh)
   )
+  params = plain(program, lane.state.params, lane.reference)
   if not processes.leads():
     return
   shown = samples.samples(
