@@ -19,6 +19,10 @@ from tsd_jax import data, workdir
 from tsd_jax.tasks import countdown_problems
 
 SYSTEM = "Use every number once with + - * /."
+THINK = (
+  SYSTEM + " Think in short lines, one trial each. Then write a last line that "
+  'begins with "Answer:" and gives the sum alone, such as Answer: (3 + 4) * 2'
+)
 EXAMPLES = {
   2: (((3, 4), 12, "3 * 4"), ((9, 2), 7, "9 - 2"),
       ((8, 4), 2, "8 / 4"), ((5, 6), 11, "5 + 6")),
@@ -37,17 +41,29 @@ _OPERATORS = {
 }
 
 
-def problems_file(numbers: int, max_number: int) -> pathlib.Path:
-  """Writes all solvable problems into the folder of datasets.
+def problems_file(
+  numbers: int,
+  max_number: int,
+  *,
+  think: bool = False,
+  most: int | None = None,
+) -> pathlib.Path:
+  """Writes solvable problems into the folder of datasets.
 
   Args:
-    numbers: how many are given, 2 or 3.
+    numbers: how many are given, 2 or 3; any number from 2 on with `think`.
     max_number: the largest of them.
+    think: ask for lines of thought before the answer instead of showing
+      examples; `reasoned` grades that.
+    most: how many problems, drawn from all; all by default.
 
   Returns:
     The file, for `TextConfig.file`.
   """
-  text = "".join(json.dumps(line) + "\n" for line in lines(numbers, max_number))
+  found = list(lines(numbers, max_number, think=think))
+  if most is not None and most < len(found):
+    found = random.Random(0).sample(found, most)
+  text = "".join(json.dumps(line) + "\n" for line in found)
   digest = hashlib.sha256(text.encode()).hexdigest()[:8]
   name = f"countdown_words_{numbers}_{max_number}_{digest}.jsonl"
   file = data.default_data_dir() / name
@@ -57,7 +73,9 @@ def problems_file(numbers: int, max_number: int) -> pathlib.Path:
   return file
 
 
-def lines(numbers: int, max_number: int) -> Iterator[dict]:
+def lines(
+  numbers: int, max_number: int, *, think: bool = False
+) -> Iterator[dict]:
   """The problems as lines of a text task; those of the examples are left out.
 
   Numbers stand in a random order, the same at every call.
@@ -65,9 +83,9 @@ def lines(numbers: int, max_number: int) -> Iterator[dict]:
   sizes = countdown_problems.Sizes(
     numbers, max_number, max_target=99, max_value=199
   )
-  examples = EXAMPLES[numbers]
+  examples = () if think else EXAMPLES[numbers]
   shown = {(tuple(sorted(given)), target) for given, target, _ in examples}
-  opening = [{"role": "system", "content": SYSTEM}]
+  opening = [{"role": "system", "content": THINK if think else SYSTEM}]
   for given, target, answer in examples:
     opening += [
       {"role": "user", "content": ask(given, target)},
@@ -113,6 +131,12 @@ def reward(prompt: str, response: str, example: dict) -> float:
   if sorted(used) != sorted(example["numbers"]):
     return ILLEGAL
   return 1.0 if value == example["target"] else LEGAL
+
+
+def reasoned(prompt: str, response: str, example: dict) -> float:
+  """The reward of what follows the last "Answer:"; 0 where there is none."""
+  _, found, answer = response.rpartition("Answer:")
+  return reward(prompt, answer, example) if found else 0.0
 
 
 def _value(node: ast.AST, used: list[int]) -> fractions.Fraction:

@@ -1,6 +1,9 @@
 """Trains an experiment with TSD and with PPO, and compares the two.
 
 bash launch/local.sh [--config.iterations=20] [--workdir=DIR]
+
+Each has the learning rate that is best for it: TSD that of the experiment, PPO
+--ppo_learning_rate. --config.optimizer.learning_rate is for both.
 """
 
 import pathlib
@@ -13,6 +16,9 @@ _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/local", "Folder of the runs.")
+_PPO_RATE = flags.DEFINE_string(
+  "ppo_learning_rate", "3e-4", "PPO's, as launch.compare found it."
+)
 _METHODS = ("tsd", "ppo")
 
 
@@ -23,9 +29,10 @@ def main(overrides):
       "local trains tsd and ppo: for one alone, use python -m launch.train "
       f"--config.algorithm={overrides['algorithm']}"
     )
-  base = config_lib.load(_CONFIG.value)
+  base, own = config_lib.load(_CONFIG.value), {"tsd": {}, "ppo": {}}
+  own["ppo"]["optimizer.learning_rate"] = _PPO_RATE.value
   configs = {
-    name: config_lib.override(base, overrides | {"algorithm": name})
+    name: config_lib.override(base, own[name] | overrides | {"algorithm": name})
     for name in _METHODS
   }
   # Imported late: a bad flag is refused before JAX starts.

@@ -53,6 +53,34 @@ def test_the_grader_survives_any_text(response):
   assert words.reward("", response, RIGHT) in (0, words.ILLEGAL, words.LEGAL, 1)
 
 
+@pytest.mark.parametrize(
+  ("response", "reward"),
+  [
+    ("2 + 3 + 4 = 9, no\n3 * 4 = 12\nAnswer: 2 + 3 * 4", 1.0),
+    ("Answer: 2 + 3 + 4\nNo.\nAnswer: 3 * 4 + 2\n", 1.0),
+    ("Answer: 2 + 3 * 4\nSo it is.", 0.0),
+    ("Answer: 2 + 3 + 4", words.LEGAL),
+    ("2 + 3 * 4", 0.0),
+    ("Answer:", 0.0),
+  ],
+)
+def test_the_last_answer_after_thought_counts(response, reward):
+  assert words.reasoned("", response, RIGHT) == reward
+
+
+def test_thought_is_asked_for_without_examples(tmp_path, monkeypatch):
+  monkeypatch.setenv("TSD_JAX_DATA_DIR", str(tmp_path / "data"))
+  file = words.problems_file(3, 6, think=True, most=50)
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  assert len({line["problem"] for line in lines}) == 50
+  for line in lines:
+    system, question = line["messages"]
+    assert system["content"] == words.THINK
+    target, *given_numbers = asked(question)
+    assert target == line["target"]
+    assert sorted(given_numbers) == sorted(line["numbers"])
+
+
 @given(
   st.permutations([2, 3, 4]), st.tuples(*[st.sampled_from("+-*/")] * 2),
   st.booleans(),
