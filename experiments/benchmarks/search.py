@@ -1,0 +1,324 @@
+"""Node expansions a second of a compiled search, and what others make of them.
+
+Random weights of three shapes; a search never stops early. Beside ours stand
+
+  floor          the weight multiplications alone, of as many rows at a time
+  floor at 256   the same of 256 rows at a time
+  naive mctx     the tokens in the embedding, the whole sequence run each time
+  cache a node   the keys of the whole path in the embedding
+  python tokens  a PUCT tree on transformers, the parent's cache copied
+  python steps   the same over `generate`, four steps a node
+
+A ratio is ours over theirs, in expansions a second; of the floor, in tokens.
+The last two grow one tree, as their users do. Prompts are run before the clock
+starts. Steps: four draws a node.
+
+Command (the extra interop for the last two; an hour on one core with smollm2):
+  python -m experiments.benchmarks.search --shapes=tiny,small,smollm2
+    --output=FILE.json
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mctx
+from absl import app, flags
+from flax import nnx
+
+from experiments.benchmarks import python_trees
+from experiments.benchmarks.floor import floor_seconds, seconds
+from experiments.benchmarks.table import Table
+from tsd_jax import decode
+from tsd_jax.models import presets, transformer
+from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
+from tsd_jax.search import tree as tree_lib
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Score
+from tsd_jax.types import Array
+
+_SHAPES = flags.DEFINE_list("shapes", ["tiny"], "tiny, small, smollm2.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timings; the median counts.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+# Of a cache a node: more is not tried.
+_MOST_BYTES = 4 * 2**30
+_A = 8  # Moves of a node.
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What is searched."""
+
+  model: ModelConfig
+  length: int  # Of a prompt, and of a response.
+  trees: tuple[int, ...]
+  simulations: tuple[int, ...]
+  slow_trees: int  # Of the searches that do much in vain.
+
+
+SIZES = {
+  "tiny": Size(
+    ModelConfig(
+      vocab_size=64, d_model=128, num_layers=4, num_heads=4, num_kv_heads=4,
+      head_dim=32, d_mlp=512, unroll_layers=4,
+    ),
+    length=16, trees=(64, 256), simulations=(32, 128), slow_trees=64,
+  ),
+  "small": Size(
+    ModelConfig(
+      vocab_size=4_096, d_model=512, num_layers=6, num_heads=8, num_kv_heads=8,
+      head_dim=64, d_mlp=1_536, unroll_layers=6,
+    ),
+    length=32, trees=(64, 256), simulations=(32,), slow_trees=64,
+  ),
+  "smollm2": Size(
+    presets.SMOLLM2_135M,
+    length=64, trees=(64, 256), simulations=(32,), slow_trees=8,
+  ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsolved:
+  """A task whose answers are all wrong, so that a search uses its budget."""
+
+  vocab_size: int
+  prompt_length: int
+  response_length: int
+  prompt_pad_id: None = None
+  prompt_head: int = 0
+  pad_id: int = 0
+  step_end_ids: tuple[int, ...] = ()
+
+  @property
+  def eos_id(self) -> int:
+    """The last token."""
+    return self.vocab_size - 1
+
+  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
+    """Nothing for anything."""
+    del prompt_XP
+    zero_X = jnp.zeros(response_XT.shape[:-1])
+    return Score(zero_X, zero_X > 0)
+
+
+class Case:
+  """A model and as many prompts as trees."""
+
+  def __init__(self, size: Size, trees: int):
+    """Runs the prompts."""
+    graphdef, self.params = transformer.create(size.model, 0)
+    self.model: Transformer = nnx.merge(graphdef, self.params)
+    self.graphdef, self.length = graphdef, size.length
+    self.task = Unsolved(size.model.vocab_size, size.length, size.length)
+    shape = (trees, size.length)
+    self.prompt_BP = jax.random.randint(
+      jax.random.key(1), shape, 1, size.model.vocab_size - 1
+    )
+    self.prefix = jax.jit(decode.prefill)(self.model, self.prompt_BP)
+
+  def timed(self, run, repeats: int) -> float:
+    """Seconds of run(model, prompt_BP, prefix), compiled."""
+    call = jax.jit(
+      lambda params, *args: run(nnx.merge(self.graphdef, params), *args)
+    )
+    return seconds(
+      lambda: call(self.params, self.prompt_BP, self.prefix), repeats
+    )
+
+
+def ours(case: Case, config: SearchConfig):
+  """The search that training uses; gives what a search counts."""
+
+  def run(model, prompt_BP, prefix):
+    found = tree_lib.search(
+      model, case.task, prompt_BP, prefix, jax.random.key(2), config
+    )
+    return found.tree.node_visits.sum(), found.forwards
+
+  return run
+
+
+def root_of(model, x_BD, embedding):
+  """A root, or a child, whose moves are the likeliest tokens."""
+  log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
+  prior_BA, token_BA = jax.lax.top_k(log_prob_BV, _A)
+  return prior_BA, embedding | {"token": token_BA}
+
+
+def by_mctx(model, prefix, embedding, expand, simulations: int, depth: int):
+  """A PUCT search of mctx's own."""
+  prior_BA, embedding = root_of(model, prefix.x_BD, embedding)
+  zero_B = jnp.zeros(prior_BA.shape[0])
+
+  def recurrent_fn(params, key, action_B, parent):
+    del params, key
+    token_B = jnp.take_along_axis(parent["token"], action_B[:, None], 1)[:, 0]
+    x_BD, child = expand(token_B, parent)
+    prior_BA, child = root_of(model, x_BD, child)
+    output = mctx.RecurrentFnOutput(
+      reward=zero_B, discount=zero_B + 1, prior_logits=prior_BA, value=zero_B
+    )
+    return output, child
+
+  return mctx.muzero_policy(
+    (),
+    jax.random.key(2),
+    mctx.RootFnOutput(prior_logits=prior_BA, value=zero_B, embedding=embedding),
+    recurrent_fn,
+    num_simulations=simulations,
+    max_depth=depth,
+    dirichlet_fraction=0.0,
+  ).search_tree.node_visits.sum()
+
+
+def naive(case: Case, simulations: int):
+  """Tokens in the embedding; every expansion runs the whole sequence."""
+  P = D = case.length
+
+  def run(model, prompt_BP, prefix):
+    rows = jnp.arange(prompt_BP.shape[0])
+    tokens = jnp.pad(prompt_BP, ((0, 0), (0, D)))
+    embedding = {"tokens": tokens, "at": jnp.full(rows.shape, P)}
+
+    def expand(token_B, parent):
+      at_B = jnp.minimum(parent["at"], P + D - 1)
+      tokens = parent["tokens"].at[rows, at_B].set(token_B)
+      positions = jnp.broadcast_to(jnp.arange(P + D)[None], tokens.shape)
+      x_RTD = model.trunk(tokens, positions).x_RTD
+      return x_RTD[rows, at_B], {"tokens": tokens, "at": at_B + 1}
+
+    return by_mctx(model, prefix, embedding, expand, simulations, D)
+
+  return run
+
+
+def cache_bytes(size: Size, trees: int, simulations: int) -> int:
+  """What a cache a node takes."""
+  c = size.model
+  position = 2 * 4 * c.num_layers * c.num_kv_heads * c.head_dim
+  return trees * (simulations + 1) * 2 * size.length * position
+
+
+def cache_a_node(case: Case, simulations: int):
+  """The keys of prompt and path in the embedding; mctx copies them."""
+  P = D = case.length
+
+  def run(model, prompt_BP, prefix):
+    rows = jnp.arange(prompt_BP.shape[0])
+    (own,) = prefix.segments
+
+    def padded(a_LBKSE):
+      room = ((0, 0),) * 3 + ((0, D), (0, 0))
+      return jnp.moveaxis(jnp.pad(a_LBKSE, room), 1, 0)
+
+    embedding = {
+      "k": padded(own.kv.k_LRKSE), "v": padded(own.kv.v_LRKSE),
+      "at": jnp.full(rows.shape, P),
+    }  # fmt: skip
+
+    def expand(token_B, parent):
+      at_B = jnp.minimum(parent["at"], P + D - 1)
+      kv = KV(*(jnp.moveaxis(parent[n], 0, 1) for n in "kv"))
+      seen_BS = jnp.arange(P + D)[None] < at_B[:, None]
+      hidden = model.trunk(
+        token_B[:, None],
+        at_B[:, None],
+        segments=(Segment(kv, seen_BS[:, None]),),
+      )
+      new = [jnp.moveaxis(a, 1, 0)[:, :, :, 0] for a in hidden.kv]
+      k, v = (
+        parent[n].at[rows, :, :, at_B].set(a)
+        for n, a in zip("kv", new, strict=True)
+      )
+      return hidden.x_RTD[:, 0], {"k": k, "v": v, "at": at_B + 1}
+
+    return by_mctx(model, prefix, embedding, expand, simulations, D)
+
+  return run
+
+
+def measure(name: str, size: Size, table: Table, repeats: int) -> None:
+  """Notes all rows of one shape."""
+  speeds = {}
+  for trees in size.trees:
+    case = Case(size, trees)
+    for simulations in size.simulations:
+      label = f"{name}, {trees} trees, {simulations} nodes"
+      config = SearchConfig(
+        num_simulations=simulations, num_candidates=_A, trees=trees,
+        stop_when_solved=False,
+      )  # fmt: skip
+      nodes = trees * simulations
+      took = case.timed(ours(case, config), repeats)
+      speeds["tokens", trees, simulations] = nodes / took
+      floor = floor_seconds(case.model, trees, simulations, repeats)
+      wide = floor_seconds(case.model, 256, max(nodes // 256, 1), repeats)
+      table.note(
+        f"{label}, tokens", nodes / took, "nodes/s",
+        floor=floor / took, floor_at_256=wide / took,
+      )  # fmt: skip
+    steps = dataclasses.replace(
+      config, num_candidates=4, step_tokens=size.length // 4
+    )
+    run = ours(case, steps)
+    took = case.timed(run, repeats)
+    (_, forwards), nodes = (
+      jax.jit(run)(case.model, case.prompt_BP, case.prefix),
+      trees * steps.num_simulations,
+    )
+    speeds["steps", trees] = nodes / took
+    floor = floor_seconds(
+      case.model, 4 * trees, int(forwards) // (4 * trees), repeats
+    )
+    table.note(
+      f"{label}, steps of {steps.step_tokens}", nodes / took, "nodes/s",
+      tokens_of_floor=floor / took,
+    )  # fmt: skip
+
+  trees, simulations = size.slow_trees, size.simulations[0]
+  case, best = Case(size, trees), max(size.trees)
+  mine = speeds["tokens", best, simulations]
+  nodes = trees * simulations
+  took = case.timed(naive(case, simulations), 1)
+  table.note(
+    f"{name}, {trees} trees, naive mctx", nodes / took, "nodes/s",
+    ours=mine * took / nodes,
+  )  # fmt: skip
+  if cache_bytes(size, trees, simulations) <= _MOST_BYTES:
+    took = case.timed(cache_a_node(case, simulations), 1)
+    table.note(
+      f"{name}, {trees} trees, cache a node", nodes / took, "nodes/s",
+      ours=mine * took / nodes,
+    )  # fmt: skip
+  for kind, speed in (
+    ("tokens", python_trees.tokens(size.model, size.length)),
+    ("steps", python_trees.steps(size.model, size.length)),
+  ):
+    mine = speeds[
+      (kind, best, simulations) if kind == "tokens" else (kind, best)
+    ]
+    table.note(
+      f"{name}, 1 tree, python {kind}", speed, "nodes/s", ours=mine / speed
+    )
+
+
+def main(_):
+  """Prints the table and writes the JSON."""
+  unknown = sorted(set(_SHAPES.value) - set(SIZES))
+  if unknown:
+    raise app.UsageError(
+      f"--shapes={','.join(unknown)} is unknown: use {', '.join(SIZES)}"
+    )
+  table = Table()
+  for name in _SHAPES.value:
+    measure(name, SIZES[name], table, _REPEATS.value)
+  shapes = ",".join(_SHAPES.value)
+  table.write(
+    _OUTPUT.value,
+    f"python -m experiments.benchmarks.search --shapes={shapes}",
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)
