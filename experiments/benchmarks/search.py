@@ -13,12 +13,13 @@ A ratio is ours over theirs, in expansions a second; of the floor, in tokens.
 The last two grow one tree, as their users do. Prompts are run before the clock
 starts. Steps: four draws a node.
 
-Command (the extra interop for the last two; an hour on one core with smollm2):
+Command (the extra interop, or the last two are left out):
   python -m experiments.benchmarks.search --shapes=tiny,small,smollm2
     --output=FILE.json
 """
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -291,15 +292,15 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       f"{name}, {trees} trees, cache a node", nodes / took, "nodes/s",
       ours=mine * took / nodes,
     )  # fmt: skip
-  for kind, speed in (
-    ("tokens", python_trees.tokens(size.model, size.length)),
-    ("steps", python_trees.steps(size.model, size.length)),
+  if importlib.util.find_spec("torch") is None:
+    return
+  for kind, theirs, own in (
+    ("tokens", python_trees.tokens, mine),
+    ("steps", python_trees.steps, speeds["steps", best]),
   ):
-    mine = speeds[
-      (kind, best, simulations) if kind == "tokens" else (kind, best)
-    ]
+    speed = theirs(size.model, size.length)
     table.note(
-      f"{name}, 1 tree, python {kind}", speed, "nodes/s", ours=mine / speed
+      f"{name}, 1 tree, python {kind}", speed, "nodes/s", ours=own / speed
     )
 
 
