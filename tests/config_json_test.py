@@ -69,7 +69,6 @@ def test_what_is_written_reads_back_equal(config):
     ({"seed": "x"}, r'config\.seed is saved as "x", not as an integer'),
     ({"seed": 1.5}, "not as an integer"),
     ({"sed": 1}, "another version of the code: sed is unknown"),
-    ({"inner": {"count": 1}}, "rate is missing; switch is missing"),
     (
       {"inner": config_json.to_dict(Inner()) | {"count": -1}},
       r"config\.inner: count=-1 must not be negative",
@@ -84,6 +83,36 @@ def test_what_cannot_be_read_is_named(change, message):
   saved = config_json.to_dict(Outer(Inner())) | change
   with pytest.raises(ConfigError, match=message):
     config_json.from_dict(Outer, saved)
+
+
+def test_a_field_without_a_default_must_be_there():
+  with pytest.raises(ConfigError, match="inner is missing"):
+    config_json.from_dict(Outer, {"seed": 1})
+
+
+@pytest.mark.parametrize("late", ["other", "seed", "inner.rate", "inner.many"])
+def test_a_field_that_came_later_takes_its_default(late, caplog):
+  config = Outer(Inner(count=3), seed=0)
+  saved = config_json.to_dict(config)
+  *path, last = late.split(".")
+  del (saved[path[0]] if path else saved)[last]
+  assert config_json.from_dict(Outer, saved) == config
+  assert f"before it had {last}" in caplog.text
+  assert config_json.difference(saved, config) == []
+
+
+def test_a_later_field_of_another_value_is_a_difference():
+  saved = config_json.to_dict(Outer(Inner()))
+  del saved["inner"]["rate"], saved["other"]
+  config = Outer(Inner(rate=0.5), other=Inner(count=9))
+  assert config_json.difference(saved, config) == [
+    "inner.rate: saved 0.1, now 0.5",
+    *(
+      f"other.{name}: not saved, now {json.dumps(value)}"
+      for name, value in config_json.to_dict(Inner(count=9)).items()
+    ),
+    "other: saved null, now absent",
+  ]
 
 
 def test_a_difference_is_named_field_by_field():

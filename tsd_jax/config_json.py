@@ -10,6 +10,8 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, Union
 
+from absl import logging
+
 from tsd_jax import config_values
 from tsd_jax.config import ConfigError, is_config
 
@@ -40,20 +42,24 @@ def to_json(config: Any) -> str:
 def from_dict(cls: type, saved: Any, *, name: str = "config") -> Any:
   """Returns the config that `to_dict` wrote.
 
+  Fields that came later than the file take their defaults, with a warning.
+
   Args:
     cls: its dataclass; nested ones follow from the annotations.
     saved: what `json.loads` gave.
     name: what an error calls it.
 
   Raises:
-    ConfigError: a field is missing, unknown or of another type, or a
-      `__post_init__` refuses a value.
+    ConfigError: a field without a default is missing, one is unknown or of
+      another type, or a `__post_init__` refuses a value.
   """
   if not isinstance(saved, Mapping):
     raise ConfigError(f"{name} is {_show(saved)}, not an object of fields")
   hints = typing.get_type_hints(cls)
-  known = [field.name for field in dataclasses.fields(cls) if field.init]
-  missing = [field for field in known if field not in saved]
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  known = [field for field in fields if field in saved]
+  later = [field for field in fields if field not in saved]
+  missing = [field for field in later if not _has_default(fields[field])]
   unknown = [field for field in saved if field not in hints]
   if missing or unknown:
     raise ConfigError(
@@ -62,6 +68,12 @@ def from_dict(cls: type, saved: Any, *, name: str = "config") -> Any:
         [f"{field} is missing" for field in missing]
         + [f"{field} is unknown" for field in unknown]
       )
+    )
+  if later:
+    logging.warning(
+      "%s was saved before it had %s, which now take their defaults",
+      name,
+      ", ".join(later),
     )
   values = {
     field: _from_json_value(saved[field], hints[field], f"{name}.{field}")
@@ -84,6 +96,7 @@ def difference(
     ignore: dotted names that may differ, each with all that it contains.
   """
   old, new = _flatten(saved), _flatten(to_dict(config))
+  old = _later(saved, config) | old
   lines = []
   for name in [*new, *(name for name in old if name not in new)]:
     if any(f"{name}.".startswith(f"{prefix}.") for prefix in ignore):
@@ -97,6 +110,33 @@ def difference(
     elif old[name] != new[name]:
       lines.append(f"{name}: saved {_show(old[name])}, now {_show(new[name])}")
   return lines
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+  none = dataclasses.MISSING
+  return field.default is not none or field.default_factory is not none
+
+
+def _later(saved: Mapping[str, Any], config: Any) -> dict[str, Any]:
+  """Flat defaults of the fields of a config that a saved one lacks."""
+  found = {}
+  hints = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value, inner = getattr(config, field.name), saved.get(field.name)
+    if is_config(value) and isinstance(inner, Mapping):
+      # Where neither tells the class, its fields do: see `difference`.
+      if type(value) is hints[field.name] or _CLASS in inner:
+        own = _later(inner, value)
+        found |= {f"{field.name}.{name}": v for name, v in own.items()}
+    elif field.name not in saved and _has_default(field):
+      default = (
+        field.default_factory()
+        if field.default is dataclasses.MISSING
+        else field.default
+      )
+      default = _to_json_value(default, hints[field.name], field.name)
+      found |= _flatten({field.name: default})
+  return found
 
 
 def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
