@@ -15,7 +15,6 @@ Command (a minute to five a run; a killed table goes on):
 import json
 import pathlib
 import platform
-import sys
 
 from absl import flags
 
@@ -116,10 +115,6 @@ def main(overrides):
   from tsd_jax import compare, evaluate, progress, train, workdir
 
   progress.quiet_libraries()
-  words = [w for w in sys.argv[1:] if not w.startswith("--workdir")]
-  command = " ".join(
-    ["python -m experiments.ablations", *words, "--workdir=DIR"]
-  )
   folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
   runs, rows = {}, {}
   print(
@@ -155,7 +150,7 @@ def main(overrides):
       flush=True,
     )
     content = {
-      "command": command,
+      "command": config_lib.command("experiments.ablations"),
       "task": base.make_task().name,
       "split": base.eval.split,
       "mode": mode,

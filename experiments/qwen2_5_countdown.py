@@ -6,15 +6,14 @@ are lines. An iteration searches 128 prompts (best-first over lines of at most
 40 tokens, 4 drawn at a node, 24 nodes), distils the champions of 32, and takes
 PPO steps on the 16 prompts whose success the trees found least certain.
 
-For a host of eight 80 GB GPUs, or v5e:4x4. Nobody has run it at this size; a
+For a host of eight 80 GB GPUs. Nobody has run it at this size; a
 tiny model of the same kind runs through it in `tests/qwen_test.py`.
 
 Command (the folder holds the published model; JAX for GPUs: the extra cuda12):
   pip install -e '.[text]'
   export QWEN2_5_FOLDER=FOLDER
   python -m launch.train --config=experiments/qwen2_5_countdown.py --workdir=DIR
-Adapters instead of all weights: --config.lora.rank=32
-  --config.optimizer.learning_rate=2e-5
+Adapters instead of all weights: --config.lora.rank=32, and a higher rate
 """
 
 import os

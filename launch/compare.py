@@ -12,8 +12,6 @@ A small one (no sweep, two seeds, a third of the iterations):
     --config.seeds=0,1 --config.experiment.iterations=20
 """
 
-import sys
-
 from absl import flags
 
 from tsd_jax import config as config_lib
@@ -32,8 +30,7 @@ def main(overrides):
   from tsd_jax import judge, progress
 
   progress.quiet_libraries()
-  words = [w for w in sys.argv[1:] if not w.startswith("--workdir")]
-  command = " ".join(["python -m launch.compare", *words, "--workdir=DIR"])
+  command = config_lib.command("launch.compare")
   print(judge.judge(config, folder, command=command))
 
 

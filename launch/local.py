@@ -2,8 +2,8 @@
 
 bash launch/local.sh [--config.iterations=20] [--workdir=DIR]
 
-Each has the learning rate that is best for it: TSD that of the experiment, PPO
---ppo_learning_rate. --config.optimizer.learning_rate is for both.
+TSD has the learning rate of the experiment, PPO --ppo_learning_rate;
+--config.optimizer.learning_rate is for both.
 """
 
 import pathlib
@@ -17,7 +17,9 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/local", "Folder of the runs.")
 _PPO_RATE = flags.DEFINE_string(
-  "ppo_learning_rate", "3e-4", "PPO's, as launch.compare found it."
+  "ppo_learning_rate",
+  None,
+  "PPO's; by default the experiment's, or for the default experiment 3e-4.",
 )
 _METHODS = ("tsd", "ppo")
 
@@ -30,7 +32,11 @@ def main(overrides):
       f"--config.algorithm={overrides['algorithm']}"
     )
   base, own = config_lib.load(_CONFIG.value), {"tsd": {}, "ppo": {}}
-  own["ppo"]["optimizer.learning_rate"] = _PPO_RATE.value
+  rate = _PPO_RATE.value
+  if rate is None and _CONFIG.value == _CONFIG.default:
+    rate = "3e-4"  # As launch.compare found it.
+  if rate is not None:
+    own["ppo"]["optimizer.learning_rate"] = rate
   configs = {
     name: config_lib.override(base, own[name] | overrides | {"algorithm": name})
     for name in _METHODS

@@ -1,5 +1,5 @@
-# Sourced by local.sh and test.sh: makes a virtual environment and installs
-# tsd_jax in it. Needs bash, Python >= 3.11 with venv, and pip's index.
+# Sourced by local.sh, gpu.sh and test.sh: makes a virtual environment and
+# installs tsd_jax in it. Needs bash, Python >= 3.11 with venv, and pip's index.
 #
 #   PYTHON        interpreter to make it with (else the first one found)
 #   TSD_JAX_VENV  its folder (else .venv in the checkout)

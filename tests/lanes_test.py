@@ -71,17 +71,26 @@ def test_a_lane_is_the_run_alone(folders):
 
 
 @pytest.mark.slow
-def test_lanes_that_stopped_apart_all_end(folders, tmp_path):
+@pytest.mark.parametrize(
+  "lost", [((), (6,)), ((6,), (6,)), ((6,), (4, 6))],
+  ids=["one is finished", "both at 4", "at 4 and at 0"],
+)  # fmt: skip
+def test_lanes_that_were_stopped_all_end(folders, tmp_path, lost):
   root = tmp_path / "runs"
   shutil.copytree(folders / "together", root)
-  shutil.rmtree(root / "1" / "checkpoints" / "6")
-  (root / "1" / "report.html").unlink()
-  before = (root / "0" / "metrics.jsonl").read_bytes()
   places = [root / str(lane.seed) for lane in LANES]
+  for place, steps in zip(places, lost, strict=True):
+    for step in steps:
+      shutil.rmtree(place / "checkpoints" / str(step))
+      (place / "report.html").unlink(missing_ok=True)
+  before = (places[0] / "metrics.jsonl").read_bytes()
   found = train.train_together(LANES, places)
-  assert (root / "0" / "metrics.jsonl").read_bytes() == before
-  close(rows(root / "1"), rows(folders / "alone" / "1"))
   assert found == [rows(place)[-1]["eval"] for place in places]
+  for place, steps in zip(places, lost, strict=True):
+    close(rows(place), rows(folders / "alone" / place.name))
+    assert (place / "report.html").exists()
+    if not steps:
+      assert (place / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def test_impossible_settings_are_refused(field, value):
 def small(**changes):
   changes = {
     "lora.rank": "2", "optimizer.learning_rate": "1e-2", "iterations": "4",
+    "refresh_every": "2", "search.trees": "4",
   } | changes  # fmt: skip
   return config_lib.override(small_experiment.get_config(), changes)
 
@@ -166,6 +167,18 @@ def test_it_goes_on_from_a_checkpoint(folder, tmp_path):
     jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True
   ):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"fsdp": 2}, {"data": 2, "tensor": 2}])
+def test_adapters_on_a_mesh_are_those_of_one_device(folder, tmp_path, axes):
+  mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
+  train.train(small(**mesh), tmp_path)
+  one, many = runs.open_run(folder), runs.open_run(tmp_path)
+  for a, b in zip(
+    jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 def test_memory_counts_what_is_trained():

@@ -1,5 +1,6 @@
 """The table of test-time modes: base and student, what each spends."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -26,10 +27,12 @@ def test_samples_are_as_many_as_spend_the_tokens_of_a_tree():
 
 def test_the_command(tmp_path):
   config, output = small_experiment.get_config(), tmp_path / "modes.json"
-  train.train(config, tmp_path / "run")
+  folders = [str(tmp_path / name) for name in ("tsd", "ppo")]
+  train.train(config, folders[0])
+  train.train(dataclasses.replace(config, algorithm="ppo"), folders[1])
   done = subprocess.run(
     [sys.executable, "-m", "experiments.benchmarks.modes",
-     f"--workdir={tmp_path / 'run'}", f"--output={output}",
+     f"--workdirs={','.join(folders)}", f"--output={output}",
      "--simulations=16"],
     cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
   )  # fmt: skip
@@ -38,7 +41,8 @@ def test_the_command(tmp_path):
   assert f"after {config.iterations} iterations" in content["about"]
   found = {(r["model"], r["mode"]): r for r in content["rows"]}
   asked = ["greedy", "mean@16", "vote@2", "best@2", "search@16"]
-  assert list(found) == [(m, a) for m in ("base", "student") for a in asked]
+  models = ("base", "tsd", "ppo")
+  assert list(found) == [(m, a) for m in models for a in asked]
   graphdef, params = initial_params(config)
   task = config.make_task()
   prompts = data.load_problems(config.task, "test")

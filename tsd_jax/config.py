@@ -122,6 +122,16 @@ def required(flag: flags.FlagHolder) -> Any:
   return flag.value
 
 
+def command(module: str) -> str:
+  """The command line as results keep it: without this machine's folders."""
+  words, skip = [], False
+  for word in sys.argv[1:]:
+    if not skip and not word.startswith(("--workdir", "--output")):
+      words.append(word)
+    skip = word in ("--workdir", "--output")
+  return " ".join(["python -m", module, *words, "--workdir=DIR"])
+
+
 def split_overrides(
   argv: Sequence[str],
 ) -> tuple[dict[str, str], list[str]]:

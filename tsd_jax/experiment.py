@@ -6,7 +6,7 @@ import pathlib
 from tsd_jax import methods, sharding
 from tsd_jax.config import UserError
 from tsd_jax.models import hf, pretrained, transformer, weights
-from tsd_jax.models.lora import WHOLE, LoraConfig
+from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
@@ -45,7 +45,7 @@ class Experiment:
   loss: methods.LossConfig = methods.LossConfig()
   optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
   eval: EvalConfig = EvalConfig()
-  lora: LoraConfig = WHOLE
+  lora: LoraConfig = NO_ADAPTERS
   mesh: sharding.MeshConfig = sharding.MeshConfig()
 
   def __post_init__(self):

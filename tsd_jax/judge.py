@@ -132,16 +132,9 @@ class Comparison:
       )
     steps = {}  # Every run can start, before any does.
     for method in self.methods:
-      if self.lanes > 1:
-        train.check_alike(
-          [
-            self.run(method, value, seed, self.split)
-            for value in self.values
-            for seed in self.seeds[:2]
-          ]
-        )
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
+        train.check_alike([run] * min(2, self.lanes))
         steps[f"{method} with {self.swept}={value}"] = update_step(run)
     first, *others = steps
     for name in others:
@@ -213,7 +206,7 @@ def judge(
   """
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluate.parse_modes(config.mode)
-  workdir.prepare(config, folder)
+  workdir.prepare(config, folder, ignore=("lanes",))
   best, sweep, trained = {}, {}, 0.0
   for method in config.methods:
     values = config.values if len(config.values) > 1 else ()
@@ -281,17 +274,20 @@ def sweep_score(curve: Curve) -> float:
 
 def _run(todo: dict[pathlib.Path, Experiment], config: Comparison):
   """Trains where that is not done yet; gives each one's curve and ledger."""
-  folders, runs = list(todo), list(todo.values())
-  for first in range(0, len(todo), config.lanes):
-    lanes = slice(first, first + config.lanes)
-    print(*folders[lanes], sep="\n", flush=True)
-    train.train_together(runs[lanes], folders[lanes])
+  alike: dict[Any, list[pathlib.Path]] = {}  # What one program can hold.
+  for folder, run in todo.items():
+    alike.setdefault(run.learner_config().static, []).append(folder)
+  for folders in alike.values():
+    for first in range(0, len(folders), config.lanes):
+      lanes = folders[first : first + config.lanes]
+      print(*lanes, sep="\n", flush=True)
+      train.train_together([todo[folder] for folder in lanes], lanes)
   return [
     (
       compare.read_curve(folder, config.mode),
       workdir.read_rows(folder)[-1]["ledger"],
     )
-    for folder in folders
+    for folder in todo
   ]
 
 

@@ -31,6 +31,8 @@ from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array, Responses
 
+_ADAPTERS = 2**31 - 1  # Folded into a run's key; iterations fold their number.
+
 
 class TrainState(NamedTuple):
   """Everything that an iteration changes."""
@@ -50,7 +52,8 @@ def init_state(config: LearnerConfig, params, seed: int = 0) -> TrainState:
     seed: of adapters.
   """
   if config.lora.rank:
-    params = lora.init(params, config.lora, jax.random.key(seed))
+    key = jax.random.fold_in(jax.random.key(seed), _ADAPTERS)
+    params = lora.init(params, config.lora, key)
   return TrainState(
     params=params,
     opt_state=make_optimizer(config).init(params),

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from tsd_jax import decode
-from tsd_jax.models.lora import WHOLE, LoraConfig
+from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Task
@@ -130,7 +130,7 @@ class LearnerConfig:
   # Of the task: what fills short prompts, how many tokens begin all of them.
   prompt_pad_id: int | None = None
   prompt_head: int = 0
-  lora: LoraConfig = WHOLE
+  lora: LoraConfig = NO_ADAPTERS
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
@@ -268,7 +268,7 @@ def resolve(
   optimizer: OptimizerConfig,
   refresh_every: int,
   iterations: int,
-  lora: LoraConfig = WHOLE,
+  lora: LoraConfig = NO_ADAPTERS,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 

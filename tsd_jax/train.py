@@ -49,8 +49,12 @@ from tsd_jax.tasks.task import Task
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
 
 
-def check_finite(rows: list[dict[str, Any]]) -> None:
+def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
   """Stops a run whose numbers broke.
+
+  Args:
+    rows: its newest metrics.
+    folder: of the run.
 
   Raises:
     UserError: naming the metric and the iteration.
@@ -61,7 +65,7 @@ def check_finite(rows: list[dict[str, Any]]) -> None:
     ]
     if bad:
       raise UserError(
-        f"iteration {row['step']}: {', '.join(bad)} became "
+        f"{folder}, iteration {row['step']}: {', '.join(bad)} became "
         f"{row[bad[0]]}; the last checkpoint is kept. Try a lower "
         "--config.optimizer.learning_rate or --config.loss.clip_high"
       )
@@ -127,8 +131,8 @@ def train_together(
   """Runs or resumes experiments as lanes of one program, by vmap.
 
   A lane's folder is that of the run alone, and so are its numbers, up to
-  rounding. Lanes that were stopped at different iterations go on one group
-  after another.
+  rounding; `host_rewards`, in the first lane's rows, counts for all. Lanes that
+  were stopped at different iterations go on one group after another.
 
   Args:
     configs: runs that differ in their seeds, and in scalars that the program
@@ -150,14 +154,13 @@ def train_together(
   needs = memory.check(
     config.model, task, learner_config, config.mesh, lanes=len(configs)
   )
-  starts = [initial_params(c) for c in configs]
   held_out = data.load_problems(config.task, config.eval.split)
   problems = data.load_problems(config.task, "train")
-  program = Program(starts[0][0], task, learner_config, mesh, held_out)
 
   with contextlib.ExitStack() as stack:
     lanes = []
-    for c, folder, (_, params) in zip(configs, workdirs, starts, strict=True):
+    for c, folder in zip(configs, workdirs, strict=True):
+      graphdef, params = initial_params(c)
       prompts = data.PromptIterator(
         problems, batch_size=learner_config.prompts, seed=c.seed
       )
@@ -166,6 +169,8 @@ def train_together(
       state = learner.init_state(learner_config, params, c.seed)
       state = record.resume(sharding.place(state, mesh))
       lanes.append(Lane(record, state, reference))
+      del params, state, reference  # The loop holds them while it runs.
+    program = Program(graphdef, task, learner_config, mesh, held_out)
     todo = [lane for lane in lanes if not lane.record.finished]
     todo.sort(key=lambda lane: lane.record.step)
     groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
@@ -211,8 +216,8 @@ def check_alike(configs: Sequence[Experiment]) -> None:
       or other.learner_config().static != first.learner_config().static
     ):
       raise ValueError(
-        "runs in one program may differ in their seeds and in "
-        f"{', '.join(first.learner_config().hyper)}, in nothing else"
+        "runs in one program may differ in their seeds, learning rates, clips "
+        "and weights of the loss that are not 0, in nothing else"
       )
 
 
@@ -265,6 +270,8 @@ def advance(
 
   reference = stack([lane.reference for lane in lanes])
   state = stack([lane.state for lane in lanes])
+  for lane in lanes:  # Not twice in memory.
+    lane.reference = lane.state = None
   key = stack([jax.random.key(record.config.seed) for record in records])
   hypers = [record.config.learner_config().hyper for record in records]
   hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
@@ -296,7 +303,7 @@ def advance(
     share = (time.monotonic() - start) / len(lanes)
     done = step >= config.iterations
     for i, (record, row) in enumerate(zip(records, rows, strict=True)):
-      check_finite(row)
+      check_finite(row, record.folder)
       record.step = step
       record.seconds += share
       row[-1]["seconds"] = round(record.seconds, 3)
@@ -308,13 +315,13 @@ def advance(
     behind = any([record.behind() for record in records])
     last = done or stopping
     if last or behind or step % config.checkpoint_every == 0:
-      for i, lane in enumerate(lanes):
-        lane.state = pick(state, i)
-        lane.record.save(lane.state, wait=last)
+      for i, record in enumerate(records):
+        record.save(pick(state, i), wait=last)
     if last:
       break
-  for record in records:
-    record.end()
+  for i, lane in enumerate(lanes):
+    lane.state, lane.reference = pick((state, reference), i)
+    lane.record.end()
 
 
 def evaluation(program: Program, record: Record, params):

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from absl import logging
@@ -21,7 +22,11 @@ def write_whole(file: pathlib.Path, text: str) -> None:
 
 
 def prepare(
-  config: Any, workdir: pathlib.Path, *, fixed_length: bool = False
+  config: Any,
+  workdir: pathlib.Path,
+  *,
+  fixed_length: bool = False,
+  ignore: Collection[str] = (),
 ) -> None:
   """Writes config.json, or checks that the folder's is the same run.
 
@@ -30,12 +35,13 @@ def prepare(
     workdir: its folder, made where there is none.
     fixed_length: whether a run may not go on for longer, or end earlier, than
       it was begun for.
+    ignore: names of other fields that may differ.
 
   Raises:
     UserError: if the folder holds a run with other settings. Any mesh may go on
       with it.
   """
-  ignore = ("mesh",) if fixed_length else ("iterations", "mesh")
+  ignore = ("mesh", *ignore, *(() if fixed_length else ("iterations",)))
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / "config.json"
   if file.exists():

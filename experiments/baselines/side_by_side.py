@@ -5,13 +5,23 @@ are read back and measured as our own. What a library's file adds is how it is
 told our experiment.
 """
 
+import importlib.metadata
 import json
 import pathlib
 import time
 
+import jax
 import numpy as np
 
-from tsd_jax import compare, data, evaluate, judge, train, workdir
+from tsd_jax import (
+  compare,
+  data,
+  evaluate,
+  judge,
+  progress,
+  train,
+  workdir,
+)
 from tsd_jax import config as config_lib
 from tsd_jax.experiment import Experiment, initial_params
 from tsd_jax.models import hf, pretrained
@@ -31,8 +41,6 @@ def save_start(config: Experiment, folder: pathlib.Path) -> pathlib.Path:
 
 def make_reward(task: Task):
   """Our reward, of prompts in text and of the token ids that were sampled."""
-  import jax
-
   score, tokenizer = jax.jit(task.score), SymbolTokenizer()
 
   def reward(prompts, completion_ids, **unused):
@@ -76,7 +84,8 @@ class Meter:
     o = self._config.optimizer
     iteration, inside = divmod(steps, o.minibatches * o.epochs)
     last = iteration == self._config.iterations
-    if inside or not (last or iteration % self._config.eval.every == 0):
+    every = self._config.eval.every or self._config.iterations
+    if inside or not (last or iteration % every == 0):
       return
     self._seconds += time.monotonic() - self._began if steps else 0.0
     self._save(self._folder / "now")
@@ -114,7 +123,8 @@ def curve(config: Experiment, seed: int, folder: pathlib.Path, run, reads: int):
     reads: how often it reads a token of its rows, backward counted three times.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.prepare(config, folder)
+  fixed = config.optimizer.linear_decay
+  workdir.prepare(config, folder, fixed_length=fixed)
   file = folder / "points.json"
   if not file.exists() or (
     json.loads(file.read_text())[-1][0] < config.iterations
@@ -127,7 +137,7 @@ def curve(config: Experiment, seed: int, folder: pathlib.Path, run, reads: int):
   return compare.Curve(iterations, tokens, accuracy, stderr, seconds)
 
 
-def judged(
+def compare_with(
   name: str,
   run,
   base: Experiment,
@@ -135,20 +145,24 @@ def judged(
   folder: pathlib.Path,
   *,
   reads: int,
-) -> tuple[str, dict]:
-  """Trains what is missing of both.
+  output: str | None,
+  about: str,
+  packages: tuple[str, ...],
+) -> None:
+  """Trains what is missing of both, prints a table, writes the results.
 
   Args:
     name: the library's.
     run: run(config, seed, folder) trains with it, and has a Meter measure.
-    base: our experiment; its method becomes grpo.
+    base: our experiment, by GRPO.
     seeds: of both.
     folder: of all runs.
     reads: see `curve`.
-
-  Returns:
-    A table of text, and what a results file says of them.
+    output: JSON to write.
+    about: what the results say of themselves.
+    packages: whose versions they name.
   """
+  progress.quiet_libraries()
   mode, theirs = evaluate.headline(base.eval.modes), f"{name}_grpo"
   runs = {"grpo": [], theirs: []}
   for seed in seeds:
@@ -158,13 +172,18 @@ def judged(
     place = folder / "ours" / str(seed)
     train.train(config, place)
     runs["grpo"].append(compare.read_curve(place, mode))
-  curves = {name: compare.mean_curve(all_) for name, all_ in runs.items()}
+  curves = {n: compare.mean_curve(all_) for n, all_ in runs.items()}
   step = judge.update_step(base)
   backward = {
     "grpo": step["backward_tokens"],
     theirs: update_tokens(base) / base.optimizer.minibatches,
   }
+  print(compare.summary(curves, mode))
+  if output is None:
+    return
   content = {
+    "about": about,
+    "command": config_lib.command(f"experiments.baselines.{theirs}"),
     "task": base.make_task().name,
     "split": base.eval.split,
     "mode": mode,
@@ -188,5 +207,8 @@ def judged(
       for name, all_ in runs.items()
     },
     "ratios": compare.contrast(runs, ours="grpo"),
+    "versions": {p: importlib.metadata.version(p) for p in packages},
   }
-  return compare.summary(curves, mode), content
+  workdir.write_whole(
+    pathlib.Path(output), json.dumps(content, indent=1) + "\n"
+  )

@@ -19,7 +19,6 @@ Command (a finished seed is not run again):
     --config.iterations=60 --output=experiments/results/trl_grpo.json
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -117,36 +116,20 @@ def main(overrides):
   folder = pathlib.Path(config_lib.required(_WORKDIR))
   base = config_lib.from_flags(_CONFIG.value, overrides | {"algorithm": "grpo"})
   # Imported late: a bad flag is refused before JAX starts.
-  import jax
-  import torch
-  import transformers
-  import trl
-
   from experiments.baselines import side_by_side
-  from tsd_jax import progress, workdir
 
-  progress.quiet_libraries()
-  # TRL samples, scores again and trains (3).
-  shown, content = side_by_side.judged(
-    "trl", run, base, list(map(int, _SEEDS.value)), folder, reads=1 + 1 + 3
+  side_by_side.compare_with(
+    "trl",
+    run,
+    base,
+    list(map(int, _SEEDS.value)),
+    folder,
+    reads=1 + 1 + 3,  # TRL samples, scores again and trains (3).
+    output=_OUTPUT.value,
+    about="Our GRPO and TRL's GRPOTrainer from the same weights: the same "
+    "problems, reward, group, minibatches, Adam, clip and learning rate.",
+    packages=("jax", "trl", "transformers", "torch"),
   )
-  print(shown)
-  if _OUTPUT.value:
-    content = {
-      "about": "Our GRPO and TRL's GRPOTrainer from the same weights: the same "
-      "problems, reward, group, minibatches, Adam, clip and learning rate.",
-      "command": "python -m experiments.baselines.trl_grpo --workdir=DIR "
-      f"--seeds={','.join(_SEEDS.value)}"
-      + "".join(f" --config.{k}={v}" for k, v in overrides.items()),
-      **content,
-      "versions": {
-        module.__name__: module.__version__
-        for module in (jax, trl, transformers, torch)
-      },
-    }
-    workdir.write_whole(
-      pathlib.Path(_OUTPUT.value), json.dumps(content, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ Command (a finished seed is not run again):
 """
 
 import functools
-import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -231,32 +230,21 @@ def main(overrides):
   base = config_lib.from_flags(_CONFIG.value, overrides | {"algorithm": "grpo"})
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.baselines import side_by_side
-  from tsd_jax import progress, workdir
 
-  progress.quiet_libraries()
   logging.set_verbosity(logging.WARNING)  # Tunix prints samples of each step.
-  # Tunix samples and trains (3).
-  shown, content = side_by_side.judged(
-    "tunix", run, base, list(map(int, _SEEDS.value)), folder, reads=1 + 3
+  side_by_side.compare_with(
+    "tunix",
+    run,
+    base,
+    list(map(int, _SEEDS.value)),
+    folder,
+    reads=1 + 3,  # Tunix samples and trains (3).
+    output=_OUTPUT.value,
+    about="Our GRPO and Tunix's GRPOLearner from the same weights: the same "
+    "problems, reward, group, prompts a step, Adam and learning rate. Tunix "
+    "samples anew for every step.",
+    packages=("jax", "google-tunix", "flax"),
   )
-  print(shown)
-  if _OUTPUT.value:
-    content = {
-      "about": "Our GRPO and Tunix's GRPOLearner from the same weights: the "
-      "same problems, reward, group, prompts a step, Adam and learning rate. "
-      "Tunix samples anew for every step.",
-      "command": "python -m experiments.baselines.tunix_grpo --workdir=DIR "
-      f"--seeds={','.join(_SEEDS.value)}"
-      + "".join(f" --config.{k}={v}" for k, v in overrides.items()),
-      **content,
-      "versions": {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "google-tunix", "flax")
-      },
-    }
-    workdir.write_whole(
-      pathlib.Path(_OUTPUT.value), json.dumps(content, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

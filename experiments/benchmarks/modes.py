@@ -1,11 +1,13 @@
 """What search buys at test time, before and after distillation.
 
-Base and student answer the same held-out problems: once, by the best of K
-samples, by their vote, and by a tree of N nodes, with K so that K responses
-have about N tokens. What each spent stands beside it; best and search look at
-the reward, the others do not.
+The base and the trained models answer the same held-out problems: once, by the
+best of K samples, by their vote, and by a tree of N nodes, with K so that K
+responses have about N tokens. What each spent stands beside it; best and search
+look at the reward, the others do not. Trees are searched by the first run's
+settings.
 
-Command (a minute): python -m experiments.benchmarks.modes --workdir=DIR
+Command (a minute a model): python -m experiments.benchmarks.modes
+  --workdirs=DIR/runs/tsd/0,DIR/runs/grpo/0
   --output=experiments/results/modes.json
 """
 
@@ -14,8 +16,8 @@ from absl import flags
 from tsd_jax import config as config_lib
 
 # A test process imports several scripts with flags of these names.
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of a trained run.", allow_override=True
+_WORKDIRS = flags.DEFINE_list(
+  "workdirs", None, "Folders of trained runs with one start."
 )
 _SIMULATIONS = flags.DEFINE_list(
   "simulations", ["32", "64", "128"], "Nodes of a tree."
@@ -42,23 +44,31 @@ def modes(simulations: list[int], length: int) -> str:
 def main(overrides):
   """Prints the rows and writes the JSON."""
   del overrides  # There is no --config: a run is measured as it was trained.
-  folder = config_lib.required(_WORKDIR)
+  folders = config_lib.required(_WORKDIRS)
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
   from tsd_jax import data, evaluate, progress, runs
   from tsd_jax.experiment import initial_params
 
   progress.quiet_libraries()
-  run = runs.open_run(folder)
-  task = run.config.make_task()
+  opened = [runs.open_run(folder) for folder in folders]
+  first = opened[0].config
+  for folder, run in zip(folders, opened, strict=True):
+    for field in ("task", "model", "init"):
+      if getattr(run.config, field) != getattr(first, field):
+        raise config_lib.UserError(
+          f"{folder} has another {field} than {folders[0]}: measure it alone"
+        )
+  task = first.make_task()
   asked = modes([int(n) for n in _SIMULATIONS.value], task.response_length - 1)
-  prompts = data.load_problems(run.config.task, "test")
-  graphdef, base = initial_params(run.config)
-  rows = []
-  for model, params in (("base", base), ("student", run.params)):
+  prompts = data.load_problems(first.task, "test")
+  graphdef, base = initial_params(first)
+  rows, models = [], [("base", base)]
+  models += [(run.config.algorithm, run.params) for run in opened]
+  for model, params in models:
     found = evaluate.evaluate(
       graphdef, params, task, prompts, asked,
-      seed=run.config.seed, search=run.config.search,
+      seed=first.seed, search=first.search,
     )  # fmt: skip
     print(f"{model}\n{evaluate.table(found)}", flush=True)
     rows += [
@@ -71,12 +81,15 @@ def main(overrides):
       }
       for mode, result in found.items()
     ]
-  about = (
-    f"{task.name}, {len(prompts)} test problems; the student is "
+  students = "; ".join(
     f"{run.config.algorithm} after {run.step} iterations, seed "
-    f"{run.config.seed}, {run.ledger.total:,} ledger tokens."
+    f"{run.config.seed}, {run.ledger.total:,} ledger tokens"
+    for run in opened
   )
-  command = "python -m experiments.benchmarks.modes --workdir=DIR"
+  about = f"{task.name}, {len(prompts)} test problems; {students}."
+  command = "python -m experiments.benchmarks.modes --workdirs=" + ",".join(
+    f"DIR/{run.config.algorithm}" for run in opened
+  )
   content = {"about": about} | table.origin(command) | {"rows": rows}
   table.write(_OUTPUT.value, content)
 

@@ -32,7 +32,7 @@ def grow(plant, expand) -> float:
   """Nodes a second.
 
   Args:
-    plant: plant() gives a root; a tree that came to an end is one's last.
+    plant: plant() gives a new root, when a response has come to its end too.
     expand: expand(node) gives its children, none at the end of a response.
   """
   made, root, start = 0, plant(), time.perf_counter()

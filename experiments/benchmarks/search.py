@@ -9,9 +9,10 @@ Random weights of three shapes; a search never stops early. Beside ours stand
   python tokens  a PUCT tree on transformers, the parent's cache copied
   python steps   the same over `generate`, four steps a node
 
-A ratio is ours over theirs, in expansions a second; of the floor, in tokens.
-The last two grow one tree, as their users do. Prompts are run before the clock
-starts. Steps: four draws a node.
+A ratio is ours over theirs, in nodes a second; of the floor, in tokens. Naive
+mctx and a cache a node are held against ours of as many trees, the last two,
+which grow one tree as their users do, against ours of the most trees. Prompts
+are run before the clock starts. Steps: four draws a node.
 
 Command (the extra interop, or the last two are left out):
   python -m experiments.benchmarks.search --shapes=tiny,small,smollm2
@@ -260,7 +261,10 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
         floor=floor / took, floor_at_256=wide / took,
       )  # fmt: skip
     steps = dataclasses.replace(
-      config, num_candidates=4, step_tokens=size.length // 4
+      config,
+      num_simulations=size.simulations[0],
+      num_candidates=4,
+      step_tokens=size.length // 4,
     )
     run = ours(case, steps)
     took = case.timed(run, repeats)
@@ -273,14 +277,19 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       case.model, 4 * trees, int(forwards) // (4 * trees), repeats
     )
     table.note(
-      f"{label}, steps of {steps.step_tokens}", nodes / took, "nodes/s",
+      f"{name}, {trees} trees, {steps.num_simulations} nodes, steps of "
+      f"{steps.step_tokens}", nodes / took, "nodes/s",
       tokens_of_floor=floor / took,
     )  # fmt: skip
 
   trees, simulations = size.slow_trees, size.simulations[0]
   case, best = Case(size, trees), max(size.trees)
-  mine = speeds["tokens", best, simulations]
   nodes = trees * simulations
+  config = SearchConfig(
+    num_simulations=simulations, num_candidates=_A, trees=trees,
+    stop_when_solved=False,
+  )  # fmt: skip
+  mine = nodes / case.timed(ours(case, config), repeats)
   took = case.timed(naive(case, simulations), 1)
   table.note(
     f"{name}, {trees} trees, naive mctx", nodes / took, "nodes/s",
@@ -295,7 +304,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
   if importlib.util.find_spec("torch") is None:
     return
   for kind, theirs, own in (
-    ("tokens", python_trees.tokens, mine),
+    ("tokens", python_trees.tokens, speeds["tokens", best, simulations]),
     ("steps", python_trees.steps, speeds["steps", best]),
   ):
     speed = theirs(size.model, size.length)

@@ -30,7 +30,7 @@ _READS = {
   "up_LDF": 1,
   "down_LFD": 1,
 }
-_WHOLE = ("value_hidden_2DD", "value_output_2D", "value_bias_2")
+_TRAINED_AS_THEY_ARE = ("value_hidden_2DD", "value_output_2D", "value_bias_2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LoraConfig:
       raise ValueError(f"lora.alpha={self.alpha} must be positive")
 
 
-WHOLE = LoraConfig()  # No adapters: all weights are trained.
+NO_ADAPTERS = LoraConfig()  # All weights are trained.
 
 
 def init(params: Any, config: LoraConfig, key: Array) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def init(params: Any, config: LoraConfig, key: Array) -> dict[str, Any]:
   trained: dict[str, Any] = {}
   for path, leaf in nnx.to_flat_state(params):
     name, weight = path[-1], leaf.get_value()
-    if name in _WHOLE:
+    if name in _TRAINED_AS_THEY_ARE:
       trained[name] = weight
     elif name in _READS:
       key, own = jax.random.split(key)
@@ -109,7 +109,7 @@ def merge(params: Any, trained: dict[str, Any], config: LoraConfig) -> Any:
   merged = []
   for path, leaf in nnx.to_flat_state(params):
     name, weight = path[-1], leaf.get_value()
-    if name in _WHOLE:
+    if name in _TRAINED_AS_THEY_ARE:
       weight = trained[name]
     elif name in _READS:
       a, b = (
