@@ -21,6 +21,7 @@ from tests import small_comparison
 from tsd_jax import compare, judge
 from tsd_jax.compare import Curve
 from tsd_jax.models import presets, transformer
+from tsd_jax.sharding import MeshConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
@@ -168,8 +169,13 @@ def test_flops_are_what_xla_counts():
     (dict(mode="greedy"), "is not what experiment.eval.modes"),
     (dict(lanes=0), "lanes=0 must be at least 1"),
     (
-      dict(lanes=2, swept="search.num_simulations", values=("4", "8")),
-      "in nothing else",
+      dict(
+        lanes=2,
+        experiment=dataclasses.replace(
+          small_comparison.get_config().experiment, mesh=MeshConfig(data=2)
+        ),
+      ),
+      "need a mesh of one device",
     ),
     (
       dict(swept="optimizer.minibatches", values=("2", "4")),
