@@ -170,15 +170,28 @@ def test_it_goes_on_from_a_checkpoint(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [{"fsdp": 2}, {"data": 2, "tensor": 2}])
-def test_adapters_on_a_mesh_are_those_of_one_device(folder, tmp_path, axes):
-  mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
-  train.train(small(**mesh), tmp_path)
-  one, many = runs.open_run(folder), runs.open_run(tmp_path)
-  for a, b in zip(
-    jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=2e-4)
+def test_adapters_on_a_mesh_are_those_of_one_device(tmp_path):
+  # With a large eps Adam's step is as smooth as the gradient: where that is all
+  # but zero, rounding would decide its sign.
+  smooth = {"optimizer.eps": "1", "optimizer.learning_rate": "1"}
+  found = []
+  for axes in ({}, {"fsdp": 2}, {"data": 2, "tensor": 2}):
+    mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
+    folder = tmp_path / "-".join(axes or ["one"])
+    train.train(small(iterations="2", **smooth, **mesh), folder)
+    found.append(jax.tree.leaves(runs.open_run(folder).params))
+  one, *others = found
+  _, start = initial_params(small())
+  assert (
+    max(
+      float(jnp.abs(a - b).max())
+      for a, b in zip(one, jax.tree.leaves(start), strict=True)
+    )
+    > 1e-3
+  )
+  for many in others:
+    for a, b in zip(one, many, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_memory_counts_what_is_trained():
