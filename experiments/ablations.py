@@ -83,7 +83,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   "soft_targets": {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
   "puct": {"search.rule": "puct", "search.leaf": "rollout"},
   "gumbel": {"search.rule": "gumbel", "search.leaf": "rollout"},
-  "simulations_24": {"search.num_simulations": "24"},
+  "simulations_20": {"search.num_simulations": "20"},
   "simulations_128": {"search.num_simulations": "128"},
   "frozen_search": {"refresh_every": "0"},
   "refresh_10": {"refresh_every": "10"},

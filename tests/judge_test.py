@@ -193,7 +193,7 @@ def test_every_method_reads_as_much_in_an_update_step(file):
   config = file.get_config()
   assert config.methods == judge.METHODS
   for method in config.methods:
-    run = config.run(method, "3e-4", 0, "test")
+    run = config.run(method, config.values[0], 0, "test")
     step, ours = judge.update_step(run), judge.update_step(config.experiment)
     share = step["backward_tokens"] / ours["backward_tokens"]
     assert 0.95 < share < 1 + judge.TOLERANCE, method
