@@ -178,7 +178,7 @@ def test_adapters_on_a_mesh_are_those_of_one_device(tmp_path):
   for axes in ({}, {"fsdp": 2}, {"data": 2, "tensor": 2}):
     mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
     folder = tmp_path / "-".join(axes or ["one"])
-    train.train(small(iterations="2", **smooth, **mesh), folder)
+    train.train(small(iterations="1", **smooth, **mesh), folder)
     found.append(jax.tree.leaves(runs.open_run(folder).params))
   one, *others = found
   _, start = initial_params(small())
