@@ -33,8 +33,8 @@ one has none. An accuracy is followed by the lowest and the highest seed.
   other's last accuracy, over the steps that the other needs; below 1 is better.
 - **accuracy at equal tokens**: the first method's accuracy over the other's at
   the end of the shorter run, and at half of its tokens; above 1 is better.
-  Where learning rates fall to 0 (three numbers, the maze, SmolLM2), both runs are then
-  still amid their own schedule, as at another method's last accuracy.
+  Where learning rates fall to 0 (three numbers, the maze, SmolLM2), both runs
+  are then still amid their own schedule, as at another method's last accuracy.
 - **the best of them**: by the mean of a run's last three evaluations.
 - **P**: the probability that a run of the first beats one of the other at equal
   tokens.
