@@ -90,6 +90,7 @@ def main(overrides):
   command = "python -m experiments.benchmarks.modes --workdirs=" + ",".join(
     f"DIR/{run.config.algorithm}" for run in opened
   )
+  command += f" --simulations={','.join(_SIMULATIONS.value)}"
   content = {"about": about} | table.origin(command) | {"rows": rows}
   table.write(_OUTPUT.value, content)
 

@@ -9,7 +9,7 @@ Random weights of three shapes; a search never stops early. Beside ours stand
   python tokens  a PUCT tree on transformers, the parent's cache copied
   python steps   the same over `generate`, four steps a node
 
-A ratio is ours over theirs, in nodes a second; of the floor, in tokens. Naive
+A ratio is theirs over ours, in nodes a second; of the floor, in tokens. Naive
 mctx and a cache a node are held against ours of as many trees, the last two,
 which grow one tree as their users do, against ours of the most trees. Prompts
 are run before the clock starts. Steps: four draws a node.
@@ -293,13 +293,13 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
   took = case.timed(naive(case, simulations), 1)
   table.note(
     f"{name}, {trees} trees, naive mctx", nodes / took, "nodes/s",
-    ours=mine * took / nodes,
+    ours=nodes / took / mine,
   )  # fmt: skip
   if cache_bytes(size, trees, simulations) <= _MOST_BYTES:
     took = case.timed(cache_a_node(case, simulations), 1)
     table.note(
       f"{name}, {trees} trees, cache a node", nodes / took, "nodes/s",
-      ours=mine * took / nodes,
+      ours=nodes / took / mine,
     )  # fmt: skip
   if importlib.util.find_spec("torch") is None:
     return
@@ -309,7 +309,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
   ):
     speed = theirs(size.model, size.length)
     table.note(
-      f"{name}, 1 tree, python {kind}", speed, "nodes/s", ours=own / speed
+      f"{name}, 1 tree, python {kind}", speed, "nodes/s", ours=speed / own
     )
 
 
