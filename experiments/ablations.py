@@ -14,7 +14,6 @@ Command (a minute to five a run; a killed table goes on):
 
 import json
 import pathlib
-import platform
 
 from absl import flags
 
@@ -110,8 +109,7 @@ def main(overrides):
     for name in ("default", *names)
   }
   # Imported late: a bad flag is refused before JAX starts.
-  import jax
-
+  from experiments.benchmarks import table
   from tsd_jax import compare, evaluate, progress, train, workdir
 
   progress.quiet_libraries()
@@ -140,8 +138,8 @@ def main(overrides):
       found = compare.contrast(pair, ours=name)
       row |= {key: found[key][f"{name}/default"] for key in KEYS}
       shown = (
-        compare.interval(row["steps_to_target"], "never"),
-        compare.interval(row["accuracy_at_equal_tokens"], "none"),
+        compare.interval(row["steps_to_target"], ".2f", "never"),
+        compare.interval(row["accuracy_at_equal_tokens"], ".2f", "none"),
       )
     rows[name] = row
     print(
@@ -149,14 +147,12 @@ def main(overrides):
       f"  {row['tokens_per_iteration']:>16,.0f}",
       flush=True,
     )
-    content = {
-      "command": config_lib.command("experiments.ablations"),
+    content = table.origin(config_lib.command("experiments.ablations")) | {
       "task": base.make_task().name,
       "split": base.eval.split,
       "mode": mode,
       "seeds": _SEEDS.value,
       "rows": rows,
-      "versions": {"jax": jax.__version__, "python": platform.python_version()},
     }
     workdir.write_whole(
       folder / "ablations.json", json.dumps(content, indent=1) + "\n"

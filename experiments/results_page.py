@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tsd_jax import config as config_lib
+from tsd_jax.compare import interval
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 PAGE = pathlib.Path(__file__).parent / "RESULTS.md"
@@ -45,15 +46,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """A table of Markdown."""
   lines = [head, ["---"] * len(head), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def interval(found: Mapping[str, Any], form: str, missing: str = "–") -> str:
-  """A value and its interval."""
-  value, low, high = (
-    missing if x is None else format(x, form)
-    for x in (found["value"], *found["ci95"])
-  )
-  return f"{value} [{low}, {high}]"
 
 
 def spread(values: Sequence[float], form: str = ".3f") -> str:

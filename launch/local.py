@@ -31,12 +31,10 @@ def main(overrides):
       "local trains tsd and ppo: for one alone, use python -m launch.train "
       f"--config.algorithm={overrides['algorithm']}"
     )
-  base, own = config_lib.load(_CONFIG.value), {"tsd": {}, "ppo": {}}
-  rate = _PPO_RATE.value
+  base, rate = config_lib.load(_CONFIG.value), _PPO_RATE.value
   if rate is None and _CONFIG.value == _CONFIG.default:
     rate = "3e-4"  # As launch.compare found it.
-  if rate is not None:
-    own["ppo"]["optimizer.learning_rate"] = rate
+  own = {"tsd": {}, "ppo": {"optimizer.learning_rate": rate} if rate else {}}
   configs = {
     name: config_lib.override(base, own[name] | overrides | {"algorithm": name})
     for name in _METHODS

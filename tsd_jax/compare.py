@@ -272,9 +272,10 @@ def table(content: dict[str, Any]) -> str:
     equal = ratios["accuracy_at_equal_tokens"][pair]
     better = ratios["probability_of_improvement"][pair]
     theirs = found[name]["update_step"]["ledger_tokens"]
+    shown = interval(steps, ".2f", "never"), interval(equal, ".2f", "none")
     lines.append(
-      f"{name:>{names}}  {interval(steps, 'never'):>20}"
-      f"  {interval(equal, 'none'):>20}  {better:>4.2f}  {ours / theirs:>13.2f}"
+      f"{name:>{names}}  {shown[0]:>20}"
+      f"  {shown[1]:>20}  {better:>4.2f}  {ours / theirs:>13.2f}"
     )
   lines.append(
     f"{BACKWARD_COST} tokens of the ledger are one token forward and backward"
@@ -282,8 +283,10 @@ def table(content: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def interval(found: dict[str, Any], missing: str) -> str:
+def interval(found: Mapping[str, Any], form: str, missing: str = "–") -> str:
   """A value with its interval; what is not finite has a word of its own."""
-  numbers = (found["value"], *found["ci95"])
-  value, low, high = (missing if x is None else f"{x:.2f}" for x in numbers)
+  value, low, high = (
+    missing if x is None else format(x, form)
+    for x in (found["value"], *found["ci95"])
+  )
   return f"{value} [{low}, {high}]"

@@ -134,7 +134,7 @@ class Comparison:
     for method in self.methods:
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
-        train.check_alike([run] * min(2, self.lanes))
+        train.check_alike([run] * min(2, self.lanes))  # Lanes, one device.
         steps[f"{method} with {self.swept}={value}"] = update_step(run)
     first, *others = steps
     for name in others:

@@ -72,8 +72,7 @@ def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
 
 
 def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
-  """Turns a chunk's stacked metrics into one row an iteration."""
-  metrics = jax.device_get(metrics)
+  """Turns a chunk's stacked metrics, on the host, into a row an iteration."""
   tokens = metrics.pop("tokens")
   rows = []
   for i in range(len(metrics["loss"])):

@@ -57,17 +57,16 @@ def make_reward(task: Task):
 class Meter:
   """Measures a library's run, and keeps the points of its curve."""
 
-  def __init__(self, name, config: Experiment, seed: int, folder, save):
+  def __init__(self, name, config: Experiment, folder, save):
     """Starts the clock.
 
     Args:
       name: the library's, to print.
-      config: our experiment.
-      seed: of the samples that it is measured on.
+      config: our experiment; its seed is that of what it is measured on.
       folder: where points.json goes.
       save: writes the library's weights as a Hugging Face folder.
     """
-    self._name, self._config, self._seed = name, config, seed
+    self._name, self._config = name, config
     self._folder, self._save = folder, save
     self._mode = evaluate.headline(config.eval.modes)
     self._task = config.make_task()
@@ -94,14 +93,16 @@ class Meter:
     )
     result = evaluate.evaluate(
       graphdef, params, self._task, self._held_out, self._mode,
-      seed=self._seed, temperature=self._config.eval.temperature,
+      seed=self._config.seed, temperature=self._config.eval.temperature,
     )[self._mode]  # fmt: skip
     self._points.append(
       (iteration, self._seconds, result["accuracy"], result["stderr"])
     )
     text = json.dumps(self._points)
     workdir.write_whole(self._folder / "points.json", text)
-    print(f"{self._name}, seed {self._seed}: {self._points[-1]}", flush=True)
+    print(
+      f"{self._name}, seed {self._config.seed}: {self._points[-1]}", flush=True
+    )
     self._began = time.monotonic()
 
 
@@ -112,14 +113,13 @@ def update_tokens(config: Experiment) -> int:
   return rollout.prompts * rollout.group * row
 
 
-def curve(config: Experiment, seed: int, folder: pathlib.Path, run, reads: int):
+def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   """The library's curve, trained anew where that did not come to its end.
 
   Args:
     config: our experiment.
-    seed: of the run.
     folder: of the run.
-    run: run(config, seed, folder) trains.
+    run: run(config, folder) trains.
     reads: how often it reads a token of its rows, backward counted three times.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def curve(config: Experiment, seed: int, folder: pathlib.Path, run, reads: int):
   if not file.exists() or (
     json.loads(file.read_text())[-1][0] < config.iterations
   ):
-    run(config, seed, folder)
+    run(config, folder)
   points = json.loads(file.read_text())
   columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
   iterations, seconds, accuracy, stderr = map(np.asarray, columns)
@@ -153,7 +153,7 @@ def compare_with(
 
   Args:
     name: the library's.
-    run: run(config, seed, folder) trains with it, and has a Meter measure.
+    run: run(config, folder) trains with it, and has a Meter measure.
     base: our experiment, by GRPO.
     seeds: of both.
     folder: of all runs.
@@ -168,7 +168,7 @@ def compare_with(
   for seed in seeds:
     config = config_lib.override(base, {"seed": str(seed)})
     place = folder / name / str(seed)
-    runs[theirs].append(curve(config, seed, place, run, reads))
+    runs[theirs].append(curve(config, place, run, reads))
     place = folder / "ours" / str(seed)
     train.train(config, place)
     runs["grpo"].append(compare.read_curve(place, mode))

@@ -33,7 +33,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of both libraries.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON to write.")
 
 
-def trl_config(config, seed: int, folder: pathlib.Path):
+def trl_config(config, folder: pathlib.Path):
   """Our experiment in TRL's words."""
   from trl import GRPOConfig
 
@@ -41,7 +41,7 @@ def trl_config(config, seed: int, folder: pathlib.Path):
   rows = learner.rollout.prompts * learner.rollout.group
   return GRPOConfig(
     output_dir=str(folder),
-    seed=seed,
+    seed=config.seed,
     # One generation of all rows, then a step for each minibatch.
     per_device_train_batch_size=rows // o.minibatches,
     gradient_accumulation_steps=1,
@@ -72,7 +72,7 @@ def trl_config(config, seed: int, folder: pathlib.Path):
   )
 
 
-def run(config, seed: int, folder: pathlib.Path):
+def run(config, folder: pathlib.Path):
   """Trains by TRL; writes the points of its curve as they come."""
   import datasets
   import transformers
@@ -81,7 +81,7 @@ def run(config, seed: int, folder: pathlib.Path):
   from experiments.baselines import side_by_side
   from tsd_jax import data
 
-  transformers.set_seed(seed)
+  transformers.set_seed(config.seed)
   transformers.utils.logging.disable_progress_bar()
   start = side_by_side.save_start(config, folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -89,7 +89,7 @@ def run(config, seed: int, folder: pathlib.Path):
   )
   tokenizer = transformers.AutoTokenizer.from_pretrained(start)
   problems = data.load_problems(config.task, "train")
-  meter = side_by_side.Meter("trl", config, seed, folder, model.save_pretrained)
+  meter = side_by_side.Meter("trl", config, folder, model.save_pretrained)
 
   class Measure(transformers.TrainerCallback):
     """Measures between two steps."""
@@ -101,7 +101,7 @@ def run(config, seed: int, folder: pathlib.Path):
     model=model,
     processing_class=tokenizer,
     reward_funcs=side_by_side.make_reward(config.make_task()),
-    args=trl_config(config, seed, folder),
+    args=trl_config(config, folder),
     train_dataset=datasets.Dataset.from_dict(
       {"prompt": [tokenizer.decode(prompt) for prompt in problems]}
     ),

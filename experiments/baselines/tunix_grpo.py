@@ -125,7 +125,7 @@ def make_model(start: pathlib.Path, mesh):
   return params.create_model_from_safe_tensors(str(start), config, mesh)
 
 
-def run(config, seed: int, folder: pathlib.Path):
+def run(config, folder: pathlib.Path):
   """Trains by Tunix; writes the points of its curve as they come."""
   import jax
   import numpy as np
@@ -187,7 +187,7 @@ def run(config, seed: int, folder: pathlib.Path):
 
   cluster.rollout.generate = generate_with_end
   meter = side_by_side.Meter(
-    "tunix", config, seed, folder, lambda now: save(actor, start, now)
+    "tunix", config, folder, lambda now: save(actor, start, now)
   )
   score = side_by_side.make_reward(task)
 
@@ -201,14 +201,14 @@ def run(config, seed: int, folder: pathlib.Path):
   problems = data.PromptIterator(
     data.load_problems(config.task, "train"),
     batch_size=learner.rollout.prompts // o.minibatches,
-    seed=seed,
+    seed=config.seed,
   )
 
   def batches():
     for number in range(steps):
       # Its sampler has no stream of keys: without a new one all batches get the
       # same.
-      rollout.seed = jax.random.fold_in(jax.random.PRNGKey(seed), number)
+      rollout.seed = jax.random.fold_in(jax.random.PRNGKey(config.seed), number)
       (prompts,) = problems.next_chunk(1)
       yield {"prompts": np.array([tokenizer.decode(p) for p in prompts])}
 

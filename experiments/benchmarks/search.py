@@ -129,6 +129,16 @@ class Case:
     )
 
 
+def budget(trees: int, simulations: int) -> SearchConfig:
+  """A search that makes all of its simulations."""
+  return SearchConfig(
+    num_simulations=simulations,
+    num_candidates=_A,
+    trees=trees,
+    stop_when_solved=False,
+  )
+
+
 def ours(case: Case, config: SearchConfig):
   """The search that training uses; gives what a search counts."""
 
@@ -247,10 +257,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
     case = Case(size, trees)
     for simulations in size.simulations:
       label = f"{name}, {trees} trees, {simulations} nodes"
-      config = SearchConfig(
-        num_simulations=simulations, num_candidates=_A, trees=trees,
-        stop_when_solved=False,
-      )  # fmt: skip
+      config = budget(trees, simulations)
       nodes = trees * simulations
       took = case.timed(ours(case, config), repeats)
       speeds["tokens", trees, simulations] = nodes / took
@@ -261,8 +268,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
         floor=floor / took, floor_at_256=wide / took,
       )  # fmt: skip
     steps = dataclasses.replace(
-      config,
-      num_simulations=size.simulations[0],
+      budget(trees, size.simulations[0]),
       num_candidates=4,
       step_tokens=size.length // 4,
     )
@@ -285,11 +291,8 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
   trees, simulations = size.slow_trees, size.simulations[0]
   case, best = Case(size, trees), max(size.trees)
   nodes = trees * simulations
-  config = SearchConfig(
-    num_simulations=simulations, num_candidates=_A, trees=trees,
-    stop_when_solved=False,
-  )  # fmt: skip
-  mine = nodes / case.timed(ours(case, config), repeats)
+  run = ours(case, budget(trees, simulations))
+  mine = nodes / case.timed(run, repeats)
   took = case.timed(naive(case, simulations), 1)
   table.note(
     f"{name}, {trees} trees, naive mctx", nodes / took, "nodes/s",
