@@ -39,9 +39,16 @@ from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
 from tsd_jax.types import Array
 
-_SHAPES = flags.DEFINE_list("shapes", ["tiny"], "tiny, small, smollm2.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timings; the median counts.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+# A test process imports several scripts with flags of these names.
+_SHAPES = flags.DEFINE_list(
+  "shapes", ["tiny"], "tiny, small, smollm2.", allow_override=True
+)
+_REPEATS = flags.DEFINE_integer(
+  "repeats", 3, "Timings; the median counts.", allow_override=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", allow_override=True
+)
 # Of a cache a node: more is not tried.
 _MOST_BYTES = 4 * 2**30
 _A = 8  # Moves of a node.
