@@ -240,6 +240,21 @@ def test_own_samples_cost_what_the_search_costs():
   assert abs(sampled - spent) <= wide.prompts * 8 / 2
 
 
+def test_wide_baselines_read_as_many_prompts_as_the_update_holds():
+  config = compare_countdown.get_config()
+  ours = judge.update_step(config.experiment)
+  for method, rows in (("wide_ppo", 1), ("wide_grpo", 2), ("wide_cispo", 2)):
+    wide = config.run(method, "3e-4", 0, "test")
+    step = judge.update_step(wide)
+    assert wide.algorithm == method.removeprefix("wide_")
+    assert wide.learner_config().rollout.group == rows
+    # A prompt of 5 tokens, and 8 of a response for every row of it.
+    prompt = 5 + 8 * rows
+    left = ours["backward_tokens"] - step["backward_tokens"]
+    assert step["backward_tokens"] == step["prompts"] * prompt
+    assert 0 <= left < prompt
+
+
 def test_controls_differ_from_tsd_in_what_they_are_named_for():
   base = compare_countdown.get_config()
   champion, prefix = (

@@ -21,11 +21,20 @@ from tsd_jax.models import transformer
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
 # samples form by themselves where they share a prefix; wide_best_of_n spends
-# the search's tokens on samples of as many prompts as its update has rows.
+# the search's tokens on samples of as many prompts as its update has rows. The
+# other wide ones read as many prompts as the update holds: one row of each, or
+# two where a prompt's rows are compared with each other.
 Method = Literal[
-  Algorithm, "grpo_champion", "tree_prefix_values", "wide_best_of_n"
+  Algorithm,
+  "grpo_champion",
+  "tree_prefix_values",
+  "wide_best_of_n",
+  "wide_ppo",
+  "wide_grpo",
+  "wide_cispo",
 ]
 METHODS = get_args(Method)
+_WIDE_ROWS = {"wide_ppo": 1, "wide_grpo": 2, "wide_cispo": 2}
 _CONTROLS = {
   "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
   "tree_prefix_values": {"loss.advantage": "prefix"},
@@ -56,25 +65,31 @@ def settings(method: Method, experiment: Experiment) -> dict[str, str]:
       "rollout.samples": str(grpo.rollout.samples - 1),
       **_CONTROLS[method],
     }
-  if method == "wide_best_of_n":
-    ours, task = experiment.learner_config(), experiment.make_task()
-    tokens = ours.update_tokens(task)
-    prompts = ours.prompts_of(task, tokens, rows=1)
-    if not prompts:
-      raise ValueError(
-        f"{method}: the update's {tokens} tokens are not a prompt for each of "
-        f"optimizer.minibatches={experiment.optimizer.minibatches}"
-      )
-    spent = ours.prompts * experiment.search.num_simulations
-    samples = round(spent / (prompts * (task.response_length - 1)))
-    return own | {
-      "loss.policy_weight": "0",
-      "loss.success_weight": "0",
-      "loss.champion_weight": "1",
-      "rollout.prompts": str(prompts),
-      "rollout.samples": str(max(1, samples)),
+  if method not in ("wide_best_of_n", *_WIDE_ROWS):
+    return {"algorithm": method}
+  ours, task = experiment.learner_config(), experiment.make_task()
+  rows = _WIDE_ROWS.get(method, 1)
+  tokens = ours.update_tokens(task)
+  prompts = ours.prompts_of(task, tokens, rows)
+  if not prompts:
+    raise ValueError(
+      f"{method}: the update's {tokens} tokens are not a prompt for each of "
+      f"optimizer.minibatches={experiment.optimizer.minibatches}"
+    )
+  if method in _WIDE_ROWS:
+    return {
+      "algorithm": method.removeprefix("wide_"),
+      "rollout.baseline_prompts": str(prompts),
     }
-  return {"algorithm": method}
+  spent = ours.prompts * experiment.search.num_simulations
+  samples = round(spent / (prompts * (task.response_length - 1)))
+  return own | {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.champion_weight": "1",
+    "rollout.prompts": str(prompts),
+    "rollout.samples": str(max(1, samples)),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
