@@ -79,7 +79,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     "loss.advantage": "group",
   },
   "root_baseline": {"loss.local_weight": "0"},
+  "no_success_head": {"loss.success_weight": "0"},
   "soft_targets": {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
+  # What the searched tree teaches by itself: no samples, no forks.
+  "searched_tree": {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.soft_weight": "8",
+    "loss.lessons": "832",
+    "search.leaf": "rollout",
+  },
   "puct": {"search.rule": "puct", "search.leaf": "rollout"},
   "gumbel": {"search.rule": "gumbel", "search.leaf": "rollout"},
   "simulations_20": {"search.num_simulations": "20"},
