@@ -30,6 +30,10 @@ CONFIG = tiny.configure(
 )
 
 
+# With parameters split over fsdp: who brings them together.
+USES = [(name, {}) for name in MESHES] + [("2x2x2", dict(gather=True))]
+
+
 def mesh(name):
   return sharding.make_mesh(sharding.MeshConfig(**MESHES[name]))
 
@@ -71,21 +75,32 @@ def test_too_few_devices_are_named():
     sharding.make_mesh(sharding.MeshConfig(data=16))
 
 
-def test_copies_add_up_to_the_mean_and_its_gradient():
-  devices = mesh("4x2")
+def test_copies_need_parameters_that_are_split():
+  with pytest.raises(ValueError, match=r"gather=true.* set mesh.fsdp > 1"):
+    sharding.MeshConfig(data=2, gather=True)
+
+
+@pytest.mark.parametrize(("name", "gather"), [("4x2", False), ("2x2x2", True)])
+def test_copies_add_up_to_the_mean_and_its_gradient(name, gather):
+  devices = mesh(name)
   rng = np.random.default_rng(0)
-  x_BTD = rng.normal(size=(8, 3, 5)).astype(np.float32)
-  w_D = rng.normal(size=5).astype(np.float32)
+  x_BTD = rng.normal(size=(8, 3, 6)).astype(np.float32)
+  w_D = rng.normal(size=6).astype(np.float32)
   mask_BT = rng.random((8, 3)) < 0.5
   mask_BT[:2] = False  # One copy's prompts count for nothing.
 
-  def square(w_D, batch):
+  def square(w, batch):
     x_BTD, mask_BT = batch
-    return losses.masked_mean((x_BTD @ w_D) ** 2, mask_BT)
+    return losses.masked_mean((x_BTD @ w["w_D"]) ** 2, mask_BT)
 
   batch = jax.device_put((x_BTD, mask_BT), sharding.over_prompts(devices))
-  both = jax.jit(sharding.per_copy(jax.value_and_grad(square), devices))
-  mean, gradient_D = both(w_D, batch)
+  w = sharding.place({"w_D": w_D}, devices)
+  both = jax.value_and_grad(square)
+  mean, gradient = jax.jit(sharding.per_copy(both, devices, gather))(w, batch)
+  gradient_D = gradient["w_D"]
+  assert gradient_D.sharding.shard_shape((6,)) == w["w_D"].sharding.shard_shape(
+    (6,)
+  )
   y_N, x_ND = (x_BTD @ w_D)[mask_BT], x_BTD[mask_BT]
   np.testing.assert_allclose(mean, np.mean(y_N**2), rtol=1e-5)
   expected_D = 2 * y_N @ x_ND / len(y_N)
@@ -93,7 +108,12 @@ def test_copies_add_up_to_the_mean_and_its_gradient():
 
 
 @pytest.mark.slow
-def test_a_minibatchs_gradient_is_sent_once():
+@pytest.mark.parametrize(
+  "mesh",
+  [{"mesh.data": "8"}, {"mesh.fsdp": "8", "mesh.gather": "true"}],
+  ids=["copies", "gathered"],
+)
+def test_a_minibatchs_gradient_is_sent_once(mesh):
   # Weights read in four passes: prompt and answer, of samples and of lessons.
   config = config_lib.override(
     small_experiment.get_config(),
@@ -103,15 +123,17 @@ def test_a_minibatchs_gradient_is_sent_once():
       "loss.lessons": "16",
       "model.d_model": "64",
       "model.d_mlp": "256",
-      "mesh.data": "8",
+      **mesh,
     },
   )
   chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
   program = hlo.Program(chunk.lower(*shapes).compile().as_text())
   sent = sum(kind["bytes"] for kind in program.totals().values())
   weights = 4 * transformer.count_parameters(config.model)
-  once = weights * config.optimizer.minibatches
-  assert once <= sent < 1.05 * once
+  times = config.optimizer.minibatches
+  if config.mesh.gather:
+    times += times + 1  # The weights before each gradient, and for the samples.
+  assert times * weights <= sent < 1.05 * times * weights
 
 
 def search(devices):
@@ -157,10 +179,11 @@ def test_trees_are_the_same_on_any_mesh(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_an_iteration_is_the_same_on_any_mesh(name):
+@pytest.mark.parametrize(("name", "use"), USES, ids=str)
+def test_an_iteration_is_the_same_on_any_mesh(name, use):
   # Prompts that begin alike: every device runs that beginning once.
-  config = dataclasses.replace(CONFIG, prompt_head=1)
+  split = sharding.MeshConfig(**MESHES[name], **use)
+  config = dataclasses.replace(CONFIG, prompt_head=1, mesh=split)
   prompt_IBP = tiny.prompts(2)
   prompt_IBP[..., 0] = 3
   one, metrics_one = tiny.run(config, prompt_IBP)

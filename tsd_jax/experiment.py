@@ -46,7 +46,7 @@ class Experiment:
   optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
   eval: EvalConfig = EvalConfig()
   lora: LoraConfig = NO_ADAPTERS
-  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  mesh: sharding.MeshConfig = sharding.ONE_DEVICE
 
   def __post_init__(self):
     """Refuses what cannot run, before anything is compiled."""
@@ -137,6 +137,7 @@ class Experiment:
       refresh_every=self.refresh_every,
       iterations=self.iterations,
       lora=self.lora,
+      mesh=self.mesh,
     )
 
 

@@ -45,12 +45,20 @@ class MeshConfig:
   data: int = 1  # Prompts; parameters are copied along it.
   fsdp: int = 1  # Prompts; parameters and optimiser are split along it.
   tensor: int = 1  # Heads, hidden units of the MLP, vocabulary.
+  # Whole weights over fsdp for each minibatch: sends less where one has more
+  # tokens than the model has features, needs room for weights and gradient.
+  gather: bool = False
 
   def __post_init__(self):
-    """Refuses an empty mesh."""
+    """Refuses an empty mesh, and what it has no use for."""
     for axis in AXES:
       if getattr(self, axis) < 1:
         raise ValueError(f"mesh.{axis}={getattr(self, axis)} must be >= 1")
+    if self.gather and self.fsdp == 1:
+      raise ValueError(
+        "mesh.gather=true gathers weights that are split over fsdp: set "
+        "mesh.fsdp > 1, or leave it out"
+      )
 
   @property
   def size(self) -> int:
@@ -61,6 +69,9 @@ class MeshConfig:
   def batch_size(self) -> int:
     """Number of parts that prompts are split into."""
     return self.slice * self.data * self.fsdp
+
+
+ONE_DEVICE = MeshConfig()
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
@@ -187,43 +198,56 @@ def split_minibatches(minibatches: Any, mesh: Mesh | None) -> Any:
   )
 
 
-def _manual(axis: str) -> bool:
-  return axis in jax.sharding.get_abstract_mesh().manual_axes
+def _parts() -> tuple[str, ...]:
+  """The axes whose devices run the code at hand on prompts of their own."""
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  return tuple(axis for axis in BATCH_AXES if axis in manual)
 
 
-def per_copy(fn: Callable, mesh: Mesh | None) -> Callable:
+def per_copy(fn: Callable, mesh: Mesh | None, gather: bool = False) -> Callable:
   """Runs a function of prompts on each copy of the parameters, and adds up.
 
   The compiler would send a weight's gradient once for each use of the weight;
-  this sends the sum of them, once. Where parameters are split over fsdp, no
-  device has room for a whole gradient: the compiler is left to it.
+  this sends the sum of them, once. Parameters that are split over fsdp are left
+  to the compiler, which sends activations of all prompts instead, or they are
+  gathered first: then every device has a copy for the time of the call.
 
   Args:
     fn: (shared, batch) -> numbers that are sums over prompts, gradients among
       them; every leaf of the batch leads with its prompts.
     mesh: the devices; None runs it on all prompts at once. Its tensor axis is
       left to the compiler.
+    gather: makes copies of parameters that are split over fsdp.
 
   Returns:
-    The same function of all prompts.
+    The same function of all prompts; its gradients are split as parameters are.
   """
-  copies = mesh is not None and mesh.shape["fsdp"] == 1
-  if not copies or all(mesh.shape[axis] == 1 for axis in COPY_AXES):
+  axes = BATCH_AXES if gather else COPY_AXES
+  copies = mesh is not None and (gather or mesh.shape["fsdp"] == 1)
+  if not copies or all(mesh.shape[axis] == 1 for axis in axes):
     return fn
-  whole, split = PartitionSpec(), PartitionSpec(COPY_AXES)
-  return jax.shard_map(
-    lambda shared, batch: jax.lax.psum(fn(shared, batch), COPY_AXES),
+  whole, split = PartitionSpec(), PartitionSpec(axes)
+  add = jax.shard_map(
+    lambda shared, batch: jax.lax.psum(fn(shared, batch), axes),
     mesh=mesh,
     in_specs=(whole, split),
     out_specs=whole,
-    axis_names=set(COPY_AXES),
+    axis_names=set(axes),
     check_vma=False,
   )
+  if not gather:
+    return add
+
+  def split_sum(shared, batch):
+    total = add(shared, batch)
+    return jax.lax.with_sharding_constraint(total, of_params(total, mesh))
+
+  return split_sum
 
 
 def sum_copies(count: Array) -> Array:
   """Sums a count of this copy's prompts over all; elsewhere it is the sum."""
-  return jax.lax.psum(count, COPY_AXES) if _manual(COPY_AXES[0]) else count
+  return jax.lax.psum(count, _parts()) if _parts() else count
 
 
 def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
@@ -263,10 +287,6 @@ def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
   )
 
 
-def _parted() -> bool:
-  return _manual("fsdp")  # Within `per_copy` it is the compiler's.
-
-
 def split_heads(x: Array, axis: int) -> Array:
   """Says that an array's heads stay on the devices that compute them.
 
@@ -275,7 +295,7 @@ def split_heads(x: Array, axis: int) -> Array:
     axis: the axis of their heads.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not _parted() or "tensor" in mesh.manual_axes:
+  if not _parts() or "tensor" in mesh.manual_axes:
     return x
   if x.shape[axis] % mesh.shape["tensor"]:
     return x
@@ -287,20 +307,20 @@ def split_heads(x: Array, axis: int) -> Array:
 def prompt_indices(count: int) -> Array:
   """Indices of this part's prompts among all: results know no mesh."""
   index_B = jnp.arange(count)
-  if _parted():
-    index_B += count * jax.lax.axis_index(BATCH_AXES)
+  if _parts():
+    index_B += count * jax.lax.axis_index(_parts())
   return index_B
 
 
 def part_key(key: Array) -> Array:
   """A key of this part's own, for draws that know no prompt."""
-  if not _parted():
+  if not _parts():
     return key
-  return jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES))
+  return jax.random.fold_in(key, jax.lax.axis_index(_parts()))
 
 
 def all_parts(flag: Array) -> Array:
   """Whether a flag is set in every part."""
-  if not _parted():
+  if not _parts():
     return flag
-  return jax.lax.pmin(flag.astype(jnp.int32), BATCH_AXES) == 1
+  return jax.lax.pmin(flag.astype(jnp.int32), _parts()) == 1

@@ -58,11 +58,14 @@ def run(name: str, topology: str) -> dict[str, Any] | None:
 
 def row(name: str, topology: str, plan: dict[str, Any] | None):
   """A line of the table."""
+  from tsd_jax import sharding
   from tsd_jax.models import transformer
 
   config = config_lib.load(f"experiments/pods/{name}.py")
   mesh = " ".join(
-    f"{axis}={size}" for axis, size in vars(config.mesh).items() if size > 1
+    f"{name}={value}"
+    for name, value in vars(config.mesh).items()
+    if value != getattr(sharding.ONE_DEVICE, name)
   )
   first = {
     "shape": name,
