@@ -151,5 +151,19 @@ ENTRY %main (a: bf16[2,144], b: f32[8,4]) -> f32[8,1] {
 def test_a_tpus_sends_are_counted_once_and_by_what_a_device_keeps():
   assert hlo.Program(ASYNC).totals() == {
     "all-gather": dict(instructions=1, runs=1, bytes=2 * 576 * 2),
-    "reduce-scatter": dict(instructions=1, runs=1, bytes=8 * 4),
+    "reduce-scatter": dict(instructions=1, runs=1, bytes=4 * 8 * 4),
   }
+
+
+def test_a_sum_that_is_scattered_counts_whole():
+  devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
+  f = jax.shard_map(
+    lambda x_D: jax.lax.psum_scatter(x_D, "data", tiled=True),
+    mesh=devices,
+    in_specs=P(),
+    out_specs=P("data"),
+    check_vma=False,
+  )
+  x_D = jax.device_put(jnp.ones(8), NamedSharding(devices, P()))
+  totals = hlo.Program(jax.jit(f).lower(x_D).compile().as_text()).totals()
+  assert totals == {"reduce-scatter": dict(instructions=1, runs=1, bytes=4 * 8)}

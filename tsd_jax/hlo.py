@@ -40,7 +40,8 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: size of its result on one device.
+    bytes: size of its result on one device; of what is summed, where that is
+      scattered.
     groups: devices that talk to each other; empty if all of them do.
     scope: where in the Python code it comes from.
     computation: the HLO computation it stands in.
@@ -179,7 +180,9 @@ class Program:
           size = shape_bytes(found["type"].strip("()").rpartition(" ")[2])
         if computation.startswith("all-reduce-scatter"):
           # A sum of which a TPU's device keeps its part: two instructions.
-          kind, size = "reduce-scatter", size // len(groups[0])
+          kind = "reduce-scatter"
+        elif kind == "reduce-scatter" and groups:
+          size *= len(groups[0])
         self.collectives.append(
           Collective(kind, size, groups, scope, computation)
         )
