@@ -280,7 +280,7 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
     return max(step, int(count * share) // step * step)
 
   trees = max(1, int(config.search.trees * share))
-  local = prompts * config.search.width // config.mesh.batch_size
+  local = prompts * config.search.width // config.mesh.parts
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(

@@ -226,7 +226,10 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
   def serving(params, reference):
     params = whole_params(params, reference, config)
     dtype = nnx.merge(graphdef, params).dtype
-    return sharding.serving_copy(params, dtype, mesh)
+    return sharding.serving_copy(params, dtype, mesh, config.mesh.serving)
+
+  def per_part(fn):
+    return sharding.per_part(fn, mesh, config.mesh.serving)
 
   def sampling(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
@@ -259,14 +262,14 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
       )
     prompt_BP, lessons = prompt_SP[:B], None
     if config.searches:
-      found, search_forwards, metrics = sharding.per_part(searching, mesh)(
+      found, search_forwards, metrics = per_part(searching)(
         serving(search_params, reference), prompt_SP, search_key
       )
       prefill += config.prompt_tokens(task, S, config.search_calls)
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
-    responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
+    responses, rollout_forwards, _ = per_part(sampling)(
       serving(state.params, reference), prompt_BP, rollout_key
     )
     if config.loss.distils and not config.searches:

@@ -118,7 +118,7 @@ def check(
   if not config.searches:
     return ""
   there = device_bytes(mesh) if there is None else there
-  own = config.prompts // mesh.batch_size
+  own = config.prompts // mesh.parts
   search = dataclasses.replace(
     config.search, trees=min(config.search.trees, own)
   )
@@ -126,7 +126,8 @@ def check(
   trained = lora.count(model, config.lora) if config.lora.rank else count
   held = (trained * _COPIES + count) * _NUMBER // (mesh.fsdp * mesh.tensor)
   # The copy that search and rollouts read.
-  held += count * jnp.dtype(model.compute_dtype).itemsize // mesh.tensor
+  serves = mesh.size // mesh.parts
+  held += count * jnp.dtype(model.compute_dtype).itemsize // serves
   held *= lanes
 
   def need(**changes):

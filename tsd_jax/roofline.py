@@ -70,8 +70,8 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   if learner.searches:
     leaf = T if s.leaf in ("rollout", "mix") else 0
     S = learner.prompts
-    # A device's own prompts, some trees at a time.
-    rounds = max(1, S // config.mesh.batch_size // s.trees)
+    # A part's own prompts, some trees at a time.
+    rounds = max(1, S // config.mesh.parts // s.trees)
     phases["searching"] = dict(
       tokens=learner.prompt_tokens(task, S, learner.search_calls)
       + S * s.num_simulations * (1 + leaf),
@@ -109,7 +109,7 @@ def estimate(
   itemsize = np.dtype(np.float32).itemsize
   if config.model.compute_dtype == "bfloat16":
     itemsize //= 2
-  held = transformer.count_parameters(config.model) / config.mesh.tensor
+  weights, mesh = transformer.count_parameters(config.model), config.mesh
   per_token = flops_per_token(config)
   result = {}
   for phase, count in counts(config).items():
@@ -117,10 +117,12 @@ def estimate(
     inside = phase if phase != "update" else ""
     sent = program.totals(trips(config), inside)
     sent_bytes = sum(kind["bytes"] for kind in sent.values())
+    parts = mesh.tensor if phase == "update" else mesh.size // mesh.parts
+    read_bytes = count["reads"] * weights / parts * itemsize
     result[phase] = {
       "flops": count["tokens"] * per_token,
       "multiply_seconds": count["tokens"] * per_token / devices / chip.flops,
-      "read_seconds": count["reads"] * held * itemsize / chip.hbm,
+      "read_seconds": read_bytes / chip.hbm,
       "send_bytes": sent_bytes,
     }
   loops = sum(r["send_bytes"] for p, r in result.items() if p != "update")

@@ -2,14 +2,15 @@
 
 Prompts are split over `slice`, `data` and `fsdp`; parameters and optimiser over
 `fsdp` and `tensor` while they are trained, over `tensor` alone while a search
-or a rollout reads them, so that no weight is gathered in those loops. A
-parameter's axes are the last part of its name (`query_LDHE`).
+or a rollout reads them, so that no weight is gathered in those loops; with
+`serving=2d` they stay split over both, and devices along fsdp serve the same
+prompts. A parameter's axes are the last part of its name (`query_LDHE`).
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ SERVED: Mapping[str, str] = {
 }
 TRAINED: Mapping[str, str] = {**SERVED, "D": "fsdp"}
 
+# What search and rollouts read: weights split over tensor, or over fsdp too.
+Serving = Literal["tensor", "2d"]
+
 _AXES_OF_NAME = re.compile(r"_([A-Z0-9]+)$")
 
 
@@ -48,6 +52,9 @@ class MeshConfig:
   # Whole weights over fsdp for each minibatch: sends less where one has more
   # tokens than the model has features, needs room for weights and gradient.
   gather: bool = False
+  # 2d: no weight is moved to be served, features are instead, and all devices
+  # along fsdp serve the same prompts (arXiv:2211.05102, section 3.2.2).
+  serving: Serving = "tensor"
 
   def __post_init__(self):
     """Refuses an empty mesh, and what it has no use for."""
@@ -59,6 +66,11 @@ class MeshConfig:
         "mesh.gather=true gathers weights that are split over fsdp: set "
         "mesh.fsdp > 1, or leave it out"
       )
+    if self.serving == "2d" and self.fsdp == 1:
+      raise ValueError(
+        "mesh.serving=2d serves weights that are split over fsdp: set "
+        "mesh.fsdp > 1, or mesh.serving=tensor"
+      )
 
   @property
   def size(self) -> int:
@@ -69,6 +81,11 @@ class MeshConfig:
   def batch_size(self) -> int:
     """Number of parts that prompts are split into."""
     return self.slice * self.data * self.fsdp
+
+  @property
+  def parts(self) -> int:
+    """Number of parts that search and roll out apart from each other."""
+    return self.batch_size // (self.fsdp if self.serving == "2d" else 1)
 
 
 ONE_DEVICE = MeshConfig()
@@ -156,16 +173,20 @@ def place(tree: Any, mesh: Mesh) -> Any:
   return jax.device_put(tree, of_params(tree, mesh))
 
 
-def serving_copy(params: Any, dtype: Any, mesh: Mesh | None) -> Any:
+def serving_copy(
+  params: Any, dtype: Any, mesh: Mesh | None, serving: Serving = "tensor"
+) -> Any:
   """Parameters as the search and rollout loops read them.
 
-  Cast once to the dtype that they are multiplied in, and split over `tensor`
-  only. What the model reads in float32 (its last norm and value outputs) stays.
+  Cast once to the dtype that they are multiplied in, and split as they are
+  served. What the model reads in float32 (its last norm and value outputs)
+  stays in it.
 
   Args:
     params: the trained parameters.
     dtype: of matrix multiplications.
     mesh: the devices; None leaves the placement alone.
+    serving: `tensor` gathers them from fsdp, `2d` leaves them there.
   """
 
   def cast(path, leaf):
@@ -176,8 +197,9 @@ def serving_copy(params: Any, dtype: Any, mesh: Mesh | None) -> Any:
   params = jax.tree_util.tree_map_with_path(cast, params)
   if mesh is None:
     return params
+  table = TRAINED if serving == "2d" else SERVED
   return jax.lax.with_sharding_constraint(
-    params, of_params(params, mesh, SERVED)
+    params, of_params(params, mesh, table)
   )
 
 
@@ -250,33 +272,42 @@ def sum_copies(count: Array) -> Array:
   return jax.lax.psum(count, _parts()) if _parts() else count
 
 
-def per_part(fn: Callable, mesh: Mesh | None) -> Callable:
+def per_part(
+  fn: Callable, mesh: Mesh | None, serving: Serving = "tensor"
+) -> Callable:
   """Runs a function of prompts on each device's own, apart from all others.
 
   Args:
     fn: (params, prompt_BP, key) -> (arrays that lead with B, counts, means).
     mesh: the devices; None runs it on all prompts at once.
+    serving: with `2d` devices along fsdp share the prompts of all of them.
 
   Returns:
     The same function of all prompts: counts are summed over the parts, means
-    averaged. Collectives inside `fn` are those of its tensor axis alone.
+    averaged. Collectives inside `fn` are those of the axes that serve weights.
   """
   # The name shows in profiles and in the compiled program.
   fn = jax.named_scope(fn.__name__)(fn)
   if mesh is None:
     return fn
 
-  def part(params, prompt_BP, key):
-    arrays, counts, means = fn(params, prompt_BP, key)
-    return (
-      arrays,
-      jax.lax.psum(counts, BATCH_AXES),
-      jax.lax.pmean(means, BATCH_AXES),
-    )
+  axes = COPY_AXES if serving == "2d" else BATCH_AXES
+  whole, split = PartitionSpec(), PartitionSpec(axes)
 
-  whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+  def shared(tree):
+    """Rows that all devices of a part work on, not each on some."""
+    if serving == "tensor":
+      return tree
+    return jax.lax.with_sharding_constraint(tree, whole)
+
+  def part(params, prompt_BP, key):
+    arrays, counts, means = fn(params, shared(prompt_BP), key)
+    counts, means = jax.lax.psum(counts, axes), jax.lax.pmean(means, axes)
+    return shared(arrays), counts, means
+
   # Host callbacks are only allowed where no axis is left to the compiler.
-  manual = AXES if mesh.shape["tensor"] == 1 else BATCH_AXES
+  alone = mesh.shape["tensor"] == 1 and serving == "tensor"
+  manual = AXES if alone else axes
   return jax.shard_map(
     part,
     mesh=mesh,
@@ -302,6 +333,20 @@ def split_heads(x: Array, axis: int) -> Array:
   parts = [None] * x.ndim
   parts[axis] = "tensor"
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def split_features(x_XD: Array) -> Array:
+  """Says that features are split as the weights' rows are, over fsdp.
+
+  Args:
+    x_XD: features, inside `per_part` with `serving=2d`; anywhere else nothing
+      is said.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _parts() or "fsdp" in _parts() or mesh.shape["fsdp"] == 1:
+    return x_XD
+  parts = [PartitionSpec.UNCONSTRAINED] * (x_XD.ndim - 1) + ["fsdp"]
+  return jax.lax.with_sharding_constraint(x_XD, PartitionSpec(*parts))
 
 
 def prompt_indices(count: int) -> Array:
