@@ -384,7 +384,7 @@ def table(result: dict[str, Any]) -> str:
       lines.append(f"  largest batch, which needs {total:,.1f} MiB: {flags}")
     else:
       lines.append("  no smaller batch fits: take more devices for the weights")
-      lines.append("  (--config.mesh.fsdp, --config.mesh.tensor)")
+      lines.append("  (--config.mesh.fsdp, tensor; or serving=2d with fsdp)")
     return "\n".join(lines)
   lines.append("it fits; sent between devices in an iteration")
   for kind, total in result["collectives"].items():

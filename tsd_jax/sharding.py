@@ -49,8 +49,8 @@ class MeshConfig:
   data: int = 1  # Prompts; parameters are copied along it.
   fsdp: int = 1  # Prompts; parameters and optimiser are split along it.
   tensor: int = 1  # Heads, hidden units of the MLP, vocabulary.
-  # Whole weights over fsdp for each minibatch: sends less where one has more
-  # tokens than the model has features, needs room for weights and gradient.
+  # Whole weights over fsdp for each minibatch: sends less where one has several
+  # times more tokens than the model features; needs room for weights, gradient.
   gather: bool = False
   # 2d: no weight is moved to be served, features are instead, and all devices
   # along fsdp serve the same prompts (arXiv:2211.05102, section 3.2.2).

@@ -15,5 +15,5 @@ from tsd_jax.sharding import MeshConfig
 def get_config() -> Experiment:
   """The run."""
   return pods.experiment(
-    presets.QWEN2_5_1_5B, MeshConfig(fsdp=4, tensor=4, gather=True), prompts=64
+    presets.QWEN2_5_1_5B, MeshConfig(fsdp=4, tensor=4), prompts=64
   )
