@@ -15,6 +15,9 @@ from tsd_jax import hlo, sharding
     ("replica_groups={{0,1},{2,3}}", ((0, 1), (2, 3))),
     ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
     ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
     ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
     ("channel_id=1", ()),
   ],
@@ -117,3 +120,50 @@ def test_multiplications_are_counted_as_often_as_their_loop_runs():
   )
   assert whole.flops() == 2 * 2 * 32 * 32 * 16
   assert program.flops() == whole.flops() / 8
+
+
+# As libtpu 0.0.42 writes them, shortened.
+ASYNC = """
+%begin (p: bf16[2,144]) -> (bf16[2,576]) {
+  %p = bf16[2,144]{1,0} parameter(0)
+  %g.1 = bf16[2,576]{1,0} all-gather(%p), channel_id=23, dimensions={1}
+  ROOT %s = (bf16[2,576]{1,0}) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+%meanwhile (p.1: bf16[2,144]) -> bf16[2,576] {
+  %p.1 = bf16[2,144]{1,0} parameter(0)
+  ROOT %g.2 = bf16[2,576]{1,0} all-gather(%p.1), channel_id=23, dimensions={1}
+}
+%all-reduce-scatter.1 (p.2: f32[8,4]) -> f32[8,1] {
+  %p.2 = f32[8,4]{1,0} parameter(0)
+  %r = f32[8,4]{1,0} all-reduce(%p.2), channel_id=24, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %d = f32[8,1]{1,0} dynamic-slice(%r, %zero, %mine), dynamic_slice_sizes={8,1}
+}
+ENTRY %main (a: bf16[2,144], b: f32[8,4]) -> f32[8,1] {
+  %a = bf16[2,144]{1,0} parameter(0)
+  %b = f32[8,4]{1,0} parameter(1)
+  %f.1 = (bf16[2,576]{1,0}) fusion(%a), kind=kCustom, calls=%begin
+  %f.2 = bf16[2,576]{1,0} fusion(%a), kind=kOutput, calls=%meanwhile
+  ROOT %f.3 = f32[8,1]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+def test_a_tpus_sends_are_counted_once_and_by_what_a_device_keeps():
+  assert hlo.Program(ASYNC).totals() == {
+    "all-gather": dict(instructions=1, runs=1, bytes=2 * 576 * 2),
+    "reduce-scatter": dict(instructions=1, runs=1, bytes=4 * 8 * 4),
+  }
+
+
+def test_a_sum_that_is_scattered_counts_whole():
+  devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
+  f = jax.shard_map(
+    lambda x_D: jax.lax.psum_scatter(x_D, "data", tiled=True),
+    mesh=devices,
+    in_specs=P(),
+    out_specs=P("data"),
+    check_vma=False,
+  )
+  x_D = jax.device_put(jnp.ones(8), NamedSharding(devices, P()))
+  totals = hlo.Program(jax.jit(f).lower(x_D).compile().as_text()).totals()
+  assert totals == {"reduce-scatter": dict(instructions=1, runs=1, bytes=4 * 8)}

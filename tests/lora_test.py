@@ -175,7 +175,8 @@ def test_adapters_on_a_mesh_are_those_of_one_device(tmp_path):
   # but zero, rounding would decide its sign.
   smooth = {"optimizer.eps": "1", "optimizer.learning_rate": "1"}
   found = []
-  for axes in ({}, {"fsdp": 2}, {"data": 2, "tensor": 2}):
+  gathered = {"fsdp": 2, "gather": "true", "serving": "2d"}
+  for axes in ({}, {"fsdp": 2}, {"data": 2, "tensor": 2}, gathered):
     mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
     folder = tmp_path / "-".join(axes or ["one"])
     train.train(small(iterations="1", **smooth, **mesh), folder)

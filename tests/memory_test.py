@@ -144,5 +144,18 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing(
   assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_served_by_both_axes_take_less():
+  def beside(serving):
+    changes = {"mesh.fsdp": "4", "mesh.serving": serving}
+    line = check(config_lib.override(configure(), changes))
+    return float(re.search(r"beside ([\d.]+) MiB of parameters", line)[1])
+
+  served = 4 * transformer.count_parameters(MODEL) / 2**20
+  # Three quarters of the copy stay on other devices.
+  saved = beside("tensor") - beside("2d")
+  np.testing.assert_allclose(saved, 0.75 * served, atol=0.11)
+  assert saved > 0.3
+
+
 def test_a_run_without_a_search_has_none_to_check():
   assert not check(config_lib.override(configure(), {"algorithm": "grpo"}))

@@ -30,6 +30,13 @@ CONFIG = tiny.configure(
 )
 
 
+# With parameters split over fsdp: whether they are gathered.
+USES = [(name, {}) for name in MESHES] + [
+  ("2x2x2", dict(gather=True)),
+  ("2x2x2", dict(serving="2d")),
+]
+
+
 def mesh(name):
   return sharding.make_mesh(sharding.MeshConfig(**MESHES[name]))
 
@@ -71,21 +78,36 @@ def test_too_few_devices_are_named():
     sharding.make_mesh(sharding.MeshConfig(data=16))
 
 
-def test_copies_add_up_to_the_mean_and_its_gradient():
-  devices = mesh("4x2")
+@pytest.mark.parametrize(
+  ("use", "said"),
+  [({"gather": True}, "gather=true"), ({"serving": "2d"}, "2d")],
+)
+def test_what_becomes_of_split_parameters_needs_some(use, said):
+  with pytest.raises(ValueError, match=rf"mesh.*{said}.* set mesh.fsdp > 1"):
+    sharding.MeshConfig(data=2, **use)
+
+
+@pytest.mark.parametrize(("name", "gather"), [("4x2", False), ("2x2x2", True)])
+def test_copies_add_up_to_the_mean_and_its_gradient(name, gather):
+  devices = mesh(name)
   rng = np.random.default_rng(0)
-  x_BTD = rng.normal(size=(8, 3, 5)).astype(np.float32)
-  w_D = rng.normal(size=5).astype(np.float32)
+  x_BTD = rng.normal(size=(8, 3, 6)).astype(np.float32)
+  w_D = rng.normal(size=6).astype(np.float32)
   mask_BT = rng.random((8, 3)) < 0.5
   mask_BT[:2] = False  # One copy's prompts count for nothing.
 
-  def square(w_D, batch):
+  def square(w, batch):
     x_BTD, mask_BT = batch
-    return losses.masked_mean((x_BTD @ w_D) ** 2, mask_BT)
+    return losses.masked_mean((x_BTD @ w["w_D"]) ** 2, mask_BT)
 
   batch = jax.device_put((x_BTD, mask_BT), sharding.over_prompts(devices))
-  both = jax.jit(sharding.per_copy(jax.value_and_grad(square), devices))
-  mean, gradient_D = both(w_D, batch)
+  w = sharding.place({"w_D": w_D}, devices)
+  both = jax.value_and_grad(square)
+  mean, gradient = jax.jit(sharding.per_copy(both, devices, gather))(w, batch)
+  gradient_D = gradient["w_D"]
+  assert gradient_D.sharding.shard_shape((6,)) == w["w_D"].sharding.shard_shape(
+    (6,)
+  )
   y_N, x_ND = (x_BTD @ w_D)[mask_BT], x_BTD[mask_BT]
   np.testing.assert_allclose(mean, np.mean(y_N**2), rtol=1e-5)
   expected_D = 2 * y_N @ x_ND / len(y_N)
@@ -93,7 +115,12 @@ def test_copies_add_up_to_the_mean_and_its_gradient():
 
 
 @pytest.mark.slow
-def test_a_minibatchs_gradient_is_sent_once():
+@pytest.mark.parametrize(
+  "mesh",
+  [{"mesh.data": "8"}, {"mesh.fsdp": "8", "mesh.gather": "true"}],
+  ids=["copies", "gathered"],
+)
+def test_a_minibatchs_gradient_is_sent_once(mesh):
   # Weights read in four passes: prompt and answer, of samples and of lessons.
   config = config_lib.override(
     small_experiment.get_config(),
@@ -103,18 +130,20 @@ def test_a_minibatchs_gradient_is_sent_once():
       "loss.lessons": "16",
       "model.d_model": "64",
       "model.d_mlp": "256",
-      "mesh.data": "8",
+      **mesh,
     },
   )
   chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
   program = hlo.Program(chunk.lower(*shapes).compile().as_text())
   sent = sum(kind["bytes"] for kind in program.totals().values())
   weights = 4 * transformer.count_parameters(config.model)
-  once = weights * config.optimizer.minibatches
-  assert once <= sent < 1.05 * once
+  times = config.optimizer.minibatches
+  if config.mesh.gather:
+    times += times + 1  # The weights before each gradient, and for the samples.
+  assert times * weights <= sent < 1.05 * times * weights
 
 
-def search(devices):
+def search(devices, serving="tensor"):
   """Trees of the tiny model's search over all prompts."""
   graphdef, params = tiny.start()
 
@@ -133,19 +162,27 @@ def search(devices):
 
   prompt_BP = tiny.prompts(1)[0]
   if devices is not None:
-    served = sharding.of_params(params, devices, sharding.SERVED)
-    params = jax.device_put(params, served)
+    params = sharding.place(params, devices)
     prompt_BP = jax.device_put(prompt_BP, sharding.over_prompts(devices))
-  run = jax.jit(sharding.per_part(searching, devices))
+
+  @jax.jit
+  def run(params, prompt_BP, key):
+    served = sharding.serving_copy(params, jnp.float32, devices, serving)
+    part = sharding.per_part(searching, devices, serving)
+    return part(served, prompt_BP, key)
+
   return jax.device_get(run(params, prompt_BP, jax.random.key(3)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_trees_are_the_same_on_any_mesh(name):
+@pytest.mark.parametrize(
+  ("name", "serving"),
+  [("4x2", "tensor"), ("2x2x2", "tensor"), ("2x2x2", "2d")],
+)
+def test_trees_are_the_same_on_any_mesh(name, serving):
   (one, tokens_one, _), (many, tokens_many, _) = (
     search(None),
-    search(mesh(name)),
+    search(mesh(name), serving),
   )
   assert tokens_one == tokens_many
   for field, a in one.items():
@@ -157,10 +194,11 @@ def test_trees_are_the_same_on_any_mesh(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_an_iteration_is_the_same_on_any_mesh(name):
+@pytest.mark.parametrize(("name", "use"), USES, ids=str)
+def test_an_iteration_is_the_same_on_any_mesh(name, use):
   # Prompts that begin alike: every device runs that beginning once.
-  config = dataclasses.replace(CONFIG, prompt_head=1)
+  split = sharding.MeshConfig(**MESHES[name], **use)
+  config = dataclasses.replace(CONFIG, prompt_head=1, mesh=split)
   prompt_IBP = tiny.prompts(2)
   prompt_IBP[..., 0] = 3
   one, metrics_one = tiny.run(config, prompt_IBP)
@@ -185,39 +223,51 @@ def test_an_iteration_is_the_same_on_any_mesh(name):
 
 
 @pytest.mark.slow
-def test_loops_send_activations_over_the_tensor_axis_only():
+@pytest.mark.parametrize("serving", ["tensor", "2d"])
+def test_loops_send_activations_over_the_serving_axes_only(serving):
   devices = mesh("2x2x2")
+  split = sharding.MeshConfig(**MESHES["2x2x2"], serving=serving)
+  config = dataclasses.replace(CONFIG, mesh=split)
   graphdef, params = tiny.start()
-  state = sharding.place(tiny.fresh(CONFIG), devices)
+  state = sharding.place(tiny.fresh(config), devices)
   reference = sharding.place(jax.tree.map(jnp.copy, params), devices)
   prompt = jax.device_put(
     tiny.prompts(1), sharding.over_prompts(devices, leading=1)
   )
-  hyper = {k: jnp.float32(v) for k, v in CONFIG.hyper.items()}
-  chunk = learner.make_train_chunk(graphdef, tiny.TASK, CONFIG, devices)
+  hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
+  chunk = learner.make_train_chunk(graphdef, tiny.TASK, config, devices)
   lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
-  pairs = {(i, i + 1) for i in range(0, 8, 2)}  # Tensor is the last axis.
+  tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.
+  fsdp = {(i, i + 2) for i in (0, 1, 4, 5)}
+  # Features are summed, and turned once, over the axis that splits them.
+  sides, features = [tensor], 1
+  if serving == "2d":
+    sides, features = [tensor, fsdp], tiny.MODEL.d_model // 2
   # Rows of one part: a tree a prompt, or the samples of its prompts.
   for scope, rows in (
-    ("searching", tiny.S // 4),
-    ("sampling", tiny.B // 4 * CONFIG.rollout.group),
+    ("searching", CONFIG.search.trees),
+    ("sampling", tiny.B // split.parts * CONFIG.rollout.group),
   ):
     assert program.has_loops(scope)
     found = program.in_loops(scope)
-    assert any(c.kind == "all-reduce" for c in found)
+    for side in sides:
+      assert any(c.kind == "all-reduce" and set(c.groups) == side
+                 for c in found)  # fmt: skip
     # A draw hands its running sum from one part of the vocabulary to the next.
     sums = [c for c in found if c.kind == "collective-permute"]
-    assert all(c.bytes <= 4 * rows for c in sums)
-    assert bool(sums) == (scope == "sampling")
+    assert all(c.bytes <= 4 * rows * features for c in sums)
+    if serving == "tensor":
+      assert bool(sums) == (scope == "sampling")
     others = [c for c in found if c not in sums]
-    stops = [c for c in others if set(c.groups) != pairs]
+    stops = [c for c in others if set(c.groups) not in sides]
     # Devices agree on when to stop: one number a simulation, from the search.
     assert all(c.kind == "all-reduce" and c.bytes <= 4 for c in stops)
     assert len(stops) == (scope == "searching")
     for c in others:
       # Logits at most: no weight (16 to 32 wide), no cache, no pool.
       if c.kind != "all-reduce":
-        assert c.kind == "all-gather" and c.bytes <= 4 * rows * tiny.V
+        assert c.kind == "all-gather" and set(c.groups) == tensor
+        assert c.bytes <= 4 * rows * tiny.V
   # Weights are gathered, but where they are trained.
   assert "all-gather" in program.totals()

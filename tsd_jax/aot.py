@@ -281,7 +281,7 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
     return max(step, int(count * share) // step * step)
 
   trees = max(1, int(config.search.trees * share))
-  local = prompts * config.search.width // config.mesh.batch_size
+  local = prompts * config.search.width // config.mesh.parts
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(
@@ -385,7 +385,7 @@ def table(result: dict[str, Any]) -> str:
       lines.append(f"  largest batch, which needs {total:,.1f} MiB: {flags}")
     else:
       lines.append("  no smaller batch fits: take more devices for the weights")
-      lines.append("  (--config.mesh.fsdp, --config.mesh.tensor)")
+      lines.append("  (--config.mesh.fsdp, tensor; or serving=2d with fsdp)")
     return "\n".join(lines)
   lines.append("it fits; sent between devices in an iteration")
   for kind, total in result["collectives"].items():

@@ -51,7 +51,7 @@ class Experiment:
   optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
   eval: EvalConfig = EvalConfig()
   lora: LoraConfig = NO_ADAPTERS
-  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  mesh: sharding.MeshConfig = sharding.ONE_DEVICE
 
   def __post_init__(self):
     """Refuses what cannot run, before anything is compiled."""
@@ -149,11 +149,11 @@ class Experiment:
           f"optimizer.minibatches) must be a multiple of the {parts} devices "
           "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
         )
-    own = learner.prompts // parts
+    own = learner.prompts // self.mesh.parts
     if learner.searches and own % min(self.search.trees, own):
       raise ValueError(
-        f"the {own} prompts that each device searches (rollout.prompts times "
-        f"search.width / {parts} devices) must be a multiple of "
+        f"the {own} prompts that each part searches (rollout.prompts times "
+        f"search.width / {self.mesh.parts} parts) must be a multiple of "
         f"search.trees={self.search.trees}"
       )
 
@@ -174,6 +174,7 @@ class Experiment:
       refresh_every=self.refresh_every,
       iterations=self.iterations,
       lora=self.lora,
+      mesh=self.mesh,
     )
 
 

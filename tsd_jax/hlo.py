@@ -40,7 +40,8 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: size of its result on one device.
+    bytes: size of its result on one device; of what is summed, where that is
+      scattered.
     groups: devices that talk to each other; empty if all of them do.
     scope: where in the Python code it comes from.
     computation: the HLO computation it stands in.
@@ -87,7 +88,10 @@ def dimensions(text: str) -> list[int]:
 
 
 def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
-  """Reads `{{0,1},{2,3}}`, or `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`."""
+  """Reads `{{0,1},{2,3}}`, `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, or names.
+
+  With names, `mesh['a'=2,'b'=4] {'b'}`, the groups run along the named axes.
+  """
   listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text)
   if listed:
     inner = re.findall(r"\{([\d,]*)\}", listed[1])
@@ -102,6 +106,15 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
     ids = np.arange(math.prod(dims)).reshape(dims)
     ids = ids.transpose(order) if order else ids
     return tuple(tuple(row) for row in ids.reshape(groups).tolist())
+  named = re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}]*)\}", text)
+  if named:
+    size = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    along = re.findall(r"'(\w+)'", named[2])
+    ids = np.arange(math.prod(size.values())).reshape(list(size.values()))
+    ids = np.moveaxis(ids, [list(size).index(a) for a in along],
+                      range(-len(along), 0))  # fmt: skip
+    groups = math.prod(size[a] for a in along)
+    return tuple(tuple(row) for row in ids.reshape(-1, groups).tolist())
   pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text)
   if pairs:
     inner = re.findall(r"\{(\d+),(\d+)\}", pairs[1])
@@ -122,6 +135,8 @@ class Program:
     bound: dict[str, int] = {}  # Of conditions that only count from 0.
     self._calls: dict[str, set[str]] = {}
     self._loops: list[Loop] = []
+    channels: list[str] = []  # Of the collectives.
+    starts: set[str] = set()  # Computations that begin a send.
     computation = ""
     for line in text.splitlines():
       head = _HEAD.match(line)
@@ -155,17 +170,33 @@ class Program:
         inner = [shape_of[left][int(a)] for a in axes.split(",") if a]
         flops = 2 * math.prod(shape_of[found["name"]] + inner)
         self.products.append(Product(flops, scope, computation))
+      if 'custom_call_target="AsyncCollectiveStart"' in found["rest"]:
+        starts.add(computation)
       kind = found["op"].removesuffix("-start")
       if kind in KINDS:
         size = shape_bytes(found["type"])
+        groups = replica_groups(found["rest"])
         if found["op"].endswith("-start") and kind != "all-reduce":
           size = shape_bytes(found["type"].strip("()").rpartition(" ")[2])
+        if computation.startswith("all-reduce-scatter"):
+          # A sum of which a TPU's device keeps its part: two instructions.
+          kind = "reduce-scatter"
+        elif kind == "reduce-scatter" and groups:
+          size *= len(groups[0])
         self.collectives.append(
-          Collective(
-            kind, size, replica_groups(found["rest"]), scope, computation
-          )
+          Collective(kind, size, groups, scope, computation)
         )
+        channel = re.search(r"channel_id=(\d+)", found["rest"])
+        channels.append(channel[1] if channel else "")
 
+    # A TPU names a send again in all that it computes until the send is done.
+    pairs = list(zip(self.collectives, channels, strict=True))
+    begun = {channel for c, channel in pairs if c.computation in starts}
+    self.collectives = [
+      c
+      for c, channel in pairs
+      if channel not in begun or c.computation in starts
+    ]
     # A TPU's program leaves out how often its loops run.
     self._loops = [
       dataclasses.replace(loop, trips=limits[0])

@@ -238,7 +238,10 @@ def _train_chunk(
 
   def serving(params, graphdef=graphdef):
     dtype = nnx.merge(graphdef, params).dtype
-    return sharding.serving_copy(params, dtype, mesh)
+    return sharding.serving_copy(params, dtype, mesh, config.mesh.serving)
+
+  def per_part(fn):
+    return sharding.per_part(fn, mesh, config.mesh.serving)
 
   def search_serving(params, reference):
     if search_graphdef is not None:
@@ -277,7 +280,7 @@ def _train_chunk(
       )
     prompt_BP, lessons = prompt_SP[:B], None
     if config.searches:
-      found, search_forwards, metrics = sharding.per_part(searching, mesh)(
+      found, search_forwards, metrics = per_part(searching)(
         search_serving(search_params, reference), prompt_SP, search_key
       )
       prefill += config.prompt_tokens(task, S, config.search_calls)
@@ -285,7 +288,7 @@ def _train_chunk(
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
     policy = serving(whole_params(state.params, reference, config))
-    responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
+    responses, rollout_forwards, _ = per_part(sampling)(
       policy, prompt_BP, rollout_key
     )
     if config.loss.distils and not config.searches:

@@ -120,7 +120,7 @@ def check(
   if not config.searches:
     return ""
   there = device_bytes(mesh) if there is None else there
-  own = config.prompts // mesh.batch_size
+  own = config.prompts // mesh.parts
   search = dataclasses.replace(
     config.search, trees=min(config.search.trees, own)
   )
@@ -134,7 +134,8 @@ def check(
     read = max(count, searching)
   held = floats * _NUMBER // (mesh.fsdp * mesh.tensor)
   # The copy that search and rollouts read, one after the other.
-  held += read * jnp.dtype(model.compute_dtype).itemsize // mesh.tensor
+  serves = mesh.size // mesh.parts
+  held += read * jnp.dtype(model.compute_dtype).itemsize // serves
   held *= lanes
 
   def need(**changes):

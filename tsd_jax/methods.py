@@ -12,6 +12,7 @@ from tsd_jax import decode
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
+from tsd_jax.sharding import ONE_DEVICE, MeshConfig
 from tsd_jax.tasks.task import Task
 
 Algorithm = Literal[
@@ -131,6 +132,7 @@ class LearnerConfig:
   prompt_pad_id: int | None = None
   prompt_head: int = 0
   lora: LoraConfig = NO_ADAPTERS
+  mesh: MeshConfig = ONE_DEVICE
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
@@ -269,6 +271,7 @@ def resolve(
   refresh_every: int,
   iterations: int,
   lora: LoraConfig = NO_ADAPTERS,
+  mesh: MeshConfig = ONE_DEVICE,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 
@@ -285,6 +288,7 @@ def resolve(
     refresh_every: how often the search model is refreshed.
     iterations: of the run, over which a learning rate may decay.
     lora: what is trained of the parameters.
+    mesh: how devices share the work.
 
   Returns:
     What the learner compiles.
@@ -310,6 +314,7 @@ def resolve(
       prompt_pad_id=task.prompt_pad_id,
       prompt_head=task.prompt_head,
       lora=lora,
+      mesh=mesh,
     )
 
   distils_tree = loss.distils and loss.champion_source == "search"

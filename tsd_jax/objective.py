@@ -197,7 +197,7 @@ def update(
 
   def step(carry, minibatch):
     params, opt_state = carry
-    grads, metrics = sharding.per_copy(gradients, mesh)(
+    grads, metrics = sharding.per_copy(gradients, mesh, config.mesh.gather)(
       (params, reference, hyper), minibatch
     )
     metrics["grad_norm"] = optax.tree.norm(grads)

@@ -71,8 +71,8 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   if learner.searches:
     leaf = T if s.leaf in ("rollout", "mix") else 0
     S = learner.prompts
-    # A device's own prompts, some trees at a time.
-    rounds = max(1, S // config.mesh.batch_size // s.trees)
+    # A part's own prompts, some trees at a time.
+    rounds = max(1, S // config.mesh.parts // s.trees)
     phases["searching"] = dict(
       tokens=learner.prompt_tokens(task, S, learner.search_calls)
       + S * s.num_simulations * (1 + leaf),
@@ -109,20 +109,22 @@ def estimate(
   itemsize = np.dtype(np.float32).itemsize
   if config.model.compute_dtype == "bfloat16":
     itemsize //= 2
-  task, result = config.make_task(), {}
+  mesh, task, result = config.mesh, config.make_task(), {}
   for phase, count in counts(config).items():
     own = phase == "searching" and config.search_model
     model = config.search_model if own else config.model
-    held = transformer.count_parameters(model) / config.mesh.tensor
+    weights = transformer.count_parameters(model)
     per_token = flops_per_token(model, task)
     # All that is not of the two loops belongs to the update.
     inside = phase if phase != "update" else ""
     sent = program.totals(trips(config), inside)
     sent_bytes = sum(kind["bytes"] for kind in sent.values())
+    parts = mesh.tensor if phase == "update" else mesh.size // mesh.parts
+    read_bytes = count["reads"] * weights / parts * itemsize
     result[phase] = {
       "flops": count["tokens"] * per_token,
       "multiply_seconds": count["tokens"] * per_token / devices / chip.flops,
-      "read_seconds": count["reads"] * held * itemsize / chip.hbm,
+      "read_seconds": read_bytes / chip.hbm,
       "send_bytes": sent_bytes,
     }
   loops = sum(r["send_bytes"] for p, r in result.items() if p != "update")

@@ -1,11 +1,11 @@
-"""What five published shapes need of the slices they are planned for.
+"""What published shapes need of the slices they are planned for.
 
 Each row is one `launch.aot` of a file in `experiments/pods/`, in a process of
 its own: memory of a device by part, what it sends in an iteration, and the
 least time of an iteration at the chip's published peaks. The quick compiler
 overstates temporary memory. Needs the extra `tpu`, no TPU.
 
-Command (10 minutes): python -m experiments.benchmarks.aot_table --output=FILE
+Command (15 minutes): python -m experiments.benchmarks.aot_table --output=FILE
 """
 
 import json
@@ -34,6 +34,7 @@ TOPOLOGIES = {
   "llama3_8b": "v5p:4x4x4",
   "llama3_70b": "v5p:8x8x8",
   "dense_1t": "v5p:16x16x16",
+  "dense_1t_2d": "v5p:16x16x16",
 }
 TOO_LARGE = 3  # launch.aot's exit code.
 
@@ -58,11 +59,14 @@ def run(name: str, topology: str) -> dict[str, Any] | None:
 
 def row(name: str, topology: str, plan: dict[str, Any] | None):
   """A line of the table."""
+  from tsd_jax import sharding
   from tsd_jax.models import transformer
 
   config = config_lib.load(f"experiments/pods/{name}.py")
   mesh = " ".join(
-    f"{axis}={size}" for axis, size in vars(config.mesh).items() if size > 1
+    f"{name}={value}"
+    for name, value in vars(config.mesh).items()
+    if value != getattr(sharding.ONE_DEVICE, name)
   )
   first = {
     "shape": name,

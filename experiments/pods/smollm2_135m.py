@@ -14,4 +14,6 @@ from tsd_jax.sharding import MeshConfig
 
 def get_config() -> Experiment:
   """The run."""
-  return pods.experiment(presets.SMOLLM2_135M, MeshConfig(fsdp=4), prompts=64)
+  return pods.experiment(
+    presets.SMOLLM2_135M, MeshConfig(fsdp=4, gather=True), prompts=64
+  )

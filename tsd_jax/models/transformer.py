@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tsd_jax import sharding
 from tsd_jax.models.operations import (
   apply_rope,
   attend,
@@ -210,6 +211,7 @@ class Transformer(nnx.Module):
       self_mask_RTT = jnp.tril(jnp.ones((1, T, T), bool))
     tables = rope_tables(positions_RT, c.head_dim, c.rope_theta)
     x_RTD = self.embedding_VD[...][tokens_RT].astype(self.dtype)
+    x_RTD = sharding.split_features(x_RTD)
 
     def layer(x_RTD, inputs):
       w, layer_index, past = inputs
@@ -238,10 +240,11 @@ class Transformer(nnx.Module):
         pieces.append(memory(layer_index, k, v))
       out_RTF = attend(q, pieces).reshape(R, T, -1)
       x_RTD += project(out_RTF, w["output_LHED"].reshape(-1, c.d_model))
+      x_RTD = sharding.split_features(x_RTD)
       h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
       gate = jax.nn.silu(project(h, w["gate_LDF"]))
       x_RTD += project(gate * project(h, w["up_LDF"]), w["down_LFD"])
-      return x_RTD, KV(k, v)
+      return sharding.split_features(x_RTD), KV(k, v)
 
     if c.remat:
       layer = jax.checkpoint(layer, prevent_cse=c.unrolled)

@@ -38,7 +38,7 @@ def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
   if mesh.manual_axes and set(mesh.manual_axes) != set(mesh.axis_names):
     raise UserError(
       "a reward on the host needs all axes of the mesh for prompts: set "
-      "mesh.tensor=1"
+      "mesh.tensor=1 and mesh.serving=tensor"
     )
 
   def host(prompt_XP, response_XT):
