@@ -276,8 +276,9 @@ def sample(
     chooses_R = alive_R
     if observe is not None:
       written_R = observe(out["tokens_RT"], step)
-      chooses_R = alive_R & (written_R == NO_OBSERVATION)
-      token_R = jnp.where(chooses_R, token_R, written_R)
+      free_R = written_R == NO_OBSERVATION
+      token_R = jnp.where(free_R, token_R, written_R)
+      chooses_R = alive_R & free_R
     chosen_R = jnp.take_along_axis(log_prob_RV, token_R[:, None], axis=1)[:, 0]
     value_R, _ = model.values(x_RD)
     columns = dict(

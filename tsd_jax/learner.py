@@ -269,9 +269,9 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
     responses, rollout_forwards, _ = sharding.per_part(sampling, mesh)(
       serving(state.params, reference), prompt_BP, rollout_key
     )
-    if config.loss.distils and not config.searches:
-      lessons = best_samples(prompt_BP, responses, config)
     if config.loss.distils:
+      if not config.searches:
+        lessons = best_samples(prompt_BP, responses, config)
       lessons = lessons._replace(
         observed_CMT=observed(task, lessons.prompt_CP, lessons.tokens_CMT)
       )

@@ -46,12 +46,11 @@ def likeliest_tokens(log_prob_BV: Array, count: int) -> Moves:
 
 
 def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
-  """Moves of one token, of which some nodes have one alone.
+  """Moves of one token; where the environment writes, one certain move.
 
   Args:
     offered: what the nodes offer where the model chooses.
-    token_B: what the environment writes next, a certain move; `NO_OBSERVATION`
-      leaves the moves as they are.
+    token_B: what the environment writes next, or `NO_OBSERVATION`.
     pad_id: fills what is no move.
   """
   written_B1 = token_B[:, None] != NO_OBSERVATION
