@@ -14,7 +14,7 @@ from flax import nnx
 
 from tsd_jax import data, losses, scoring
 from tsd_jax.models import transformer
-from tsd_jax.tasks.task import TaskConfig
+from tsd_jax.tasks.task import Task, TaskConfig, chosen
 
 # prompt_SBP and response_SBT of a task; a step reads B of each task.
 Examples = tuple[np.ndarray, np.ndarray]
@@ -54,10 +54,12 @@ def train(
   params,
   phases: Sequence[Sequence[Examples]],
   *,
-  pad_id: int,
+  tasks: Sequence[Task],
   learning_rate: float,
 ):
   """Minimises the mean over tasks of a response token's cross-entropy.
+
+  What a task's environment writes is not learned.
 
   Adam; the learning rate rises over 50 steps and falls as a cosine over all.
 
@@ -65,35 +67,37 @@ def train(
     graphdef: structure of the model.
     params: where it starts.
     phases: the examples of each task, of one phase after another.
-    pad_id: the token that is no part of a response.
+    tasks: the tasks of every phase, in that order.
     learning_rate: its peak.
 
   Returns:
     New parameters.
   """
-  steps = sum(len(tasks[0][0]) for tasks in phases)
+  steps = sum(len(examples[0][0]) for examples in phases)
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, min(50, steps // 2), steps, 1e-5
   )
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-  def task_loss(model: transformer.Transformer, prompt_BP, response_BT):
+  def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
     rows_B1T = response_BT[:, None]
     x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
     log_prob_B1T = scoring.read_log_probs(
       model, scoring.log_prob_of, x_B1TD, rows_B1T
     )
-    return losses.cross_entropy(log_prob_B1T, rows_B1T != pad_id)
+    use_B1T = chosen(task, prompt_BP, rows_B1T, rows_B1T != task.pad_id)
+    return losses.cross_entropy(log_prob_B1T, use_B1T)
 
-  def loss_fn(params, tasks):
+  def loss_fn(params, examples):
     model = nnx.merge(graphdef, params)
-    return sum(task_loss(model, *task) for task in tasks) / len(tasks)
+    pairs = zip(tasks, examples, strict=True)
+    return sum(task_loss(model, t, *e) for t, e in pairs) / len(examples)
 
   @jax.jit
   def run(carry, examples):
-    def step(carry, tasks):
+    def step(carry, examples):
       params, opt_state = carry
-      loss, grads = jax.value_and_grad(loss_fn)(params, tasks)
+      loss, grads = jax.value_and_grad(loss_fn)(params, examples)
       updates, opt_state = optimizer.update(grads, opt_state)
       return (optax.apply_updates(params, updates), opt_state), loss
 

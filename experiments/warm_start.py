@@ -62,7 +62,7 @@ def main(overrides):
     phases.append([examples])
   graphdef, params = transformer.create(experiment.model, _SEED.value)
   params = supervised.train(
-    graphdef, params, phases, pad_id=task.pad_id, learning_rate=_RATE.value
+    graphdef, params, phases, tasks=[task], learning_rate=_RATE.value
   )
   metadata = {
     "task": f"{task.name}, {config.dataset}",

@@ -34,9 +34,13 @@ def test_supervised_training_learns_every_task_it_is_given():
   lessons = [draw(c.task, 60) for c in configs]
   unseen = [(c.make_task(), draw(c.task, 1)) for c in configs]
   graphdef, params = transformer.create(configs[0].model, 0)
-  options = dict(pad_id=configs[0].make_task().pad_id, learning_rate=1e-2)
-  first = supervised.train(graphdef, params, [lessons[:1]], **options)
-  both = supervised.train(graphdef, params, [lessons], **options)
+  tasks = [c.make_task() for c in configs]
+  first = supervised.train(
+    graphdef, params, [lessons[:1]], tasks=tasks[:1], learning_rate=1e-2
+  )
+  both = supervised.train(
+    graphdef, params, [lessons], tasks=tasks, learning_rate=1e-2
+  )
   start, one, two = (
     perplexities(graphdef, p, unseen) for p in (params, first, both)
   )

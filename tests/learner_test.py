@@ -28,6 +28,7 @@ class Copy:
   name = "copy"
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id, prompt_pad_id, prompt_head = EOS, PAD, None, 0
+  observe = None
 
   def score(self, prompt_XP, response_XT):
     """Counts what is right."""

@@ -44,6 +44,7 @@ class Sum:
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
+  observe = None
 
   def score(self, prompt_XP, response_XT):
     """Half a point for an answer, a whole one for the right one."""

@@ -9,6 +9,7 @@ import pytest
 from tsd_jax import config_json, data
 from tsd_jax.experiment import Experiment
 from tsd_jax.models.presets import TINY
+from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
 from tsd_jax.tasks.task import GradedConfig, Task, TaskConfig
@@ -19,6 +20,9 @@ LEVELS = {field.name for field in dataclasses.fields(GradedConfig)} - {
 # Small enough to list and store in a moment; another value of every field.
 CONFIGS = {
   CountdownConfig(max_number=4, validation_size=20, test_size=30): dict(
+    numbers=4, max_number=3, max_target=50, max_value=150
+  ),
+  CalculatorConfig(max_number=4, validation_size=20, test_size=30): dict(
     numbers=4, max_number=3, max_target=50, max_value=150
   ),
   MazeConfig(

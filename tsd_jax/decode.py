@@ -6,7 +6,7 @@ from the middle of another one (a fork), whose keys it attends to in place, so
 that a shared prefix is never paid for twice.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,11 @@ import numpy as np
 
 from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, Segment, Transformer
-from tsd_jax.types import Array
+from tsd_jax.tasks.task import Task, next_observation
+from tsd_jax.types import NO_OBSERVATION, Array
+
+# (a row's own tokens so far, how many) -> next token, or `NO_OBSERVATION`.
+Observer = Callable[[Array, Array], Array]
 
 
 class Prefix(NamedTuple):
@@ -41,7 +45,9 @@ class Sampled(NamedTuple):
 
   tokens_RT: Array
   mask_RT: Array  # True up to and including the end token.
-  log_prob_RT: Array  # Of the distribution sampled from (temperature applied).
+  # Of the distribution sampled from (temperature applied); 0 where the
+  # environment wrote the token, as is the entropy.
+  log_prob_RT: Array
   value_RT: Array  # V_pi before each token.
   entropy_RT: Array
   kv: KV
@@ -130,6 +136,44 @@ def repeat_segment(segment: Segment, group: int) -> Segment:
   return Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0))
 
 
+def observer(
+  task: Task,
+  prompt_BP: Array,
+  head_XT: Array | None = None,
+  length_X: Array | None = None,
+) -> Observer | None:
+  """What a task writes into rows while they are sampled; None: nothing.
+
+  Args:
+    task: may observe.
+    prompt_BP: prompts, each of R / B rows in a row.
+    head_XT: tokens that the rows continue from, B or R of them; by default all
+      rows start at their prompts.
+    length_X: how many of these tokens each row keeps.
+  """
+  if task.observe is None:
+    return None
+
+  def observe(own_RT, count):
+    R, T = own_RT.shape[0], task.response_length
+    own_RT = jnp.pad(
+      own_RT,
+      ((0, 0), (0, T - own_RT.shape[1])),
+      constant_values=task.pad_id,
+    )
+    length_R = jnp.full(R, count)
+    if head_XT is not None:
+      head_RT, start_R = (
+        jnp.repeat(a, R // a.shape[0], axis=0) for a in (head_XT, length_X)
+      )
+      own_RT = splice(head_RT, start_R, own_RT)
+      length_R += start_R
+    prompt_RP = jnp.repeat(prompt_BP, R // prompt_BP.shape[0], axis=0)
+    return next_observation(task, prompt_RP, own_RT, length_R)
+
+  return observe
+
+
 def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
   """One draw a row, each from its own key, by inverting the distribution.
 
@@ -154,6 +198,7 @@ def sample(
   more_segments: tuple[Segment, ...] = (),
   room_R: Array | None = None,
   stop_ids: Collection[int] = (),
+  observe: Observer | None = None,
 ) -> Sampled:
   """Samples responses until their end token or `length` tokens in all.
 
@@ -169,6 +214,7 @@ def sample(
     more_segments: keys to attend to between the prompt's and the row's own.
     room_R: the most tokens each row may sample, where it is less.
     stop_ids: tokens after which a row stops as after the end token.
+    observe: the tokens that are not the model's to choose (`observer`).
 
   Returns:
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
@@ -227,14 +273,20 @@ def sample(
     else:
       step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, step)
       token_R = sample_token(step_keys, log_prob_RV)
+    chooses_R = alive_R
+    if observe is not None:
+      written_R = observe(out["tokens_RT"], step)
+      free_R = written_R == NO_OBSERVATION
+      token_R = jnp.where(free_R, token_R, written_R)
+      chooses_R = alive_R & free_R
     chosen_R = jnp.take_along_axis(log_prob_RV, token_R[:, None], axis=1)[:, 0]
     value_R, _ = model.values(x_RD)
     columns = dict(
       tokens_RT=jnp.where(alive_R, token_R, pad_id),
       mask_RT=alive_R,
-      log_prob_RT=jnp.where(alive_R, chosen_R, 0.0),
+      log_prob_RT=jnp.where(chooses_R, chosen_R, 0.0),
       value_RT=jnp.where(alive_R, value_R, 0.0),
-      entropy_RT=jnp.where(alive_R, entropy_R, 0.0),
+      entropy_RT=jnp.where(chooses_R, entropy_R, 0.0),
     )
     out = {
       name: out[name].at[:, step].set(column.astype(out[name].dtype))

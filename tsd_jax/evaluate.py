@@ -25,7 +25,7 @@ from tsd_jax.config import UserError
 from tsd_jax.rewards import callback
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, chosen
 from tsd_jax.types import Array
 
 
@@ -68,6 +68,7 @@ def draw(
     eos_id=task.eos_id,
     pad_id=task.pad_id,
     temperature=temperature if samples else 1.0,
+    observe=decode.observer(task, prompt_BP),
   )
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
   prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, group, P))
@@ -242,7 +243,7 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
 def mean_loss(graphdef, params, task: Task, prompt_NP, response_NT):
-  """Mean negative log-probability of the tokens of given responses, in nats."""
+  """Mean negative log-probability of what given responses choose, in nats."""
   model = nnx.merge(graphdef, params)
   tokens_N1T = response_NT[:, None]
   x_N1TD = scoring.features(
@@ -251,7 +252,8 @@ def mean_loss(graphdef, params, task: Task, prompt_NP, response_NT):
   log_prob_NT = scoring.read_log_probs(
     model, scoring.log_prob_of, x_N1TD, tokens_N1T
   )[:, 0]
-  return losses.cross_entropy(log_prob_NT, response_NT != task.pad_id)
+  use_N1T = chosen(task, prompt_NP, tokens_N1T, tokens_N1T != task.pad_id)
+  return losses.cross_entropy(log_prob_NT, use_N1T[:, 0])
 
 
 def perplexity(
@@ -262,7 +264,7 @@ def perplexity(
   Args:
     graphdef: structure of the model.
     params: its parameters.
-    task: whose padding is left out.
+    task: whose padding and observations are left out.
     prompt_NP: prompts.
     response_NT: a response to each.
   """

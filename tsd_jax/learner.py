@@ -28,7 +28,7 @@ from tsd_jax.rollout import rollout
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import health
 from tsd_jax.search import tree as tree_lib
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, observed
 from tsd_jax.types import Array, Responses
 
 _ADAPTERS = 2**31 - 1  # Folded into a run's key; iterations fold their number.
@@ -176,10 +176,10 @@ def advantages(responses: Responses, config: LearnerConfig):
       a_BG = returns.group_advantages(r.reward_BG)
       a_BGT = jnp.broadcast_to(a_BG[..., None], r.mask_BGT.shape)
     case "gae":
-      mean = losses.masked_mean(gae_BGT, r.mask_BGT)
-      variance = losses.masked_mean((gae_BGT - mean) ** 2, r.mask_BGT)
+      mean = losses.masked_mean(gae_BGT, r.chosen_BGT)
+      variance = losses.masked_mean((gae_BGT - mean) ** 2, r.chosen_BGT)
       a_BGT = (gae_BGT - mean) / jnp.sqrt(variance + 1e-8)
-  return jnp.where(r.mask_BGT, a_BGT, 0.0), return_BGT
+  return jnp.where(r.chosen_BGT, a_BGT, 0.0), return_BGT
 
 
 def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
@@ -291,8 +291,12 @@ def _train_chunk(
     responses, rollout_forwards, _ = per_part(sampling)(
       policy, prompt_BP, rollout_key
     )
-    if config.loss.distils and not config.searches:
-      lessons = best_samples(prompt_BP, responses, config)
+    if config.loss.distils:
+      if not config.searches:
+        lessons = best_samples(prompt_BP, responses, config)
+      lessons = lessons._replace(
+        observed_CMT=observed(task, lessons.prompt_CP, lessons.tokens_CMT)
+      )
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     advantage_BGT, return_BGT = advantages(responses, config)
     batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, lessons)

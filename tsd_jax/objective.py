@@ -27,6 +27,8 @@ class Lessons(NamedTuple):
   tokens_CMT: Array
   used_CM: Array  # bool, whether it is distilled.
   targets: PathTargets | None  # At the states of the first answer.
+  # bool, tokens that the environment wrote; None where it never does.
+  observed_CMT: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -72,6 +74,8 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
   end_CMT = tokens_CMT == config.eos_id
   inside_CMT = jnp.cumsum(end_CMT, axis=2) - end_CMT == 0
   use_CMT = inside_CMT & lessons.used_CM[..., None]
+  if lessons.observed_CMT is not None:
+    use_CMT &= ~lessons.observed_CMT
   metrics = {"champion_ce": losses.cross_entropy(chosen_CMT, use_CMT)}
   total = hyper["champion_weight"] * metrics["champion_ce"]
   if c.soft_weight > 0:
@@ -93,7 +97,7 @@ def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
   r, c = batch.responses, config.loss
   inputs = batch.prompt_BP, r.tokens_BGT, *config.prompt_form
   x_BGTD = scoring.features(model, *inputs)
-  chosen_BGT, entropy_BGT = read(
+  log_prob_BGT, entropy_BGT = read(
     lambda log_prob_XV, token_X: (
       scoring.log_prob_of(log_prob_XV, token_X),
       losses.entropy(log_prob_XV),
@@ -110,11 +114,11 @@ def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
     else:
       policy_loss = losses.cispo
     policy, metrics = policy_loss(
-      chosen_BGT, r.log_prob_BGT, batch.advantage_BGT, r.mask_BGT, **clip
+      log_prob_BGT, r.log_prob_BGT, batch.advantage_BGT, r.chosen_BGT, **clip
     )
     metrics["policy_loss"] = policy
     total += hyper["policy_weight"] * policy
-  metrics["entropy"] = losses.masked_mean(entropy_BGT, r.mask_BGT)
+  metrics["entropy"] = losses.masked_mean(entropy_BGT, r.chosen_BGT)
   if c.entropy_weight > 0:
     total -= hyper["entropy_weight"] * metrics["entropy"]
   if c.value_weight > 0:
@@ -136,7 +140,7 @@ def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
       return losses.kl_to_reference(log_prob_XV, jax.nn.log_softmax(logits_XV))
 
     kl_BGT = read(kl, x_BGTD, reference_BGTD)
-    metrics["kl_reference"] = losses.masked_mean(kl_BGT, r.mask_BGT)
+    metrics["kl_reference"] = losses.masked_mean(kl_BGT, r.chosen_BGT)
     total += hyper["kl_weight"] * metrics["kl_reference"]
   return total, metrics
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tsd_jax import decode
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, chosen, observed
 from tsd_jax.types import Array, Responses
 
 
@@ -90,6 +90,7 @@ def rollout(
     model,
     decode.repeat_rows(prefix, S),
     decode.row_keys(sample_key, B, S),
+    observe=decode.observer(task, prompt_BP),
     **options,
   )
   names = ("tokens", "mask", "log_prob", "value", "entropy")
@@ -102,8 +103,9 @@ def rollout(
     # The least certain token after the first of each row; the F rows with the
     # highest such entropy are forked there, before that token.
     later_T = jnp.arange(T) > 0
+    chosen_BST = chosen(task, prompt_BP, rows["tokens"], rows["mask"])
     entropy_BST = jnp.where(
-      rows["mask"] & later_T[None, None], rows["entropy"], -1.0
+      chosen_BST & later_T[None, None], rows["entropy"], -1.0
     )
     at_BS = jnp.argmax(entropy_BST, axis=2)
     most_BS = jnp.max(entropy_BST, axis=2)
@@ -126,6 +128,7 @@ def rollout(
         last_token_R=last_R,
       ),
       room_R=jnp.where(possible_R, T - length_R, 0),
+      observe=decode.observer(task, prompt_BP, head_RT, length_R),
       **options,
     )
     forwards += grown.forwards
@@ -151,4 +154,5 @@ def rollout(
     fork_BG=fork_BG,
     reward_BG=score.reward_X,
     correct_BG=score.correct_X,
+    observed_BGT=observed(task, prompt_BP, rows["tokens"]),
   ), forwards

@@ -26,9 +26,15 @@ LOG_ZERO = -1e9
 # mctx's index of a child that was never expanded.
 UNVISITED = -1
 
+# What an environment says where the next token is the model's to choose.
+NO_OBSERVATION = -1
+
 
 class Responses(NamedTuple):
   """G finished or cut-off responses to each of B prompts, as they were sampled.
+
+  A row holds what the model chose and what the task's environment wrote. States
+  before either have values; only choices have log-probabilities.
 
   Rows may fork from one another: row g of a forked response repeats the first
   `fork_BG` tokens of row `parent_BG`; those tokens were sampled once, by the
@@ -36,11 +42,20 @@ class Responses(NamedTuple):
   """
 
   tokens_BGT: Array  # int32, PAD after the end.
-  mask_BGT: Array  # bool, tokens sampled by this row (end token included).
-  log_prob_BGT: Array  # float32, behaviour log-probability, 0 where masked.
-  value_BGT: Array  # float32, V_pi of the state each token was sampled in.
+  mask_BGT: Array  # bool, tokens of this row itself (end token included).
+  log_prob_BGT: Array  # float32, behaviour log-probability, 0 where not chosen.
+  value_BGT: Array  # float32, V_pi of the state before each token.
   entropy_BGT: Array  # float32, nats, of the distribution sampled from.
   parent_BG: Array  # int32, row this one forked from (itself if it did not).
   fork_BG: Array  # int32, number of leading tokens shared with the parent.
   reward_BG: Array  # float32.
   correct_BG: Array  # bool.
+  # bool, tokens that the environment wrote; None where it never does.
+  observed_BGT: Array | None = None
+
+  @property
+  def chosen_BGT(self) -> Array:
+    """Tokens that this row sampled itself."""
+    if self.observed_BGT is None:
+      return self.mask_BGT
+    return self.mask_BGT & ~self.observed_BGT

@@ -62,7 +62,7 @@ def teach(experiment, second, file: pathlib.Path) -> None:
     graphdef,
     params,
     [tasks],
-    pad_id=experiment.make_task().pad_id,
+    tasks=[experiment.make_task(), second.make_task()],
     learning_rate=_RATE,
   )
   file.parent.mkdir(parents=True, exist_ok=True)

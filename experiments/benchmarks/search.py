@@ -98,6 +98,7 @@ class Unsolved:
   prompt_head: int = 0
   pad_id: int = 0
   step_end_ids: tuple[int, ...] = ()
+  observe: None = None
 
   @property
   def eos_id(self) -> int:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from tsd_jax import decode
 from tsd_jax.models.transformer import Segment, Transformer
 from tsd_jax.tasks.task import Task
-from tsd_jax.types import LOG_ZERO, Array
+from tsd_jax.types import LOG_ZERO, NO_OBSERVATION, Array
 
 # What the prior of a drawn step is made of; see `SearchConfig.step_prior`.
 Prior = Literal["draws", "log_prob"]
@@ -45,6 +45,27 @@ def likeliest_tokens(log_prob_BV: Array, count: int) -> Moves:
   return Moves(token_BA[..., None], length_BA, log_prob_BA, log_prob_BA)
 
 
+def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
+  """Moves of one token; where the environment writes, one certain move.
+
+  Args:
+    offered: what the nodes offer where the model chooses.
+    token_B: what the environment writes next, or `NO_OBSERVATION`.
+    pad_id: fills what is no move.
+  """
+  written_B1 = token_B[:, None] != NO_OBSERVATION
+  first_1A = jnp.arange(offered.length_A.shape[1])[None] == 0
+  step_BA = jnp.where(first_1A, token_B[:, None], pad_id)
+  certain_1A = jnp.where(first_1A, 0.0, LOG_ZERO)
+  return offered._replace(
+    step_AS=jnp.where(
+      written_B1[..., None], step_BA[..., None], offered.step_AS
+    ),
+    log_prob_A=jnp.where(written_B1, certain_1A, offered.log_prob_A),
+    prior_A=jnp.where(written_B1, certain_1A, offered.prior_A),
+  )
+
+
 def drawn_steps(
   model: Transformer,
   task: Task,
@@ -56,6 +77,7 @@ def drawn_steps(
   count: int,
   step_tokens: int,
   prior: Prior,
+  observe: decode.Observer | None = None,
 ) -> tuple[Moves, Array]:
   """Draws steps from the model; equal ones become one move.
 
@@ -70,6 +92,7 @@ def drawn_steps(
     count: A, draws a node.
     step_tokens: S.
     prior: what the moves' priors are.
+    observe: what the environment writes into the draws (`decode.observer`).
 
   Returns:
     The moves, and the token forwards that they took.
@@ -85,6 +108,7 @@ def drawn_steps(
     more_segments=(decode.repeat_segment(path, count),),
     room_R=jnp.repeat(room_B, count),
     stop_ids=task.step_end_ids,
+    observe=observe,
   )
   moves = merged(
     drawn.tokens_RT.reshape(B, count, step_tokens),

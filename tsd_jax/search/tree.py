@@ -21,7 +21,7 @@ import mctx
 from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.search import kv_pool, moves, rules
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import Array
 
 
@@ -189,6 +189,11 @@ def search(
     if S == 1:
       log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
       offered, forwards = moves.likeliest_tokens(log_prob_BV, A), 0
+      if task.observe is not None:
+        token_B = next_observation(
+          task, prompt_BP, node.path_tokens, node.depth
+        )
+        offered = moves.observed_tokens(offered, token_B, task.pad_id)
     else:
       step_key = jax.random.split(rollout_key)[1]
       offered, forwards = moves.drawn_steps(
@@ -201,6 +206,7 @@ def search(
         count=A,
         step_tokens=S,
         prior=config.step_prior,
+        observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
       )
     return node.replace(**offered._asdict()), forwards
 
@@ -317,6 +323,7 @@ def search(
       temperature=config.rollout_temperature,
       more_segments=(path,),
       room_R=jnp.where(done_B, 0, D - node.depth),
+      observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
     )
     loop.count += sampled.forwards
     tokens_BD = decode.splice(node.path_tokens, node.depth, sampled.tokens_RT)

@@ -106,7 +106,9 @@ class Countdown:
   eos_id = tokenizers.EOS
   pad_id = tokenizers.PAD
   prompt_pad_id, prompt_head = None, 0
-  step_end_ids = ()  # Every operation has STEP_LENGTH tokens.
+  step_end_ids = ()  # Every operation has as many tokens.
+  observe = None
+  step_length = STEP_LENGTH  # Tokens of an operation, its result the last.
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property
@@ -117,7 +119,7 @@ class Countdown:
   @property
   def response_length(self) -> int:
     """T: one step less than numbers, and the end token."""
-    return STEP_LENGTH * (self.config.numbers - 1) + 1
+    return self.step_length * (self.config.numbers - 1) + 1
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades responses with a bounded parser; see `task.Task.score`.
@@ -149,9 +151,9 @@ class Countdown:
     )
     legal_X = jnp.ones_like(parsed_X)
     result_X = jnp.zeros_like(target_X)
-    for start in range(0, self.response_length - 1, STEP_LENGTH):
+    for start in range(0, self.response_length - 1, self.step_length):
       a_X, op_X, b_X, result_X = (
-        response_XT[..., start + i] for i in range(STEP_LENGTH)
+        response_XT[..., start + i] for i in (0, 1, 2, self.step_length - 1)
       )
       for number_X in (a_X, b_X, result_X):
         parsed_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
@@ -163,17 +165,7 @@ class Countdown:
       slot_XM = jnp.where(at_b_XM, _USED, slot_XM)
       slot_XM = jnp.where(at_a_XM, result_X[..., None], slot_XM)
 
-      quotient_X = a_X // jnp.maximum(b_X, 1)
-      exact_X = jnp.select(
-        [
-          op_X == tokenizers.PLUS,
-          op_X == tokenizers.MINUS,
-          op_X == tokenizers.TIMES,
-          (op_X == tokenizers.DIVIDE) & (quotient_X * b_X == a_X),
-        ],
-        [a_X + b_X, a_X - b_X, a_X * b_X, quotient_X],
-        0,  # Not an integer: no positive result equals it.
-      )
+      exact_X = exact_result(a_X, op_X, b_X)
       positive_X = (result_X >= 1) & (result_X <= config.max_value)
       legal_X &= has_a_X & has_b_X & (result_X == exact_X) & positive_X
 
@@ -195,15 +187,30 @@ class Countdown:
       body = " ".join(response)
     else:
       steps = [
-        response[i : i + STEP_LENGTH]
-        for i in range(0, self.response_length - 1, STEP_LENGTH)
+        response[i : i + self.step_length]
+        for i in range(0, self.response_length - 1, self.step_length)
       ]
-      body = " ".join(f"{a}{op}{b}={r}" for a, op, b, r in steps)
+      body = " ".join(f"{a}{op}{b}={r}" for a, op, b, *_, r in steps)
       off = abs(int(prompt_P[-1]) - int(response_T[-2]))
       verdict = f"off by {off}" if off else "exact"
       if reward == np.float32(self.config.illegal):
         verdict = "illegal"
     return f"{' '.join(prompt)} | {body} | {verdict} {reward:.3f}"
+
+
+def exact_result(a_X: Array, op_X: Array, b_X: Array) -> Array:
+  """The value of `a op b`; 0 where it is no integer, or op no operator."""
+  quotient_X = a_X // jnp.maximum(b_X, 1)
+  return jnp.select(
+    [
+      op_X == tokenizers.PLUS,
+      op_X == tokenizers.MINUS,
+      op_X == tokenizers.TIMES,
+      (op_X == tokenizers.DIVIDE) & (quotient_X * b_X == a_X),
+    ],
+    [a_X + b_X, a_X - b_X, a_X * b_X, quotient_X],
+    0,  # No positive result equals it.
+  )
 
 
 def _first(slot_XM: Array, value_X: Array) -> tuple[Array, Array]:

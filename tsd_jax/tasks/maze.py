@@ -198,6 +198,7 @@ class Maze:
   pad_id = tokenizers.PAD
   prompt_pad_id, prompt_head = None, 0
   step_end_ids = ()
+  observe = None
   tokenizer = tokenizers.SymbolTokenizer()
 
   @property

@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.tokenizers import SymbolTokenizer
-from tsd_jax.types import Array
+from tsd_jax.types import NO_OBSERVATION, Array
 
 # The canonical form of a problem: equal for problems that differ only in what
 # does not matter, so that none is trained on in another guise.
@@ -34,6 +35,9 @@ class Score(NamedTuple):
 
 # (prompt_XP, response_XT, the task's own score) -> another score; pure JAX.
 RewardFn = Callable[[Array, Array, Score], Score]
+
+# (prompt_XP, response_XT, length_X) -> token_X; see `Task.observe`.
+ObserveFn = Callable[[Array, Array, Array], Array]
 
 
 @runtime_checkable
@@ -83,6 +87,18 @@ class Task(Protocol):
   @property
   def step_end_ids(self) -> tuple[int, ...]:
     """Tokens that end a step of a search (`SearchConfig.step_tokens`)."""
+
+  @property
+  def observe(self) -> ObserveFn | None:
+    """What the environment writes into responses; None: nothing, ever.
+
+    A method in pure JAX, of prompts, responses of which the first `length_X`
+    tokens are there (PAD after them), and that length. It returns the next
+    token where the environment writes it, such as a tool's answer, and
+    `NO_OBSERVATION` where the model chooses it. A longer observation is asked
+    for token by token; an end token ends the response. It is not asked for a
+    first token, which would belong to the prompt.
+    """
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades responses in pure JAX; may be called under jit and vmap.
@@ -261,6 +277,48 @@ def check_tokens(task: Task, prompt_XP: Array, response_XT: Array) -> None:
     raise ValueError(
       f"leading axes differ: {prompt_XP.shape=}, {response_XT.shape=}"
     )
+
+
+def next_observation(
+  task: Task, prompt_XP: Array, response_XT: Array, length_X: Array
+) -> Array:
+  """The token that the environment writes next, or `NO_OBSERVATION`.
+
+  Args:
+    task: one that observes.
+    prompt_XP: prompts.
+    response_XT: responses so far, PAD after `length_X` tokens.
+    length_X: how many tokens are there.
+  """
+  token_X = task.observe(prompt_XP, response_XT, length_X)
+  return jnp.where(length_X > 0, token_X, NO_OBSERVATION)
+
+
+def observed(task: Task, prompt_BP: Array, response_BGT: Array) -> Array | None:
+  """Which tokens of given responses the environment wrote, BGT.
+
+  None where it never does. Entries after a response's end mean nothing.
+  """
+  if task.observe is None:
+    return None
+  B, G, T = response_BGT.shape
+  prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, G, prompt_BP.shape[1]))
+
+  def at(t):
+    before_BGT = jnp.where(jnp.arange(T) < t, response_BGT, task.pad_id)
+    length_BG = jnp.full((B, G), t)
+    token_BG = next_observation(task, prompt_BGP, before_BGT, length_BG)
+    return token_BG != NO_OBSERVATION
+
+  return jnp.moveaxis(jax.lax.map(at, jnp.arange(T)), 0, -1)
+
+
+def chosen(
+  task: Task, prompt_BP: Array, response_BGT: Array, mask_BGT: Array
+) -> Array:
+  """The part of a mask at which the model chose the token."""
+  observed_BGT = observed(task, prompt_BP, response_BGT)
+  return mask_BGT if observed_BGT is None else mask_BGT & ~observed_BGT
 
 
 def symbols(task: Task, tokens: np.ndarray) -> list[str]:

@@ -171,6 +171,7 @@ class Text:
   config: TextConfig
 
   name = "text"
+  observe = None
 
   @property
   def tokenizer(self) -> TextTokenizer:

@@ -1,0 +1,80 @@
+"""Countdown with a calculator: a task of several turns.
+
+Prompt as in Countdown: `n1 n2 n3 = target`. Response: `a op b = r` for each
+operation, then the end token. Wherever the model has written `a op b =`, the
+calculator writes r: no arithmetic is to be learned, only which numbers to take.
+It says nothing of an operation whose result is no integer in 1..max_value; the
+model may then write what it likes, for no such operation is legal.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from tsd_jax import tokenizers
+from tsd_jax.tasks.countdown import Countdown, CountdownConfig, exact_result
+from tsd_jax.tasks.countdown_problems import STEP_LENGTH
+from tsd_jax.tasks.task import Score
+from tsd_jax.types import NO_OBSERVATION, Array
+
+_CALL = STEP_LENGTH  # Tokens of `a op b =`.
+
+
+@dataclasses.dataclass(frozen=True)
+class CalculatorConfig(CountdownConfig):
+  """Countdown's sizes, problems and splits."""
+
+  def make(self) -> "Calculator":
+    """The task."""
+    return Calculator(self)
+
+  def pose(self, problem, rng):
+    """Gives the numbers in random order, and a solution."""
+    prompt_P, response_T = super().pose(problem, rng)
+    return prompt_P, _with_calls(response_T)
+
+  def warm_start(self, rng, count, hindsight, excluded=()):
+    """Draws random legal expressions; see `task.TaskConfig.warm_start`."""
+    prompt_NP, response_NT = super().warm_start(rng, count, hindsight, excluded)
+    return prompt_NP, _with_calls(response_NT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calculator(Countdown):
+  """The task of `task.Task`; hashable, so it may be a static argument."""
+
+  config: CalculatorConfig = CalculatorConfig()
+
+  name = "calculator"
+  step_length = _CALL + 1
+
+  def observe(
+    self, prompt_XP: Array, response_XT: Array, length_X: Array
+  ) -> Array:
+    """Answers `a op b =` at the end of a response; see `task.Task.observe`."""
+    del prompt_XP
+    at_XC = length_X[..., None] - _CALL + jnp.arange(_CALL)
+    call_XC = jnp.take_along_axis(response_XT, jnp.maximum(at_XC, 0), axis=-1)
+    a_X, op_X, b_X, equals_X = jnp.moveaxis(call_XC, -1, 0)
+    result_X = exact_result(a_X, op_X, b_X)
+    answers_X = (length_X >= _CALL) & (equals_X == tokenizers.SEPARATOR)
+    for number_X in (a_X, b_X):
+      answers_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
+    answers_X &= (result_X >= 1) & (result_X <= self.config.max_value)
+    return jnp.where(answers_X, result_X, NO_OBSERVATION)
+
+  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
+    """Grades as Countdown does; a response without `=` does not parse."""
+    score = super().score(prompt_XP, response_XT)
+    equals_XN = jnp.asarray(response_XT)[..., _CALL - 1 : -1 : self.step_length]
+    called_X = jnp.all(equals_XN == tokenizers.SEPARATOR, axis=-1)
+    return Score(
+      jnp.where(called_X, score.reward_X, 0.0), score.correct_X & called_X
+    )
+
+
+def _with_calls(response_XT: np.ndarray) -> np.ndarray:
+  """Countdown's responses with `=` before every result."""
+  results = np.arange(STEP_LENGTH - 1, response_XT.shape[-1], STEP_LENGTH)
+  return np.insert(response_XT, results, tokenizers.SEPARATOR, axis=-1)
