@@ -22,8 +22,8 @@ from tsd_jax import config as config_lib
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
 _ONLY = flags.DEFINE_list("only", None, "Lines to run; all by default.")
 
 # What a line says beside its accuracy, of `compare.contrast` with the default.
@@ -79,7 +79,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     "loss.advantage": "group",
   },
   "root_baseline": {"loss.local_weight": "0"},
+  "no_success_head": {"loss.success_weight": "0"},
   "soft_targets": {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
+  # What the searched tree teaches by itself: no samples, no forks.
+  "searched_tree": {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.soft_weight": "8",
+    "loss.lessons": "832",
+    "search.leaf": "rollout",
+  },
   "puct": {"search.rule": "puct", "search.leaf": "rollout"},
   "gumbel": {"search.rule": "gumbel", "search.leaf": "rollout"},
   "simulations_20": {"search.num_simulations": "20"},
@@ -94,7 +103,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 def main(overrides):
   """Runs what is missing, prints the table, writes ablations.json."""
-  folder = config_lib.required(_WORKDIR)
+  folder = config_lib.required(WORKDIR)
   names = _ONLY.value or list(VARIANTS)
   if unknown := sorted(set(names) - set(VARIANTS)):
     raise config_lib.UserError(
@@ -104,15 +113,32 @@ def main(overrides):
   configs = {  # All of them are checked before the first one runs.
     name: [
       config_lib.override(base, VARIANTS.get(name, {}) | {"seed": seed})
-      for seed in _SEEDS.value
+      for seed in SEEDS.value
     ]
     for name in ("default", *names)
   }
+  measure(
+    configs, VARIANTS, folder, config_lib.command("experiments.ablations")
+  )
+
+
+def measure(configs, changes, folder, command, name="ablations"):
+  """Runs what is missing and prints a line a kind of run, each when it is done.
+
+  Args:
+    configs: runs by name, one a seed; the first kind, `default`, is what the
+      others are held against.
+    changes: what is different in a kind, for the record.
+    folder: of all runs, and of what is written.
+    command: what made it, for the record.
+    name: of the JSON file.
+  """
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import compare, evaluate, progress, train, workdir
+  from tsd_jax import compare, evaluate, judge, progress, train, workdir
 
   progress.quiet_libraries()
+  base = configs["default"][0]
   folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
   runs, rows = {}, {}
   print(
@@ -120,42 +146,47 @@ def main(overrides):
     f"{'x at equal tokens':>20}  {'tokens/iteration':>16}",
     flush=True,
   )
-  for name, seeds in configs.items():
+  for kind, seeds in configs.items():
     for config in seeds:
-      place = folder / name / str(config.seed)
+      place = folder / kind / str(config.seed)
       train.train(config, place)
       curve = compare.read_curve(place, mode)
-      runs.setdefault(name, []).append(curve)
-    mean = compare.mean_curve(runs[name])
+      # A token of a smaller search model counts by its operations.
+      ledger = workdir.read_rows(place)[-1]["ledger"]
+      spent = judge.flops(config, ledger, config.iterations)
+      share = spent / ledger["total"] / judge.flops_per_token(config.model)
+      curve = curve._replace(tokens=curve.tokens * share)
+      runs.setdefault(kind, []).append(curve)
+    mean = compare.mean_curve(runs[kind])
     row = {
-      "change": VARIANTS.get(name, {}),
-      mode: [float(c.accuracy[-1]) for c in runs[name]],
+      "change": changes.get(kind, {}),
+      mode: [float(c.accuracy[-1]) for c in runs[kind]],
       "tokens_per_iteration": float(mean.tokens[-1] / mean.iterations[-1]),
     }
     shown = ("", "")
-    if name != "default":
-      pair = {name: runs[name], "default": runs["default"]}
-      found = compare.contrast(pair, ours=name)
-      row |= {key: found[key][f"{name}/default"] for key in KEYS}
+    if kind != "default":
+      pair = {kind: runs[kind], "default": runs["default"]}
+      found = compare.contrast(pair, ours=kind)
+      row |= {key: found[key][f"{kind}/default"] for key in KEYS}
       shown = (
         compare.interval(row["steps_to_target"], ".2f", "never"),
         compare.interval(row["accuracy_at_equal_tokens"], ".2f", "none"),
       )
-    rows[name] = row
+    rows[kind] = row
     print(
-      f"{name:>18}  {mean.accuracy[-1]:>7.3f}  {shown[0]:>20}  {shown[1]:>20}"
+      f"{kind:>18}  {mean.accuracy[-1]:>7.3f}  {shown[0]:>20}  {shown[1]:>20}"
       f"  {row['tokens_per_iteration']:>16,.0f}",
       flush=True,
     )
-    content = table.origin(config_lib.command("experiments.ablations")) | {
+    content = table.origin(command) | {
       "task": base.make_task().name,
       "split": base.eval.split,
       "mode": mode,
-      "seeds": _SEEDS.value,
+      "seeds": [config.seed for config in configs["default"]],
       "rows": rows,
     }
     workdir.write_whole(
-      folder / "ablations.json", json.dumps(content, indent=1) + "\n"
+      folder / f"{name}.json", json.dumps(content, indent=1) + "\n"
     )
 
 

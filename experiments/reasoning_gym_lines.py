@@ -12,6 +12,7 @@ text, such as short sums, or, where that would not do, are not offered.
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -22,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from tsd_jax import config as config_lib
+from tsd_jax import data, workdir
 from tsd_jax.config import UserError
 
 VERSION = "0.1.25"  # Of reasoning_gym: what follows was read in its code.
@@ -68,9 +70,14 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
 
 
 def lines(
-  name: str, options: dict[str, Any], count: int, seed: int, system: str
+  name: str,
+  options: dict[str, Any],
+  count: int,
+  seed: int,
+  system: str,
+  shots: int = 0,
 ) -> Iterator[dict[str, Any]]:
-  """Problems as lines of a text task.
+  """Problems as lines of a text task; one that is drawn again is left out.
 
   Args:
     name: of the dataset.
@@ -78,6 +85,7 @@ def lines(
     count: how many problems are drawn.
     seed: what they are drawn by.
     system: the system's message, or none.
+    shots: how many of the first problems are worked examples of the others.
 
   Raises:
     UserError: there is no such dataset or setting, its verifier may not see
@@ -93,8 +101,16 @@ def lines(
   except (AssertionError, TypeError, ValueError) as error:
     raise UserError(f"dataset={name}, options={options}: {error}") from error
   opening = [{"role": "system", "content": system}] if system else []
+  seen: set[str] = set()
   for number, entry in enumerate(problems):
+    if entry["question"] in seen:
+      continue
+    seen.add(entry["question"])
     question = {"role": "user", "content": entry["question"]}
+    if len(seen) <= shots:
+      answer = {"role": "assistant", "content": str(entry["answer"])}
+      opening += [question, answer]
+      continue
     example = {"dataset": name, "entry": entry}
     try:
       example = json.loads(json.dumps(example))
@@ -109,6 +125,37 @@ def lines(
         f"{right} after a way through JSON, so it cannot grade"
       )
     yield {"messages": [*opening, question], **example}
+
+
+def problems_file(
+  name: str, options: dict[str, Any], count: int, system: str, shots: int = 0
+) -> pathlib.Path:
+  """Writes problems into the folder of datasets, once.
+
+  Args:
+    name: of the dataset.
+    options: its settings.
+    count: how many problems are drawn, with seed 0.
+    system: the system's message, or none.
+    shots: how many of them are worked examples.
+
+  Returns:
+    The file, for `TextConfig.file`.
+
+  Raises:
+    UserError: as `lines`.
+  """
+  made_of = json.dumps([VERSION, name, options, count, system, shots])
+  digest = hashlib.sha256(made_of.encode()).hexdigest()[:8]
+  file = data.default_data_dir() / f"{name}_{count}_{digest}.jsonl"
+  if not file.is_file():
+    text = "".join(
+      json.dumps(line) + "\n"
+      for line in lines(name, options, count, 0, system, shots)
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_whole(file, text)
+  return file
 
 
 @functools.cache
@@ -146,10 +193,12 @@ def main(overrides):
     raise UserError(f"--options={_OPTIONS.value} is no JSON: {error}") from None
   if not isinstance(options, dict):
     raise UserError(f"--options={_OPTIONS.value} is no object of settings")
-  found = lines(name, options, _COUNT.value, _SEED.value, _SYSTEM.value)
+  found = lines(
+    name, options, _COUNT.value, _SEED.value, _SYSTEM.value, _SHOTS.value
+  )
   text = "".join(json.dumps(line) + "\n" for line in found)
   output.write_text(text, encoding="utf-8")
-  print(f"{_COUNT.value} problems of {name}: {output}")
+  print(f"{text.count(chr(10))} problems of {name}: {output}")
 
 
 if __name__ == "__main__":  # Runs import the reward: no flags for them.
@@ -161,6 +210,9 @@ if __name__ == "__main__":  # Runs import the reward: no flags for them.
     "system",
     "Give your final answer between <answer> and </answer> tags.",
     "The system's message; empty for the chat template's own.",
+  )
+  _SHOTS = flags.DEFINE_integer(
+    "shots", 0, "Problems that become worked examples of the others.", 0
   )
   _OUTPUT = flags.DEFINE_string("output", None, "JSON lines, a new file.")
   config_lib.run(main)

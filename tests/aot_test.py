@@ -57,7 +57,7 @@ def test_flops_of_a_token_are_those_of_its_matrices():
   assert weights == transformer.count_parameters(c)
   context = task.prompt_length + task.response_length / 2
   attention = 4 * c.num_layers * c.num_heads * c.head_dim * context
-  assert roofline.flops_per_token(config) == 2 * weights + attention
+  assert roofline.flops_per_token(c, task) == 2 * weights + attention
 
 
 def test_the_compilers_refusals_are_read():

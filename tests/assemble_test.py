@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_shapes_are_those_of_a_created_model():
   for config in SHAPES.values():
     graphdef, params = transformer.create(config, 0)
-    structure, shapes = weights.abstract(config)
+    structure, shapes = transformer.abstract(config)
     assert structure == graphdef
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 

@@ -79,6 +79,37 @@ def test_what_cannot_be_graded_is_refused(name, options, words):
     problems(name, **options)
 
 
+ONE_DIGIT = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+
+
+def test_no_problem_is_asked_twice_or_shown_and_asked():
+  lines = list(gym.lines("chain_sum", ONE_DIGIT, 400, 0, "Be brief.", 3))
+  shown = lines[0]["messages"][1:-1]
+  asked = [line["messages"][-1]["content"] for line in lines]
+  drawn = reasoning_gym.create_dataset(
+    "chain_sum", size=400, seed=0, **ONE_DIGIT
+  )
+  answers = {entry["question"]: entry["answer"] for entry in drawn}
+  assert len(asked) == len(set(asked)) == len(answers) - 3 < 300
+  assert [m["role"] for m in shown] == ["user", "assistant"] * 3
+  for question, answer in zip(shown[::2], shown[1::2], strict=True):
+    assert question["content"] not in asked
+    assert answer["content"] == answers[question["content"]]
+  assert all(line["messages"][1:-1] == shown for line in lines)
+
+
+def test_a_file_of_problems_is_made_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(gym.data, "default_data_dir", lambda: tmp_path)
+  arguments = "chain_sum", ONE_DIGIT, 20, "Be brief."
+  file = gym.problems_file(*arguments, shots=2)
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  assert lines == list(gym.lines("chain_sum", ONE_DIGIT, 20, 0, "Be brief.", 2))
+  other = gym.problems_file(*arguments)
+  assert other != file and other.exists()
+  monkeypatch.delattr(gym, "lines")  # Nothing is drawn again.
+  assert gym.problems_file(*arguments, shots=2) == file
+
+
 def test_the_command_writes_a_file_once(tmp_path):
   file = tmp_path / "sums.jsonl"
   command = [

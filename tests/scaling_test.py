@@ -56,7 +56,7 @@ def test_devices_share_the_work_evenly():
   # The closed form runs the value outputs at every token, the program does not.
   counts = roofline.counts(config).values()
   tokens = sum(count["tokens"] for count in counts)
-  expected = tokens * roofline.flops_per_token(config)
+  expected = tokens * roofline.flops_per_token(config.model, config.make_task())
   assert 0.8 * expected < one["flops"] < 1.1 * expected
   assert one["sent_bytes"] == 0
 

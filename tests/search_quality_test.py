@@ -19,6 +19,7 @@ from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
 from tsd_jax import tokenizers
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
+from tsd_jax.tasks.maze import Maze, MazeConfig
 
 
 @functools.cache
@@ -192,6 +193,34 @@ def test_the_oracle_knows_which_beginnings_can_be_completed():
     assert 0 < len(good) < len(begun) or not good
     assert value((199,)) == 0.0 or 199 in given
     assert all(value((*path, 200)) == 0.0 for path in good if len(path) == 8)
+
+
+def test_the_oracle_knows_which_walks_can_reach_the_goal():
+  config = MazeConfig(size=3, walls=2, min_moves=2, max_moves=4)
+  task, most = Maze(config), config.max_moves
+  cells = [10 * row + column for row in (1, 2, 3) for column in (1, 2, 3)]
+  # Every begun walk, legal or not, and how each is judged when it ends.
+  begun = [
+    p for n in range(most + 1) for p in itertools.product(cells, repeat=n)
+  ]
+  tokens_XT = np.full((len(begun), most + 1), tokenizers.PAD, np.int32)
+  for path, tokens_T in zip(begun, tokens_XT, strict=True):
+    tokens_T[: len(path) + 1] = [*path, tokenizers.EOS]
+  for prompt in ((22, 31, 15, 11, 12, 33), (12, 32, 15, 11, 21, 13)):
+    prompt_P = np.array(prompt, np.int32)
+    prompt_P[config.walls] = tokenizers.SEPARATOR
+    prompt_XP = np.repeat(prompt_P[None], len(begun), axis=0)
+    right_X = np.asarray(task.score(prompt_XP, tokens_XT).correct_X)
+    good = {
+      path[:n]
+      for path, right in zip(begun, right_X, strict=True)
+      for n in range(len(path) + 1)
+      if right
+    }
+    value = oracle(task, config)(prompt_P)
+    assert {path for path in begun if value(path) == 1.0} == good
+    assert value((11, 300)) == 0.0
+  assert len(good) < len(begun)
 
 
 def test_tokens_at_a_rate_are_where_the_curve_gets_there():

@@ -60,7 +60,7 @@ def test_names_say_how_parameters_are_split():
 
 @pytest.mark.parametrize("preset", ["QWEN2_5_1_5B", "LLAMA3_70B", "DENSE_1T"])
 def test_parameters_and_their_moments_are_split(preset):
-  shapes = transformer.shapes(getattr(presets, preset))
+  shapes = transformer.abstract(getattr(presets, preset))[1]
   state = jax.eval_shape(functools.partial(learner.init_state, CONFIG), shapes)
   devices = mesh("2x2x2")
   places = sharding.of_params(state, devices)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tsd_jax import hlo, learner, roofline, sharding
 from tsd_jax.config import UserError
@@ -69,12 +68,10 @@ def arguments(
   config: Experiment, mesh, iterations: int = 1
 ) -> tuple[Any, tuple]:
   """The compiled loop and the shapes that it is compiled for."""
-  graphdef, params = nnx.split(
-    nnx.eval_shape(
-      lambda: transformer.Transformer(config.model, nnx.Rngs(params=0))
-    ),
-    nnx.Param,
-  )
+  graphdef, params = transformer.abstract(config.model)
+  search_graphdef, search_params = None, None
+  if config.search_model is not None:
+    search_graphdef, search_params = transformer.abstract(config.search_model)
   task, learner_config = config.make_task(), config.learner_config()
   everywhere = sharding.replicated(mesh)
 
@@ -89,7 +86,9 @@ def arguments(
     return placed(tree, jax.tree.map(lambda _: everywhere, tree))
 
   state = jax.eval_shape(
-    functools.partial(learner.init_state, learner_config), params
+    functools.partial(learner.init_state, learner_config),
+    params,
+    search_params=search_params,
   )
   prompt_CSP = jax.ShapeDtypeStruct(
     (iterations, learner_config.prompts, task.prompt_length),
@@ -97,7 +96,9 @@ def arguments(
     sharding=sharding.over_prompts(mesh, leading=1),
   )
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  chunk = learner.make_train_chunk(graphdef, task, learner_config, mesh)
+  chunk = learner.make_train_chunk(
+    graphdef, task, learner_config, mesh, search_graphdef=search_graphdef
+  )
   return chunk, (
     placed(state, sharding.of_params(state, mesh)),
     prompt_CSP,

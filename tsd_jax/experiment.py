@@ -39,6 +39,11 @@ class Experiment:
   # Parameters to start from: a safetensors file of our own, or a published
   # model (a Hugging Face folder or a GGUF file).
   init: str | None = None
+  # A search model of its own, in place of a snapshot of the policy: frozen,
+  # with the same tokens, of any shape. None: the policy's shape, or that of a
+  # published `search_init`.
+  search_init: str | None = None
+  search_model: transformer.ModelConfig | None = None
   reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
   rollout: RolloutConfig = RolloutConfig()
   search: SearchConfig = SearchConfig()
@@ -63,6 +68,7 @@ class Experiment:
         )
       card = pretrained.read_card(find_init(self.init))
       object.__setattr__(self, "model", card.config)
+    self._check_search_model()
     for field in ("iterations", "chunk", "checkpoint_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
@@ -80,23 +86,54 @@ class Experiment:
         f"model.vocab_size={self.model.vocab_size}"
       )
     self._check_split(self.learner_config())
-    for field, axis in (
-      ("d_model", "fsdp"),
-      ("num_heads", "tensor"),
-      ("d_mlp", "tensor"),
-      ("vocab_size", "tensor"),
-    ):
-      size, parts = getattr(self.model, field), getattr(self.mesh, axis)
-      if size % parts:
-        raise ValueError(
-          f"model.{field}={size} must be a multiple of mesh.{axis}={parts}"
-        )
+    for name in ("model", "search_model"):
+      self._check_shape(name)
     task = self.make_task()
     if task.vocab_size > self.model.vocab_size:
       raise ValueError(
         f"model.vocab_size={self.model.vocab_size} is smaller than the "
         f"task's {task.vocab_size}"
       )
+
+  def _check_search_model(self) -> None:
+    """Refuses a search model that cannot teach; fills in its shape."""
+    if self.search_init is None:
+      if self.search_model is not None:
+        raise ValueError(
+          "search_model has no parameters: name them with search_init"
+        )
+      return
+    if self.refresh_every:
+      raise ValueError(
+        f"refresh_every={self.refresh_every} would put the policy in place of "
+        f"search_init={self.search_init}: set refresh_every=0"
+      )
+    if self.search_model is None:
+      found = self.model
+      if pretrained.is_pretrained(self.search_init):
+        found = pretrained.read_card(find_init(self.search_init)).config
+      object.__setattr__(self, "search_model", found)
+    theirs, own = self.search_model.vocab_size, self.model.vocab_size
+    if theirs != own:
+      raise ValueError(
+        f"search_model.vocab_size={theirs} is not model.vocab_size={own}: a "
+        "search model must read and write the policy's tokens"
+      )
+
+  def _check_shape(self, name: str) -> None:
+    """Refuses a model that the mesh cannot split."""
+    for field, axis in (
+      ("d_model", "fsdp"),
+      ("num_heads", "tensor"),
+      ("d_mlp", "tensor"),
+      ("vocab_size", "tensor"),
+    ):
+      size = getattr(getattr(self, name), field, 0)
+      parts = getattr(self.mesh, axis)
+      if size % parts:
+        raise ValueError(
+          f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}"
+        )
 
   def _check_split(self, learner: methods.LearnerConfig) -> None:
     """Refuses prompts that the mesh cannot split."""
@@ -148,24 +185,50 @@ def initial_params(config: Experiment):
     UserError: if `init` cannot be read, or its V_search was never trained but
       the search values leaves by it.
   """
-  trained = False
-  if config.init is not None and pretrained.is_pretrained(config.init):
-    path = find_init(config.init)
-    _, graphdef, params = pretrained.load(path, config=config.model)
-    trained = hf.value_trained(path)
-  else:
-    graphdef, params = transformer.create(config.model, config.seed)
-    if config.init is not None:
-      params, metadata = weights.load(find_init(config.init), params)
-      trained = metadata.get("value_trained") == "true"
+  graphdef, params, trained = _read(config.init, config.model, config.seed)
+  if config.search_init is None:
+    _check_value(config, "init", trained)
+  return graphdef, params
+
+
+def search_model(config: Experiment):
+  """The same of the search model; two Nones where it is a snapshot.
+
+  Raises:
+    UserError: as `initial_params`, for `search_init`.
+  """
+  if config.search_init is None:
+    return None, None
+  graphdef, params, trained = _read(
+    config.search_init, config.search_model, config.seed
+  )
+  _check_value(config, "search_init", trained)
+  return graphdef, params
+
+
+def _read(init: str | None, model: transformer.ModelConfig, seed: int):
+  """Structure, parameters, and whether their V_search was ever trained."""
+  if init is not None and pretrained.is_pretrained(init):
+    path = find_init(init)
+    _, graphdef, params = pretrained.load(path, config=model)
+    return graphdef, params, hf.value_trained(path)
+  graphdef, params = transformer.create(model, seed)
+  if init is None:
+    return graphdef, params, False
+  params, metadata = weights.load(find_init(init), params)
+  return graphdef, params, metadata.get("value_trained") == "true"
+
+
+def _check_value(config: Experiment, field: str, trained: bool) -> None:
+  """Refuses to value leaves by what was never trained."""
   searches = config.learner_config().searches
   if searches and config.search.needs_value and not trained:
     raise UserError(
       f"search.leaf={config.search.leaf} values leaves by V_search, which "
-      f"init={config.init} never trained: use search.leaf=rollout or none, or "
-      "start from parameters whose V_search was trained"
+      f"{field}={getattr(config, field)} never trained: use "
+      "search.leaf=rollout or none, or start from parameters whose V_search "
+      "was trained"
     )
-  return graphdef, params
 
 
 def find_init(init: str) -> pathlib.Path:

@@ -252,7 +252,6 @@ def judge(
       list, zip(*_run(todo, config), strict=True)
     )
     trained += sum(float(curve.seconds[-1]) for curve in runs[method])
-  flops = flops_per_token(config.experiment.model)
   content = {
     "command": command,
     "task": config.experiment.make_task().name,
@@ -265,7 +264,7 @@ def judge(
       for name in config.methods
     },
     "ratios": compare.contrast(runs),
-    "flops_per_token": flops,
+    "flops_per_token": flops_per_token(config.experiment.model),
     "training_seconds": round(trained, 1),
     "session_seconds": round(time.monotonic() - start, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
@@ -274,7 +273,11 @@ def judge(
   text = json.dumps(content, indent=1, allow_nan=False) + "\n"
   workdir.write_whole(folder / "compare.json", text)
   shown = compare.table(content)
-  page = report.comparison_page(shown, curves(content), config.mode, flops)
+  of_token = {
+    name: row["flops"][-1] / row["tokens"][-1]
+    for name, row in content["methods"].items()
+  }
+  page = report.comparison_page(shown, curves(content), config.mode, of_token)
   workdir.write_whole(folder / "compare.html", page)
   return shown
 
@@ -324,13 +327,17 @@ def _row(
   steps = step["steps_an_iteration"]
   learner = run.learner_config()
   searched = learner.prompts / steps if learner.searches else 0
+  total = sum(ledger["total"] for ledger in spent)
+  of_token = (
+    sum(flops(run, ledger, int(iterations)) for ledger in spent) / total
+  )
   return {
     "changes": settings(method, config.experiment),
     "seeds": list(config.seeds),
     config.swept: value,
     "iterations": mean.iterations.tolist(),
     "tokens": mean.tokens.tolist(),
-    "flops": (mean.tokens * flops_per_token(run.model)).tolist(),
+    "flops": (mean.tokens * of_token).tolist(),
     "seconds": mean.seconds.round(2).tolist(),
     config.mode: [curve.accuracy.tolist() for curve in runs],
     "area": [
@@ -359,6 +366,24 @@ def curves(content: dict[str, Any]) -> dict[str, Curve]:
     return compare.mean_curve([Curve(*run) for run in runs])
 
   return {name: curve(row) for name, row in content["methods"].items()}
+
+
+def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
+  """Operations of a run, whose search model may be of another size.
+
+  Args:
+    run: its config.
+    ledger: what it has spent.
+    iterations: in how many.
+  """
+  total = ledger["total"] * flops_per_token(run.model)
+  if run.search_model is None:
+    return total
+  learner, task = run.learner_config(), run.make_task()
+  prompts = learner.prompt_tokens(task, learner.prompts, learner.search_calls)
+  searched = learner.searches * (ledger["search"] + iterations * prompts)
+  saved = flops_per_token(run.model) - flops_per_token(run.search_model)
+  return total - saved * searched
 
 
 def flops_per_token(model: transformer.ModelConfig) -> int:

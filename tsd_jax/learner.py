@@ -39,17 +39,21 @@ class TrainState(NamedTuple):
 
   params: Any  # Of the whole model, or its adapters: see `whole_params`.
   opt_state: Any
-  search_params: Any  # theta_s, the frozen search model.
+  search_params: Any  # theta_s, the frozen search model; of its own shape, or
+  # what `params` was.
   iteration: Array  # int32 scalar.
 
 
-def init_state(config: LearnerConfig, params, seed: int = 0) -> TrainState:
-  """A state that starts from given parameters, search model included.
+def init_state(
+  config: LearnerConfig, params, seed: int = 0, search_params=None
+) -> TrainState:
+  """A state that starts from given parameters.
 
   Args:
     config: the run.
     params: of the whole model.
     seed: of adapters.
+    search_params: of a search model of its own; the policy's by default.
   """
   if config.lora.rank:
     key = jax.random.fold_in(jax.random.key(seed), _ADAPTERS)
@@ -57,7 +61,9 @@ def init_state(config: LearnerConfig, params, seed: int = 0) -> TrainState:
   return TrainState(
     params=params,
     opt_state=make_optimizer(config).init(params),
-    search_params=jax.tree.map(jnp.copy, params),
+    search_params=jax.tree.map(
+      jnp.copy, params if search_params is None else search_params
+    ),
     iteration=jnp.int32(0),
   )
 
@@ -198,6 +204,7 @@ def make_train_chunk(
   config: LearnerConfig,
   mesh: jax.sharding.Mesh | None = None,
   together: bool = False,
+  search_graphdef=None,
 ):
   """Builds the compiled loop; equal programs are built and compiled once.
 
@@ -207,6 +214,8 @@ def make_train_chunk(
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
     mesh: devices; None, or a mesh of one, leaves placement to the arguments.
     together: several runs at a time; all arguments and results lead with them.
+    search_graphdef: structure of a search model of its own, which stays as it
+      is; by default the search model is a snapshot of the policy.
 
   Returns:
     train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
@@ -215,21 +224,29 @@ def make_train_chunk(
   """
   if mesh is not None and mesh.size == 1:
     mesh = None
-  return _train_chunk(graphdef, task, config.static, mesh, together)
+  return _train_chunk(
+    graphdef, task, config.static, mesh, together, search_graphdef
+  )
 
 
 @functools.lru_cache(maxsize=64)
-def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
+def _train_chunk(
+  graphdef, task: Task, config: LearnerConfig, mesh, together, search_graphdef
+):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
   S = config.prompts
 
-  def serving(params, reference):
-    params = whole_params(params, reference, config)
+  def serving(params, graphdef=graphdef):
     dtype = nnx.merge(graphdef, params).dtype
     return sharding.serving_copy(params, dtype, mesh, config.mesh.serving)
 
   def per_part(fn):
     return sharding.per_part(fn, mesh, config.mesh.serving)
+
+  def search_serving(params, reference):
+    if search_graphdef is not None:
+      return serving(params, search_graphdef)
+    return serving(whole_params(params, reference, config))
 
   def sampling(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
@@ -240,7 +257,8 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
     return responses, forwards, {}
 
   def searching(params, prompt_SP, key):
-    return search_phase(graphdef, params, task, prompt_SP, key, config)
+    structure = graphdef if search_graphdef is None else search_graphdef
+    return search_phase(structure, params, task, prompt_SP, key, config)
 
   def iteration(state: TrainState, prompt_SP, reference, hyper, key):
     key = jax.random.fold_in(key, state.iteration)
@@ -263,14 +281,15 @@ def _train_chunk(graphdef, task: Task, config: LearnerConfig, mesh, together):
     prompt_BP, lessons = prompt_SP[:B], None
     if config.searches:
       found, search_forwards, metrics = per_part(searching)(
-        serving(search_params, reference), prompt_SP, search_key
+        search_serving(search_params, reference), prompt_SP, search_key
       )
       prefill += config.prompt_tokens(task, S, config.search_calls)
       lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
       if config.rollout.choose == "uncertain":
         prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
+    policy = serving(whole_params(state.params, reference, config))
     responses, rollout_forwards, _ = per_part(sampling)(
-      serving(state.params, reference), prompt_BP, rollout_key
+      policy, prompt_BP, rollout_key
     )
     if config.loss.distils and not config.searches:
       lessons = best_samples(prompt_BP, responses, config)

@@ -97,6 +97,7 @@ def check(
   mesh: MeshConfig,
   there: int | None = None,
   *,
+  search_model: transformer.ModelConfig | None = None,
   lanes: int = 1,
 ) -> str:
   """Says what a run's search needs of a device.
@@ -107,6 +108,7 @@ def check(
     config: the run.
     mesh: what it is split over.
     there: bytes of a device; `device_bytes` by default.
+    search_model: shape of a search model of its own.
     lanes: runs of that kind in one program.
 
   Returns:
@@ -124,15 +126,23 @@ def check(
   )
   count = transformer.count_parameters(model)
   trained = lora.count(model, config.lora) if config.lora.rank else count
-  held = (trained * _COPIES + count) * _NUMBER // (mesh.fsdp * mesh.tensor)
-  # The copy that search and rollouts read.
+  floats = trained * _COPIES + count
+  read = count
+  if search_model is not None:
+    searching = transformer.count_parameters(search_model)
+    floats += searching - trained
+    read = max(count, searching)
+  held = floats * _NUMBER // (mesh.fsdp * mesh.tensor)
+  # The copy that search and rollouts read, one after the other.
   serves = mesh.size // mesh.parts
-  held += count * jnp.dtype(model.compute_dtype).itemsize // serves
+  held += read * jnp.dtype(model.compute_dtype).itemsize // serves
   held *= lanes
 
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)
-    one = estimate_memory(model, task, smaller, tensor=mesh.tensor)
+    one = estimate_memory(
+      search_model or model, task, smaller, tensor=mesh.tensor
+    )
     return Memory(*(lanes * part for part in one))
 
   def most(field, values):

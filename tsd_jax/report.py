@@ -151,7 +151,10 @@ def page(
 
 
 def comparison_page(
-  table: str, curves: dict[str, compare.Curve], mode: str, flops_per_token: int
+  table: str,
+  curves: dict[str, compare.Curve],
+  mode: str,
+  flops_per_token: dict[str, float],
 ) -> str:
   """Returns the HTML of a comparison: its table, and mean curves over seeds."""
   return _document(
@@ -185,21 +188,24 @@ def _document(title: str, parts: list[str]) -> str:
 
 
 def held_out_figures(
-  curves: dict[str, compare.Curve], flops_per_token: int | None = None
+  curves: dict[str, compare.Curve],
+  flops_per_token: dict[str, float] | None = None,
 ) -> list[Figure]:
   """Accuracy against iterations, ledger tokens, FLOPs if known, and seconds."""
   axis_of = {
-    "iterations": lambda c: c.iterations,
-    "ledger tokens (millions)": lambda c: c.tokens / 1e6,
-    "training seconds": lambda c: c.seconds,
+    "iterations": lambda c, _: c.iterations,
+    "ledger tokens (millions)": lambda c, _: c.tokens / 1e6,
+    "training seconds": lambda c, _: c.seconds,
   }
   if flops_per_token:
-    axis_of["FLOPs (10^12)"] = lambda c: c.tokens * flops_per_token / 1e12
+    axis_of["FLOPs (10^12)"] = lambda c, run: (
+      c.tokens * flops_per_token[run] / 1e12
+    )
   figures = []
   for label, axis in axis_of.items():
     figure, axes = _axes("Accuracy", label)
     for (run, curve), colour in zip(curves.items(), _cycle(), strict=False):
-      x = axis(curve)
+      x = axis(curve, run)
       axes.plot(x, curve.accuracy, color=colour, label=run)
       low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
       axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)

@@ -12,6 +12,7 @@ import numpy as np
 from tsd_jax import hlo
 from tsd_jax.experiment import Experiment
 from tsd_jax.models import transformer
+from tsd_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +81,8 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   return phases
 
 
-def flops_per_token(config: Experiment) -> float:
+def flops_per_token(c: transformer.ModelConfig, task: Task) -> float:
   """2 operations a weight that multiplies, 4 a head feature of the context."""
-  c, task = config.model, config.make_task()
   weights = transformer.count_parameters(c)
   if not c.tied_embeddings:
     weights -= c.vocab_size * c.d_model  # Looked up, not multiplied.
@@ -109,10 +109,12 @@ def estimate(
   itemsize = np.dtype(np.float32).itemsize
   if config.model.compute_dtype == "bfloat16":
     itemsize //= 2
-  weights, mesh = transformer.count_parameters(config.model), config.mesh
-  per_token = flops_per_token(config)
-  result = {}
+  task, mesh, result = config.make_task(), config.mesh, {}
   for phase, count in counts(config).items():
+    own = phase == "searching" and config.search_model
+    model = config.search_model if own else config.model
+    weights = transformer.count_parameters(model)
+    per_token = flops_per_token(model, task)
     # All that is not of the two loops belongs to the update.
     inside = phase if phase != "update" else ""
     sent = program.totals(trips(config), inside)

@@ -63,7 +63,12 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     graphdef, params = initial_params(config)
   else:
     graphdef, params = transformer.create(config.model, config.seed)
-  state = learner.init_state(learner_config, params)
+  search_params = None
+  if config.search_init is not None:  # Its own parameters are not needed.
+    _, search_params = transformer.create(config.search_model, config.seed)
+  state = learner.init_state(
+    learner_config, params, search_params=search_params
+  )
   try:
     restored = checkpointer.restore(state._asdict())
   finally:

@@ -40,7 +40,7 @@ from tsd_jax import (
 )
 from tsd_jax import workdir as workdir_lib
 from tsd_jax.config import UserError
-from tsd_jax.experiment import Experiment, initial_params
+from tsd_jax.experiment import Experiment, initial_params, search_model
 from tsd_jax.ledger import Ledger
 from tsd_jax.record import Record
 from tsd_jax.rewards import callback
@@ -87,6 +87,7 @@ class Program(NamedTuple):
   """What the lanes of one program share."""
 
   graphdef: Any
+  search_graphdef: Any  # None where the search model is a snapshot.
   task: Task
   config: methods.LearnerConfig
   mesh: jax.sharding.Mesh
@@ -151,7 +152,12 @@ def train_together(
   mesh = sharding.make_mesh(config.mesh)
   task, learner_config = config.make_task(), config.learner_config()
   needs = memory.check(
-    config.model, task, learner_config, config.mesh, lanes=len(configs)
+    config.model,
+    task,
+    learner_config,
+    config.mesh,
+    search_model=config.search_model,
+    lanes=len(configs),
   )
   held_out = data.load_problems(config.task, config.eval.split)
   problems = data.load_problems(config.task, "train")
@@ -160,16 +166,24 @@ def train_together(
     lanes = []
     for c, folder in zip(configs, workdirs, strict=True):
       graphdef, params = initial_params(c)
+      search_graphdef, search_params = search_model(c)
       prompts = data.PromptIterator(
         problems, batch_size=learner_config.prompts, seed=c.seed
       )
       record = stack.enter_context(Record(c, pathlib.Path(folder), prompts))
       reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
-      state = learner.init_state(learner_config, params, c.seed)
+      state = learner.init_state(learner_config, params, c.seed, search_params)
       state = record.resume(sharding.place(state, mesh))
       lanes.append(Lane(record, state, reference))
-      del params, state, reference  # The loop holds them while it runs.
-    program = Program(graphdef, task, learner_config, mesh, held_out)
+      del (
+        params,
+        search_params,
+        state,
+        reference,
+      )  # The loop holds them while it runs.
+    program = Program(
+      graphdef, search_graphdef, task, learner_config, mesh, held_out
+    )
     todo = [lane for lane in lanes if not lane.record.finished]
     todo.sort(key=lambda lane: lane.record.step)
     groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
@@ -276,7 +290,12 @@ def advance(
   hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
   batches = sharding.over_prompts(program.mesh, leading=1 + together)
   train_chunk = learner.make_train_chunk(
-    program.graphdef, program.task, program.config, program.mesh, together
+    program.graphdef,
+    program.task,
+    program.config,
+    program.mesh,
+    together,
+    program.search_graphdef,
   )
   if step == 0:
     rows = []

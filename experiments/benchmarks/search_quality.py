@@ -68,6 +68,7 @@ _OUTPUT = flags.DEFINE_string(
 TASKS = {
   "countdown3": "experiments/countdown.py",
   "countdown4": "experiments/countdown4.py",
+  "maze": "experiments/maze.py",
 }
 ITERATIONS = {"weak": 0, "mid": 15, "strong": 60}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks.prefixes import Path
 from tsd_jax import tokenizers
-from tsd_jax.tasks import countdown, countdown_problems
+from tsd_jax.tasks import countdown, countdown_problems, maze, maze_problems
 from tsd_jax.tasks.task import Task
 
 
@@ -62,8 +62,38 @@ def countdown_value(
   return value
 
 
+def maze_value(
+  config: maze.MazeConfig, prompt_P: np.ndarray
+) -> Callable[[Path], float]:
+  """1 where the moves left still lead to the goal by way of the coin."""
+  cells = range(config.size**2)
+  row, column = np.divmod(np.asarray(prompt_P), 10)
+  index_P = (row - 1) * config.size + column - 1
+  start, coin, goal = map(int, index_P[-3:])
+  wall_C = np.isin(cells, index_P[: config.walls])
+  to_coin_C, to_goal_C = maze_problems.distances(
+    np.stack([wall_C] * 2), np.array([coin, goal])
+  )
+  near_C4 = maze_problems.neighbours(config.size)
+  cell_of = {
+    10 * (c // config.size + 1) + c % config.size + 1: c for c in cells
+  }
+
+  def value(path):
+    at, fetched = start, start == coin
+    for token in path:
+      to = cell_of.get(token, -1)
+      if to < 0 or wall_C[to] or to not in near_C4[at]:
+        return 0.0
+      at, fetched = to, fetched or to == coin
+    way = to_goal_C[at] if fetched else to_coin_C[at] + to_goal_C[coin]
+    return float(way <= config.max_moves - len(path))
+
+  return value
+
+
 # By the task's name.
-_ORACLES = {"countdown": countdown_value}
+_ORACLES = {"countdown": countdown_value, "maze": maze_value}
 
 
 def oracle(

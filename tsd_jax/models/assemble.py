@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from tsd_jax.config import UserError
-from tsd_jax.models import names, weights
+from tsd_jax.models import names, transformer, weights
 from tsd_jax.models.transformer import ModelConfig, Transformer
 from tsd_jax.types import Array
 
@@ -60,7 +60,7 @@ def assemble(
   """
   pieces = list(names.pieces(config, dialect))
   check(pieces, stored, where)
-  graphdef, shapes = weights.abstract(config)
+  graphdef, shapes = transformer.abstract(config)
   heads = fresh_heads(config) if heads is None else heads
   check_heads(heads, weights.by_name(shapes), where)
   arrays: dict[str, Array] = {}

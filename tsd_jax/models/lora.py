@@ -90,7 +90,7 @@ def count(model: transformer.ModelConfig, config: LoraConfig) -> int:
   """How many numbers are trained."""
   trained = jax.eval_shape(
     lambda params: init(params, config, jax.random.key(0)),
-    transformer.shapes(model),
+    transformer.abstract(model)[1],
   )
   return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))
 

@@ -307,13 +307,15 @@ def create(config: ModelConfig, seed: int):
   return nnx.split(Transformer(config, nnx.Rngs(params=seed)), nnx.Param)
 
 
-def shapes(config: ModelConfig):
-  """Parameter shapes of a model, without allocating any."""
-  return nnx.eval_shape(
-    lambda: nnx.state(Transformer(config, nnx.Rngs(params=0)), nnx.Param)
+def abstract(config: ModelConfig):
+  """The same, of shapes alone: no parameter is allocated."""
+  return nnx.split(
+    nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))), nnx.Param
   )
 
 
 def count_parameters(config: ModelConfig) -> int:
   """Number of parameters, value outputs included."""
-  return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(shapes(config)))
+  return sum(
+    int(np.prod(p.shape)) for p in jax.tree.leaves(abstract(config)[1])
+  )

@@ -10,14 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tsd_jax.config import UserError
-from tsd_jax.models.transformer import ModelConfig, Transformer
-
-
-def abstract(config: ModelConfig):
-  """Structure and parameter shapes of a model; nothing is allocated."""
-  return nnx.split(
-    nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))), nnx.Param
-  )
+from tsd_jax.models.transformer import ModelConfig, abstract
 
 
 def named_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,29 @@
+"""Countdown with three numbers, taught by a smaller model.
+
+Purpose: the search model need not be the policy. Here it is one of half the
+size (one layer), frozen, from a warm start of its own; its trees cost half, and
+find what a model that learns nothing can find. What that is worth at equal
+operations: `experiments/benchmarks/teacher.py`.
+
+Command: python -m launch.train --config=experiments/countdown_teacher.py
+  --workdir=DIR
+The teacher: python -m experiments.warm_start --config.model.num_layers=1
+  --config.model.unroll_layers=1
+  --output=experiments/warm_start_3_small.safetensors
+"""
+
+import dataclasses
+
+from experiments import countdown
+from tsd_jax.experiment import Experiment
+
+
+def get_config() -> Experiment:
+  """The run."""
+  base = countdown.get_config()
+  return dataclasses.replace(
+    base,
+    search_init="experiments/warm_start_3_small.safetensors",
+    search_model=dataclasses.replace(base.model, num_layers=1, unroll_layers=1),
+    refresh_every=0,
+  )

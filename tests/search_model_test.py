@@ -1,0 +1,127 @@
+"""A search model of its own: frozen, of another shape, the policy's teacher."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests import small_experiment
+from tsd_jax import judge, memory, runs, train, workdir
+from tsd_jax.checkpoint import Checkpointer
+from tsd_jax.experiment import search_model
+from tsd_jax.models import presets, transformer, weights
+
+BASE = dataclasses.replace(
+  small_experiment.get_config(), iterations=4, chunk=2, checkpoint_every=2,
+  refresh_every=0,
+)  # fmt: skip
+SMALL = dataclasses.replace(BASE.model, d_mlp=8, num_layers=1)
+
+
+@pytest.fixture
+def taught(tmp_path):
+  file = str(tmp_path / "small.safetensors")
+  weights.save(file, transformer.create(SMALL, 5)[1], metadata={})
+  return dataclasses.replace(BASE, search_init=file, search_model=SMALL)
+
+
+def numbers(folder):
+  rows = workdir.read_rows(folder)
+  return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+
+
+def test_the_policy_itself_as_search_model_changes_nothing(tmp_path):
+  file = str(tmp_path / "same.safetensors")
+  weights.save(file, transformer.create(BASE.model, 5)[1], metadata={})
+  start = dataclasses.replace(BASE, init=file)
+  train.train(start, tmp_path / "snapshot")
+  named = dataclasses.replace(start, search_init=file)
+  assert named.search_model == BASE.model
+  train.train(named, tmp_path / "named")
+  assert numbers(tmp_path / "named") == numbers(tmp_path / "snapshot")
+
+
+def test_a_smaller_one_teaches_and_stays_as_it_is(taught, tmp_path):
+  folder = tmp_path / "run"
+  train.train(dataclasses.replace(taught, iterations=2), folder)
+  train.train(taught, folder)  # Resumes.
+  train.train(taught, tmp_path / "at_once")
+  assert numbers(folder) == numbers(tmp_path / "at_once")
+  run = runs.open_run(folder)
+  assert run.step == 4
+  shape = jax.tree.map(np.shape, run.params)
+  assert shape == jax.tree.map(
+    lambda a: a.shape, transformer.abstract(BASE.model)[1]
+  )
+  _, start = search_model(taught)
+  state = train.learner.init_state(
+    taught.learner_config(), run.params, search_params=start
+  )
+  checkpointer = Checkpointer(folder, read_only=True)
+  held, _ = checkpointer.restore(state._asdict())
+  checkpointer.close()
+  kept = held["search_params"]
+  for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(start), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_trees_are_those_of_the_model_that_is_named(tmp_path):
+  knowing = dataclasses.replace(
+    BASE, iterations=2, search_init="experiments/warm_start_3.safetensors",
+    search_model=presets.TINY,
+  )  # fmt: skip
+  train.train(knowing, tmp_path / "taught")
+  train.train(dataclasses.replace(BASE, iterations=2), tmp_path / "alone")
+  # The policy knows nothing, and finds nothing by itself.
+  for name, answers in (("taught", True), ("alone", False)):
+    for row in numbers(tmp_path / name)[1:]:
+      assert (row["search_answers"] > 0) == answers
+
+
+def test_its_tokens_cost_what_it_costs(taught):
+  learner = taught.learner_config()
+  prompts = learner.prompts * taught.make_task().prompt_length
+  ledger = {"search": 700, "total": 10_000}
+  small, large = map(judge.flops_per_token, (SMALL, BASE.model))
+  searched = 700 + 3 * prompts
+  expected = searched * small + (10_000 - searched) * large
+  assert judge.flops(taught, ledger, 3) == expected
+  assert judge.flops(BASE, ledger, 3) == 10_000 * large
+  ppo = dataclasses.replace(taught, algorithm="ppo")
+  assert judge.flops(ppo, ledger | {"search": 0}, 3) == 10_000 * large
+
+
+def test_its_memory_is_counted(taught):
+  def line(search):
+    return memory.check(
+      BASE.model, BASE.make_task(), BASE.learner_config(), BASE.mesh,
+      search_model=search,
+    )  # fmt: skip
+
+  assert line(BASE.model) == line(None)
+  # Of 64 layers, the keys and values of 64 nodes: 2 x 8 floats each.
+  deep = dataclasses.replace(BASE.model, num_layers=64)
+  assert "keys of the nodes 0.2 MiB" in line(deep)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(refresh_every=1), "set refresh_every=0"),
+    (
+      dict(search_model=dataclasses.replace(SMALL, vocab_size=999)),
+      r"search_model\.vocab_size=999 is not model\.vocab_size",
+    ),
+    (dict(search_init=None), "name them with search_init"),
+  ],
+)
+def test_refuses_what_cannot_teach(taught, changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(taught, **changes)
+
+
+def test_refuses_a_shape_that_is_not_the_files(taught, tmp_path):
+  wrong = dataclasses.replace(taught, search_model=None)
+  with pytest.raises(Exception, match=r"small\.safetensors"):
+    train.train(wrong, tmp_path / "run")
