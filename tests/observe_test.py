@@ -465,7 +465,7 @@ def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
   graphdef, params = nnx.split(search_test.model())
   params = jax.tree.map(jnp.copy, params)
   chunk = learner._train_chunk.__wrapped__(
-    graphdef, TASK, config.static, None, False
+    graphdef, TASK, config.static, None, False, None
   )
   _, metrics = chunk(
     learner.init_state(config, params), PROMPTS[None],
