@@ -6,9 +6,9 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
 types config_values config config_json supervisor pod processes hlo ledger
-sharding models tokenizers text_tokenizer rewards tasks decode generate scoring
-search rollout methods returns losses objective learner evaluate checkpoint
-workdir data compare samples report progress memory
+sharding vocabulary models tokenizers text_tokenizer rewards tasks decode
+generate scoring search rollout methods returns losses objective learner
+evaluate checkpoint workdir data compare samples report progress memory
 experiment record train roofline aot judge
 runs
 """.split()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax import sharding
+from tsd_jax import sharding, vocabulary
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import NO_OBSERVATION, Array
@@ -180,7 +180,7 @@ def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
   It takes one random number a row; Gumbel noise would take V of them.
   """
   uniform_R = jax.vmap(jax.random.uniform)(keys_R)
-  sum_RV = jnp.cumsum(jnp.exp(log_prob_RV), axis=-1)
+  sum_RV = vocabulary.cumsum(jnp.exp(log_prob_RV))
   below_RV = sum_RV <= uniform_R[:, None] * sum_RV[:, -1:]
   return jnp.sum(below_RV, axis=-1, dtype=jnp.int32)
 

@@ -349,6 +349,13 @@ def split_features(x_XD: Array) -> Array:
   return jax.lax.with_sharding_constraint(x_XD, PartitionSpec(*parts))
 
 
+def tensor_parts() -> int:
+  """Devices of a part that share its heads and vocabulary; 1 outside one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  alone = not _parts() or "tensor" in mesh.manual_axes
+  return 1 if alone else mesh.shape["tensor"]
+
+
 def prompt_indices(count: int) -> Array:
   """Indices of this part's prompts among all: results know no mesh."""
   index_B = jnp.arange(count)

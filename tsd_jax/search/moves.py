@@ -12,10 +12,9 @@ a response is cut into steps in one way, and two paths never spell the same one.
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from tsd_jax import decode
+from tsd_jax import decode, vocabulary
 from tsd_jax.models.transformer import Segment, Transformer
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import LOG_ZERO, NO_OBSERVATION, Array
@@ -35,12 +34,7 @@ class Moves(NamedTuple):
 
 def likeliest_tokens(log_prob_BV: Array, count: int) -> Moves:
   """The likeliest next tokens as steps of one token; log pi is their prior."""
-  # Without the barrier a slice of the result, merged into top_k's own, makes
-  # XLA on CPU sort the whole vocabulary instead. One barrier each: XLA cannot
-  # split a top_k over devices whose pair goes into one.
-  log_prob_BA, token_BA = map(
-    jax.lax.optimization_barrier, jax.lax.top_k(log_prob_BV, count)
-  )
+  log_prob_BA, token_BA = vocabulary.top_k(log_prob_BV, count)
   length_BA = jnp.ones_like(token_BA)
   return Moves(token_BA[..., None], length_BA, log_prob_BA, log_prob_BA)
 
