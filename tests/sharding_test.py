@@ -254,7 +254,7 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
     for side in sides:
       assert any(c.kind == "all-reduce" and set(c.groups) == side
                  for c in found)  # fmt: skip
-    # A draw hands its running sum from one part of the vocabulary to the next.
+    # A draw hands the sum of all chances from the last part to the others.
     sums = [c for c in found if c.kind == "collective-permute"]
     assert all(c.bytes <= 4 * rows * features for c in sums)
     if serving == "tensor":
@@ -265,9 +265,9 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
     assert all(c.kind == "all-reduce" and c.bytes <= 4 for c in stops)
     assert len(stops) == (scope == "searching")
     for c in others:
-      # Logits at most: no weight (16 to 32 wide), no cache, no pool.
+      # Of logits their best, and of chances their sum: no weight, cache, pool.
       if c.kind != "all-reduce":
         assert c.kind == "all-gather" and set(c.groups) == tensor
-        assert c.bytes <= 4 * rows * tiny.V
+        assert c.bytes <= 4 * rows * 2 * CONFIG.search.num_candidates
   # Weights are gathered, but where they are trained.
   assert "all-gather" in program.totals()
