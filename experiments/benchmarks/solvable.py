@@ -67,17 +67,14 @@ def maze_value(
 ) -> Callable[[Path], float]:
   """1 where the moves left still lead to the goal by way of the coin."""
   cells = range(config.size**2)
-  row, column = np.divmod(np.asarray(prompt_P), 10)
-  index_P = (row - 1) * config.size + column - 1
-  start, coin, goal = map(int, index_P[-3:])
-  wall_C = np.isin(cells, index_P[: config.walls])
+  cell_P = maze.to_cells(prompt_P, config.size)
+  start, coin, goal = map(int, cell_P[-3:])
+  wall_C = np.isin(cells, cell_P[: config.walls])
   to_coin_C, to_goal_C = maze_problems.distances(
     np.stack([wall_C] * 2), np.array([coin, goal])
   )
   near_C4 = maze_problems.neighbours(config.size)
-  cell_of = {
-    10 * (c // config.size + 1) + c % config.size + 1: c for c in cells
-  }
+  cell_of = dict(zip(maze.to_tokens(cells, config.size), cells, strict=True))
 
   def value(path):
     at, fetched = start, start == coin

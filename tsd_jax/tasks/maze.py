@@ -131,8 +131,7 @@ class MazeConfig(GradedConfig):
 
   def canonical(self, prompt_P) -> Problem:
     """The least number of all 16 ways to write the problem."""
-    row, column = np.divmod(np.asarray(prompt_P), _ROW)
-    cell_P = (row - 1) * self.size + column - 1
+    cell_P = to_cells(prompt_P, self.size)
     wall_1C = np.zeros((1, self.size**2), bool)
     wall_1C[0, cell_P[: self.walls]] = True
     return int(maze_problems.canonical_keys(wall_1C, cell_P[None, -3:])[0])
@@ -174,13 +173,15 @@ class MazeConfig(GradedConfig):
     """Writes problems as prompt_NP."""
     wall_NW = np.nonzero(wall_NC)[1].reshape(len(wall_NC), self.walls)
     equals_N1 = np.full((len(wall_NC), 1), tokenizers.SEPARATOR, np.int32)
-    wall_NW, ends_N3 = (_tokens(cell, self.size) for cell in (wall_NW, ends_N3))
+    wall_NW, ends_N3 = (
+      to_tokens(cell, self.size) for cell in (wall_NW, ends_N3)
+    )
     return np.concatenate([wall_NW, equals_N1, ends_N3], axis=1)
 
   def _responses(self, cell_NT: np.ndarray, length_N: np.ndarray) -> np.ndarray:
     """Writes the first cells of walks, and the end, as response_NT."""
     at_1T, length_N1 = np.arange(self.max_moves + 1)[None], length_N[:, None]
-    token_NT = _tokens(np.pad(cell_NT, ((0, 0), (0, 1))), self.size)
+    token_NT = to_tokens(np.pad(cell_NT, ((0, 0), (0, 1))), self.size)
     token_NT = np.where(at_1T < length_N1, token_NT, tokenizers.PAD)
     token_NT = np.where(at_1T == length_N1, tokenizers.EOS, token_NT)
     return token_NT.astype(np.int32)
@@ -340,6 +341,13 @@ def _is_cell(token_X: Array, size: int) -> Array:
   return (row_X >= 1) & (row_X <= size) & (column_X >= 1) & (column_X <= size)
 
 
-def _tokens(cells: np.ndarray, size: int) -> np.ndarray:
+def to_tokens(cells: np.ndarray, size: int) -> np.ndarray:
+  """How cells are written."""
   row, column = np.divmod(np.asarray(cells, np.int32), size)
   return _ROW * (row + 1) + column + 1
+
+
+def to_cells(tokens: np.ndarray, size: int) -> np.ndarray:
+  """Which cells are meant; of tokens that are none, nothing."""
+  row, column = np.divmod(np.asarray(tokens), _ROW)
+  return (row - 1) * size + column - 1
