@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import countdown_teacher
+from experiments.benchmarks import teacher
 from tests import small_experiment
 from tsd_jax import judge, memory, runs, train, workdir
 from tsd_jax.checkpoint import Checkpointer
@@ -125,3 +127,18 @@ def test_refuses_a_shape_that_is_not_the_files(taught, tmp_path):
   wrong = dataclasses.replace(taught, search_model=None)
   with pytest.raises(Exception, match=r"small\.safetensors"):
     train.train(wrong, tmp_path / "run")
+
+
+def test_the_benchmark_of_teachers_differs_in_the_teacher_alone():
+  small = countdown_teacher.get_config()
+  graphdef, _ = search_model(small)
+  assert graphdef == transformer.abstract(small.search_model)[0]
+  count = transformer.count_parameters
+  assert count(small.search_model) < 0.6 * count(small.model)
+  kinds = teacher.configs("experiments/warm_start_3_small.safetensors", "01")
+  for runs_of in kinds.values():
+    assert [run.seed for run in runs_of] == [0, 1]
+    alike = dataclasses.replace(
+      runs_of[0], search_init=None, search_model=None, refresh_every=1
+    )
+    assert alike == kinds["default"][0]
