@@ -204,9 +204,11 @@ def held_out_figures(
   figures = []
   for label, axis in axis_of.items():
     figure, axes = _axes("Accuracy", label)
-    for (run, curve), colour in zip(curves.items(), _cycle(), strict=False):
-      x = axis(curve, run)
-      axes.plot(x, curve.accuracy, color=colour, label=run)
+    for i, (run, curve) in enumerate(curves.items()):
+      x, colour = axis(curve, run), _COLOURS[i % len(_COLOURS)]
+      # Lines past the last colour are dashed.
+      style = ("-", "--", ":")[min(i // len(_COLOURS), 2)]
+      axes.plot(x, curve.accuracy, style, color=colour, label=run)
       low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
       axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
     axes.set_ylim(bottom=0)
