@@ -29,6 +29,7 @@ class Copy:
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id, prompt_pad_id, prompt_head = EOS, PAD, None, 0
   observe = None
+  situation = None
 
   def score(self, prompt_XP, response_XT):
     """Counts what is right."""

@@ -45,6 +45,7 @@ class Sum:
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
   observe = None
+  situation = None
 
   def score(self, prompt_XP, response_XT):
     """Half a point for an answer, a whole one for the right one."""

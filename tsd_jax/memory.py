@@ -45,7 +45,8 @@ def estimate_memory(
 
     pool     B N S of the keys and values of a position, 2 L K E numbers
     prompts  H + B (P - H) of them, H of which all prompts share
-    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers
+    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, and A + 1 more where
+             moves are merged
     work     the largest of what is made at a time: see the code, fitted to what
              XLA keeps on CPU
 
@@ -82,10 +83,11 @@ def estimate_memory(
     parts.append(sampled(B * A, S))
   if config.leaf in ("rollout", "mix"):
     parts.append(sampled(B, T))
+  merged = A + 1 if config.merges(task) else 0
   return Memory(
     pool=B * N * S * position,
     prompts=(H + B * (P - H)) * position,
-    tree=_NUMBER * B * (N + 1) * (A * (S + 9) + 4 * T + 13),
+    tree=_NUMBER * B * (N + 1) * (A * (S + 9) + 4 * T + 13 + merged),
     work=max(parts),
   )
 

@@ -20,7 +20,7 @@ import mctx
 
 from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.search import kv_pool, moves, rules
+from tsd_jax.search import best_first, kv_pool, moves, rules, transpositions
 from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import Array
 
@@ -53,6 +53,8 @@ class SearchConfig:
   beta: float = 0.5  # Weight of log V_search in best-first, with a value leaf.
   epsilon: float = 0.02
   stop_when_solved: bool = True
+  # Whether best-first leaves out what the tree has seen (`Task.situation`).
+  transpositions: bool = True
   pool: Literal["ref", "carry"] = "ref"
 
   def __post_init__(self):
@@ -85,6 +87,11 @@ class SearchConfig:
     """Whether leaves are valued by V_search, which must then be trained."""
     return self.leaf in ("value", "mix")
 
+  def merges(self, task: Task) -> bool:
+    """Whether moves that lead to one situation are merged."""
+    wanted = self.rule == "best_first" and self.transpositions
+    return wanted and task.situation is not None
+
   def make_rule(self) -> rules.Rule:
     """The rule object with its tunables."""
     match self.rule:
@@ -97,7 +104,7 @@ class SearchConfig:
           gumbel_scale=self.gumbel_scale, value_scale=self.value_scale
         )
       case "best_first":
-        return rules.BestFirst(
+        return best_first.BestFirst(
           beta=self.beta if self.needs_value else 0.0,
           epsilon=self.epsilon,
           stop_when_solved=self.stop_when_solved,
@@ -119,6 +126,9 @@ class Node:
   path_log_prob: Array  # float32, sum of log pi over the path.
   discrepancy: Array  # float32, sum of log(prior / best prior) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
+  # uint32, what the node and its moves have come to; None: nothing is merged.
+  situation: Array | None
+  situation_A: Array | None
   # int32, the first candidate that ends the response, where its answer is
   # judged with the node itself, which has then no such move; A without one.
   ending: Array
@@ -182,6 +192,7 @@ def search(
   # use, as it cannot end.
   ends_at_once = config.rule == "best_first" and not rolls_out
   room = D - 1 if ends_at_once else D
+  merges = config.merges(task)
   loop = rules.StoppableLoop()
 
   def offer(node, x_BD, number):
@@ -208,7 +219,11 @@ def search(
         prior=config.step_prior,
         observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
       )
-    return node.replace(**offered._asdict()), forwards
+    node = node.replace(**offered._asdict())
+    if merges:
+      situation_A = transpositions.of_moves(task, prompt_BP, node)
+      node = node.replace(situation_A=situation_A)
+    return node, forwards
 
   def end(node):
     """A node with its ending, and the answer that it holds."""
@@ -293,6 +308,7 @@ def search(
       path_log_prob=parent.path_log_prob + log_prob_B,
       discrepancy=parent.discrepancy + prior_B - parent.prior_A[:, 0],
       value_logit=value_logit_B,
+      situation=parent.situation_A[rows, action_B] if merges else None,
       finished=finished_B,
       cut_off=~finished_B & (depth_B >= room),
     )
@@ -346,6 +362,8 @@ def search(
     path_log_prob=zero_B,
     discrepancy=zero_B,
     value_logit=value_logit_B,
+    situation=None,
+    situation_A=None,
     ending=jnp.full((B,), A),
     finished=no_B,
     cut_off=no_B,
@@ -355,6 +373,11 @@ def search(
     has_answer=no_B,
     correct=no_B,
   )
+  if merges:
+    situation_B = transpositions.situations(
+      task, prompt_BP, root_node.path_tokens, root_node.depth
+    )
+    root_node = root_node.replace(situation=situation_B)
   root_node, root_forwards = offer(root_node, prefix.x_BD, 0)
   _, root_node = judge(*end(root_node))
   root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B

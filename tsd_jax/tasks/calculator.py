@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax import tokenizers
-from tsd_jax.tasks.countdown import Countdown, CountdownConfig, exact_result
+from tsd_jax.tasks.countdown import (
+  Countdown,
+  CountdownConfig,
+  exact_result,
+  own_situation,
+)
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH
 from tsd_jax.tasks.task import Score
 from tsd_jax.types import NO_OBSERVATION, Array
@@ -63,6 +68,21 @@ class Calculator(Countdown):
       answers_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
     answers_X &= (result_X >= 1) & (result_X <= self.config.max_value)
     return jnp.where(answers_X, result_X, NO_OBSERVATION)
+
+  def situation(
+    self, prompt_XP: Array, response_XT: Array, length_X: Array
+  ) -> Array:
+    """Countdown's; a response without `=` is a situation of its own."""
+    situation_XK = super().situation(prompt_XP, response_XT, length_X)
+    at_T = jnp.arange(self.response_length)
+    calls_XT = (at_T % self.step_length == self.step_length - 2) & (
+      at_T < length_X[..., None]
+    )
+    called_X = jnp.all(
+      ~calls_XT | (response_XT == tokenizers.SEPARATOR), axis=-1
+    )
+    own_XK = own_situation(response_XT)
+    return jnp.where(called_X[..., None], situation_XK, own_XK)
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades as Countdown does; a response without `=` does not parse."""

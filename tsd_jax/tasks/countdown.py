@@ -159,15 +159,12 @@ class Countdown:
         parsed_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
       parsed_X &= (op_X >= tokenizers.PLUS) & (op_X <= tokenizers.DIVIDE)
 
-      has_a_X, at_a_XM = _first(slot_XM, a_X)
-      slot_XM = jnp.where(at_a_XM, _USED, slot_XM)
-      has_b_X, at_b_XM = _first(slot_XM, b_X)
-      slot_XM = jnp.where(at_b_XM, _USED, slot_XM)
+      found_X, slot_XM, at_a_XM = _take(slot_XM, a_X, b_X)
       slot_XM = jnp.where(at_a_XM, result_X[..., None], slot_XM)
 
       exact_X = exact_result(a_X, op_X, b_X)
       positive_X = (result_X >= 1) & (result_X <= config.max_value)
-      legal_X &= has_a_X & has_b_X & (result_X == exact_X) & positive_X
+      legal_X &= found_X & (result_X == exact_X) & positive_X
 
     distance_X = jnp.abs(result_X - target_X)
     table = jnp.asarray(config.reward_by_distance())
@@ -175,6 +172,48 @@ class Countdown:
     reward_X = jnp.where(legal_X, reward_X, jnp.float32(config.illegal))
     reward_X = jnp.where(parsed_X, reward_X, jnp.float32(0.0))
     return Score(reward_X, parsed_X & legal_X & (distance_X == 0))
+
+  def situation(
+    self, prompt_XP: Array, response_XT: Array, length_X: Array
+  ) -> Array:
+    """The numbers left; see `task.Task.situation`.
+
+    An operation counts as done when its operands are there, with its result to
+    be written: `2 * 2` and `2 + 2` are one situation. A response that breaks a
+    rule is a situation of its own.
+    """
+    config = self.config
+    slot_XM = prompt_XP[..., : config.numbers].astype(jnp.int32)
+    response_XT = response_XT.astype(jnp.int32)
+    legal_X = jnp.ones(length_X.shape, bool)
+    # First operand and operator; then the result alone, which is to follow.
+    begun = [jnp.zeros_like(length_X)] * 2
+    for start in range(0, self.response_length - 1, self.step_length):
+      a_X, op_X, b_X, result_X = (
+        response_XT[..., start + i] for i in (0, 1, 2, self.step_length - 1)
+      )
+      written_X = length_X - start
+      operands_X, done_X = written_X >= 3, written_X >= self.step_length
+      exact_X = exact_result(a_X, op_X, b_X)
+      found_X, left_XM, at_a_XM = _take(slot_XM, a_X, b_X)
+      positive_X = (exact_X >= 1) & (exact_X <= config.max_value)
+      legal_X &= ~operands_X | (found_X & positive_X)
+      legal_X &= ~done_X | (result_X == exact_X)
+      left_XM = jnp.where(at_a_XM, exact_X[..., None], left_XM)
+      slot_XM = jnp.where(operands_X[..., None], left_XM, slot_XM)
+      for i, token_X in enumerate((a_X, op_X)):
+        here_X = (written_X > i) & ~operands_X
+        begun[i] = jnp.where(here_X, token_X, begun[i])
+      begun[0] = jnp.where(operands_X & ~done_X, exact_X, begun[0])
+    written_X = length_X % self.step_length  # Of the last operation.
+    parts = [jnp.sort(slot_XM, axis=-1), *(x[..., None] for x in begun)]
+    legal_XK = jnp.concatenate([*parts, written_X[..., None]], axis=-1)
+    own_XK = own_situation(response_XT)
+    fill = own_XK.shape[-1] - legal_XK.shape[-1]
+    legal_XK = jnp.pad(
+      legal_XK, [*_none(legal_XK), (0, fill)], constant_values=-1
+    )
+    return jnp.where(legal_X[..., None], legal_XK, own_XK)
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns a line such as `3 4 5 = 17 | 3*4=12 12+5=17 | exact 1.000`."""
@@ -211,6 +250,29 @@ def exact_result(a_X: Array, op_X: Array, b_X: Array) -> Array:
     [a_X + b_X, a_X - b_X, a_X * b_X, quotient_X],
     0,  # No positive result equals it.
   )
+
+
+def own_situation(response_XT: Array) -> Array:
+  """A situation of these tokens alone: one integer more tells it apart."""
+  tokens_XT = response_XT.astype(jnp.int32)
+  return jnp.pad(tokens_XT, [*_none(tokens_XT), (0, 1)])
+
+
+def _none(array_XK: Array) -> list[tuple[int, int]]:
+  """Pads no leading axis."""
+  return [(0, 0)] * (array_XK.ndim - 1)
+
+
+def _take(slot_XM: Array, a_X: Array, b_X: Array) -> tuple[Array, ...]:
+  """Takes two numbers.
+
+  Returns:
+    Whether both are there, the slots without them, and where the first was.
+  """
+  has_a_X, at_a_XM = _first(slot_XM, a_X)
+  slot_XM = jnp.where(at_a_XM, _USED, slot_XM)
+  has_b_X, at_b_XM = _first(slot_XM, b_X)
+  return has_a_X & has_b_X, jnp.where(at_b_XM, _USED, slot_XM), at_a_XM
 
 
 def _first(slot_XM: Array, value_X: Array) -> tuple[Array, Array]:

@@ -233,7 +233,7 @@ class Maze:
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
     wall_XW = prompt_XP[..., : config.walls]
-    start_X, coin_X, goal_X = (prompt_XP[..., i] for i in (-3, -2, -1))
+    coin_X, goal_X = prompt_XP[..., -2], prompt_XP[..., -1]
 
     ended_XT = jnp.cumsum(response_XT == tokenizers.EOS, axis=-1) > 0
     moves_X = jnp.sum(~ended_XT, axis=-1)
@@ -255,22 +255,7 @@ class Maze:
         axis=-1,
       )
     )
-    before_XT = jnp.concatenate(
-      [start_X[..., None], response_XT[..., :-1]], axis=-1
-    )
-    step_XT = jnp.abs(response_XT - before_XT)
-    blocked_XT = jnp.any(
-      response_XT[..., None] == wall_XW[..., None, :], axis=-1
-    )
-    legal_XT = ((step_XT == 1) | (step_XT == _ROW)) & ~blocked_XT
-    legal_X = jnp.all(legal_XT | ended_XT, axis=-1)
-
-    fetched_X = jnp.any(
-      (before_XT == coin_X[..., None]) & (at_XT <= moves_X[..., None]),
-      axis=-1,
-    )
-    end_X1 = jnp.minimum(moves_X, config.max_moves)[..., None]
-    last_X = jnp.take_along_axis(before_XT, end_X1, axis=-1)[..., 0]
+    legal_X, fetched_X, last_X = self._walk(prompt_XP, response_XT, moves_X)
     to_goal_X, coin_to_goal_X, to_coin_X = self._ways(
       wall_XW, coin_X, goal_X, last_X
     )
@@ -279,6 +264,48 @@ class Maze:
     reward_X = jnp.where(legal_X, table[distance_X], config.illegal)
     reward_X = jnp.where(parsed_X, reward_X, 0.0).astype(jnp.float32)
     return Score(reward_X, parsed_X & legal_X & (distance_X == 0))
+
+  def situation(
+    self, prompt_XP: Array, response_XT: Array, length_X: Array
+  ) -> Array:
+    """The cell, and whether the coin is fetched; see `task.Task.situation`.
+
+    A response that breaks a rule, or is finished, is a situation of its own.
+    """
+    prompt_XP = prompt_XP.astype(jnp.int32)
+    response_XT = response_XT.astype(jnp.int32)
+    legal_X, fetched_X, last_X = self._walk(prompt_XP, response_XT, length_X)
+    own_XT = response_XT
+    at_XT = jax.lax.broadcasted_iota(jnp.int32, own_XT.shape, own_XT.ndim - 1)
+    walked_XT = jnp.where(at_XT == 0, last_X[..., None], -1)
+    walked_XT = jnp.where(at_XT == 1, fetched_X[..., None], walked_XT)
+    return jnp.where(legal_X[..., None], walked_XT, own_XT)
+
+  def _walk(self, prompt_XP, response_XT, moves_X) -> tuple[Array, ...]:
+    """Whether the first `moves_X` moves are legal, fetch the coin, and end."""
+    wall_XW = prompt_XP[..., : self.config.walls]
+    start_X, coin_X = prompt_XP[..., -3], prompt_XP[..., -2]
+    at_XT = jax.lax.broadcasted_iota(
+      jnp.int32, response_XT.shape, response_XT.ndim - 1
+    )
+    before_XT = jnp.concatenate(
+      [start_X[..., None], response_XT[..., :-1]], axis=-1
+    )
+    step_XT = jnp.abs(response_XT - before_XT)
+    blocked_XT = jnp.any(
+      response_XT[..., None] == wall_XW[..., None, :], axis=-1
+    )
+    legal_XT = ((step_XT == 1) | (step_XT == _ROW)) & ~blocked_XT
+    legal_XT &= _is_cell(response_XT, self.config.size)
+    over_XT = at_XT >= moves_X[..., None]
+    legal_X = jnp.all(legal_XT | over_XT, axis=-1)
+    fetched_X = jnp.any(
+      (before_XT == coin_X[..., None]) & (at_XT <= moves_X[..., None]),
+      axis=-1,
+    )
+    end_X1 = jnp.minimum(moves_X, self.config.max_moves)[..., None]
+    last_X = jnp.take_along_axis(before_XT, end_X1, axis=-1)[..., 0]
+    return legal_X, fetched_X, last_X
 
   def _ways(self, wall_XW, coin_X, goal_X, last_X) -> tuple[Array, ...]:
     """Moves from last to goal, from coin to goal and from last to coin.

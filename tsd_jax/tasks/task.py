@@ -39,6 +39,9 @@ RewardFn = Callable[[Array, Array, Score], Score]
 # (prompt_XP, response_XT, length_X) -> token_X; see `Task.observe`.
 ObserveFn = Callable[[Array, Array, Array], Array]
 
+# (prompt_XP, response_XT, length_X) -> situation_XK; see `Task.situation`.
+SituationFn = Callable[[Array, Array, Array], Array]
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -98,6 +101,17 @@ class Task(Protocol):
     `NO_OBSERVATION` where the model chooses it. A longer observation is asked
     for token by token; an end token ends the response. It is not asked for a
     first token, which would belong to the prompt.
+    """
+
+  @property
+  def situation(self) -> SituationFn | None:
+    """What a response so far has come to; None: a search merges nothing.
+
+    A method in pure JAX, of prompts, responses of which the first `length_X`
+    tokens are there (PAD after them), and that length. It returns K integers,
+    equal for two responses to a prompt only if whatever follows either is
+    judged alike after both. A search then follows one of them, unless the other
+    is shorter: its length, and so the room it has left, is no part of this.
     """
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
@@ -338,6 +352,8 @@ class Rewarded:
 
   task: Task
   reward: RewardFn
+
+  situation = None  # The reward may tell apart what the task's own does not.
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith("_"):

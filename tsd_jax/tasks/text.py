@@ -172,6 +172,7 @@ class Text:
 
   name = "text"
   observe = None
+  situation = None
 
   @property
   def tokenizer(self) -> TextTokenizer:

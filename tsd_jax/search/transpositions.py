@@ -1,0 +1,67 @@
+"""Different responses that have come to the same: where a search need not go.
+
+A task may say what a response so far has come to (`tasks.task.Task.situation`).
+A tree then looks at every situation once, as a chess program does at positions
+that moves in another order lead to. Situations are held as hashes of 32 bits: a
+tree of a thousand moves mistakes two for each other once in ten thousand trees.
+"""
+
+import jax.numpy as jnp
+
+from tsd_jax.search import moves
+from tsd_jax.tasks.task import Task
+from tsd_jax.types import Array
+
+
+def of_moves(task: Task, prompt_BP: Array, node) -> Array:
+  """What the moves of B nodes (`tree.Node`) lead to, uint32 BA."""
+  B, A, S = node.step_AS.shape
+  row_R = jnp.arange(B * A) // A
+  length_R = node.length_A.reshape(-1)
+  depth_R = node.depth[row_R]
+  response_RD, _ = moves.extend(
+    node.path_tokens[row_R], depth_R, node.step_AS.reshape(-1, S), length_R
+  )
+  length_R = jnp.minimum(depth_R + length_R, response_RD.shape[1])
+  hash_R = situations(task, prompt_BP[row_R], response_RD, length_R)
+  return hash_R.reshape(B, A)
+
+
+def reached(nodes, exists_BN: Array, node) -> Array:
+  """Which moves of new nodes lead where their trees were before, BA.
+
+  Args:
+    nodes: of the trees, BN.
+    exists_BN: those that were made.
+    node: the new ones, B.
+  """
+  length_BA1 = (node.depth[:, None] + node.length_A)[..., None]
+  same_BAN = node.situation_A[..., None] == nodes.situation[:, None]
+  same_BAN &= exists_BN[:, None] & (nodes.depth[:, None] <= length_BA1)
+  return jnp.any(same_BAN, axis=-1)
+
+
+def late(nodes, node) -> Array:
+  """Which moves of trees lead where their new nodes are, BNA."""
+  length_BNA = nodes.depth[..., None] + nodes.length_A
+  same_BNA = nodes.situation_A == node.situation[:, None, None]
+  return same_BNA & (length_BNA >= node.depth[:, None, None])
+
+
+def situations(
+  task: Task, prompt_XP: Array, response_XT: Array, length_X: Array
+) -> Array:
+  """Hashes of what responses have come to, uint32 X; see `Task.situation`."""
+  return hashed(task.situation(prompt_XP, response_XT, length_X))
+
+
+def hashed(situation_XK: Array) -> Array:
+  """Mixes K integers into one, uint32 X (FNV-1a, a finish as in MurmurHash)."""
+  word_XK = situation_XK.astype(jnp.uint32)
+  hash_X = jnp.full(word_XK.shape[:-1], 2166136261, jnp.uint32)
+  for k in range(word_XK.shape[-1]):
+    hash_X = (hash_X ^ word_XK[..., k]) * jnp.uint32(16777619)
+    hash_X ^= hash_X >> 15
+  hash_X = (hash_X ^ (hash_X >> 16)) * jnp.uint32(0x85EBCA6B)
+  hash_X = (hash_X ^ (hash_X >> 13)) * jnp.uint32(0xC2B2AE35)
+  return hash_X ^ (hash_X >> 16)
