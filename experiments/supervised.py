@@ -4,7 +4,7 @@ Axes beyond the legend of `types.py`: S steps.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,6 @@ def train(
 
   What a task's environment writes is not learned.
 
-  Adam; the learning rate rises over 50 steps and falls as a cosine over all.
-
   Args:
     graphdef: structure of the model.
     params: where it starts.
@@ -73,11 +71,6 @@ def train(
   Returns:
     New parameters.
   """
-  steps = sum(len(examples[0][0]) for examples in phases)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
   def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
     rows_B1T = response_BT[:, None]
@@ -92,6 +85,34 @@ def train(
     model = nnx.merge(graphdef, params)
     pairs = zip(tasks, examples, strict=True)
     return sum(task_loss(model, t, *e) for t, e in pairs) / len(examples)
+
+  return fit(params, phases, loss_fn, learning_rate)
+
+
+def fit(
+  params,
+  phases: Sequence[Sequence[Examples]],
+  loss_fn: Callable,
+  learning_rate: float,
+):
+  """Minimises a loss over examples.
+
+  Adam; the learning rate rises over 50 steps and falls as a cosine over all.
+
+  Args:
+    params: where it starts.
+    phases: the examples of each task, of one phase after another.
+    loss_fn: (params, the examples of a step) -> loss.
+    learning_rate: its peak.
+
+  Returns:
+    New parameters.
+  """
+  steps = sum(len(examples[0][0]) for examples in phases)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
   @jax.jit
   def run(carry, examples):
