@@ -21,7 +21,7 @@ SAMPLING = ("best_of_n", "cached_sampling")
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.3)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 STEPS = (0.5, 1.0, 2.0)  # Of the limit on log-ratios, nats.
-BETAS = (0.25, 0.5, 1.0)  # Weight of log V.
+BETAS = (0.5, 1.0, 2.0)  # Weight of log V.
 # Gumbel halves its simulations over the moves: the number is part of it.
 SIMULATIONS = (16, 64, 192)
 ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
@@ -90,6 +90,7 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
   most = max(budget // 4, min(SIMULATIONS))
   best_first = dict(rule="best_first", num_simulations=budget)
   table: dict[str, dict[str, SearchConfig]] = {
+    "best_first_plain": {"": SearchConfig(**best_first, transpositions=False)},
     "best_first": {"": SearchConfig(**best_first)},
     "best_first_value": {
       f"{beta}": SearchConfig(**best_first, leaf="value", beta=beta)

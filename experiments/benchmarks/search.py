@@ -6,13 +6,15 @@ Random weights of three shapes; a search never stops early. Beside ours stand
   floor at 256   the same of 256 rows at a time
   naive mctx     the tokens in the embedding, the whole sequence run each time
   cache a node   the keys of the whole path in the embedding
+  puct           mctx's PUCT over our pool of keys, V_search at its leaves
+  situations     ours on a task that tells what responses have come to
   python tokens  a PUCT tree on transformers, the parent's cache copied
   python steps   the same over `generate`, four steps a node
 
-A ratio is theirs over ours, in nodes a second; of the floor, in tokens. Naive
-mctx and a cache a node are held against ours of as many trees, the last two,
-which grow one tree as their users do, against ours of the most trees. Prompts
-are run before the clock starts. Steps: four draws a node.
+A ratio is theirs over ours, in nodes a second; of the floor, in tokens. The
+last two, which grow one tree as their users do, are held against ours of the
+most trees, the others against ours of as many. Prompts are run before the clock
+starts. Steps: four draws a node.
 
 Command (the extra interop, or the last two are left out):
   python -m experiments.benchmarks.search --shapes=tiny,small,smollm2
@@ -99,6 +101,7 @@ class Unsolved:
   pad_id: int = 0
   step_end_ids: tuple[int, ...] = ()
   observe: None = None
+  situation: None = None
 
   @property
   def eos_id(self) -> int:
@@ -110,6 +113,15 @@ class Unsolved:
     del prompt_XP
     zero_X = jnp.zeros(response_XT.shape[:-1])
     return Score(zero_X, zero_X > 0)
+
+
+class Sorted(Unsolved):
+  """The order of the tokens of a response does not matter."""
+
+  def situation(self, prompt_XP: Array, response_XT: Array, length_X: Array):
+    """The tokens in order."""
+    del prompt_XP, length_X
+    return jnp.sort(response_XT, axis=-1)
 
 
 class Case:
@@ -147,12 +159,13 @@ def budget(trees: int, simulations: int) -> SearchConfig:
   )
 
 
-def ours(case: Case, config: SearchConfig):
+def ours(case: Case, config: SearchConfig, task: Unsolved | None = None):
   """The search that training uses; gives what a search counts."""
+  task = task or case.task
 
   def run(model, prompt_BP, prefix):
     found = tree_lib.search(
-      model, case.task, prompt_BP, prefix, jax.random.key(2), config
+      model, task, prompt_BP, prefix, jax.random.key(2), config
     )
     return found.tree.node_visits.sum(), found.forwards
 
@@ -275,6 +288,20 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
         f"{label}, tokens", nodes / took, "nodes/s",
         floor=floor / took, floor_at_256=wide / took,
       )  # fmt: skip
+    nodes = trees * (simulations := size.simulations[0])
+    ours_speed = speeds["tokens", trees, simulations]
+    for kind, task, change in (
+      ("puct", case.task, dict(rule="puct", leaf="value")),
+      ("situations", Sorted(**vars(case.task)), {}),
+    ):
+      config = dataclasses.replace(budget(trees, simulations), **change)
+      took = case.timed(ours(case, config, task), repeats)
+      table.note(
+        f"{name}, {trees} trees, {simulations} nodes, {kind}",
+        nodes / took,
+        "nodes/s",
+        ours=nodes / took / ours_speed,
+      )
     steps = dataclasses.replace(
       budget(trees, size.simulations[0]),
       num_candidates=4,

@@ -15,15 +15,20 @@ missing; --policy adds runs that exist. Searches:
   levin                        Levin tree search
   puct, gumbel                 mctx's policies as shipped, rollout leaves
   puct_tuned, gumbel_tuned     the same with this project's Q transforms
-  best_first                   discrepancy best-first, the default search
-  best_first_value             with V_search, where the policy trained it
-  best_first_oracle            with the exact solver as value: the ceiling
+  best_first_plain             discrepancy best-first
+  best_first                   the same, no situation twice: the default search
+  best_first_value             with V_search besides, where it was trained
+  best_first_oracle            best_first_plain with the exact value
 
 Trees pay for the forwards that `tsd_jax.search` makes, those of end tokens
 included; the fields `*_without_ends` leave these out, as no search needs them
-and the other searches do without. V_search learns in the updates that train the
-policy, so that it costs no token more: `training_tokens` is the ledger of the
-whole run, and no part of it is in the other figures.
+and the other searches do without.
+
+With --value_steps, V_search is taught first (`experiments.hindsight_value`),
+which changes the start a little: all searches of a task then share the start so
+changed, and `mid` and `strong` begin there. `value_tokens` are the forwards of
+that, spent once for all prompts and searches to come; `training_tokens` is the
+ledger of the policy's own run. No part of either is in the other figures.
 
 A measurement is kept in --workdir: a stopped command goes on where it was, and
 --only, --tasks and --policies choose parts, --stored shows what there is.
@@ -61,6 +66,9 @@ _REPEATS = flags.DEFINE_integer("repeats", 2, "Of searches that draw.", 1)
 _SPLIT = flags.DEFINE_string("split", "validation", "Held-out split.")
 _ALGORITHM = flags.DEFINE_string("algorithm", "tsd", "Trains mid and strong.")
 _STORED = flags.DEFINE_bool("stored", False, "Leave out what was not measured.")
+_VALUE_STEPS = flags.DEFINE_integer(
+  "value_steps", 0, "Steps of 256 examples that teach V_search; 0: none.", 0
+)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file to write; the plot goes beside it as SVG."
 )
@@ -87,7 +95,8 @@ class Candidate(NamedTuple):
   config: Any
   graphdef: Any
   params: Any
-  training_tokens: int  # Ledger total of its run, V_search included.
+  training_tokens: int  # Ledger total of its run.
+  value_tokens: int  # Forwards that taught V_search before.
 
   @property
   def value_trained(self) -> bool:
@@ -97,10 +106,37 @@ class Candidate(NamedTuple):
     return bool(weights.flatten(self.params)["value_output_2D"][1].any())
 
 
-def from_run(run, task: str, name: str) -> Candidate:
+def from_run(run, task: str, name: str, value_tokens: int = 0) -> Candidate:
   """A run's newest checkpoint."""
-  tokens = run.ledger.total
-  return Candidate(task, name, run.config, run.graphdef, run.params, tokens)
+  return Candidate(
+    task,
+    name,
+    run.config,
+    run.graphdef,
+    run.params,
+    run.ledger.total,
+    value_tokens,
+  )
+
+
+def with_value(config, file: pathlib.Path):
+  """An experiment whose start has a V_search, taught where it is missing.
+
+  Returns:
+    The experiment, and the forwards that teaching took.
+  """
+  from experiments import hindsight
+  from tsd_jax.experiment import initial_params
+
+  steps, batch = _VALUE_STEPS.value, 256
+  if not file.exists():
+    params = hindsight.teach(
+      *initial_params(config), config.task, steps=steps, batch=batch
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hindsight.save(file, params, config, steps, batch)
+  started = config_lib.override(config, {"init": str(file)})
+  return started, hindsight.forwards(config.task.make(), steps, batch)
 
 
 def candidates(configs, extra):
@@ -114,10 +150,14 @@ def candidates(configs, extra):
   from tsd_jax.experiment import initial_params
 
   for task, config in configs.items():
+    value_tokens = 0
+    if _VALUE_STEPS.value and _POLICIES.value:
+      file = pathlib.Path(_WORKDIR.value) / task / "value.safetensors"
+      config, value_tokens = with_value(config, file)
     for name in _POLICIES.value:
       if ITERATIONS[name] == 0:
         start = initial_params(config)
-        yield Candidate(task, name, config, *start, training_tokens=0)
+        yield Candidate(task, name, config, *start, 0, value_tokens)
         continue
       changes = {
         "algorithm": _ALGORITHM.value,
@@ -126,7 +166,7 @@ def candidates(configs, extra):
       }
       folder = pathlib.Path(_WORKDIR.value) / task / name
       train.train(config_lib.override(config, changes), folder)
-      yield from_run(runs.open_run(folder), task, name)
+      yield from_run(runs.open_run(folder), task, name, value_tokens)
   for place, run in extra.items():
     known = [
       t for t in TASKS if config_lib.load(TASKS[t]).task == run.config.task
@@ -216,6 +256,7 @@ def quality(candidate: Candidate, of: dict, measurer, only, grid):
         method=name,
         prompts=of["prompts"],
         training_tokens=candidate.training_tokens,
+        value_tokens=candidate.value_tokens,
         settings=found[name]["settings"],
         seconds=found[name]["seconds"],
         **row,

@@ -152,7 +152,7 @@ def discrepancy_best_first(
   beta: float = 0.5,
   epsilon: float = 0.02,
 ) -> Search:
-  """The rule of `tsd_jax.search.rules.BestFirst`, with any value of a path."""
+  """Best-first as in `tsd_jax.search`, with any value, without merging."""
 
   def key(node):
     base = node.gap - node.best + epsilon * len(node.path)
