@@ -17,5 +17,12 @@ def get_config() -> Comparison:
   return Comparison(
     experiment=maze.get_config(),
     swept="optimizer.learning_rate+optimizer.linear_decay",
-    values=("3e-4+false", "5e-4+false", "4e-4+true", "8e-4+true"),
+    values=(
+      "3e-4+false",
+      "5e-4+false",
+      "4e-4+true",
+      "8e-4+true",
+      "1.2e-3+true",
+      "1.6e-3+true",
+    ),
   )

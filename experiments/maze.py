@@ -31,6 +31,6 @@ def get_config() -> Experiment:
     task=MazeConfig(size=5, walls=5, min_moves=4, max_moves=8),
     model=presets.TINY,
     init="experiments/warm_start_maze.safetensors",
-    search=SearchConfig(num_simulations=24),
-    optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
+    search=SearchConfig(num_simulations=24, transpositions=True),
+    optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )

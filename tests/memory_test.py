@@ -75,9 +75,11 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(search):
   assert expected.total == pytest.approx(said.temp_size_in_bytes, rel=0.1)
 
 
-@pytest.mark.parametrize("step_tokens", [1, 4])
-def test_the_bytes_of_a_tree_are_those_of_its_arrays(step_tokens):
-  config = configure(step_tokens=step_tokens)
+@pytest.mark.parametrize(
+  "search", [{}, dict(step_tokens=4), dict(transpositions=True)], ids=str
+)
+def test_the_bytes_of_a_tree_are_those_of_its_arrays(search):
+  config = configure(**search)
   graphdef, task, shapes = inputs(config, TREES)
 
   def grow(params, prompt_BP, key):

@@ -211,7 +211,10 @@ def _search(prompt_BP, task, config):
 @pytest.mark.parametrize("task, situation", [(Bag(), bag), (Last(), last)])
 def test_a_situation_is_looked_at_once(task, situation):
   config = SearchConfig(
-    num_simulations=40, num_candidates=5, stop_when_solved=False
+    num_simulations=40,
+    num_candidates=5,
+    stop_when_solved=False,
+    transpositions=True,
   )
   result = jax.device_get(_search(PROMPTS, task, config))
   nodes, skipped = result.tree.embeddings, 0
@@ -248,9 +251,17 @@ def test_a_situation_is_looked_at_once(task, situation):
   assert skipped > B
 
 
-def test_the_setting_turns_it_off():
-  config = SearchConfig(num_simulations=40, transpositions=False)
+@pytest.mark.parametrize(
+  "task, settings",
+  [
+    (Bag(), {}),
+    (Bag(), dict(rule="puct", leaf="rollout", transpositions=True)),
+    (Hash(), dict(transpositions=True)),
+  ],
+)
+def test_nothing_is_merged_unasked(task, settings):
+  config = SearchConfig(num_simulations=4, **settings)
   nodes = jax.eval_shape(
-    lambda p: _search(p, Bag(), config).tree.embeddings, PROMPTS
+    lambda p: _search(p, task, config).tree.embeddings, PROMPTS
   )
   assert nodes.situation is None and nodes.situation_A is None

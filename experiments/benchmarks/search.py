@@ -292,7 +292,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
     ours_speed = speeds["tokens", trees, simulations]
     for kind, task, change in (
       ("puct", case.task, dict(rule="puct", leaf="value")),
-      ("situations", Sorted(**vars(case.task)), {}),
+      ("situations", Sorted(**vars(case.task)), dict(transpositions=True)),
     ):
       config = dataclasses.replace(budget(trees, simulations), **change)
       took = case.timed(ours(case, config, task), repeats)

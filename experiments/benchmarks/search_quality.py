@@ -15,8 +15,8 @@ missing; --policy adds runs that exist. Searches:
   levin                        Levin tree search
   puct, gumbel                 mctx's policies as shipped, rollout leaves
   puct_tuned, gumbel_tuned     the same with this project's Q transforms
-  best_first_plain             discrepancy best-first
-  best_first                   the same, no situation twice: the default search
+  best_first_plain             discrepancy best-first, the default search
+  best_first                   the same, no situation twice (transpositions)
   best_first_value             with V_search besides, where it was trained
   best_first_oracle            best_first_plain with the exact value
 

@@ -54,7 +54,7 @@ class SearchConfig:
   epsilon: float = 0.02
   stop_when_solved: bool = True
   # Whether best-first leaves out what the tree has seen (`Task.situation`).
-  transpositions: bool = True
+  transpositions: bool = False
   pool: Literal["ref", "carry"] = "ref"
 
   def __post_init__(self):
