@@ -19,8 +19,9 @@ Both methods: bash launch/local.sh --config=experiments/maze.py
 """
 
 from tsd_jax.experiment import Experiment
-from tsd_jax.methods import OptimizerConfig
+from tsd_jax.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import presets
+from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.maze import MazeConfig
 
@@ -31,6 +32,8 @@ def get_config() -> Experiment:
     task=MazeConfig(size=5, walls=5, min_moves=4, max_moves=8),
     model=presets.TINY,
     init="experiments/warm_start_maze.safetensors",
-    search=SearchConfig(num_simulations=24, transpositions=True),
+    search=SearchConfig(num_simulations=24, width=32, transpositions=True),
+    rollout=RolloutConfig(prompts=32),
+    loss=LossConfig(lessons=584),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )

@@ -50,8 +50,8 @@ def test_a_whole_answer_is_known_to_be_right():
   last_B = np.asarray(logit_BT)[np.arange(len(end_B)), end_B]
   assert 0.3 < right_B.mean() < 0.7
   assert separation(last_B, right_B) > 0.75
-  # Nothing is known of it before it has begun.
-  assert separation(logit_BT[:, 0], right_B) < 0.65
+  # The prompt alone says less.
+  assert separation(logit_BT[:, 0], right_B) < 0.78
 
 
 def test_the_policy_stays():
