@@ -93,6 +93,7 @@ def save(file, params, experiment: Experiment, steps: int, batch: int) -> None:
     "task": f"{task.make().name}, {task.dataset}",
     "init": str(experiment.init),
     "steps": f"{steps} of {batch} examples",
+    "forwards": str(forwards(task.make(), steps, batch)),
     "value_trained": "true",
   }
   weights.save(file, params, metadata=metadata)

@@ -90,10 +90,12 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
   most = max(budget // 4, min(SIMULATIONS))
   best_first = dict(rule="best_first", num_simulations=budget)
   table: dict[str, dict[str, SearchConfig]] = {
-    "best_first_plain": {"": SearchConfig(**best_first, transpositions=False)},
-    "best_first": {"": SearchConfig(**best_first)},
+    "best_first_plain": {"": SearchConfig(**best_first)},
+    "best_first": {"": SearchConfig(**best_first, transpositions=True)},
     "best_first_value": {
-      f"{beta}": SearchConfig(**best_first, leaf="value", beta=beta)
+      f"{beta}": SearchConfig(
+        **best_first, transpositions=True, leaf="value", beta=beta
+      )
       for beta in BETAS
     },
   }

@@ -127,6 +127,7 @@ def with_value(config, file: pathlib.Path):
   """
   from experiments import hindsight
   from tsd_jax.experiment import initial_params
+  from tsd_jax.models import transformer, weights
 
   steps, batch = _VALUE_STEPS.value, 256
   if not file.exists():
@@ -136,7 +137,9 @@ def with_value(config, file: pathlib.Path):
     file.parent.mkdir(parents=True, exist_ok=True)
     hindsight.save(file, params, config, steps, batch)
   started = config_lib.override(config, {"init": str(file)})
-  return started, hindsight.forwards(config.task.make(), steps, batch)
+  _, shapes = transformer.abstract(config.model)
+  _, metadata = weights.load(file, shapes)
+  return started, int(metadata["forwards"])
 
 
 def candidates(configs, extra):
