@@ -322,3 +322,25 @@ def test_the_command_measures_once_and_goes_on(tmp_path):
   ]
   assert rows["best_first_oracle"]["solve_rate"]["value"][-1] > 0.5
   assert output.with_suffix(".svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+def test_a_value_is_taught_once_and_its_tokens_are_told(tmp_path):
+  output = tmp_path / "quality.json"
+  arguments = (
+    f"--workdir={tmp_path}",
+    f"--output={output}",
+    "--tasks=countdown3",
+    "--policies=weak",
+    "--prompts=4",
+    "--budget=48",
+    "--only=best_first_value",
+  )
+  done = command(*arguments, "--value_steps=2")
+  assert done.returncode == 0, done.stderr
+  (row,) = json.loads(output.read_text())["rows"]
+  assert row["value_tokens"] == 2 * 256 * 13 * 4
+  # It is there: other steps teach nothing again.
+  done = command(*arguments, "--value_steps=3")
+  assert done.returncode == 0, done.stderr
+  assert json.loads(output.read_text())["rows"] == [row]
