@@ -1,18 +1,18 @@
 """Maze: fetch a coin, then walk to the goal, in at most 8 moves.
 
 Purpose: the recipe on a game without arithmetic: 1,024 prompts searched with 24
-nodes, no cell entered twice in vain (`search.transpositions`), 584 champions, 32
-prompts sampled on, a rate that falls from 1.2e-3. The maze has 5 x 5 cells, 5 of
-them walls; the shortest way takes 4 to 8 moves. 24,000 problems, 9 response
-tokens as with three numbers, 9 prompt tokens instead of 5. The start writes
-legal walks, some of which meet the coin and then the goal:
+nodes, no situation twice (`search.transpositions`), 584 champions, 32 prompts
+sampled on, a rate that falls from 1.2e-3. The maze has 5 x 5 cells, 5 of them
+walls; the shortest way takes 4 to 8 moves. 24,000 problems, 9 response tokens
+as with three numbers, 9 prompt tokens instead of 5. The start writes legal
+walks, some of which meet the coin and then the goal:
 
   python -m experiments.warm_start --config=experiments/maze.py
     --steps=500,500 --hindsight=0.5
 
 It printed for test: greedy .203, mean@16 .043, pass@16 .385. Rates at which
-searches learn best ruin samplers: above 8e-4 PPO, GRPO and CISPO fall to .28 and
-less (`results/NOTES.md`), so a baseline wants a rate of its own.
+searches learn best ruin samplers: above 8e-4 PPO, GRPO and CISPO fall to .28
+and less (`results/NOTES.md`), so a baseline wants a rate of its own.
 
 Command: python -m launch.train --config=experiments/maze.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/maze.py
