@@ -293,54 +293,47 @@ def test_unknown_searches_are_refused(tmp_path):
   assert "--only=magic is unknown: use best_of_n" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_command_measures_once_and_goes_on(tmp_path):
-  output = tmp_path / "quality.json"
-  arguments = (
-    f"--workdir={tmp_path}",
+def measure(folder, *arguments):
+  """What a small measurement prints, and its rows."""
+  output = folder / "quality.json"
+  done = command(
+    f"--workdir={folder}",
     f"--output={output}",
     "--tasks=countdown3",
     "--policies=weak",
     "--prompts=4",
     "--budget=48",
     "--repeats=1",
+    *arguments,
   )
-  only = "--only=best_of_n,limited_discrepancy_ratio,best_first_value"
-  done = command(*arguments, only)
   assert done.returncode == 0, done.stderr
+  return done, json.loads(output.read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_the_command_measures_once_and_goes_on(tmp_path):
+  only = "--only=best_of_n,limited_discrepancy_ratio,best_first_value"
+  done, _ = measure(tmp_path, only)
   assert "best_first_value left out" in done.stdout
   (kept,) = (tmp_path / "measured").rglob("best_of_n.json")
   stamp = kept.stat().st_mtime_ns
-  done = command(*arguments, only + ",best_first_oracle")
-  assert done.returncode == 0, done.stderr
+  _, rows = measure(tmp_path, only + ",best_first_oracle")
   assert kept.stat().st_mtime_ns == stamp
-  rows = {r["method"]: r for r in json.loads(output.read_text())["rows"]}
+  rows = {r["method"]: r for r in rows}
   assert list(rows) == [
     "best_of_n",
     "limited_discrepancy_ratio",
     "best_first_oracle",
   ]
   assert rows["best_first_oracle"]["solve_rate"]["value"][-1] > 0.5
-  assert output.with_suffix(".svg").read_text().startswith("<svg")
+  assert (tmp_path / "quality.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.slow
 def test_a_value_is_taught_once_and_its_tokens_are_told(tmp_path):
-  output = tmp_path / "quality.json"
-  arguments = (
-    f"--workdir={tmp_path}",
-    f"--output={output}",
-    "--tasks=countdown3",
-    "--policies=weak",
-    "--prompts=4",
-    "--budget=48",
-    "--only=best_first_value",
-  )
-  done = command(*arguments, "--value_steps=2")
-  assert done.returncode == 0, done.stderr
-  (row,) = json.loads(output.read_text())["rows"]
+  only = "--only=best_first_value"
+  _, (row,) = measure(tmp_path, only, "--value_steps=2")
   assert row["value_tokens"] == 2 * 256 * 13 * 4
   # It is there: other steps teach nothing again.
-  done = command(*arguments, "--value_steps=3")
-  assert done.returncode == 0, done.stderr
-  assert json.loads(output.read_text())["rows"] == [row]
+  _, rows = measure(tmp_path, only, "--value_steps=3")
+  assert rows == [row]

@@ -206,14 +206,14 @@ class Countdown:
         begun[i] = jnp.where(here_X, token_X, begun[i])
       begun[0] = jnp.where(operands_X & ~done_X, exact_X, begun[0])
     written_X = length_X % self.step_length  # Of the last operation.
-    parts = [jnp.sort(slot_XM, axis=-1), *(x[..., None] for x in begun)]
-    legal_XK = jnp.concatenate([*parts, written_X[..., None]], axis=-1)
+    parts = [jnp.sort(slot_XM, axis=-1)]
+    parts += [x_X[..., None] for x_X in (*begun, written_X)]
     own_XK = own_situation(response_XT)
-    fill = own_XK.shape[-1] - legal_XK.shape[-1]
-    legal_XK = jnp.pad(
-      legal_XK, [*_none(legal_XK), (0, fill)], constant_values=-1
+    rest = own_XK.shape[-1] - config.numbers - 3
+    parts.append(jnp.full((*length_X.shape, rest), -1))
+    return jnp.where(
+      legal_X[..., None], jnp.concatenate(parts, axis=-1), own_XK
     )
-    return jnp.where(legal_X[..., None], legal_XK, own_XK)
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns a line such as `3 4 5 = 17 | 3*4=12 12+5=17 | exact 1.000`."""
@@ -255,12 +255,7 @@ def exact_result(a_X: Array, op_X: Array, b_X: Array) -> Array:
 def own_situation(response_XT: Array) -> Array:
   """A situation of these tokens alone: one integer more tells it apart."""
   tokens_XT = response_XT.astype(jnp.int32)
-  return jnp.pad(tokens_XT, [*_none(tokens_XT), (0, 1)])
-
-
-def _none(array_XK: Array) -> list[tuple[int, int]]:
-  """Pads no leading axis."""
-  return [(0, 0)] * (array_XK.ndim - 1)
+  return jnp.concatenate([tokens_XT, tokens_XT[..., :1] * 0], axis=-1)
 
 
 def _take(slot_XM: Array, a_X: Array, b_X: Array) -> tuple[Array, ...]:

@@ -275,11 +275,10 @@ class Maze:
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
     legal_X, fetched_X, last_X = self._walk(prompt_XP, response_XT, length_X)
-    own_XT = response_XT
-    at_XT = jax.lax.broadcasted_iota(jnp.int32, own_XT.shape, own_XT.ndim - 1)
+    at_XT = jnp.arange(self.response_length)
     walked_XT = jnp.where(at_XT == 0, last_X[..., None], -1)
     walked_XT = jnp.where(at_XT == 1, fetched_X[..., None], walked_XT)
-    return jnp.where(legal_X[..., None], walked_XT, own_XT)
+    return jnp.where(legal_X[..., None], walked_XT, response_XT)
 
   def _walk(self, prompt_XP, response_XT, moves_X) -> tuple[Array, ...]:
     """Whether the first `moves_X` moves are legal, fetch the coin, and end."""
