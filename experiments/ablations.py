@@ -104,12 +104,12 @@ VARIANTS: dict[str, dict[str, str]] = {
 def main(overrides):
   """Runs what is missing, prints the table, writes ablations.json."""
   folder = config_lib.required(WORKDIR)
-  names = _ONLY.value or list(VARIANTS)
+  base = config_lib.from_flags(_CONFIG.value, overrides)
+  names = _ONLY.value or possible(base)
   if unknown := sorted(set(names) - set(VARIANTS)):
     raise config_lib.UserError(
       f"--only={','.join(unknown)} is unknown: use {', '.join(VARIANTS)}"
     )
-  base = config_lib.from_flags(_CONFIG.value, overrides)
   configs = {  # All of them are checked before the first one runs.
     name: [
       config_lib.override(base, VARIANTS.get(name, {}) | {"seed": seed})
@@ -120,6 +120,24 @@ def main(overrides):
   measure(
     configs, VARIANTS, folder, config_lib.command("experiments.ablations")
   )
+
+
+def possible(base) -> list[str]:
+  """The lines that an experiment can have; says which it can't, and why.
+
+  The list is made for three numbers: another experiment may already be what a
+  line changes it to, or its other fields may forbid the change.
+  """
+  names = []
+  for name, change in VARIANTS.items():
+    try:
+      if config_lib.override(base, change) == base:
+        print(f"{name} left out: the experiment has {change} already")
+      else:
+        names.append(name)
+    except config_lib.ConfigError as error:
+      print(f"{name} left out: {error}")
+  return names
 
 
 def measure(configs, changes, folder, command, name="ablations"):
