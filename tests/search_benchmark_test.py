@@ -16,6 +16,7 @@ SIZE = search.Size(
     num_heads=2, num_kv_heads=2, head_dim=8, unroll_layers=1,
   ),
   length=4, trees=(2,), simulations=(6,), slow_trees=2,
+  step_trees=(2,), step_nodes=6,
 )  # fmt: skip
 
 

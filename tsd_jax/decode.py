@@ -226,6 +226,8 @@ def sample(
   own_kv = model.unstack(
     KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
   )
+  # Before the loop, which would take its layers out of a stack every time.
+  more_segments = [s._replace(kv=model.unstack(s.kv)) for s in more_segments]
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
 
@@ -261,7 +263,7 @@ def sample(
       segments(0, own_kv),
     )
     x_RD = hidden.x_RTD[:, 0]
-    own_kv = _write(own_kv, model.unstack(hidden.kv), 0)
+    own_kv = _write(own_kv, hidden.kv, 0)
     refeed = 1
 
   def choose(step, x_RD, alive_R, out):
@@ -304,7 +306,7 @@ def sample(
       token_R, prefix.length_B + start_R + step - 1, segments(column, kv)
     )
     token_R, alive_R, out = choose(step, hidden.x_RTD[:, 0], alive_R, out)
-    kv = _write(kv, model.unstack(hidden.kv), column)
+    kv = _write(kv, hidden.kv, column)
     return step + 1, token_R, alive_R, kv, out, forwards + R
 
   zeros_RT = jnp.zeros((R, T))

@@ -28,7 +28,7 @@ _ROWS = (32, 256)
 
 def _pack(kv: KV):
   """Keys and values of [L, R, K, S, E] as rows of numbers, RSC."""
-  packed = jnp.stack(kv).transpose(2, 4, 0, 1, 3, 5)
+  packed = jnp.asarray(kv).transpose(2, 4, 0, 1, 3, 5)
   return packed.reshape(*packed.shape[:2], -1)
 
 

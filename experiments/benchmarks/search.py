@@ -65,6 +65,9 @@ class Size:
   trees: tuple[int, ...]
   simulations: tuple[int, ...]
   slow_trees: int  # Of the searches that do much in vain.
+  # Nodes of a search by steps, and of how many trees.
+  step_trees: tuple[int, ...]
+  step_nodes: int = 32
 
 
 SIZES = {
@@ -74,6 +77,7 @@ SIZES = {
       head_dim=32, d_mlp=512, unroll_layers=4,
     ),
     length=16, trees=(64, 256), simulations=(32, 128), slow_trees=64,
+    step_trees=(64, 256),
   ),
   "small": Size(
     ModelConfig(
@@ -81,10 +85,12 @@ SIZES = {
       head_dim=64, d_mlp=1_536, unroll_layers=6,
     ),
     length=32, trees=(64, 256), simulations=(32,), slow_trees=64,
+    step_trees=(64,), step_nodes=8,
   ),
   "smollm2": Size(
     presets.SMOLLM2_135M,
     length=64, trees=(64, 256), simulations=(32,), slow_trees=8,
+    step_trees=(64,), step_nodes=4,
   ),
 }  # fmt: skip
 
@@ -139,14 +145,19 @@ class Case:
     )
     self.prefix = jax.jit(decode.prefill)(self.model, self.prompt_BP)
 
-  def timed(self, run, repeats: int) -> float:
-    """Seconds of run(model, prompt_BP, prefix), compiled."""
+  def timed(self, run, repeats: int):
+    """Seconds of run(model, prompt_BP, prefix), compiled, and its result."""
     call = jax.jit(
       lambda params, *args: run(nnx.merge(self.graphdef, params), *args)
     )
-    return seconds(
-      lambda: call(self.params, self.prompt_BP, self.prefix), repeats
-    )
+    result = None
+
+    def once():
+      nonlocal result
+      result = call(self.params, self.prompt_BP, self.prefix)
+      return result
+
+    return seconds(once, repeats), result
 
 
 def budget(trees: int, simulations: int) -> SearchConfig:
@@ -246,7 +257,8 @@ def cache_a_node(case: Case, simulations: int):
       return jnp.moveaxis(jnp.pad(a_LBKSE, room), 1, 0)
 
     embedding = {
-      "k": padded(own.kv.k_LRKSE), "v": padded(own.kv.v_LRKSE),
+      "k": padded(jnp.asarray(own.kv.k_LRKSE)),
+      "v": padded(jnp.asarray(own.kv.v_LRKSE)),
       "at": jnp.full(rows.shape, P),
     }  # fmt: skip
 
@@ -259,9 +271,9 @@ def cache_a_node(case: Case, simulations: int):
         at_B[:, None],
         segments=(Segment(kv, seen_BS[:, None]),),
       )
-      new = [jnp.moveaxis(a, 1, 0)[:, :, :, 0] for a in hidden.kv]
+      new = (jnp.moveaxis(jnp.asarray(a), 1, 0) for a in hidden.kv)
       k, v = (
-        parent[n].at[rows, :, :, at_B].set(a)
+        parent[n].at[rows, :, :, at_B].set(a[:, :, :, 0])
         for n, a in zip("kv", new, strict=True)
       )
       return hidden.x_RTD[:, 0], {"k": k, "v": v, "at": at_B + 1}
@@ -280,7 +292,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       label = f"{name}, {trees} trees, {simulations} nodes"
       config = budget(trees, simulations)
       nodes = trees * simulations
-      took = case.timed(ours(case, config), repeats)
+      took, _ = case.timed(ours(case, config), repeats)
       speeds["tokens", trees, simulations] = nodes / took
       floor = floor_seconds(case.model, trees, simulations, repeats)
       wide = floor_seconds(case.model, 256, max(nodes // 256, 1), repeats)
@@ -295,31 +307,27 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       ("situations", Sorted(**vars(case.task)), dict(transpositions=True)),
     ):
       config = dataclasses.replace(budget(trees, simulations), **change)
-      took = case.timed(ours(case, config, task), repeats)
+      took, _ = case.timed(ours(case, config, task), repeats)
       table.note(
         f"{name}, {trees} trees, {simulations} nodes, {kind}",
         nodes / took,
         "nodes/s",
         ours=nodes / took / ours_speed,
       )
+  for trees in size.step_trees:
+    case = Case(size, trees)
     steps = dataclasses.replace(
-      budget(trees, size.simulations[0]),
+      budget(trees, size.step_nodes),
       num_candidates=4,
       step_tokens=size.length // 4,
     )
-    run = ours(case, steps)
-    took = case.timed(run, repeats)
-    (_, forwards), nodes = (
-      jax.jit(run)(case.model, case.prompt_BP, case.prefix),
-      trees * steps.num_simulations,
-    )
-    speeds["steps", trees] = nodes / took
-    floor = floor_seconds(
-      case.model, 4 * trees, int(forwards) // (4 * trees), repeats
-    )
+    took, (_, forwards) = case.timed(ours(case, steps), repeats)
+    rows = 4 * trees
+    floor = floor_seconds(case.model, rows, int(forwards) // rows, repeats)
+    speeds["steps", trees] = trees * size.step_nodes / took
     table.note(
-      f"{name}, {trees} trees, {steps.num_simulations} nodes, steps of "
-      f"{steps.step_tokens}", nodes / took, "nodes/s",
+      f"{name}, {trees} trees, {size.step_nodes} nodes, steps of "
+      f"{steps.step_tokens}", speeds["steps", trees], "nodes/s",
       tokens_of_floor=floor / took,
     )  # fmt: skip
 
@@ -327,14 +335,15 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
   case, best = Case(size, trees), max(size.trees)
   nodes = trees * simulations
   run = ours(case, budget(trees, simulations))
-  mine = nodes / case.timed(run, repeats)
-  took = case.timed(naive(case, simulations), 1)
+  took, _ = case.timed(run, repeats)
+  mine = nodes / took
+  took, _ = case.timed(naive(case, simulations), 1)
   table.note(
     f"{name}, {trees} trees, naive mctx", nodes / took, "nodes/s",
     ours=nodes / took / mine,
   )  # fmt: skip
   if cache_bytes(size, trees, simulations) <= _MOST_BYTES:
-    took = case.timed(cache_a_node(case, simulations), 1)
+    took, _ = case.timed(cache_a_node(case, simulations), 1)
     table.note(
       f"{name}, {trees} trees, cache a node", nodes / took, "nodes/s",
       ours=nodes / took / mine,
@@ -343,7 +352,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
     return
   for kind, theirs, own in (
     ("tokens", python_trees.tokens, speeds["tokens", best, simulations]),
-    ("steps", python_trees.steps, speeds["steps", best]),
+    ("steps", python_trees.steps, speeds["steps", size.step_trees[-1]]),
   ):
     speed = theirs(size.model, size.length)
     table.note(

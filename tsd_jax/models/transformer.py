@@ -89,7 +89,8 @@ class ModelConfig:
 class KV(NamedTuple):
   """Keys (after RoPE) and values of some positions, all layers.
 
-  One array each, or a tuple with an array a layer: see `Transformer.unstack`.
+  One array each, or where layers are unrolled a tuple with an array a layer:
+  XLA on CPU copies a layer out of a stack before it is multiplied.
   """
 
   k_LRKSE: Array | tuple[Array, ...]
@@ -259,7 +260,7 @@ class Transformer(nnx.Module):
         # Not `i`: an integer makes JAX index a pool of keys value by value.
         x_RTD, kv = layer(x_RTD, (w, index_L[i], seen))
         new.append(kv)
-      kv = jax.tree.map(lambda *a: jnp.stack(a), *new)
+      kv = KV(*zip(*new, strict=True))
     else:
       x_RTD, kv = jax.lax.scan(
         layer,
@@ -270,10 +271,7 @@ class Transformer(nnx.Module):
     return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
 
   def unstack(self, kv: KV) -> KV:
-    """Keys that a loop carries: an array a layer, where layers are unrolled.
-
-    XLA on CPU copies a layer out of a stack before it is multiplied.
-    """
+    """Stacked keys in the form that `trunk` returns."""
     return KV(*map(tuple, kv)) if self.config.unrolled else kv
 
   def logits(self, x_XD: Array) -> Array:

@@ -196,7 +196,7 @@ class CarryPool(_Pool):
       self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
     self._kv = tuple(
-      a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
+      a.at[:, self.slot].set(jax.vmap(_columns_first)(jnp.asarray(new_LBKSE)))
       for a, new_LBKSE in zip(self._kv, hidden.kv, strict=True)
     )
     return hidden.x_RTD
