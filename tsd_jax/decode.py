@@ -226,7 +226,8 @@ def sample(
   own_kv = model.unstack(
     KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
   )
-  # Before the loop, which would take its layers out of a stack every time.
+  # Before the loop, which would take layers out of their stacks every time.
+  model = model.written_out()
   more_segments = [s._replace(kv=model.unstack(s.kv)) for s in more_segments]
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)

@@ -249,19 +249,18 @@ class Transformer(nnx.Module):
 
     if c.remat:
       layer = jax.checkpoint(layer, prevent_cse=c.unrolled)
-    weights = {name: p[...] for name, p in self.layers.items()}
     past = tuple(s.kv for s in segments)
     index_L = jnp.arange(c.num_layers)
     if c.unrolled:
       new = []
-      for i in range(c.num_layers):
-        w = {name: a[i] for name, a in weights.items()}
+      for i, w in enumerate(self._layer_weights()):
         seen = tuple(KV(kv.k_LRKSE[i], kv.v_LRKSE[i]) for kv in past)
         # Not `i`: an integer makes JAX index a pool of keys value by value.
         x_RTD, kv = layer(x_RTD, (w, index_L[i], seen))
         new.append(kv)
       kv = KV(*zip(*new, strict=True))
     else:
+      weights = {name: p[...] for name, p in self.layers.items()}
       x_RTD, kv = jax.lax.scan(
         layer,
         x_RTD,
@@ -269,6 +268,30 @@ class Transformer(nnx.Module):
         unroll=c.unroll_layers,
       )
     return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
+
+  def written_out(self) -> "Transformer":
+    """The model with an array a layer where layers are unrolled, for a loop.
+
+    Inside of one XLA on CPU would copy each out of its stack every time.
+    """
+    if not self.config.unrolled:
+      return self
+    model = nnx.clone(self)
+    model.layers = nnx.List(
+      nnx.Dict({name: nnx.Param(a) for name, a in w.items()})
+      for w in self._layer_weights()
+    )
+    return model
+
+  def _layer_weights(self) -> list[dict[str, Array]]:
+    """Weights of every layer by name, where layers are unrolled."""
+    if isinstance(self.layers, nnx.List):
+      return [{name: p[...] for name, p in w.items()} for w in self.layers]
+    weights = {name: p[...] for name, p in self.layers.items()}
+    return [
+      {name: a[i] for name, a in weights.items()}
+      for i in range(self.config.num_layers)
+    ]
 
   def unstack(self, kv: KV) -> KV:
     """Stacked keys in the form that `trunk` returns."""

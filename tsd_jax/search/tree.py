@@ -179,6 +179,7 @@ def search(
   Returns:
     The tree, whose nodes hold every answer found.
   """
+  model = model.written_out()
   B, D = prompt_BP.shape[0], task.response_length
   A, S = config.num_candidates, config.step_tokens
   rows = jnp.arange(B)
