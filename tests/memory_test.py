@@ -48,10 +48,12 @@ def inputs(config, rows):
   "search",
   [
     dict(num_simulations=32, step_tokens=4, num_candidates=4),
+    dict(num_simulations=32, refill=True),
     *(
       pytest.param(search, marks=pytest.mark.slow)
       for search in (
         dict(num_simulations=32),
+        dict(num_simulations=32, step_tokens=4, num_candidates=4, refill=True),
         dict(num_simulations=64, step_tokens=4, num_candidates=4),
         dict(num_simulations=32, step_tokens=8, num_candidates=4),
         dict(num_simulations=64, rule="puct", leaf="rollout"),
@@ -71,7 +73,9 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(search):
     )
   )
   said = compiled.lower(*shapes).compile().memory_analysis()
-  expected = memory.estimate_memory(MODEL, task, config.search)
+  expected = memory.estimate_memory(
+    MODEL, task, config.search, prompts=2 * TREES
+  )
   assert expected.total == pytest.approx(said.temp_size_in_bytes, rel=0.1)
 
 

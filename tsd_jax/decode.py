@@ -131,6 +131,13 @@ def repeat_rows(prefix: Prefix, group: int) -> Prefix:
   )
 
 
+def take_prompts(prefix: Prefix, row_R: Array) -> Prefix:
+  """Copies the keys of some prompts; those that all share stay as they are."""
+  *shared, own = prefix.segments
+  own = Segment(take_rows(own.kv, row_R), own.mask_RTS[row_R])
+  return Prefix((*shared, own), prefix.length_B[row_R], prefix.x_BD[row_R])
+
+
 def repeat_segment(segment: Segment, group: int) -> Segment:
   """Keys that serve `group` rows each; they are not copied."""
   return Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0))
@@ -350,7 +357,9 @@ def splice(head_RT: Array, length_R: Array, tail_RT: Array) -> Array:
   return jnp.where(jnp.arange(T)[None] < length_R[:, None], head_RT, moved_RT)
 
 
-def row_keys(key: Array, prompts: int | Array, group: int) -> Array:
+def row_keys(
+  key: Array, prompts: int | Array, group: int, number: Array | None = None
+) -> Array:
   """A key a response, from its prompt's index and its own.
 
   Results then do not depend on how prompts are laid out over devices.
@@ -359,9 +368,15 @@ def row_keys(key: Array, prompts: int | Array, group: int) -> Array:
     key: random key, consumed.
     prompts: how many there are, or their indices among all prompts.
     group: responses of each.
+    number: where a key serves several calls, that of the call: one of all
+      prompts, or one of each.
   """
   if isinstance(prompts, int):
     prompts = sharding.prompt_indices(prompts)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  key_B = fold(key, prompts)
+  if number is None:
+    key_B = fold(key, prompts)
+  else:
+    number_B = jnp.broadcast_to(number, prompts.shape)
+    key_B = jax.vmap(jax.random.fold_in)(fold(key, number_B), prompts)
   return jax.vmap(lambda k: fold(k, jnp.arange(group)))(key_B).reshape(-1)

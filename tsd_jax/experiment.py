@@ -150,7 +150,8 @@ class Experiment:
           "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
         )
     own = learner.prompts // self.mesh.parts
-    if learner.searches and own % min(self.search.trees, own):
+    blocks = learner.searches and not self.search.refill
+    if blocks and own % min(self.search.trees, own):
       raise ValueError(
         f"the {own} prompts that each part searches (rollout.prompts times "
         f"search.width / {self.mesh.parts} parts) must be a multiple of "

@@ -160,8 +160,18 @@ class Comparison:
           f"{ours:.0f}: their ratio of steps would mean nothing"
         )
 
-  def run(self, method: str, value: str, seed: int, split: str) -> Experiment:
-    """The experiment of one run."""
+  def run(
+    self, method: str, value: str, seed: int, split: str, share: float = 1.0
+  ) -> Experiment:
+    """The experiment of one run.
+
+    Args:
+      method: its name.
+      value: of what is swept.
+      seed: its seed.
+      split: the problems that it is measured on.
+      share: of its simulations that a search makes, for the tokens to spend.
+    """
     changes = settings(method, self.experiment) | {
       "seed": str(seed),
       "eval.split": split,
@@ -170,24 +180,29 @@ class Comparison:
     values = value.split("+") if len(fields) > 1 else [value]
     changes |= dict(zip(fields, values, strict=True))
     run = config_lib.override(self.experiment, changes)
-    if not self.equal_tokens:
+    if not self.equal_tokens or method == "tsd":
       return run
-    # Points of both curves lie on the same grid.
-    grid = run.eval.every or run.chunk
-    spends = self.experiment.iterations * iteration_tokens(self.experiment)
-    points = round(spends / iteration_tokens(run) / grid)
+    grid = run.chunk  # A run ends with one, and with an evaluation.
+    ours = self.experiment
+    spends = ours.iterations * iteration_tokens(ours, share)
+    points = round(spends / iteration_tokens(run, share) / grid)
     iterations = max(run.iterations, points * grid)
     return dataclasses.replace(run, iterations=iterations)
 
 
-def iteration_tokens(run: Experiment) -> int:
-  """Ledger tokens of an iteration, if every search and response is full."""
+def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
+  """Ledger tokens of an iteration, if every response is full.
+
+  Args:
+    run: its config.
+    share: of its simulations that a search makes.
+  """
   task, learner = run.make_task(), run.learner_config()
   T, r, S = task.response_length - 1, learner.rollout, learner.prompts
   total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
   if learner.searches:
     total += learner.prompt_tokens(task, S, learner.search_calls)
-    total += S * learner.search.num_simulations
+    total += share * S * learner.search.num_simulations
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
 
@@ -222,12 +237,14 @@ def judge(
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluate.parse_modes(config.mode)
   workdir.prepare(config, folder, ignore=("lanes",))
-  best, sweep, trained = {}, {}, 0.0
+  best, sweep, trained, share = {}, {}, 0.0, 1.0
+  runs: dict[str, list[Curve]] = {}
+  spent: dict[str, list[dict[str, int]]] = {}
   for method in config.methods:
     values = config.values if len(config.values) > 1 else ()
     todo = {
       folder / "sweep" / method / value: config.run(
-        method, value, config.sweep_seed, "validation"
+        method, value, config.sweep_seed, "validation", share
       )
       for value in values
     }
@@ -239,12 +256,9 @@ def judge(
     trained += sum(float(curve.seconds[-1]) for curve, _ in tried)
     scores = sweep[method] or dict.fromkeys(config.values, 0.0)
     best[method] = max(scores, key=scores.__getitem__)
-  runs: dict[str, list[Curve]] = {}
-  spent: dict[str, list[dict[str, int]]] = {}
-  for method in config.methods:
     todo = {
       folder / "runs" / method / str(seed): config.run(
-        method, best[method], seed, config.split
+        method, best[method], seed, config.split, share
       )
       for seed in config.seeds
     }
@@ -252,6 +266,8 @@ def judge(
       list, zip(*_run(todo, config), strict=True)
     )
     trained += sum(float(curve.seconds[-1]) for curve in runs[method])
+    if method == "tsd":  # The first: what it spends, the others may.
+      share = _share(config.experiment, spent[method])
   content = {
     "command": command,
     "task": config.experiment.make_task().name,
@@ -280,6 +296,14 @@ def judge(
   page = report.comparison_page(shown, curves(content), config.mode, of_token)
   workdir.write_whole(folder / "compare.html", page)
   return shown
+
+
+def _share(experiment: Experiment, spent: list[dict[str, int]]) -> float:
+  """How much of its budget tsd's search has used, from its runs' ledgers."""
+  learner = experiment.learner_config()
+  budget = learner.prompts * learner.search.num_simulations
+  made = np.mean([ledger["search"] for ledger in spent])
+  return float(made / (budget * experiment.iterations))
 
 
 def sweep_score(curve: Curve) -> float:

@@ -39,9 +39,10 @@ def estimate_memory(
   task: Task,
   config: SearchConfig,
   *,
+  prompts: int | None = None,
   tensor: int = 1,
 ) -> Memory:
-  """Bytes that `config.trees` trees take beside the parameters.
+  """Bytes that B trees take beside the parameters.
 
     pool     B N S of the keys and values of a position, 2 L K E numbers
     prompts  H + B (P - H) of them, H of which all prompts share
@@ -54,16 +55,18 @@ def estimate_memory(
     model: shape of the model.
     task: gives the lengths.
     config: the search.
+    prompts: B where the search refills; else it is `config.trees`.
     tensor: devices that share the heads and the vocabulary.
   """
-  c, B, N = model, config.trees, config.num_simulations
+  c, R, N = model, config.trees, config.num_simulations
+  B = prompts if prompts and config.refill else R
   A, S = config.num_candidates, config.step_tokens
   T, P, H = task.response_length, task.prompt_length, task.prompt_head
   shared = tensor if c.num_kv_heads % tensor == 0 else 1
   itemsize = jnp.dtype(c.compute_dtype).itemsize
   keys = c.num_kv_heads * c.head_dim // shared
   position = 2 * c.num_layers * keys * itemsize
-  path = B * T * position
+  path = R * T * position
   logits = _NUMBER * c.vocab_size // tensor
   # Queries and their answers, keys and values, the MLP's halves, features.
   heads = c.num_heads * c.head_dim // tensor
@@ -82,7 +85,7 @@ def estimate_memory(
   if S > 1:
     parts.append(sampled(B * A, S))
   if config.leaf in ("rollout", "mix"):
-    parts.append(sampled(B, T))
+    parts.append(sampled(R, T))
   merged = A + 1 if config.merges(task) else 0
   return Memory(
     pool=B * N * S * position,
@@ -143,7 +146,7 @@ def check(
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)
     one = estimate_memory(
-      search_model or model, task, smaller, tensor=mesh.tensor
+      search_model or model, task, smaller, prompts=own, tensor=mesh.tensor
     )
     return Memory(*(lanes * part for part in one))
 
@@ -152,9 +155,10 @@ def check(
     return max(fitting, default=0)
 
   now = need()
+  held_trees = own if search.refill else search.trees
   line = (
-    f"search: {_size(now.total)} a device for {lanes * search.trees} trees of "
-    f"{search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
+    f"search: {_size(now.total)} a device for {lanes * held_trees} trees "
+    f"of {search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
     f"beside {_size(held)} of parameters; there are {_size(there)}"
   )
   if held + now.total <= there:
@@ -166,6 +170,8 @@ def check(
     for field, value in (("num_simulations", nodes), ("trees", trees))
     if value
   ]
+  if search.refill and held + need(refill=False).total <= there:
+    ways.append("search.refill=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")
 

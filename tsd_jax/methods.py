@@ -208,6 +208,8 @@ class LearnerConfig:
   @property
   def search_calls(self) -> int:
     """Calls in which the searched prompts are run."""
+    if self.search.refill:
+      return 1
     return -(-self.prompts // self.search.trees)
 
   def update_tokens(self, task: Task) -> int:

@@ -13,6 +13,7 @@ import mctx
 
 from tsd_jax import sharding
 from tsd_jax.search import transpositions
+from tsd_jax.search.kv_pool import Turn
 from tsd_jax.search.rules import merged
 from tsd_jax.types import LOG_ZERO, UNVISITED, Array
 
@@ -37,11 +38,14 @@ class BestFirst:
     beta: weight of the node's learned value; 0 ignores it.
     epsilon: bonus a token, so that ties go to the deeper node.
     stop_when_solved: end when every tree holds a correct response.
+    trees: how many grow in a simulation, of those that are not finished, the
+      smallest ones first; None is all, in step.
   """
 
   beta: float = 0.0
   epsilon: float = 0.02
   stop_when_solved: bool = True
+  trees: int | None = None
 
   def run(
     self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
@@ -52,6 +56,9 @@ class BestFirst:
     arrays copied at every node. Here the next leaf is known without a walk,
     and its path is known from its embedding.
     """
+
+    B = root.value.shape[0]
+    rows = B if self.trees is None else min(self.trees, B)
 
     def grown(first, last, body, state):
       del body
@@ -68,13 +75,31 @@ class BestFirst:
           loop.done = sharding.all_parts(jnp.all(solved_B))
         return rng_key, tree
 
-      rng_key, tree = loop_fn(first, last, step, state)
+      def turn(simulation, state):
+        del simulation
+        rng_key, tree, waits_B = state
+        rng_key, expand_key = jax.random.split(rng_key)
+        now = next_turn(tree, waits_B, rows)
+        tree = self.grow(
+          tree, functools.partial(recurrent_fn, now, expand_key), turn=now
+        )
+        waits_B = self.waits(tree)
+        # A device's trees grow apart from all others, and so does its loop end.
+        loop.done = ~jnp.any(waits_B)
+        return rng_key, tree, waits_B
+
+      if self.trees is None:
+        rng_key, tree = loop_fn(first, last, step, state)
+      else:
+        state = (*state, self.waits(state[1]))
+        # Full turns, and those in which the last trees end.
+        most = (B // rows + 1) * num_simulations
+        rng_key, tree, _ = loop_fn(first, most, turn, state)
       return rng_key, with_edges(tree).replace(extra_data=None)
 
     # The open list: keys of all moves of all nodes.
     closed_BNA = jnp.full(
-      (root.value.shape[0], num_simulations + 1, root.prior_logits.shape[1]),
-      CLOSED,
+      (B, num_simulations + 1, root.prior_logits.shape[1]), CLOSED
     )
     return mctx.search(
       (),
@@ -103,83 +128,117 @@ class BestFirst:
       closed_BA |= node.situation_A == node.situation[:, None]
     return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
 
-  def grow(self, tree: mctx.Tree, expand, n: Array) -> mctx.Tree:
-    """Expands the best untried move of every tree as its node n.
+  def waits(self, tree: mctx.Tree) -> Array:
+    """Which trees may grow further, B."""
+    waits_B = jnp.any(tree.extra_data > CLOSED, axis=(1, 2))
+    waits_B &= simulations(tree) < tree.node_visits.shape[1] - 1
+    if self.stop_when_solved:
+      waits_B &= ~jnp.any(tree.embeddings.correct, axis=1)
+    return waits_B
+
+  def grow(
+    self,
+    tree: mctx.Tree,
+    expand,
+    n: Array | None = None,
+    turn: Turn | None = None,
+  ) -> mctx.Tree:
+    """Expands the best untried move of trees as a new node of each.
 
     Visits and values of nodes are kept as mctx does. A tree in which nothing
     is left to expand stays as it is.
 
     Args:
       tree: the trees, with their open lists as extra data.
-      expand: (action_B, parent) -> (mctx.RecurrentFnOutput, node).
+      expand: (action_R, parent) -> (mctx.RecurrentFnOutput, node).
       n: index of the new node, the same in all trees.
+      turn: instead of it, the trees that grow.
 
     Returns:
       The trees, without visits and values of edges (`with_edges`).
     """
     B, N, A = tree.children_index.shape
-    rows = jnp.arange(B)
-    key_BX = tree.extra_data.reshape(B, N * A)
+
+    def of_rows(x_B):
+      """What belongs to the trees that grow."""
+      return x_B if turn is None else x_B[turn.tree_R]
+
+    tree_R = of_rows(jnp.arange(B))
+    open_RNA = of_rows(tree.extra_data)
+    R = tree_R.shape[0]
+    key_RX = open_RNA.reshape(R, N * A)
     # An argmax in two reductions, which vectorise; XLA on CPU's own does not.
-    top_B1 = jnp.max(key_BX, axis=1, keepdims=True)
+    top_R1 = jnp.max(key_RX, axis=1, keepdims=True)
     place_1X = jnp.arange(N * A)[None]
-    best_B = jnp.min(jnp.where(key_BX == top_B1, place_1X, N * A), axis=1)
-    exists_B = top_B1[:, 0] > CLOSED
-    node_B, action_B = best_B // A, best_B % A
-    parent = jax.tree.map(lambda a: a[rows, node_B], tree.embeddings)
-    output, node = expand(action_B, parent)
+    best_R = jnp.min(jnp.where(key_RX == top_R1, place_1X, N * A), axis=1)
+    exists_R = top_R1[:, 0] > CLOSED
+    if turn is not None:
+      exists_R &= turn.grows_R
+    node_R, action_R = best_R // A, best_R % A
+    parent = jax.tree.map(lambda a: a[tree_R, node_R], tree.embeddings)
+    output, node = expand(action_R, parent)
 
     def write(old, new):
-      """Column n of the trees that grow."""
+      """The new node of the trees that grow."""
+      if turn is not None:
+        row_R = jnp.where(exists_R, tree_R, B)
+        return old.at[row_R, turn.slot_R + 1].set(new, mode="drop")
+      # The same column in all trees, written as one.
       column = jax.lax.dynamic_index_in_dim(old, n, 1, keepdims=False)
-      grows = exists_B.reshape(B, *[1] * (column.ndim - 1))
+      grows = exists_R.reshape(B, *[1] * (column.ndim - 1))
       column = jnp.where(grows, new, column).astype(old.dtype)
       return jax.lax.dynamic_update_index_in_dim(old, column, n, 1)
 
     # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
     # A node is named, and written alike, once for each token of its step; the
     # new node itself, where its step has several tokens, is overwritten below.
-    above_BD = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
-    D = above_BD.shape[1]
-    exists_BD = (jnp.arange(D)[None] < node.depth[:, None]) & exists_B[:, None]
-    at_BD = (rows[:, None], jnp.where(exists_BD, above_BD, N))
-    count_BD = tree.node_visits[rows[:, None], above_BD]
-    mean_BD = tree.node_values[rows[:, None], above_BD]
+    above_RD = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
+    D = above_RD.shape[1]
+    exists_RD = (jnp.arange(D)[None] < node.depth[:, None]) & exists_R[:, None]
+    at_RD = (tree_R[:, None], jnp.where(exists_RD, above_RD, N))
+    count_RD = tree.node_visits[tree_R[:, None], above_RD]
+    mean_RD = tree.node_values[tree_R[:, None], above_RD]
     # Edges above the last have no reward and no discount.
-    value_B1 = (output.reward + output.discount * output.value)[:, None]
-    mean_BD = (mean_BD * count_BD + value_B1) / (count_BD + 1.0)
-    edge = (rows, jnp.where(exists_B, node_B, N), action_B)
+    value_R1 = (output.reward + output.discount * output.value)[:, None]
+    mean_RD = (mean_RD * count_RD + value_R1) / (count_RD + 1.0)
+    edge = (tree_R, jnp.where(exists_R, node_R, N), action_R)
     open_BNA = tree.extra_data.at[edge].set(CLOSED, mode="drop")
-    key_BA = self.keys(node)
+    key_RA = self.keys(node)
     if node.situation is not None:
-      nodes, exists_BN = tree.embeddings, tree.node_visits > 0
-      key_BA = jnp.where(
-        transpositions.reached(nodes, exists_BN, node), CLOSED, key_BA
+      nodes = jax.tree.map(of_rows, tree.embeddings)
+      made_RN = of_rows(tree.node_visits) > 0
+      key_RA = jnp.where(
+        transpositions.reached(nodes, made_RN, node), CLOSED, key_RA
       )
-      late_BNA = transpositions.late(nodes, node) & exists_B[:, None, None]
-      open_BNA = jnp.where(late_BNA, CLOSED, open_BNA)
+      late_RNA = transpositions.late(nodes, node) & exists_R[:, None, None]
+      if turn is None:
+        open_BNA = jnp.where(late_RNA, CLOSED, open_BNA)
+      else:
+        closed_RNA = jnp.where(late_RNA, CLOSED, jnp.inf)
+        open_BNA = open_BNA.at[tree_R].min(closed_RNA)
+    child_R = n if turn is None else turn.slot_R + 1
     return tree.replace(
       node_visits=write(
-        tree.node_visits.at[at_BD].set(count_BD + 1, mode="drop"), 1
+        tree.node_visits.at[at_RD].set(count_RD + 1, mode="drop"), 1
       ),
       node_values=write(
-        tree.node_values.at[at_BD].set(mean_BD, mode="drop"), output.value
+        tree.node_values.at[at_RD].set(mean_RD, mode="drop"), output.value
       ),
       raw_values=write(tree.raw_values, output.value),
-      parents=write(tree.parents, node_B),
-      action_from_parent=write(tree.action_from_parent, action_B),
+      parents=write(tree.parents, node_R),
+      action_from_parent=write(tree.action_from_parent, action_R),
       children_prior_logits=write(
         tree.children_prior_logits, output.prior_logits
       ),
       embeddings=jax.tree.map(write, tree.embeddings, node),
-      children_index=tree.children_index.at[edge].set(n, mode="drop"),
+      children_index=tree.children_index.at[edge].set(child_R, mode="drop"),
       children_rewards=tree.children_rewards.at[edge].set(
         output.reward, mode="drop"
       ),
       children_discounts=tree.children_discounts.at[edge].set(
         output.discount, mode="drop"
       ),
-      extra_data=write(open_BNA, key_BA),
+      extra_data=write(open_BNA, key_RA),
     )
 
   def improved(self, tree):
@@ -200,6 +259,20 @@ class BestFirst:
     v_BNA = jnp.where(endings(nodes), nodes.reward[..., None], v_BNA)
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
+
+
+def simulations(tree: mctx.Tree) -> Array:
+  """How many each tree has made, B: its nodes but the root."""
+  return jnp.sum(tree.node_visits > 0, axis=1) - 1
+
+
+def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
+  """The smallest of the trees that wait, so that the last ones end together."""
+  made_B = simulations(tree)
+  last = tree.node_visits.shape[1] - 1
+  _, tree_R = jax.lax.top_k(jnp.where(waits_B, -made_B, -last), rows)
+  slot_R = jnp.minimum(made_B[tree_R], last - 1)
+  return Turn(tree_R, slot_R, waits_B[tree_R])
 
 
 def endings(nodes) -> Array:

@@ -12,11 +12,12 @@ def health(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
 
   Args:
     tree: a finished search.
-    simulations: how many were made for every prompt.
+    simulations: how many were made a prompt.
 
   Returns:
     search_depth: tokens from the root to a node.
-    search_wasted: simulations that visited a finished node again.
+    search_wasted: simulations that visited a finished node again, or had no
+      tree to grow.
     search_answers: distinct finished responses in a tree.
     search_duplicates: fraction of the answers found that were there already.
     search_cut_off: fraction of the nodes whose path is full and has no answer.

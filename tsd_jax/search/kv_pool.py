@@ -14,7 +14,7 @@ loop, for programs in which Refs are not wanted.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,17 @@ from tsd_jax.types import Array
 
 # A simulation loop as mctx calls it: (first, last, body, state) -> state.
 LoopFn = Callable[[Any, Any, Callable[[Array, Any], Any], Any], Any]
+
+
+class Turn(NamedTuple):
+  """Trees that grow in a simulation, where those are some of all.
+
+  Given to `recurrent_fn` as what mctx calls its parameters.
+  """
+
+  tree_R: Array  # Their numbers, all different.
+  slot_R: Array  # How many simulations each has made before.
+  grows_R: Array  # bool; a place for which no tree waits holds a finished one.
 
 
 class _Pool:
@@ -47,10 +58,12 @@ class _Pool:
     c, columns = model.config, step_tokens * batch
     shape = (c.num_layers, num_slots, columns, c.num_kv_heads, c.head_dim)
     zeros = sharding.split_heads(jnp.zeros(shape, model.dtype), 3)
-    self._step_tokens = step_tokens
+    self._step_tokens, self._batch = step_tokens, batch
     self._kv = self._hold(zeros), self._hold(zeros)
-    # Trace-time cell: the loop below sets it to the running simulation.
+    # Trace-time cells. The loop below sets the first to the running simulation;
+    # where some trees grow, `turn` says which.
     self._slot: Array | None = None
+    self.turn: Turn | None = None
 
   def _hold(self, zeros: Array) -> Any:
     """What the pool keeps an array in."""
@@ -58,9 +71,13 @@ class _Pool:
 
   def _columns(self, slots_BD: Array) -> Array:
     """Where in their slots the tokens of paths lie, BD."""
-    B, D = slots_BD.shape
-    column_1D = jnp.arange(D)[None] % self._step_tokens
-    return column_1D * B + jnp.arange(B)[:, None]
+    column_1D = jnp.arange(slots_BD.shape[1])[None] % self._step_tokens
+    return column_1D * self._batch + self._tree_R[:, None]
+
+  @property
+  def _tree_R(self) -> Array:
+    """Numbers of the trees that grow."""
+    return jnp.arange(self._batch) if self.turn is None else self.turn.tree_R
 
   def _turned(self, depth_B: Array) -> Array:
     """Which token of a step that begins at a depth lies in each column, BS."""
@@ -118,11 +135,16 @@ class _Pool:
     """Runs the model, writes the slot, returns features BSD."""
     raise NotImplementedError
 
+  def _own(self) -> tuple[Array, Array]:
+    """Slots and columns that some trees write, RS."""
+    column_1S = jnp.arange(self._step_tokens)[None] * self._batch
+    return self.slot[:, None], column_1S + self._tree_R[:, None]
+
   @property
   def slot(self) -> Array:
-    """Slot that the running simulation writes, a scalar."""
+    """Slot that is written: a scalar, or one for each of some trees."""
     assert self._slot is not None, "the pool is used outside of its loop"
-    return self._slot
+    return self._slot if self.turn is None else self.turn.slot_R
 
 
 class RefPool(_Pool):
@@ -151,7 +173,10 @@ class RefPool(_Pool):
 
     def memory(layer, *new):
       for ref, new_BKSE in zip(self._kv, new, strict=True):
-        ref[layer, self.slot] = _columns_first(new_BKSE)
+        if self.turn is None:
+          ref[layer, self.slot] = _columns_first(new_BKSE)
+        else:
+          ref[(layer, *self._own())] = new_BKSE.swapaxes(1, 2)
       # Read by way of `[...]`, which copies nothing: an index into the Ref
       # itself makes devices that share the heads gather the whole pool.
       k_BKDE, v_BKDE = (
@@ -195,10 +220,14 @@ class CarryPool(_Pool):
       segments=[*prompt, path],
       self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
-    self._kv = tuple(
-      a.at[:, self.slot].set(jax.vmap(_columns_first)(jnp.asarray(new_LBKSE)))
-      for a, new_LBKSE in zip(self._kv, hidden.kv, strict=True)
-    )
+
+    def written(a, new_LBKSE):
+      new_LBKSE = jnp.asarray(new_LBKSE)
+      if self.turn is None:
+        return a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
+      return a.at[(slice(None), *self._own())].set(new_LBKSE.swapaxes(2, 3))
+
+    self._kv = tuple(map(written, self._kv, hidden.kv))
     return hidden.x_RTD
 
 

@@ -55,6 +55,9 @@ class SearchConfig:
   stop_when_solved: bool = True
   # Whether best-first leaves out what the tree has seen (`Task.situation`).
   transpositions: bool = False
+  # Whether all prompts are searched together, best-first, `trees` of them in a
+  # simulation: one that is solved makes room for another.
+  refill: bool = False
   pool: Literal["ref", "carry"] = "ref"
 
   def __post_init__(self):
@@ -76,6 +79,11 @@ class SearchConfig:
       raise ValueError(
         f"search.rollout_temperature={self.rollout_temperature} must be > 0"
       )
+    if self.refill and self.rule != "best_first":
+      raise ValueError(
+        f"search.refill=true is of search.rule=best_first, not {self.rule}: "
+        "mctx's own rules grow all trees in step"
+      )
     if self.leaf == "none" and self.rule != "best_first":
       raise ValueError(
         f"search.leaf=none gives search.rule={self.rule} nothing to compare "
@@ -91,6 +99,10 @@ class SearchConfig:
     """Whether moves that lead to one situation are merged."""
     wanted = self.rule == "best_first" and self.transpositions
     return wanted and task.situation is not None
+
+  def rows(self, prompts: int) -> int:
+    """How many of the trees of some prompts grow in a simulation."""
+    return min(self.trees, prompts) if self.refill else prompts
 
   def make_rule(self) -> rules.Rule:
     """The rule object with its tunables."""
@@ -108,6 +120,7 @@ class SearchConfig:
           beta=self.beta if self.needs_value else 0.0,
           epsilon=self.epsilon,
           stop_when_solved=self.stop_when_solved,
+          trees=self.trees if self.refill else None,
         )
 
 
@@ -150,7 +163,7 @@ class SearchResult(NamedTuple):
   """A finished search over B prompts."""
 
   tree: mctx.Tree  # embeddings: Node
-  simulations: Array  # int32 scalar, simulations made for every prompt.
+  simulations: Array  # float32 scalar, simulations made, a prompt.
   # int32 scalar, token forwards below the prompts, all trees; those of rows and
   # columns that are masked count as well.
   forwards: Array
@@ -182,8 +195,8 @@ def search(
   model = model.written_out()
   B, D = prompt_BP.shape[0], task.response_length
   A, S = config.num_candidates, config.step_tokens
-  rows = jnp.arange(B)
   tree_key, rollout_key = jax.random.split(key)
+  step_key = jax.random.split(rollout_key)[1]
   if index_B is None:
     index_B = sharding.prompt_indices(B)
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
@@ -196,8 +209,17 @@ def search(
   merges = config.merges(task)
   loop = rules.StoppableLoop()
 
+  def shown():
+    """The prompts whose trees grow: tokens, keys, indices among all."""
+    if pool.turn is None:
+      return prompt_BP, prefix, index_B
+    row_R = pool.turn.tree_R
+    prompts = decode.take_prompts(prefix, row_R)
+    return prompt_BP[row_R], prompts, index_B[row_R]
+
   def offer(node, x_BD, number):
     """A node with its moves, and the token forwards that they took."""
+    prompt_BP, prefix, index_B = shown()
     if S == 1:
       log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
       offered, forwards = moves.likeliest_tokens(log_prob_BV, A), 0
@@ -207,13 +229,12 @@ def search(
         )
         offered = moves.observed_tokens(offered, token_B, task.pad_id)
     else:
-      step_key = jax.random.split(rollout_key)[1]
       offered, forwards = moves.drawn_steps(
         model,
         task,
         decode.Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
         pool.path_segment(node.path_slots, node.depth),
-        decode.row_keys(jax.random.fold_in(step_key, number), index_B, A),
+        decode.row_keys(step_key, index_B, A, number),
         jnp.where(node.finished, 0, D - node.depth),
         count=A,
         step_tokens=S,
@@ -228,6 +249,7 @@ def search(
 
   def end(node):
     """A node with its ending, and the answer that it holds."""
+    rows = jnp.arange(node.depth.shape[0])
     ends_BA = jnp.any(node.step_AS == task.eos_id, axis=-1) & ends_at_once
     has_B = jnp.any(ends_BA, axis=1)
     first_B = jnp.argmax(ends_BA, axis=1)
@@ -248,6 +270,7 @@ def search(
   def judge(node, answer):
     """Mctx's value and reward of a node, and its stored answer."""
     tokens_BD, log_prob_B, has_answer_B = answer
+    prompt_BP, _, _ = shown()
     score = task.score(prompt_BP, tokens_BD)
     reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
     done_B = node.finished | node.cut_off
@@ -273,8 +296,11 @@ def search(
       correct=has_answer_B & score.correct_X,
     )
 
-  def recurrent_fn(params, rng_key, action_B, parent):
-    del params, rng_key  # Randomness comes from per-prompt keys below.
+  def recurrent_fn(turn, rng_key, action_B, parent):
+    del rng_key  # Randomness comes from per-prompt keys below.
+    pool.turn = turn or None
+    _, prefix, _ = shown()
+    rows = jnp.arange(action_B.shape[0])
     step_BS, length_B, log_prob_B, prior_B = (
       a[rows, action_B]
       for a in (
@@ -287,7 +313,8 @@ def search(
       parent.path_tokens, parent.depth, step_BS, length_B
     )
     path_tokens = jnp.where(over_B[:, None], parent.path_tokens, path_tokens)
-    path_slots = jnp.where(at_BD, pool.slot, parent.path_slots)
+    slot_X1 = jnp.reshape(pool.slot, (-1, 1))
+    path_slots = jnp.where(at_BD, slot_X1, parent.path_slots)
     x_BD = pool.forward(
       model,
       step_BS,
@@ -325,9 +352,8 @@ def search(
 
   def roll_out(node, x_BD):
     """Samples each path to its end; finished paths stay as they are."""
-    key_B = decode.row_keys(
-      jax.random.fold_in(rollout_key, pool.slot), index_B, 1
-    )
+    prompt_BP, prefix, index_B = shown()
+    key_B = decode.row_keys(rollout_key, index_B, 1, pool.slot)
     path = pool.path_segment(node.path_slots, node.depth)
     done_B = node.finished | node.cut_off
     sampled = decode.sample(
@@ -394,8 +420,9 @@ def search(
     loop_fn=pool.loop(loop),
     loop=loop,
   )
+  rows = loop.steps * config.rows(B)
   return SearchResult(
     tree=jax.lax.stop_gradient(tree),
-    simulations=loop.steps,
-    forwards=loop.steps * B * S + loop.count + root_forwards,
+    simulations=rows / B,
+    forwards=rows * S + loop.count + root_forwards,
   )

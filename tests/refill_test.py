@@ -1,0 +1,118 @@
+"""Trees that take turns are those that grow in step, and no place is idle."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests import small_experiment, steps_test, transpositions_test
+from tests.search_test import PROMPTS, TASK, B, model
+from tsd_jax import config as config_lib
+from tsd_jax import decode
+from tsd_jax.search import tree as tree_lib
+from tsd_jax.search.tree import SearchConfig
+
+N, TREES = 16, 3
+CASES = {
+  "tokens": (TASK, {}),
+  "value": (TASK, dict(leaf="value", pool="carry")),
+  "rollouts": (TASK, dict(leaf="mix")),
+  "situations": (transpositions_test.Bag(), dict(transpositions=True)),
+  "steps": (steps_test.TASK, dict(step_tokens=3)),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _search(prompt_BP, task, config):
+  prefix = decode.prefill(model(), prompt_BP)
+  key = jax.random.key(0)
+  return tree_lib.search(model(), task, prompt_BP, prefix, key, config)
+
+
+@functools.cache
+def search(case, **changes):
+  task, settings = CASES[case]
+  config = SearchConfig(
+    **{"num_simulations": N, "num_candidates": 4, "stop_when_solved": False}
+    | settings
+    | changes
+  )
+  return jax.device_get(_search(PROMPTS, task, config))
+
+
+def turns(needs, rows):
+  """Simulations until every tree has what it needs, the smallest first."""
+  made, count = [0] * len(needs), 0
+  while waits := [b for b in range(len(needs)) if made[b] < needs[b]]:
+    for b in sorted(waits, key=lambda b: (made[b], b))[:rows]:
+      made[b] += 1
+    count += 1
+  return count
+
+
+@pytest.mark.parametrize(
+  "case",
+  ["tokens", "situations"]
+  + [
+    pytest.param(case, marks=pytest.mark.slow)
+    for case in ("value", "rollouts", "steps")
+  ],
+)
+def test_a_tree_knows_nothing_of_the_others(case):
+  in_step, in_turns = search(case), search(case, refill=True, trees=TREES)
+  for a, b in zip(
+    jax.tree.leaves(in_step.tree),
+    jax.tree.leaves(in_turns.tree),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  made_B = np.sum(in_step.tree.node_visits > 0, axis=1) - 1
+  rows = turns(made_B, TREES) * TREES
+  np.testing.assert_allclose(in_turns.simulations, rows / B)
+  if case in ("tokens", "value", "situations"):
+    assert in_turns.forwards == rows
+
+
+@pytest.mark.parametrize("case", ["tokens", "situations"])
+def test_a_solved_tree_makes_room(case):
+  """It holds what it held when it was solved, and the others are whole."""
+  whole = search(case).tree
+  short = search(case, refill=True, trees=TREES, stop_when_solved=True)
+  needs = []
+  for row in range(B):
+    made = np.flatnonzero(whole.node_visits[row] > 0)
+    solved = np.flatnonzero(whole.embeddings.correct[row])
+    last = solved[0] if len(solved) else made[-1]
+    needs.append(int(last))
+    for a, b in zip(
+      jax.tree.leaves(whole.embeddings),
+      jax.tree.leaves(short.tree.embeddings),
+      strict=True,
+    ):
+      np.testing.assert_allclose(
+        a[row, : last + 1], b[row, : last + 1], atol=1e-5
+      )
+    assert not np.any(short.tree.node_visits[row, last + 1 :])
+  assert 0 in needs or min(needs) < max(needs)
+  rows = turns(needs, TREES) * TREES
+  np.testing.assert_allclose(short.simulations, max(rows, TREES) / B)
+
+
+def test_more_places_than_prompts_are_as_many():
+  few, many = (search("tokens", refill=True, trees=t) for t in (B, 5 * B))
+  assert few.forwards == many.forwards
+
+
+def test_mctx_s_own_rules_have_no_turns():
+  with pytest.raises(ValueError, match=r"search\.refill=true is of .*not puct"):
+    SearchConfig(rule="puct", leaf="rollout", refill=True)
+
+
+def test_prompts_need_be_no_multiple_of_trees():
+  config = small_experiment.get_config()
+  sizes = {"rollout.prompts": "8", "search.width": "1", "search.trees": "3"}
+  with pytest.raises(config_lib.ConfigError, match="multiple of search.trees"):
+    config_lib.override(config, sizes)
+  config = config_lib.override(config, sizes | {"search.refill": "true"})
+  assert config.learner_config().search_calls == 1
