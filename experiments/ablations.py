@@ -80,7 +80,11 @@ VARIANTS: dict[str, dict[str, str]] = {
   },
   "root_baseline": {"loss.local_weight": "0"},
   "no_success_head": {"loss.success_weight": "0"},
-  "soft_targets": {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
+  "soft_targets": {
+    "loss.soft_weight": "0.5",
+    "search.leaf": "rollout",
+    "search.refill": "false",
+  },
   # What the searched tree teaches by itself: no samples, no forks.
   "searched_tree": {
     "loss.policy_weight": "0",
@@ -88,9 +92,19 @@ VARIANTS: dict[str, dict[str, str]] = {
     "loss.soft_weight": "8",
     "loss.lessons": "832",
     "search.leaf": "rollout",
+    "search.refill": "false",
   },
-  "puct": {"search.rule": "puct", "search.leaf": "rollout"},
-  "gumbel": {"search.rule": "gumbel", "search.leaf": "rollout"},
+  "puct": {
+    "search.rule": "puct",
+    "search.leaf": "rollout",
+    "search.refill": "false",
+  },
+  "gumbel": {
+    "search.rule": "gumbel",
+    "search.leaf": "rollout",
+    "search.refill": "false",
+  },
+  "no_refill": {"search.refill": "false"},
   "simulations_20": {"search.num_simulations": "20"},
   "simulations_128": {"search.num_simulations": "128"},
   "frozen_search": {"refresh_every": "0"},
@@ -153,7 +167,7 @@ def measure(configs, changes, folder, command, name="ablations"):
   """
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import compare, evaluate, judge, progress, train, workdir
+  from tsd_jax import compare, costs, evaluate, progress, train, workdir
 
   progress.quiet_libraries()
   base = configs["default"][0]
@@ -171,8 +185,8 @@ def measure(configs, changes, folder, command, name="ablations"):
       curve = compare.read_curve(place, mode)
       # A token of a smaller search model counts by its operations.
       ledger = workdir.read_rows(place)[-1]["ledger"]
-      spent = judge.flops(config, ledger, config.iterations)
-      share = spent / ledger["total"] / judge.flops_per_token(config.model)
+      spent = costs.flops(config, ledger, config.iterations)
+      share = spent / ledger["total"] / costs.flops_per_token(config.model)
       curve = curve._replace(tokens=curve.tokens * share)
       runs.setdefault(kind, []).append(curve)
     mean = compare.mean_curve(runs[kind])

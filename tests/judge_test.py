@@ -18,7 +18,7 @@ from flax import nnx
 
 from experiments import compare_countdown, compare_countdown4
 from tests import small_comparison
-from tsd_jax import compare, judge
+from tsd_jax import compare, costs, judge
 from tsd_jax.compare import Curve
 from tsd_jax.models import presets, transformer
 from tsd_jax.sharding import MeshConfig
@@ -145,7 +145,7 @@ def test_flops_are_what_xla_counts():
 
   shape = jax.ShapeDtypeStruct((tokens, 1), jnp.int32)
   cost = jax.jit(forward).lower(params, shape).compile().cost_analysis()
-  expected = judge.flops_per_token(config) * tokens
+  expected = costs.flops_per_token(config) * tokens
   # The rest: norms, softmax, activations.
   assert 1.0 < cost["flops"] / expected < 1.1
 
@@ -194,24 +194,30 @@ def test_every_method_reads_as_much_in_an_update_step(file):
   assert config.methods == judge.METHODS
   for method in config.methods:
     run = config.run(method, config.values[0], 0, "test")
-    step, ours = judge.update_step(run), judge.update_step(config.experiment)
+    step, ours = costs.update_step(run), costs.update_step(config.experiment)
     share = step["backward_tokens"] / ours["backward_tokens"]
     assert 0.95 < share < 1 + judge.TOLERANCE, method
     assert step["steps_an_iteration"] == 8
 
 
-def test_cheaper_iterations_are_more_iterations():
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_cheaper_iterations_are_more_iterations(share):
   config = compare_countdown.get_config()
-  ours = config.run("tsd", "3e-4", 0, "test")
-  spends = ours.iterations * judge.iteration_tokens(ours)
+  ours = config.run("tsd", "3e-4", 0, "test", share)
+  assert ours.iterations == config.experiment.iterations
+  # By hand: a search that stops early leaves that much of its budget.
+  saved = (1 - share) * 1024 * 16
+  spends = ours.iterations * (costs.iteration_tokens(ours) - saved)
   for method in config.methods:
-    run = config.run(method, "3e-4", 0, "test")
-    spent = run.iterations * judge.iteration_tokens(run)
-    grid = run.eval.every * judge.iteration_tokens(run)
-    assert run.iterations % run.eval.every == 0
-    assert abs(spent - spends) <= grid / 2 or run.iterations == 60
+    run = config.run(method, "3e-4", 0, "test", share)
+    an_iteration = costs.iteration_tokens(run)
+    an_iteration -= saved * run.learner_config().searches
+    assert run.iterations % run.chunk == 0
+    missed = abs(run.iterations * an_iteration - spends)
+    least = run.iterations == ours.iterations
+    assert missed <= run.chunk * an_iteration / 2 or least
   same = dataclasses.replace(config, equal_tokens=False)
-  assert same.run("ppo", "3e-4", 0, "test").iterations == 60
+  assert same.run("ppo", "3e-4", 0, "test").iterations == ours.iterations
 
 
 def test_several_fields_are_swept_together():
@@ -242,10 +248,10 @@ def test_own_samples_cost_what_the_search_costs():
 
 def test_wide_baselines_read_as_many_prompts_as_the_update_holds():
   config = compare_countdown.get_config()
-  ours = judge.update_step(config.experiment)
+  ours = costs.update_step(config.experiment)
   for method, rows in (("wide_ppo", 1), ("wide_grpo", 2), ("wide_cispo", 2)):
     wide = config.run(method, "3e-4", 0, "test")
-    step = judge.update_step(wide)
+    step = costs.update_step(wide)
     assert wide.algorithm == method.removeprefix("wide_")
     assert wide.learner_config().rollout.group == rows
     # A prompt of 5 tokens, and 8 of a response for every row of it.

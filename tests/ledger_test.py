@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments import compare_countdown
-from tsd_jax import decode, judge, learner, objective
+from tsd_jax import costs, decode, judge, learner, objective
 from tsd_jax.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.models import presets, transformer
 from tsd_jax.search import tree as tree_lib
@@ -29,7 +29,7 @@ def ratio(function, *shapes, tokens):
   changes the count by less than 1 % and takes a minute.
   """
   cost = jax.jit(function).lower(*shapes).cost_analysis()
-  return cost["flops"] / (tokens * judge.flops_per_token(MODEL))
+  return cost["flops"] / (tokens * costs.flops_per_token(MODEL))
 
 
 def shape_of(function, *arguments):

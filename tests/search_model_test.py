@@ -9,7 +9,7 @@ import pytest
 from experiments import countdown_teacher
 from experiments.benchmarks import teacher
 from tests import small_experiment
-from tsd_jax import judge, memory, runs, train, workdir
+from tsd_jax import costs, memory, runs, train, workdir
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.experiment import search_model
 from tsd_jax.models import presets, transformer, weights
@@ -85,13 +85,13 @@ def test_its_tokens_cost_what_it_costs(taught):
   learner = taught.learner_config()
   prompts = learner.prompts * taught.make_task().prompt_length
   ledger = {"search": 700, "total": 10_000}
-  small, large = map(judge.flops_per_token, (SMALL, BASE.model))
+  small, large = map(costs.flops_per_token, (SMALL, BASE.model))
   searched = 700 + 3 * prompts
   expected = searched * small + (10_000 - searched) * large
-  assert judge.flops(taught, ledger, 3) == expected
-  assert judge.flops(BASE, ledger, 3) == 10_000 * large
+  assert costs.flops(taught, ledger, 3) == expected
+  assert costs.flops(BASE, ledger, 3) == 10_000 * large
   ppo = dataclasses.replace(taught, algorithm="ppo")
-  assert judge.flops(ppo, ledger | {"search": 0}, 3) == 10_000 * large
+  assert costs.flops(ppo, ledger | {"search": 0}, 3) == 10_000 * large
 
 
 def test_its_memory_is_counted(taught):

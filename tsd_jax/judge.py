@@ -10,13 +10,11 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from tsd_jax import compare, evaluate, report, train, workdir
+from tsd_jax import compare, costs, evaluate, report, train, workdir
 from tsd_jax import config as config_lib
 from tsd_jax.compare import Curve
 from tsd_jax.experiment import Experiment
-from tsd_jax.ledger import BACKWARD_COST
 from tsd_jax.methods import Algorithm
-from tsd_jax.models import transformer
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
@@ -150,7 +148,7 @@ class Comparison:
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
         train.check_alike([run] * min(2, self.lanes))  # Lanes, one device.
-        steps[f"{method} with {self.swept}={value}"] = update_step(run)
+        steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
     first, *others = steps
     for name in others:
       theirs, ours = (steps[n]["backward_tokens"] for n in (name, first))
@@ -184,38 +182,10 @@ class Comparison:
       return run
     grid = run.chunk  # A run ends with one, and with an evaluation.
     ours = self.experiment
-    spends = ours.iterations * iteration_tokens(ours, share)
-    points = round(spends / iteration_tokens(run, share) / grid)
+    spends = ours.iterations * costs.iteration_tokens(ours, share)
+    points = round(spends / costs.iteration_tokens(run, share) / grid)
     iterations = max(run.iterations, points * grid)
     return dataclasses.replace(run, iterations=iterations)
-
-
-def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
-  """Ledger tokens of an iteration, if every response is full.
-
-  Args:
-    run: its config.
-    share: of its simulations that a search makes.
-  """
-  task, learner = run.make_task(), run.learner_config()
-  T, r, S = task.response_length - 1, learner.rollout, learner.prompts
-  total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
-  if learner.searches:
-    total += learner.prompt_tokens(task, S, learner.search_calls)
-    total += share * S * learner.search.num_simulations
-  update = run.optimizer.epochs * learner.update_tokens(task)
-  return total + BACKWARD_COST * update
-
-
-def update_step(run: Experiment) -> dict[str, float]:
-  """What one optimiser step of a run reads."""
-  learner, o = run.learner_config(), run.optimizer
-  return {
-    "prompts": learner.rollout.prompts / o.minibatches,
-    "lessons": learner.lessons / o.minibatches,
-    "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
-    "steps_an_iteration": o.epochs * o.minibatches,
-  }
 
 
 def judge(
@@ -280,7 +250,7 @@ def judge(
       for name in config.methods
     },
     "ratios": compare.contrast(runs),
-    "flops_per_token": flops_per_token(config.experiment.model),
+    "flops_per_token": costs.flops_per_token(config.experiment.model),
     "training_seconds": round(trained, 1),
     "session_seconds": round(time.monotonic() - start, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
@@ -343,7 +313,7 @@ def _row(
   """One method's part of compare.json."""
   mean = compare.mean_curve(runs)
   run = config.run(method, value, config.seeds[0], config.split)
-  step, iterations = update_step(run), float(mean.iterations[-1])
+  step, iterations = costs.update_step(run), float(mean.iterations[-1])
   parts = {
     part: float(np.mean([ledger[part] for ledger in spent])) / iterations
     for part in spent[0]
@@ -353,7 +323,7 @@ def _row(
   searched = learner.prompts / steps if learner.searches else 0
   total = sum(ledger["total"] for ledger in spent)
   of_token = (
-    sum(flops(run, ledger, int(iterations)) for ledger in spent) / total
+    sum(costs.flops(run, ledger, int(iterations)) for ledger in spent) / total
   )
   return {
     "changes": settings(method, config.experiment),
@@ -390,33 +360,3 @@ def curves(content: dict[str, Any]) -> dict[str, Curve]:
     return compare.mean_curve([Curve(*run) for run in runs])
 
   return {name: curve(row) for name, row in content["methods"].items()}
-
-
-def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
-  """Operations of a run, whose search model may be of another size.
-
-  Args:
-    run: its config.
-    ledger: what it has spent.
-    iterations: in how many.
-  """
-  total = ledger["total"] * flops_per_token(run.model)
-  if run.search_model is None:
-    return total
-  learner, task = run.learner_config(), run.make_task()
-  prompts = learner.prompt_tokens(task, learner.prompts, learner.search_calls)
-  searched = learner.searches * (ledger["search"] + iterations * prompts)
-  saved = flops_per_token(run.model) - flops_per_token(run.search_model)
-  return total - saved * searched
-
-
-def flops_per_token(model: transformer.ModelConfig) -> int:
-  """2 x the weights that multiply one token, the output table included.
-
-  Attention scores and value outputs are left out: XLA counts 12 % more for a
-  step of sampling with the tiny model (`tests/ledger_test.py`).
-  """
-  c = model
-  heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-  layer = c.d_model * (heads + 3 * c.d_mlp)
-  return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)

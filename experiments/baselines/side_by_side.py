@@ -15,9 +15,9 @@ import numpy as np
 
 from tsd_jax import (
   compare,
+  costs,
   data,
   evaluate,
-  judge,
   progress,
   train,
   workdir,
@@ -173,7 +173,7 @@ def compare_with(
     train.train(config, place)
     runs["grpo"].append(compare.read_curve(place, mode))
   curves = {n: compare.mean_curve(all_) for n, all_ in runs.items()}
-  step = judge.update_step(base)
+  step = costs.update_step(base)
   backward = {
     "grpo": step["backward_tokens"],
     theirs: update_tokens(base) / base.optimizer.minibatches,

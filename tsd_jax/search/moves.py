@@ -24,7 +24,7 @@ Prior = Literal["draws", "log_prob"]
 
 
 class Moves(NamedTuple):
-  """A moves of each of B nodes, by descending prior; fields of `tree.Node`."""
+  """A moves of each of B nodes, by descending prior; fields of `node.Node`."""
 
   step_AS: Array  # int32 BAS, PAD after a step's end.
   length_A: Array  # int32 BA, tokens of each step.

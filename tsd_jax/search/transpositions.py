@@ -14,7 +14,7 @@ from tsd_jax.types import Array
 
 
 def of_moves(task: Task, prompt_BP: Array, node) -> Array:
-  """What the moves of B nodes (`tree.Node`) lead to, uint32 BA."""
+  """What the moves of B nodes (`node.Node`) lead to, uint32 BA."""
   B, A, S = node.step_AS.shape
   row_R = jnp.arange(B * A) // A
   length_R = node.length_A.reshape(-1)

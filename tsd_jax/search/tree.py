@@ -13,7 +13,6 @@ ended there, and every simulation is a forward that offers new steps.
 import dataclasses
 from typing import Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import mctx
@@ -21,6 +20,7 @@ import mctx
 from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.search import best_first, kv_pool, moves, rules, transpositions
+from tsd_jax.search.node import Node
 from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import Array
 
@@ -122,41 +122,6 @@ class SearchConfig:
           stop_when_solved=self.stop_when_solved,
           trees=self.trees if self.refill else None,
         )
-
-
-@chex.dataclass(frozen=True)
-class Node:
-  """Embedding of a node; arrays lead with B, or BN inside a tree."""
-
-  step_AS: Array  # int32, steps offered, PAD after their ends.
-  length_A: Array  # int32, tokens of each step.
-  log_prob_A: Array  # float32, log pi(step | path) over the whole vocabulary.
-  prior_A: Array  # float32, logits, best first; LOG_ZERO where no step is left.
-  path_tokens: Array  # int32 D, response tokens up to this node, PAD after.
-  path_actions: Array  # int32 D, the move that each token belongs to.
-  path_slots: Array  # int32 D, where each token's keys lie in the pool.
-  depth: Array  # int32, number of response tokens.
-  path_log_prob: Array  # float32, sum of log pi over the path.
-  discrepancy: Array  # float32, sum of log(prior / best prior) over the path.
-  value_logit: Array  # float32, V_search before the sigmoid.
-  # uint32, what the node and its moves have come to; None: nothing is merged.
-  situation: Array | None
-  situation_A: Array | None
-  # int32, the first candidate that ends the response, where its answer is
-  # judged with the node itself, which has then no such move; A without one.
-  ending: Array
-  finished: Array  # bool, the path ends with the end token.
-  cut_off: Array  # bool, the path is full: no move from here can be answered.
-  answer_tokens: Array  # int32 D, finished response found at this node.
-  answer_log_prob: Array  # float32, of that response under the search model.
-  reward: Array  # float32, of that response; 0 without one.
-  has_answer: Array  # bool.
-  correct: Array  # bool.
-
-  @property
-  def candidate_A(self) -> Array:
-    """First tokens of the steps offered: the tokens offered, where S = 1."""
-    return self.step_AS[..., 0]
 
 
 class SearchResult(NamedTuple):

@@ -1,0 +1,63 @@
+"""What a run costs: ledger tokens and operations, before and after it."""
+
+from tsd_jax.experiment import Experiment
+from tsd_jax.ledger import BACKWARD_COST
+from tsd_jax.models import transformer
+
+
+def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
+  """Ledger tokens of an iteration, if every response is full.
+
+  Args:
+    run: its config.
+    share: of its simulations that a search makes.
+  """
+  task, learner = run.make_task(), run.learner_config()
+  T, r, S = task.response_length - 1, learner.rollout, learner.prompts
+  total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
+  if learner.searches:
+    total += learner.prompt_tokens(task, S, learner.search_calls)
+    total += share * S * learner.search.num_simulations
+  update = run.optimizer.epochs * learner.update_tokens(task)
+  return total + BACKWARD_COST * update
+
+
+def update_step(run: Experiment) -> dict[str, float]:
+  """What one optimiser step of a run reads."""
+  learner, o = run.learner_config(), run.optimizer
+  return {
+    "prompts": learner.rollout.prompts / o.minibatches,
+    "lessons": learner.lessons / o.minibatches,
+    "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
+    "steps_an_iteration": o.epochs * o.minibatches,
+  }
+
+
+def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
+  """Operations of a run, whose search model may be of another size.
+
+  Args:
+    run: its config.
+    ledger: what it has spent.
+    iterations: in how many.
+  """
+  total = ledger["total"] * flops_per_token(run.model)
+  if run.search_model is None:
+    return total
+  learner, task = run.learner_config(), run.make_task()
+  prompts = learner.prompt_tokens(task, learner.prompts, learner.search_calls)
+  searched = learner.searches * (ledger["search"] + iterations * prompts)
+  saved = flops_per_token(run.model) - flops_per_token(run.search_model)
+  return total - saved * searched
+
+
+def flops_per_token(model: transformer.ModelConfig) -> int:
+  """2 x the weights that multiply one token, the output table included.
+
+  Attention scores and value outputs are left out: XLA counts 12 % more for a
+  step of sampling with the tiny model (`tests/ledger_test.py`).
+  """
+  c = model
+  heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+  layer = c.d_model * (heads + 3 * c.d_mlp)
+  return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)
