@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.baselines import step_time
+from experiments.baselines import step_time, step_workers
 from experiments.benchmarks import shapes
 from tsd_jax.config import UserError
 
@@ -26,14 +26,14 @@ def work(monkeypatch, tmp_path):
     shapes.TINY, vocab_size=12, d_model=16, num_layers=1, num_heads=2,
     num_kv_heads=2, head_dim=8, d_mlp=16, unroll_layers=1,
   )  # fmt: skip
-  monkeypatch.setattr(step_time, "model_config", lambda shape: model)
+  monkeypatch.setattr(step_workers, "model_config", lambda shape: model)
   size = step_time.Size(length=4, warm=1, steps=2, turns=1)
   monkeypatch.setitem(step_time.SIZES, "tiny", size)
   return step_time.make_work("tiny", tmp_path / "start")
 
 
 def test_our_steps_are_timed(work):
-  found = step_time.ours(json.loads(json.dumps(work)), step_time.Clock())
+  found = step_workers.ours(json.loads(json.dumps(work)), step_workers.Clock())
   for name in ("wall_seconds", "step_seconds", "rollout_seconds"):
     assert len(found[name]) == 3
     assert all(math.isfinite(s) and s > 0 for s in found[name])
@@ -50,7 +50,7 @@ def test_our_steps_are_timed(work):
 
 def test_the_three_are_asked_for_the_same(work):
   """Eight prompts, four samples, one optimiser step; no response ends."""
-  case = step_time.make_case(12, 4, 3)
+  case = step_workers.make_case(12, 4, 3)
   config, task = case.learner_config(), case.make_task()
   assert (config.rollout.prompts, config.rollout.group) == (8, 4)
   assert config.loss.advantage == "group" and not config.loss.distils
@@ -66,12 +66,14 @@ def test_the_three_are_asked_for_the_same(work):
   response_BT = np.array([[0, 5, 6, 11], [1, 2, 3, 4]])
   score = task.score(np.zeros((2, 4), int), response_BT)
   np.testing.assert_allclose(score.reward_X, [0.5, 1.0])
-  np.testing.assert_allclose(score.reward_X, step_time.rewards(response_BT, 12))
+  np.testing.assert_allclose(
+    score.reward_X, step_workers.rewards(response_BT, 12)
+  )
 
 
 def test_text_comes_back_as_the_same_tokens():
   tokenizers = pytest.importorskip("tokenizers", reason="extra: interop")
-  words = step_time.Words(12)
+  words = step_workers.Words(12)
   file = words.huggingface_files()["tokenizer.json"]
   theirs = tokenizers.Tokenizer.from_str(file)
   ids = [11, 1, 10, 0, 1]
@@ -84,8 +86,8 @@ def test_text_comes_back_as_the_same_tokens():
 
 def test_a_clock_counts_sampling_in_its_step(monkeypatch):
   now = iter(range(100))
-  monkeypatch.setattr(step_time.time, "process_time", lambda: next(now))
-  clock = step_time.Clock()
+  monkeypatch.setattr(step_workers.time, "process_time", lambda: next(now))
+  clock = step_workers.Clock()
   sample = clock.samples(lambda: None)  # Takes 1.
   sample()  # Before the first step: counted nowhere.
   clock.step_ended()
