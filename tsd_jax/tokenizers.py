@@ -6,7 +6,7 @@ token ids, without strings and without leaving the compiled program.
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 NUM_INTEGERS = 200  # Token ids 0..199 are the integers themselves.
@@ -80,34 +80,7 @@ class SymbolTokenizer:
 
   def to_huggingface_json(self) -> dict[str, Any]:
     """Returns the content of a Hugging Face `tokenizer.json`, to be dumped."""
-    return {
-      "version": "1.0",
-      "truncation": None,
-      "padding": None,
-      "added_tokens": [
-        {
-          "id": token,
-          "content": symbol,
-          "single_word": False,
-          "lstrip": False,
-          "rstrip": False,
-          "normalized": False,
-          "special": True,
-        }
-        for symbol, token in _SPECIAL.items()
-      ],
-      "normalizer": None,
-      "pre_tokenizer": {"type": "WhitespaceSplit"},
-      "post_processor": None,
-      "decoder": None,
-      # The unknown symbol is left out of the vocabulary on purpose: unknown
-      # text is then refused, as `encode` does, instead of being replaced.
-      "model": {
-        "type": "WordLevel",
-        "vocab": dict(_IDS),
-        "unk_token": "<unk>",
-      },
-    }
+    return word_level(_IDS, _SPECIAL)
 
   def to_huggingface_config(self) -> dict[str, Any]:
     """Returns the content of the `tokenizer_config.json` that goes with it."""
@@ -129,3 +102,42 @@ class SymbolTokenizer:
       name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
       for name, content in contents.items()
     }
+
+
+def word_level(
+  ids: Mapping[str, int], special: Mapping[str, int]
+) -> dict[str, Any]:
+  """Returns the content of a `tokenizer.json` of words between white space.
+
+  Args:
+    ids: of all words.
+    special: of those that are no text.
+  """
+  return {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [
+      {
+        "id": token,
+        "content": symbol,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+      }
+      for symbol, token in special.items()
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "post_processor": None,
+    "decoder": None,
+    # The unknown symbol is left out of the vocabulary on purpose: unknown
+    # text is then refused, as `encode` does, instead of being replaced.
+    "model": {
+      "type": "WordLevel",
+      "vocab": dict(ids),
+      "unk_token": "<unk>",
+    },
+  }

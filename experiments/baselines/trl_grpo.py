@@ -20,6 +20,7 @@ Command (a finished seed is not run again):
 """
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -33,14 +34,11 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of both libraries.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON to write.")
 
 
-def trl_config(config, folder: pathlib.Path):
-  """Our experiment in TRL's words."""
-  from trl import GRPOConfig
-
+def settings(config) -> dict[str, Any]:
+  """Our experiment in TRL's words, which are read where TRL is installed."""
   learner, o = config.learner_config(), config.optimizer
   rows = learner.rollout.prompts * learner.rollout.group
-  return GRPOConfig(
-    output_dir=str(folder),
+  return dict(
     seed=config.seed,
     # One generation of all rows, then a step for each minibatch.
     per_device_train_batch_size=rows // o.minibatches,
@@ -72,41 +70,63 @@ def trl_config(config, folder: pathlib.Path):
   )
 
 
-def run(config, folder: pathlib.Path):
-  """Trains by TRL; writes the points of its curve as they come."""
+def make_trainer(
+  start: pathlib.Path, folder: pathlib.Path, said, prompts, reward, step_ended
+):
+  """TRL's trainer of a model that lies in a folder.
+
+  Args:
+    start: Hugging Face folder of the model and its tokenizer.
+    folder: TRL's own, in which it saves nothing.
+    said: `settings`.
+    prompts: lists of token ids.
+    reward: as TRL calls it.
+    step_ended: called with the number of optimiser steps made, after each.
+  """
   import datasets
   import transformers
-  from trl import GRPOTrainer
+  from trl import GRPOConfig, GRPOTrainer
 
-  from experiments.baselines import side_by_side
-  from tsd_jax import data
-
-  transformers.set_seed(config.seed)
+  transformers.set_seed(said["seed"])
   transformers.utils.logging.disable_progress_bar()
-  start = side_by_side.save_start(config, folder)
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    start, dtype="float32"
-  )
   tokenizer = transformers.AutoTokenizer.from_pretrained(start)
-  problems = data.load_problems(config.task, "train")
-  meter = side_by_side.Meter("trl", config, folder, model.save_pretrained)
 
   class Measure(transformers.TrainerCallback):
     """Measures between two steps."""
 
     def on_step_end(self, args, state, control, **unused):
-      meter.step_ended(state.global_step)
+      step_ended(state.global_step)
 
-  trainer = GRPOTrainer(
-    model=model,
+  return GRPOTrainer(
+    # A padding token beyond the vocabulary has no embedding to keep at 0.
+    model=transformers.AutoModelForCausalLM.from_pretrained(
+      start, dtype="float32", pad_token_id=None
+    ),
     processing_class=tokenizer,
-    reward_funcs=side_by_side.make_reward(config.make_task()),
-    args=trl_config(config, folder),
+    reward_funcs=reward,
+    args=GRPOConfig(output_dir=str(folder), **said),
     train_dataset=datasets.Dataset.from_dict(
-      {"prompt": [tokenizer.decode(prompt) for prompt in problems]}
+      {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
     ),
     callbacks=[Measure()],
   )
+
+
+def run(config, folder: pathlib.Path):
+  """Trains by TRL; writes the points of its curve as they come."""
+  from experiments.baselines import side_by_side
+  from tsd_jax import data
+
+  trainer = make_trainer(
+    side_by_side.save_start(config, folder),
+    folder,
+    settings(config),
+    data.load_problems(config.task, "train"),
+    side_by_side.make_reward(config.make_task()),
+    lambda steps: meter.step_ended(steps),
+  )
+  save = trainer.model.save_pretrained
+  meter = side_by_side.Meter("trl", config, folder, save)
   meter.step_ended(0)
   trainer.train()
 

@@ -37,13 +37,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON to write.")
 
 
 class Symbols:
-  """Our symbol tokenizer as Tunix wants one."""
+  """A tokenizer of ours as Tunix wants one."""
 
-  def __init__(self):
+  def __init__(self, tokenizer):
     """Wraps it."""
-    from tsd_jax.tokenizers import SymbolTokenizer
-
-    self._tokenizer = SymbolTokenizer()
+    self._tokenizer = tokenizer
 
   def encode(self, text, **unused):
     """Token ids."""
@@ -125,28 +123,20 @@ def make_model(start: pathlib.Path, mesh):
   return params.create_model_from_safe_tensors(str(start), config, mesh)
 
 
-def run(config, folder: pathlib.Path):
-  """Trains by Tunix; writes the points of its curve as they come."""
-  import jax
-  import numpy as np
+def make_cluster(config, start: pathlib.Path, tokenizer: Symbols, mesh):
+  """Tunix's model, sampler and trainer of our experiment.
+
+  Args:
+    config: our experiment.
+    start: Hugging Face folder of the model.
+    tokenizer: the model's.
+    mesh: from `make_mesh`.
+  """
   import optax
   from tunix.rl import rl_cluster
-  from tunix.rl.grpo import grpo_learner
   from tunix.rl.rollout import base_rollout
 
-  from experiments.baselines import side_by_side
-  from tsd_jax import data
-
-  start = side_by_side.save_start(config, folder)
-  auto = (jax.sharding.AxisType.Auto,) * 2
-  mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=auto)
-  with mesh:  # As Tunix looks for it.
-    model = make_model(start, mesh)
-  learner, o, task = (
-    config.learner_config(),
-    config.optimizer,
-    config.make_task(),
-  )
+  o, task = config.optimizer, config.make_task()
   steps = config.iterations * o.minibatches * o.epochs
   rate = o.learning_rate
   if o.linear_decay:
@@ -156,7 +146,6 @@ def run(config, folder: pathlib.Path):
     optax.adam(rate, b1=o.b1, b2=o.b2, eps=o.eps),
   )
   roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT)
-  tokenizer = Symbols()
   rollout = base_rollout.RolloutConfig(
     max_tokens_to_generate=task.response_length,
     max_prompt_length=task.prompt_length,
@@ -164,7 +153,9 @@ def run(config, folder: pathlib.Path):
     temperature=config.rollout.temperature,
     top_p=1.0,  # None would be greedy.
   )
-  cluster = rl_cluster.RLCluster(
+  with mesh:  # As Tunix looks for it.
+    model = make_model(start, mesh)
+  return rl_cluster.RLCluster(
     actor=model,
     tokenizer=tokenizer,
     cluster_config=rl_cluster.ClusterConfig(
@@ -175,7 +166,55 @@ def run(config, folder: pathlib.Path):
       ),
     ),
   )
+
+
+def make_mesh():
+  """One device, as Tunix's models name its axes."""
+  import jax
+
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=auto)
+
+
+def train(config, cluster, mesh, reward, batches) -> None:
+  """Trains by Tunix.
+
+  Args:
+    config: our experiment.
+    cluster: from `make_cluster`.
+    mesh: the cluster's.
+    reward: as Tunix calls it.
+    batches: of prompts, one an optimiser step.
+  """
+  from tunix.rl.grpo import grpo_learner
+
+  grpo = grpo_learner.GRPOConfig(
+    num_generations=config.learner_config().rollout.group,
+    num_iterations=config.optimizer.epochs,
+    beta=config.loss.kl_weight,
+    epsilon=config.loss.clip_low,
+    loss_agg_mode="token-mean",
+  )
+  with mesh:  # As Tunix looks for it.
+    grpo_learner.GRPOLearner(cluster, grpo, reward).train(batches)
+
+
+def run(config, folder: pathlib.Path):
+  """Trains by Tunix; writes the points of its curve as they come."""
+  import jax
+  import numpy as np
+
+  from experiments.baselines import side_by_side
+  from tsd_jax import data
+  from tsd_jax.tokenizers import SymbolTokenizer
+
+  start, mesh = side_by_side.save_start(config, folder), make_mesh()
+  o, task = config.optimizer, config.make_task()
+  steps = config.iterations * o.minibatches * o.epochs
+  tokenizer = Symbols(SymbolTokenizer())
+  cluster = make_cluster(config, start, tokenizer, mesh)
   actor, generate = cluster.actor_trainer.model, cluster.rollout.generate
+  rollout = cluster.cluster_config.rollout_config
 
   def generate_with_end(*args, **kwargs):
     output = generate(*args, **kwargs)
@@ -200,7 +239,7 @@ def run(config, folder: pathlib.Path):
 
   problems = data.PromptIterator(
     data.load_problems(config.task, "train"),
-    batch_size=learner.rollout.prompts // o.minibatches,
+    batch_size=config.learner_config().rollout.prompts // o.minibatches,
     seed=config.seed,
   )
 
@@ -208,19 +247,12 @@ def run(config, folder: pathlib.Path):
     for number in range(steps):
       # Its sampler has no stream of keys: without a new one all batches get the
       # same.
-      rollout.seed = jax.random.fold_in(jax.random.PRNGKey(config.seed), number)
+      key = jax.random.fold_in(jax.random.PRNGKey(config.seed), number)
+      rollout.seed = key
       (prompts,) = problems.next_chunk(1)
       yield {"prompts": np.array([tokenizer.decode(p) for p in prompts])}
 
-  grpo = grpo_learner.GRPOConfig(
-    num_generations=learner.rollout.group,
-    num_iterations=o.epochs,
-    beta=config.loss.kl_weight,
-    epsilon=config.loss.clip_low,
-    loss_agg_mode="token-mean",
-  )
-  with mesh:  # As Tunix looks for it.
-    grpo_learner.GRPOLearner(cluster, grpo, reward).train(batches())
+  train(config, cluster, mesh, reward, batches())
   meter.step_ended(steps)
 
 

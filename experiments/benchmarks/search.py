@@ -30,15 +30,15 @@ import mctx
 from absl import app, flags
 from flax import nnx
 
-from experiments.benchmarks import python_trees
+from experiments.benchmarks import python_trees, shapes
 from experiments.benchmarks.floor import floor_seconds, seconds
+from experiments.benchmarks.shapes import Unsolved
 from experiments.benchmarks.table import Table
 from tsd_jax import decode
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.task import Score
 from tsd_jax.types import Array
 
 # A test process imports several scripts with flags of these names.
@@ -72,10 +72,7 @@ class Size:
 
 SIZES = {
   "tiny": Size(
-    ModelConfig(
-      vocab_size=64, d_model=128, num_layers=4, num_heads=4, num_kv_heads=4,
-      head_dim=32, d_mlp=512, unroll_layers=4,
-    ),
+    shapes.TINY,
     length=16, trees=(64, 256), simulations=(32, 128), slow_trees=64,
     step_trees=(64, 256),
   ),
@@ -93,32 +90,6 @@ SIZES = {
     step_trees=(64,), step_nodes=4,
   ),
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsolved:
-  """A task whose answers are all wrong, so that a search uses its budget."""
-
-  vocab_size: int
-  prompt_length: int
-  response_length: int
-  prompt_pad_id: None = None
-  prompt_head: int = 0
-  pad_id: int = 0
-  step_end_ids: tuple[int, ...] = ()
-  observe: None = None
-  situation: None = None
-
-  @property
-  def eos_id(self) -> int:
-    """The last token."""
-    return self.vocab_size - 1
-
-  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Nothing for anything."""
-    del prompt_XP
-    zero_X = jnp.zeros(response_XT.shape[:-1])
-    return Score(zero_X, zero_X > 0)
 
 
 class Sorted(Unsolved):

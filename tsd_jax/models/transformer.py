@@ -8,6 +8,7 @@ being copied together.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from tsd_jax import sharding
 from tsd_jax.models.operations import (
@@ -26,6 +28,8 @@ from tsd_jax.models.operations import (
   rope_tables,
 )
 from tsd_jax.types import Array
+
+_KEPT = "kept"  # Names what a layer's backward pass need not make again.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +218,16 @@ class Transformer(nnx.Module):
     x_RTD = self.embedding_VD[...][tokens_RT].astype(self.dtype)
     x_RTD = sharding.split_features(x_RTD)
 
+    kept = functools.partial(checkpoint_name, name=_KEPT)
+
     def layer(x_RTD, inputs):
       w, layer_index, past = inputs
       w = jax.tree.map(lambda a: a.astype(self.dtype), w)
       h = rms_norm(x_RTD, w["attention_norm_LD"], c.rms_eps)
       q, k, v = (
-        project(h, w[name].reshape(c.d_model, -1)).reshape(R, T, -1, c.head_dim)
+        kept(project(h, w[name].reshape(c.d_model, -1))).reshape(
+          R, T, -1, c.head_dim
+        )
         for name in ("query_LDHE", "key_LDKE", "value_LDKE")
       )
       if c.qkv_bias:
@@ -239,16 +247,22 @@ class Transformer(nnx.Module):
         pieces.append((k, v, self_mask_RTT))
       else:
         pieces.append(memory(layer_index, k, v))
-      out_RTF = attend(q, pieces).reshape(R, T, -1)
-      x_RTD += project(out_RTF, w["output_LHED"].reshape(-1, c.d_model))
+      out_RTF = kept(attend(q, pieces).reshape(R, T, -1))
+      x_RTD += kept(project(out_RTF, w["output_LHED"].reshape(-1, c.d_model)))
       x_RTD = sharding.split_features(x_RTD)
       h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
-      gate = jax.nn.silu(project(h, w["gate_LDF"]))
-      x_RTD += project(gate * project(h, w["up_LDF"]), w["down_LFD"])
+      gate = jax.nn.silu(kept(project(h, w["gate_LDF"])))
+      up = kept(project(h, w["up_LDF"]))
+      x_RTD += project(gate * up, w["down_LFD"])
       return sharding.split_features(x_RTD), KV(k, v)
 
-    if c.remat:
-      layer = jax.checkpoint(layer, prevent_cse=c.unrolled)
+    if c.remat or not c.unrolled:
+      # A scan would stack whatever the backward pass reads, for all layers: it
+      # keeps the matmuls' results and makes what lies between them again.
+      policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
+      layer = jax.checkpoint(
+        layer, prevent_cse=c.unrolled, policy=None if c.remat else policy
+      )
     past = tuple(s.kv for s in segments)
     index_L = jnp.arange(c.num_layers)
     if c.unrolled:
