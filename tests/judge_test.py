@@ -220,6 +220,13 @@ def test_cheaper_iterations_are_more_iterations(share):
   assert same.run("ppo", "3e-4", 0, "test").iterations == ours.iterations
 
 
+def test_what_searches_spend_of_their_budget():
+  run = compare_countdown.get_config().experiment
+  budget = 65 * 1024 * 16
+  ledgers = [{"search": budget // 2}, {"search": budget}]
+  assert costs.search_share(run, ledgers) == pytest.approx(0.75)
+
+
 def test_several_fields_are_swept_together():
   config = dataclasses.replace(
     small_comparison.get_config(),
@@ -235,13 +242,14 @@ def test_several_fields_are_swept_together():
     assert optimizer.linear_decay == falls
 
 
-def test_own_samples_cost_what_the_search_costs():
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_own_samples_cost_what_the_search_costs(share):
   config = compare_countdown.get_config()
-  wide = config.run("wide_best_of_n", "3e-4", 0, "test").learner_config()
+  wide = config.run("wide_best_of_n", "3e-4", 0, "test", share).learner_config()
   tsd = config.experiment.learner_config()
   assert wide.lessons == wide.prompts and wide.loss.policy_weight == 0
   sampled = wide.prompts * wide.rollout.samples * 8
-  spent = tsd.prompts * tsd.search.num_simulations
+  spent = share * tsd.prompts * tsd.search.num_simulations
   # To the nearest whole row a prompt.
   assert abs(sampled - spent) <= wide.prompts * 8 / 2
 

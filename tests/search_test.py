@@ -195,6 +195,18 @@ def test_both_pools_give_the_same_tree(settings):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
+def test_a_short_search_is_the_beginning_of_a_long_one(settings):
+  """Fewer simulations than a response has tokens: shorter paths are read."""
+  nodes = T - 2
+  short, long = (
+    jax.tree.leaves(search(**settings, **changes).tree.embeddings)
+    for changes in (dict(num_simulations=nodes), {})
+  )
+  for a, b in zip(short, long, strict=True):
+    np.testing.assert_allclose(a, b[:, : nodes + 1], atol=2e-5)
+
+
 @pytest.mark.parametrize("settings", ALL[:1] + ALL[3:4], ids=name)
 def test_a_sharded_search_finds_the_same(settings):
   mesh = sharding.make_mesh(sharding.MeshConfig(data=8))

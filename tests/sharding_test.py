@@ -143,9 +143,10 @@ def test_a_minibatchs_gradient_is_sent_once(mesh):
   assert times * weights <= sent < 1.05 * times * weights
 
 
-def search(devices, serving="tensor"):
+def search(devices, serving="tensor", **changes):
   """Trees of the tiny model's search over all prompts."""
   graphdef, params = tiny.start()
+  config = dataclasses.replace(CONFIG.search, **changes)
 
   def searching(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
@@ -155,7 +156,7 @@ def search(devices, serving="tensor"):
       prompt_BP,
       decode.prefill(model, prompt_BP),
       key,
-      CONFIG.search,
+      config,
     )
     # What the rule keeps for itself leads with no prompt.
     return result.tree.embeddings, result.forwards, {}
@@ -176,13 +177,21 @@ def search(devices, serving="tensor"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("name", "serving"),
-  [("4x2", "tensor"), ("2x2x2", "tensor"), ("2x2x2", "2d")],
+  ("name", "serving", "changes"),
+  [
+    ("4x2", "tensor", {}),
+    ("2x2x2", "tensor", {}),
+    ("2x2x2", "2d", {}),
+    # The loops of the parts then end at different times.
+    ("4x2", "tensor", dict(refill=True, trees=1)),
+    ("2x2x2", "2d", dict(refill=True, trees=1)),
+  ],
+  ids=str,
 )
-def test_trees_are_the_same_on_any_mesh(name, serving):
+def test_trees_are_the_same_on_any_mesh(name, serving, changes):
   (one, tokens_one, _), (many, tokens_many, _) = (
-    search(None),
-    search(mesh(name), serving),
+    search(None, **changes),
+    search(mesh(name), serving, **changes),
   )
   assert tokens_one == tokens_many
   for field, a in one.items():

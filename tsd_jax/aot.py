@@ -282,6 +282,8 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
 
   trees = max(1, int(config.search.trees * share))
   local = prompts * config.search.width // config.mesh.parts
+  if not config.search.refill:  # Blocks of trees, all of one size.
+    trees = math.gcd(local, trees)
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(
@@ -290,7 +292,7 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
       baseline_prompts=part(config.rollout.baseline_prompts),
     ),
     loss=dataclasses.replace(config.loss, lessons=part(config.loss.lessons)),
-    search=dataclasses.replace(config.search, trees=math.gcd(local, trees)),
+    search=dataclasses.replace(config.search, trees=trees),
   )
 
 

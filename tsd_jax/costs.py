@@ -1,5 +1,7 @@
 """What a run costs: ledger tokens and operations, before and after it."""
 
+from collections.abc import Mapping, Sequence
+
 from tsd_jax.experiment import Experiment
 from tsd_jax.ledger import BACKWARD_COST
 from tsd_jax.models import transformer
@@ -10,7 +12,7 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
 
   Args:
     run: its config.
-    share: of its simulations that a search makes.
+    share: of its budget that a search spends.
   """
   task, learner = run.make_task(), run.learner_config()
   T, r, S = task.response_length - 1, learner.rollout, learner.prompts
@@ -20,6 +22,23 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
     total += share * S * learner.search.num_simulations
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
+
+
+def search_share(
+  run: Experiment, ledgers: Sequence[Mapping[str, int]]
+) -> float:
+  """Token forwards of searches, over one for every simulation of their budget.
+
+  Below 1 where solved trees make room; above it where a simulation has rollouts
+  or draws steps.
+
+  Args:
+    run: the config of some runs.
+    ledgers: what each has spent.
+  """
+  learner = run.learner_config()
+  budget = run.iterations * learner.prompts * learner.search.num_simulations
+  return sum(ledger["search"] for ledger in ledgers) / (len(ledgers) * budget)
 
 
 def update_step(run: Experiment) -> dict[str, float]:

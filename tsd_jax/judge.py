@@ -42,12 +42,15 @@ _CONTROLS = {
 TOLERANCE = 0.15
 
 
-def settings(method: Method, experiment: Experiment) -> dict[str, str]:
+def settings(
+  method: Method, experiment: Experiment, share: float = 1.0
+) -> dict[str, str]:
   """What a method changes of an experiment, as flags say it.
 
   Args:
     method: its name.
     experiment: gives the number of samples that the update reads.
+    share: of its budget that the search spends, for what spends as much.
   """
   own = {
     "algorithm": "tsd",
@@ -79,7 +82,7 @@ def settings(method: Method, experiment: Experiment) -> dict[str, str]:
       "algorithm": method.removeprefix("wide_"),
       "rollout.baseline_prompts": str(prompts),
     }
-  spent = ours.prompts * experiment.search.num_simulations
+  spent = share * ours.prompts * experiment.search.num_simulations
   samples = round(spent / (prompts * (task.response_length - 1)))
   return own | {
     "loss.policy_weight": "0",
@@ -168,9 +171,9 @@ class Comparison:
       value: of what is swept.
       seed: its seed.
       split: the problems that it is measured on.
-      share: of its simulations that a search makes, for the tokens to spend.
+      share: of its budget that tsd's search spends (`costs.search_share`).
     """
-    changes = settings(method, self.experiment) | {
+    changes = settings(method, self.experiment, share) | {
       "seed": str(seed),
       "eval.split": split,
     }
@@ -237,7 +240,7 @@ def judge(
     )
     trained += sum(float(curve.seconds[-1]) for curve in runs[method])
     if method == "tsd":  # The first: what it spends, the others may.
-      share = _share(config.experiment, spent[method])
+      share = costs.search_share(config.experiment, spent[method])
   content = {
     "command": command,
     "task": config.experiment.make_task().name,
@@ -245,7 +248,7 @@ def judge(
     "mode": config.mode,
     "swept": config.swept,
     "methods": {
-      name: _row(config, name, best[name], runs[name], spent[name])
+      name: _row(config, name, best[name], share, runs[name], spent[name])
       | {"sweep": sweep[name]}
       for name in config.methods
     },
@@ -266,14 +269,6 @@ def judge(
   page = report.comparison_page(shown, curves(content), config.mode, of_token)
   workdir.write_whole(folder / "compare.html", page)
   return shown
-
-
-def _share(experiment: Experiment, spent: list[dict[str, int]]) -> float:
-  """How much of its budget tsd's search has used, from its runs' ledgers."""
-  learner = experiment.learner_config()
-  budget = learner.prompts * learner.search.num_simulations
-  made = np.mean([ledger["search"] for ledger in spent])
-  return float(made / (budget * experiment.iterations))
 
 
 def sweep_score(curve: Curve) -> float:
@@ -307,12 +302,13 @@ def _row(
   config: Comparison,
   method: str,
   value: str,
+  share: float,
   runs: list[Curve],
   spent: list[dict[str, int]],
 ) -> dict[str, Any]:
   """One method's part of compare.json."""
   mean = compare.mean_curve(runs)
-  run = config.run(method, value, config.seeds[0], config.split)
+  run = config.run(method, value, config.seeds[0], config.split, share)
   step, iterations = costs.update_step(run), float(mean.iterations[-1])
   parts = {
     part: float(np.mean([ledger[part] for ledger in spent])) / iterations
@@ -326,7 +322,7 @@ def _row(
     sum(costs.flops(run, ledger, int(iterations)) for ledger in spent) / total
   )
   return {
-    "changes": settings(method, config.experiment),
+    "changes": settings(method, config.experiment, share),
     "seeds": list(config.seeds),
     config.swept: value,
     "iterations": mean.iterations.tolist(),

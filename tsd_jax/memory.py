@@ -66,7 +66,7 @@ def estimate_memory(
   itemsize = jnp.dtype(c.compute_dtype).itemsize
   keys = c.num_kv_heads * c.head_dim // shared
   position = 2 * c.num_layers * keys * itemsize
-  path = R * T * position
+  path = R * min(T, N * S) * position
   logits = _NUMBER * c.vocab_size // tensor
   # Queries and their answers, keys and values, the MLP's halves, features.
   heads = c.num_heads * c.head_dim // tensor
@@ -170,7 +170,8 @@ def check(
     for field, value in (("num_simulations", nodes), ("trees", trees))
     if value
   ]
-  if search.refill and held + need(refill=False).total <= there:
+  blocks = own % search.trees == 0
+  if search.refill and blocks and held + need(refill=False).total <= there:
     ways.append("search.refill=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")

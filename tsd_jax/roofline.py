@@ -43,9 +43,12 @@ CHIPS = {
 def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
   """Longest runs of the loops whose end depends on the numbers."""
   length = config.make_task().response_length
-  rounds = _rounds(config) if config.search.refill else 1
+  simulations = config.search.num_simulations
+  if config.search.refill:
+    own = config.learner_config().prompts // config.mesh.parts
+    simulations = -(-own * simulations // config.search.rows(own))
   return {  # The inner loop of a search is that of its leaves' rollouts.
-    "searching": (rounds * config.search.num_simulations, length),
+    "searching": (simulations, length),
     "sampling": (length,),
   }
 
@@ -72,19 +75,14 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   if learner.searches:
     leaf = T if s.leaf in ("rollout", "mix") else 0
     S = learner.prompts
-    rounds = _rounds(config)
+    # A part's own prompts, some trees at a time.
+    rounds = max(1, S // config.mesh.parts // s.trees)
     phases["searching"] = dict(
       tokens=learner.prompt_tokens(task, S, learner.search_calls)
       + S * s.num_simulations * (1 + leaf),
       reads=rounds * (1 + s.num_simulations * (1 + leaf)),
     )
   return phases
-
-
-def _rounds(config: Experiment) -> int:
-  """How many times `search.trees` the prompts of a part are."""
-  own = config.learner_config().prompts // config.mesh.parts
-  return max(1, own // config.search.trees)
 
 
 def flops_per_token(c: transformer.ModelConfig, task: Task) -> float:

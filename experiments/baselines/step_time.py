@@ -4,11 +4,11 @@ A step samples 4 responses to each of 8 prompts and makes one update on them.
 Every library starts processes of its own on the same random weights and prompts
 of the same length; the end token lies beyond the vocabulary, so that every
 response is full. Adam, clip and reward are the same; there is no KL term, no
-reference model, no log, no saving and no gradient checkpointing. Ours is the
-compiled loop of a run, an iteration a dispatch. The processes take turns; a
-figure is the median over the steps of all turns but each process's first ones.
-Times are seconds of the processor, so that other work on the machine counts
-less; `wall_seconds` is what passed.
+reference model, no log and no saving, and the others have no gradient
+checkpointing. Ours is the compiled loop of a run, an iteration a dispatch. The
+processes take turns; a figure is the median over the steps of all turns but
+each process's first ones. Times are seconds of the processor, so that other
+work on the machine counts less; `wall_seconds` is what passed.
 
   compile  what the first steps of a process take beyond later ones
   rollout  sampling alone; ours is one program, so its sampling is compiled and
@@ -68,7 +68,7 @@ class Size:
 
 SIZES = {
   "tiny": Size(length=16, warm=2, steps=10, turns=2),
-  "smollm2": Size(length=64, warm=1, steps=1, turns=1),
+  "smollm2": Size(length=64, warm=1, steps=2, turns=1),
 }
 
 
@@ -197,14 +197,16 @@ def write(rows, versions, others) -> None:
   """Writes the rows where a file was asked for."""
   from experiments.benchmarks import table
 
+  cores = sorted(os.sched_getaffinity(0))
   command = [
-    "taskset -c 0 python -m experiments.baselines.step_time",
+    f"taskset -c {','.join(map(str, cores))} python -m "
+    "experiments.baselines.step_time",
     f"--shapes={','.join(_SHAPES.value)}",
     *(f"--{name}=PYTHON" for name in others),
   ]
   about = (
-    "One training step of GRPO, 8 prompts of 4 samples, on one core: medians "
-    "of processor seconds; ratios are theirs over ours."
+    f"One training step of GRPO, 8 prompts of 4 samples, on {len(cores)} "
+    "core(s): medians of processor seconds; ratios are theirs over ours."
   )
   content = {"about": about} | table.origin(" ".join(command)) | {"rows": rows}
   content["versions"] |= versions

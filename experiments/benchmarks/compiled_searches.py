@@ -142,8 +142,9 @@ class _Shipped:
 class ShippedSearch(SearchConfig):
   """A search by `puct` or `gumbel` as mctx ships them."""
 
-  def make_rule(self):
+  def make_rule(self, prompts=None):
     """MuZero's or Gumbel MuZero's policy without our changes."""
+    del prompts
     policies = dict(puct=mctx.muzero_policy, gumbel=mctx.gumbel_muzero_policy)
     return _Shipped(policies[self.rule])
 

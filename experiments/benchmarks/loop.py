@@ -122,7 +122,7 @@ def main(overrides):
     return rollout(model, task, prompt_BP, prefix, key, learner_config.rollout)
 
   responses, _ = sample(params, prompt_BP)
-  found, _, _ = search(params, prompt_SP)
+  found, searched, _ = search(params, prompt_SP)
   advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
   lessons = learner.choose_lessons(key, prompt_SP, found, C)
   batch = objective.Batch(
@@ -141,8 +141,7 @@ def main(overrides):
   floor = functools.partial(floor_seconds, model, repeats=repeats)
   forks, trees = r.group - r.samples, min(config.search.trees, S)
   floors = {
-    "search": S // trees * floor(trees, config.search.num_simulations)
-    + floor(S * P, 1),
+    "search": floor(trees, int(searched) // trees) + floor(S * P, 1),
     "rollouts": floor(B * r.samples, T - 1)
     + (floor(B * forks, T - 1) if forks else 0)
     + floor(B * P, 1),

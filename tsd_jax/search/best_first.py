@@ -38,8 +38,8 @@ class BestFirst:
     beta: weight of the node's learned value; 0 ignores it.
     epsilon: bonus a token, so that ties go to the deeper node.
     stop_when_solved: end when every tree holds a correct response.
-    trees: how many grow in a simulation, of those that are not finished, the
-      smallest ones first; None is all, in step.
+    trees: how many grow in a simulation, at most all there are: the smallest of
+      those that are not finished; None is all, in step.
   """
 
   beta: float = 0.0
@@ -58,7 +58,6 @@ class BestFirst:
     """
 
     B = root.value.shape[0]
-    rows = B if self.trees is None else min(self.trees, B)
 
     def grown(first, last, body, state):
       del body
@@ -79,7 +78,7 @@ class BestFirst:
         del simulation
         rng_key, tree, waits_B = state
         rng_key, expand_key = jax.random.split(rng_key)
-        now = next_turn(tree, waits_B, rows)
+        now = next_turn(tree, waits_B, self.trees)
         tree = self.grow(
           tree, functools.partial(recurrent_fn, now, expand_key), turn=now
         )
@@ -93,7 +92,7 @@ class BestFirst:
       else:
         state = (*state, self.waits(state[1]))
         # Full turns, and those in which the last trees end.
-        most = (B // rows + 1) * num_simulations
+        most = (B // self.trees + 1) * num_simulations
         rng_key, tree, _ = loop_fn(first, most, turn, state)
       return rng_key, with_edges(tree).replace(extra_data=None)
 

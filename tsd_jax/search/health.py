@@ -47,7 +47,7 @@ def health(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
   entropy_B = -jnp.sum(p_BA * jnp.log(jnp.maximum(p_BA, 1e-30)), axis=1)
   return {
     "search_depth": fraction(nodes.depth),
-    "search_wasted": 1.0 - grown / (B * jnp.maximum(simulations, 1)),
+    "search_wasted": 1.0 - grown / jnp.maximum(B * simulations, 1),
     "search_answers": (answers - jnp.sum(repeated_BN)) / B,
     "search_duplicates": jnp.sum(repeated_BN) / jnp.maximum(answers, 1),
     "search_cut_off": fraction(nodes.cut_off & ~nodes.has_answer),

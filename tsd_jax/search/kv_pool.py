@@ -59,6 +59,8 @@ class _Pool:
     shape = (c.num_layers, num_slots, columns, c.num_kv_heads, c.head_dim)
     zeros = sharding.split_heads(jnp.zeros(shape, model.dtype), 3)
     self._step_tokens, self._batch = step_tokens, batch
+    # No path is longer than all steps together.
+    self._longest = num_slots * step_tokens
     self._kv = self._hold(zeros), self._hold(zeros)
     # Trace-time cells. The loop below sets the first to the running simulation;
     # where some trees grow, `turn` says which.
@@ -86,6 +88,7 @@ class _Pool:
 
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
+    slots_BD = slots_BD[:, : self._longest]
     at = (slice(None), slots_BD, self._columns(slots_BD))
     kv = KV(*(a[...][at].swapaxes(2, 3) for a in self._kv))
     visible_BD = jnp.arange(slots_BD.shape[1])[None] < length_B[:, None]
@@ -124,7 +127,7 @@ class _Pool:
       step_BS[rows[:, None], offset_BS],
       position_B[:, None] + offset_BS,
       prompt,
-      slots_BD,
+      slots_BD[:, : self._longest],
       depth_B,
     )
     return x_BSD[rows, (depth_B + length_B - 1) % self._step_tokens]

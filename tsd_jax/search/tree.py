@@ -32,7 +32,8 @@ class SearchConfig:
   rule: Literal["best_first", "puct", "gumbel"] = "best_first"
   num_simulations: int = 64
   # Prompts searched for each one that the policy samples on, and how many trees
-  # grow at the same time: more of them need more memory.
+  # grow at the same time: more of them need more memory. With `refill` memory
+  # holds the trees of all prompts.
   width: int = 16
   trees: int = 256
   num_candidates: int = 8  # A: the likeliest tokens of a node, or draws.
@@ -81,8 +82,8 @@ class SearchConfig:
       )
     if self.refill and self.rule != "best_first":
       raise ValueError(
-        f"search.refill=true is of search.rule=best_first, not {self.rule}: "
-        "mctx's own rules grow all trees in step"
+        f"search.refill=true is of search.rule=best_first, not {self.rule}, "
+        "whose trees grow in step: set search.refill=false"
       )
     if self.leaf == "none" and self.rule != "best_first":
       raise ValueError(
@@ -104,8 +105,8 @@ class SearchConfig:
     """How many of the trees of some prompts grow in a simulation."""
     return min(self.trees, prompts) if self.refill else prompts
 
-  def make_rule(self) -> rules.Rule:
-    """The rule object with its tunables."""
+  def make_rule(self, prompts: int | None = None) -> rules.Rule:
+    """The rule object with its tunables; to search, for so many prompts."""
     match self.rule:
       case "puct":
         return rules.PUCT(
@@ -120,7 +121,7 @@ class SearchConfig:
           beta=self.beta if self.needs_value else 0.0,
           epsilon=self.epsilon,
           stop_when_solved=self.stop_when_solved,
-          trees=self.trees if self.refill else None,
+          trees=self.rows(prompts) if self.refill and prompts else None,
         )
 
 
@@ -182,9 +183,9 @@ def search(
     prompts = decode.take_prompts(prefix, row_R)
     return prompt_BP[row_R], prompts, index_B[row_R]
 
-  def offer(node, x_BD, number):
+  def offer(prompts, node, x_BD, number):
     """A node with its moves, and the token forwards that they took."""
-    prompt_BP, prefix, index_B = shown()
+    prompt_BP, prefix, index_B = prompts
     if S == 1:
       log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
       offered, forwards = moves.likeliest_tokens(log_prob_BV, A), 0
@@ -232,11 +233,10 @@ def search(
       has_B | node.finished,
     )
 
-  def judge(node, answer):
+  def judge(prompts, node, answer):
     """Mctx's value and reward of a node, and its stored answer."""
     tokens_BD, log_prob_B, has_answer_B = answer
-    prompt_BP, _, _ = shown()
-    score = task.score(prompt_BP, tokens_BD)
+    score = task.score(prompts[0], tokens_BD)
     reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
     done_B = node.finished | node.cut_off
     learned_B = jax.nn.sigmoid(node.value_logit)
@@ -264,7 +264,8 @@ def search(
   def recurrent_fn(turn, rng_key, action_B, parent):
     del rng_key  # Randomness comes from per-prompt keys below.
     pool.turn = turn or None
-    _, prefix, _ = shown()
+    prompts = shown()
+    _, prefix, _ = prompts
     rows = jnp.arange(action_B.shape[0])
     step_BS, length_B, log_prob_B, prior_B = (
       a[rows, action_B]
@@ -305,19 +306,19 @@ def search(
       finished=finished_B,
       cut_off=~finished_B & (depth_B >= room),
     )
-    node, forwards = offer(node, x_BD, pool.slot + 1)
+    node, forwards = offer(prompts, node, x_BD, pool.slot + 1)
     loop.count += forwards
     if ends_at_once:
-      return judge(*end(node))
+      return judge(prompts, *end(node))
     answer = (path_tokens, node.path_log_prob, finished_B & ~over_B)
     if rolls_out:
-      tokens_BD, log_prob_B, ended_B = roll_out(node, x_BD)
+      tokens_BD, log_prob_B, ended_B = roll_out(prompts, node, x_BD)
       answer = (tokens_BD, log_prob_B, ended_B & ~over_B)
-    return judge(node, answer)
+    return judge(prompts, node, answer)
 
-  def roll_out(node, x_BD):
+  def roll_out(prompts, node, x_BD):
     """Samples each path to its end; finished paths stay as they are."""
-    prompt_BP, prefix, index_B = shown()
+    prompt_BP, prefix, index_B = prompts
     key_B = decode.row_keys(rollout_key, index_B, 1, pool.slot)
     path = pool.path_segment(node.path_slots, node.depth)
     done_B = node.finished | node.cut_off
@@ -370,13 +371,13 @@ def search(
       task, prompt_BP, root_node.path_tokens, root_node.depth
     )
     root_node = root_node.replace(situation=situation_B)
-  root_node, root_forwards = offer(root_node, prefix.x_BD, 0)
-  _, root_node = judge(*end(root_node))
+  root_node, root_forwards = offer(shown(), root_node, prefix.x_BD, 0)
+  _, root_node = judge(shown(), *end(root_node))
   root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
   root = mctx.RootFnOutput(
     prior_logits=root_node.prior_A, value=root_value_B, embedding=root_node
   )
-  tree = config.make_rule().run(
+  tree = config.make_rule(B).run(
     sharding.part_key(tree_key),
     root,
     recurrent_fn,
