@@ -255,8 +255,7 @@ def largest_prompts(config: Experiment, tried: dict[int, Compiled]) -> int:
     tried: prompts -> what the compiler said.
 
   Returns:
-    B', a multiple of the minibatches; 0 where not even one prompt a device
-    fits.
+    B', a multiple of the minibatches; 0 where not one prompt a device fits.
   """
   temporary = {
     prompts: compiled.bytes_per_device["temporary"]
@@ -281,9 +280,8 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
     return max(step, int(count * share) // step * step)
 
   trees = max(1, int(config.search.trees * share))
-  local = prompts * config.search.width // config.mesh.parts
   if not config.search.refill:  # Blocks of trees, all of one size.
-    trees = math.gcd(local, trees)
+    trees = math.gcd(prompts * config.search.width // config.mesh.parts, trees)
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(
