@@ -182,7 +182,7 @@ def search(devices, serving="tensor", **changes):
     ("4x2", "tensor", {}),
     ("2x2x2", "tensor", {}),
     ("2x2x2", "2d", {}),
-    # The loops of the parts then end at different times.
+    # A part whose trees are done waits for the others.
     ("4x2", "tensor", dict(refill=True, trees=1)),
     ("2x2x2", "2d", dict(refill=True, trees=1)),
   ],
@@ -193,9 +193,11 @@ def test_trees_are_the_same_on_any_mesh(name, serving, changes):
     search(None, **changes),
     search(mesh(name), serving, **changes),
   )
-  assert tokens_one == tokens_many
+  assert tokens_one <= tokens_many if changes else tokens_one == tokens_many
   for field, a in one.items():
     b = many[field]
+    if a is None:  # Nothing is merged.
+      continue
     if np.issubdtype(a.dtype, np.floating):
       np.testing.assert_allclose(a, b, atol=1e-4, err_msg=field)
     else:

@@ -83,8 +83,8 @@ class BestFirst:
           tree, functools.partial(recurrent_fn, now, expand_key), turn=now
         )
         waits_B = self.waits(tree)
-        # A device's trees grow apart from all others, and so does its loop end.
-        loop.done = ~jnp.any(waits_B)
+        # Devices that share a model must make the same simulations.
+        loop.done = sharding.all_parts(~jnp.any(waits_B))
         return rng_key, tree, waits_B
 
       if self.trees is None:
