@@ -51,7 +51,7 @@ setuptools.setup(
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],
-    "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
+    "test": ["hypothesis", "pytest", "ruff", "scipy"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],
