@@ -15,6 +15,9 @@ It printed for test: greedy .203, mean@16 .043, pass@16 .385. Rates at which
 searches learn best ruin samplers: above 8e-4 PPO, GRPO and CISPO fall to .28
 and less (`results/NOTES.md`), so a baseline wants a rate of its own.
 
+Each minibatch has one prompt that is sampled on: a mesh over prompts wants more
+of them (`--config.rollout.prompts`).
+
 Command: python -m launch.train --config=experiments/maze.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/maze.py
   --ppo_learning_rate=8e-4

@@ -44,6 +44,9 @@ def estimate_memory(
 ) -> Memory:
   """Bytes that B trees take beside the parameters.
 
+  Running the prompts comes before, and is left out: with prompts of a hundred
+  tokens and answers of ten it takes more than what is counted here.
+
     pool     B N S of the keys and values of a position, 2 L K E numbers
     prompts  H + B (P - H) of them, H of which all prompts share
     tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, and A + 1 more where
