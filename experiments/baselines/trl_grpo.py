@@ -22,16 +22,8 @@ Command (a finished seed is not run again):
 import pathlib
 from typing import Any
 
-from absl import flags
-
+from experiments.baselines import library_flags
 from tsd_jax import config as config_lib
-
-_CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of both libraries.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON to write.")
 
 
 def settings(config) -> dict[str, Any]:
@@ -133,8 +125,10 @@ def run(config, folder: pathlib.Path):
 
 def main(overrides):
   """Trains what is missing, prints the table, writes the JSON."""
-  folder = pathlib.Path(config_lib.required(_WORKDIR))
-  base = config_lib.from_flags(_CONFIG.value, overrides | {"algorithm": "grpo"})
+  folder = pathlib.Path(config_lib.required(library_flags.WORKDIR))
+  base = config_lib.from_flags(
+    library_flags.CONFIG.value, overrides | {"algorithm": "grpo"}
+  )
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.baselines import side_by_side
 
@@ -142,10 +136,10 @@ def main(overrides):
     "trl",
     run,
     base,
-    list(map(int, _SEEDS.value)),
+    list(map(int, library_flags.SEEDS.value)),
     folder,
     reads=1 + 1 + 3,  # TRL samples, scores again and trains (3).
-    output=_OUTPUT.value,
+    output=library_flags.OUTPUT.value,
     about="Our GRPO and TRL's GRPOTrainer from the same weights: the same "
     "problems, reward, group, minibatches, Adam, clip and learning rate.",
     packages=("jax", "trl", "transformers", "torch"),

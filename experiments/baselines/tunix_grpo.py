@@ -24,16 +24,10 @@ import json
 import pathlib
 import shutil
 
-from absl import flags, logging
+from absl import logging
 
+from experiments.baselines import library_flags
 from tsd_jax import config as config_lib
-
-_CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of both libraries.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON to write.")
 
 
 class Symbols:
@@ -258,8 +252,10 @@ def run(config, folder: pathlib.Path):
 
 def main(overrides):
   """Trains what is missing, prints the table, writes the JSON."""
-  folder = pathlib.Path(config_lib.required(_WORKDIR))
-  base = config_lib.from_flags(_CONFIG.value, overrides | {"algorithm": "grpo"})
+  folder = pathlib.Path(config_lib.required(library_flags.WORKDIR))
+  base = config_lib.from_flags(
+    library_flags.CONFIG.value, overrides | {"algorithm": "grpo"}
+  )
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.baselines import side_by_side
 
@@ -268,10 +264,10 @@ def main(overrides):
     "tunix",
     run,
     base,
-    list(map(int, _SEEDS.value)),
+    list(map(int, library_flags.SEEDS.value)),
     folder,
     reads=1 + 3,  # Tunix samples and trains (3).
-    output=_OUTPUT.value,
+    output=library_flags.OUTPUT.value,
     about="Our GRPO and Tunix's GRPOLearner from the same weights: the same "
     "problems, reward, group, prompts a step, Adam and learning rate. Tunix "
     "samples anew for every step.",
