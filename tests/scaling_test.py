@@ -16,7 +16,12 @@ from tsd_jax.models import transformer
 MORE = (("rollout.prompts", "16"), ("loss.lessons", "16"))
 LONGER = {
   "layers": ((("model.num_layers", "7"),), 1, ()),
-  "simulations": ((("search.num_simulations", "64"),), 1, ()),
+  # With fewer than a response has tokens, paths are cut: an operation more.
+  "simulations": (
+    (("search.num_simulations", "64"),),
+    1,
+    (("search.num_simulations", "16"),),
+  ),
   "iterations": ((), 9, ()),
   # Copies of the weights and parts of them are programs of their own.
   "copies": ((*MORE, ("mesh.data", "4")), 1, (("mesh.data", "2"),)),
