@@ -32,6 +32,8 @@ KEYS = (
   "accuracy_at_equal_tokens",
   "difference_at_equal_steps",
 )
+# For rules of mctx's own, and for targets of whole trees.
+_IN_STEP = {"search.refill": "false"}
 # Where a part is taken out, another one gets its share of the update's tokens.
 VARIANTS: dict[str, dict[str, str]] = {
   "no_champion": {
@@ -80,31 +82,20 @@ VARIANTS: dict[str, dict[str, str]] = {
   },
   "root_baseline": {"loss.local_weight": "0"},
   "no_success_head": {"loss.success_weight": "0"},
-  "soft_targets": {
-    "loss.soft_weight": "0.5",
-    "search.leaf": "rollout",
-    "search.refill": "false",
-  },
+  "no_refill": _IN_STEP,
+  "soft_targets": _IN_STEP
+  | {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
   # What the searched tree teaches by itself: no samples, no forks.
-  "searched_tree": {
+  "searched_tree": _IN_STEP
+  | {
     "loss.policy_weight": "0",
     "loss.success_weight": "0",
     "loss.soft_weight": "8",
     "loss.lessons": "832",
     "search.leaf": "rollout",
-    "search.refill": "false",
   },
-  "puct": {
-    "search.rule": "puct",
-    "search.leaf": "rollout",
-    "search.refill": "false",
-  },
-  "gumbel": {
-    "search.rule": "gumbel",
-    "search.leaf": "rollout",
-    "search.refill": "false",
-  },
-  "no_refill": {"search.refill": "false"},
+  "puct": _IN_STEP | {"search.rule": "puct", "search.leaf": "rollout"},
+  "gumbel": _IN_STEP | {"search.rule": "gumbel", "search.leaf": "rollout"},
   "simulations_20": {"search.num_simulations": "20"},
   "simulations_128": {"search.num_simulations": "128"},
   "frozen_search": {"refresh_every": "0"},

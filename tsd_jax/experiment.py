@@ -150,8 +150,7 @@ class Experiment:
           "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
         )
     own = learner.prompts // self.mesh.parts
-    blocks = learner.searches and not self.search.refill
-    if blocks and own % min(self.search.trees, own):
+    if learner.searches and own % self.search.block(own):
       raise ValueError(
         f"the {own} prompts that each part searches (rollout.prompts times "
         f"search.width / {self.mesh.parts} parts) must be a multiple of "

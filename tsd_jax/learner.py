@@ -85,9 +85,7 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
   Returns:
     What was found, token forwards below the prompts, metrics.
   """
-  block = prompt_SP.shape[0]
-  if not config.search.refill:
-    block = min(config.search.trees, block)
+  block = config.search.block(prompt_SP.shape[0])
   index_WB = sharding.prompt_indices(prompt_SP.shape[0]).reshape(-1, block)
   prompt_WBP = prompt_SP.reshape(-1, block, prompt_SP.shape[1])
   model = nnx.merge(graphdef, params)

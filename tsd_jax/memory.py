@@ -157,10 +157,9 @@ def check(
     fitting = (v for v in values if held + need(**{field: v}).total <= there)
     return max(fitting, default=0)
 
-  now = need()
-  held_trees = own if search.refill else search.trees
+  now, block = need(), search.block(own)
   line = (
-    f"search: {_size(now.total)} a device for {lanes * held_trees} trees "
+    f"search: {_size(now.total)} a device for {lanes * block} trees "
     f"of {search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
     f"beside {_size(held)} of parameters; there are {_size(there)}"
   )

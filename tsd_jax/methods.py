@@ -208,9 +208,7 @@ class LearnerConfig:
   @property
   def search_calls(self) -> int:
     """Calls in which the searched prompts are run."""
-    if self.search.refill:
-      return 1
-    return -(-self.prompts // self.search.trees)
+    return -(-self.prompts // self.search.block(self.prompts))
 
   def update_tokens(self, task: Task) -> int:
     """Tokens that one epoch runs forward and backward."""

@@ -68,7 +68,7 @@ class Size:
 
 SIZES = {
   "tiny": Size(length=16, warm=2, steps=10, turns=2),
-  "smollm2": Size(length=64, warm=1, steps=2, turns=1),
+  "smollm2": Size(length=64, warm=1, steps=1, turns=1),
 }
 
 

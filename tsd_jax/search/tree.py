@@ -101,8 +101,12 @@ class SearchConfig:
     wanted = self.rule == "best_first" and self.transpositions
     return wanted and task.situation is not None
 
+  def block(self, prompts: int) -> int:
+    """How many of some prompts have their trees at the same time."""
+    return prompts if self.refill else min(self.trees, prompts)
+
   def rows(self, prompts: int) -> int:
-    """How many of the trees of some prompts grow in a simulation."""
+    """How many of the trees of such a block grow in a simulation."""
     return min(self.trees, prompts) if self.refill else prompts
 
   def make_rule(self, prompts: int | None = None) -> rules.Rule:
