@@ -48,18 +48,26 @@ def rope_tables(positions_RT: Array, head_dim: int, theta: float):
   exponent_e = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
   frequency_e = jnp.asarray(theta**-exponent_e, jnp.float32)[None, None]
   angle_RTe = positions_RT[..., None].astype(jnp.float32) * frequency_e
+  cos_RTe, sin_RTe = jnp.cos(angle_RTe), jnp.sin(angle_RTe)
   # Fused into its uses, a cosine would be taken again for every head and layer.
-  return jax.lax.optimization_barrier((jnp.cos(angle_RTe), jnp.sin(angle_RTe)))
+  return jax.lax.optimization_barrier(
+    tuple(
+      jnp.stack(halves, axis=-2)[:, :, None]
+      for halves in ((cos_RTe, cos_RTe), (-sin_RTe, sin_RTe))
+    )
+  )
 
 
 def apply_rope(x_RTHE: Array, tables: tuple[Array, Array]) -> Array:
   """Rotates the two halves of each head (the "rotate half" layout)."""
-  cos_RT1e, sin_RT1e = (t[:, :, None] for t in tables)
-  left, right = jnp.split(x_RTHE.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate(
-    [left * cos_RT1e - right * sin_RT1e, right * cos_RT1e + left * sin_RT1e],
-    axis=-1,
-  ).astype(x_RTHE.dtype)
+  cos_RT12e, sin_RT12e = tables
+  shape = x_RTHE.shape
+  x_RTH2e = x_RTHE.astype(jnp.float32).reshape(*shape[:-1], 2, -1)
+  # Halves change places by a reversal; XLA on CPU joins two halves value by
+  # value.
+  turned_RTH2e = jax.lax.rev(x_RTH2e, (3,))
+  rotated_RTH2e = x_RTH2e * cos_RT12e + turned_RTH2e * sin_RT12e
+  return rotated_RTH2e.reshape(shape).astype(x_RTHE.dtype)
 
 
 def attend(
@@ -67,7 +75,7 @@ def attend(
 ) -> Array:
   """Softmax attention over several pieces of the past, in one softmax.
 
-  Scores are concatenated, never keys or values: no cache is copied.
+  Neither keys nor values nor scores are put together: no cache is copied.
 
   Args:
     q_RTHE: queries, R rows.
@@ -78,27 +86,44 @@ def attend(
     Attention output, RTHE.
   """
   rows, T, H, E = q_RTHE.shape
-  scores, widths = [], []
-  for k_rKSE, _, mask_RTS in pieces:
-    r, K, S, _ = k_rKSE.shape
-    # [r, g, T, K, H/K, E]: the g query rows of one key row side by side.
-    q = q_RTHE.reshape(r, rows // r, T, K, H // K, E)
-    s = jnp.einsum(
-      "rgtkhe,rkse->rgtkhs", q, k_rKSE, preferred_element_type=jnp.float32
-    ).reshape(rows, T, H, S)
-    s = jnp.where(mask_RTS[:, :, None, :], s * E**-0.5, LOG_ZERO)
-    scores.append(s)
-    widths.append(S)
-  weights_RTHS = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  weights_RTHS = weights_RTHS.astype(q_RTHE.dtype)
-  out, start = 0.0, 0
-  for (_, v_rKSE, _), S in zip(pieces, widths, strict=True):
-    r, K = v_rKSE.shape[:2]
-    w = weights_RTHS[..., start : start + S]
-    w = w.reshape(r, rows // r, T, K, H // K, S)
-    out += jnp.einsum("rgtkhs,rkse->rgtkhe", w, v_rKSE).reshape(rows, T, H, E)
-    start += S
-  return out
+
+  def beside(x_RTHX, keys):
+    """Rows beside the keys that serve them, [r, K, N, X]."""
+    r, K = keys.shape[:2]
+    x = x_RTHX.reshape(r, rows // r * T, K, H // K, -1).swapaxes(1, 2)
+    return x.reshape(r, K, -1, x.shape[-1])
+
+  def back(x_rKNX):
+    """The rows as they were, RTHX."""
+    r, K, N, X = x_rKNX.shape
+    x = x_rKNX.reshape(r, K, N * K // H, H // K, X).swapaxes(1, 2)
+    return x.reshape(rows, T, H, X)
+
+  def multiply(x_RTHX, keys, over):
+    """Plain batches of matrices, float32.
+
+    From an einsum over all axes XLA on CPU makes products with the keys on the
+    left, up to three times as slow.
+    """
+    dims = (((3,), (over,)), ((0, 1), (0, 1)))
+    return back(
+      jax.lax.dot_general(
+        beside(x_RTHX, keys), keys, dims, preferred_element_type=jnp.float32
+      )
+    )
+
+  scores = [
+    jnp.where(mask[:, :, None], multiply(q_RTHE, k, 3) * E**-0.5, LOG_ZERO)
+    for k, _, mask in pieces
+  ]
+  tops = [jnp.max(s_RTHS, axis=-1, keepdims=True) for s_RTHS in scores]
+  top_RTH1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+  total, out = 0.0, 0.0
+  for s_RTHS, (_, v, _) in zip(scores, pieces, strict=True):
+    w_RTHS = jnp.exp(s_RTHS - top_RTH1)
+    total += jnp.sum(w_RTHS, axis=-1, keepdims=True)
+    out += multiply(w_RTHS.astype(q_RTHE.dtype), v, 2)
+  return (out / total).astype(q_RTHE.dtype)
 
 
 def fourier_features(count: int, d_model: int, scale: float) -> np.ndarray:
