@@ -44,15 +44,13 @@ def estimate_memory(
 ) -> Memory:
   """Bytes that B trees take beside the parameters.
 
-  Running the prompts comes before, and is left out: with prompts of a hundred
-  tokens and answers of ten it takes more than what is counted here.
-
     pool     B N S of the keys and values of a position, 2 L K E numbers
     prompts  H + B (P - H) of them, H of which all prompts share
     tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, and A + 1 more where
              moves are merged
-    work     the largest of what is made at a time: see the code, fitted to what
-             XLA keeps on CPU
+    work     the largest of what is made at a time, by a simulation or by the
+             running of the prompts: see the code, fitted to what XLA keeps on
+             CPU
 
   Args:
     model: shape of the model.
@@ -73,7 +71,9 @@ def estimate_memory(
   logits = _NUMBER * c.vocab_size // tensor
   # Queries and their answers, keys and values, the MLP's halves, features.
   heads = c.num_heads * c.head_dim // tensor
-  row = 2 * (heads + keys + c.d_mlp // tensor + c.d_model) * itemsize
+  mlp = c.d_mlp // tensor
+  row = 2 * (heads + keys + mlp + c.d_model) * itemsize
+  own_prompts = B * (P - H) * position
 
   def sampled(rows, length):
     """Gathered paths, transposed once; the rows' own keys, a layer at a time.
@@ -83,18 +83,35 @@ def estimate_memory(
     own = length * (position + position // c.num_layers)
     return 2 * path + rows * (own + 3 * logits + row)
 
-  # A layer's paths, transposed once.
-  parts = [2 * path // c.num_layers + B * logits]
+  def prefilled():
+    """The rows of a layer: their scores twice, or their MLP; unrolled, both."""
+    scores = 2 * _NUMBER * P * c.num_heads // tensor
+    attention = scores + (c.d_model + heads + 2 * keys) * itemsize
+    feed = 3 * (mlp + c.d_model) * itemsize
+    most = scores + feed if c.unrolled else max(attention, feed)
+    return B * (P - H) * most
+
+  # A layer's paths, transposed once, and where the search refills the keys of
+  # the prompts whose trees grow, half of them transposed.
+  grown = 2 * path // c.num_layers + B * logits
+  if config.refill:
+    grown += 3 * R * (P - H) * position // 2
+  parts = [grown]
   if S > 1:
     parts.append(sampled(B * A, S))
   if config.leaf in ("rollout", "mix"):
     parts.append(sampled(R, T))
+  # Layers that are written out are taken out of their stacks before the loop.
+  weights = 2 * c.d_model * (heads + keys) + 3 * c.d_model * mlp
+  weights *= c.num_layers * itemsize if c.unrolled else 0
+  # Zeros that the sampling of steps begins with are there from the beginning.
+  steps = B * A * S * position if S > 1 else 0
   merged = A + 1 if config.merges(task) else 0
   return Memory(
     pool=B * N * S * position,
-    prompts=(H + B * (P - H)) * position,
+    prompts=H * position + own_prompts,
     tree=_NUMBER * B * (N + 1) * (A * (S + 9) + 4 * T + 13 + merged),
-    work=max(parts),
+    work=max(weights + max(parts), steps + prefilled()),
   )
 
 
