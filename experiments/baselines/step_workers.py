@@ -249,8 +249,8 @@ def tunix(work, clock: Clock) -> dict[str, list[float]]:
   )
   update = cluster.update_actor
 
-  def reward(completions, **unused):
-    del unused
+  def reward(prompts, completions, **unused):
+    del prompts, unused
     return rewards(map(words.encode, completions), work["vocab_size"])
 
   def update_and_mark(*args, **kwargs):
@@ -264,9 +264,8 @@ def tunix(work, clock: Clock) -> dict[str, list[float]]:
   batches = np.array(texts).reshape(-1, PROMPTS)
   clock.step_ended()
   tunix_grpo.train(
-    case, cluster, mesh, lambda prompts, completions, **_: reward(completions),
-    ({"prompts": batch} for batch in batches),
-  )  # fmt: skip
+    case, cluster, mesh, reward, ({"prompts": batch} for batch in batches)
+  )
   return clock.figures()
 
 

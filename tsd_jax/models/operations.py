@@ -87,17 +87,18 @@ def attend(
   """
   rows, T, H, E = q_RTHE.shape
 
+  # The heads of a key lead its rows, so that devices may share them.
   def beside(x_RTHX, keys):
     """Rows beside the keys that serve them, [r, K, N, X]."""
     r, K = keys.shape[:2]
-    x = x_RTHX.reshape(r, rows // r * T, K, H // K, -1).swapaxes(1, 2)
-    return x.reshape(r, K, -1, x.shape[-1])
+    x = x_RTHX.reshape(r, rows // r * T, K, H // K, -1)
+    return x.transpose(0, 2, 3, 1, 4).reshape(r, K, -1, x.shape[-1])
 
   def back(x_rKNX):
     """The rows as they were, RTHX."""
-    r, K, N, X = x_rKNX.shape
-    x = x_rKNX.reshape(r, K, N * K // H, H // K, X).swapaxes(1, 2)
-    return x.reshape(rows, T, H, X)
+    r, K, _, X = x_rKNX.shape
+    x = x_rKNX.reshape(r, K, H // K, -1, X)
+    return x.transpose(0, 3, 1, 2, 4).reshape(rows, T, H, X)
 
   def multiply(x_RTHX, keys, over):
     """Plain batches of matrices, float32.

@@ -80,7 +80,7 @@ class BestFirst:
         rng_key, expand_key = jax.random.split(rng_key)
         now = next_turn(tree, waits_B, self.trees)
         tree = self.grow(
-          tree, functools.partial(recurrent_fn, now, expand_key), turn=now
+          tree, functools.partial(recurrent_fn, now, expand_key), now
         )
         waits_B = self.waits(tree)
         # Devices that share a model must make the same simulations.
@@ -135,13 +135,7 @@ class BestFirst:
       waits_B &= ~jnp.any(tree.embeddings.correct, axis=1)
     return waits_B
 
-  def grow(
-    self,
-    tree: mctx.Tree,
-    expand,
-    n: Array | None = None,
-    turn: Turn | None = None,
-  ) -> mctx.Tree:
+  def grow(self, tree: mctx.Tree, expand, at: Array | Turn) -> mctx.Tree:
     """Expands the best untried move of trees as a new node of each.
 
     Visits and values of nodes are kept as mctx does. A tree in which nothing
@@ -150,13 +144,13 @@ class BestFirst:
     Args:
       tree: the trees, with their open lists as extra data.
       expand: (action_R, parent) -> (mctx.RecurrentFnOutput, node).
-      n: index of the new node, the same in all trees.
-      turn: instead of it, the trees that grow.
+      at: index of the new node, the same in all trees; or which trees grow.
 
     Returns:
       The trees, without visits and values of edges (`with_edges`).
     """
     B, N, A = tree.children_index.shape
+    turn = at if isinstance(at, Turn) else None
 
     def of_rows(x_B):
       """What belongs to the trees that grow."""
@@ -183,10 +177,10 @@ class BestFirst:
         row_R = jnp.where(exists_R, tree_R, B)
         return old.at[row_R, turn.slot_R + 1].set(new, mode="drop")
       # The same column in all trees, written as one.
-      column = jax.lax.dynamic_index_in_dim(old, n, 1, keepdims=False)
+      column = jax.lax.dynamic_index_in_dim(old, at, 1, keepdims=False)
       grows = exists_R.reshape(B, *[1] * (column.ndim - 1))
       column = jnp.where(grows, new, column).astype(old.dtype)
-      return jax.lax.dynamic_update_index_in_dim(old, column, n, 1)
+      return jax.lax.dynamic_update_index_in_dim(old, column, at, 1)
 
     # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
     # A node is named, and written alike, once for each token of its step; the
@@ -215,7 +209,7 @@ class BestFirst:
       else:
         closed_RNA = jnp.where(late_RNA, CLOSED, jnp.inf)
         open_BNA = open_BNA.at[tree_R].min(closed_RNA)
-    child_R = n if turn is None else turn.slot_R + 1
+    child_R = at if turn is None else turn.slot_R + 1
     return tree.replace(
       node_visits=write(
         tree.node_visits.at[at_RD].set(count_RD + 1, mode="drop"), 1
