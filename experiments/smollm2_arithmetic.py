@@ -2,10 +2,10 @@
 
 Purpose: tree search distillation on a task that somebody else wrote, with its
 own verifier: chain_sum, two or three terms of one digit, after six worked
-examples. The model begins at greedy .156, mean@8 .047, pass@8 .219 (32
-validation problems); with two digits it has mean@8 .020.
+examples. mean@16 of 64 validation problems goes from .034 to .199, with PPO to
+.047 and, at a rate of 1e-5, .094 (`tsd_jax/models/README.md`).
 
-Cost: 10 GiB of memory.
+Cost: 10 GiB of memory, and half a minute an iteration on one core.
 
 Command:
   pip install -e '.[text]' reasoning-gym==0.1.25
@@ -38,5 +38,8 @@ def get_config() -> Experiment:
     response_length=6,
   )
   return dataclasses.replace(
-    base, task=task, search=dataclasses.replace(base.search, num_simulations=16)
+    base,
+    task=task,
+    search=dataclasses.replace(base.search, num_simulations=16),
+    optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-5),
   )
