@@ -7,16 +7,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
+from tests import small_text
 from tests.grading import letters
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
-from tsd_jax import config_json, data, text_tokenizer
+from tsd_jax import aot, config_json, data, text_tokenizer
 from tsd_jax.config import UserError
 from tsd_jax.models import hf
 from tsd_jax.models.transformer import ModelConfig
@@ -233,3 +235,17 @@ def test_a_saved_config_comes_back(model, tmp_path):
   assert (
     config_json.from_dict(TextConfig, config_json.to_dict(config)) == config
   )
+
+
+@pytest.mark.slow
+def test_a_run_is_planned_without_its_host(model, tmp_path):
+  pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
+  file = write(tmp_path / "problems.jsonl", problems())
+  run = small_text.experiment(str(model), file)
+  result = aot.plan(run, "v5e:1x1", effort="quick")
+  assert result["fits"]
+  # Afterwards the host is asked again.
+  task = run.make_task()
+  prompt_BP = jnp.asarray(data.load_problems(run.task, "train")[:1])
+  response_BT = jnp.full((1, task.response_length), task.eos_id)
+  assert task.score(prompt_BP, response_BT).reward_X == 0

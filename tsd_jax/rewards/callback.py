@@ -5,7 +5,8 @@ pod would wait for ever. It is kept for the host's loop, which asks with
 `raise_errors` after every dispatch.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,22 @@ from tsd_jax.types import Array
 HostReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _errors: list[str] = []
+_left_out = False
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+  """Traces programs without the host, for devices that are not there.
+
+  What stands for a reward then is a function of the tokens: the compiler leaves
+  out nothing that reads it.
+  """
+  global _left_out
+  _left_out = True
+  try:
+    yield
+  finally:
+    _left_out = False
 
 
 def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
@@ -40,6 +57,9 @@ def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
       "a reward on the host needs all axes of the mesh for prompts: set "
       "mesh.tensor=1 and mesh.serving=tensor"
     )
+
+  if _left_out:
+    return jnp.mean((response_XT % 2).astype(jnp.float32), axis=-1)
 
   def host(prompt_XP, response_XT):
     prompt_XP, response_XT = np.asarray(prompt_XP), np.asarray(response_XT)
