@@ -5,14 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import countdown_teacher
+from experiments import countdown_teacher, smollm2_teacher
 from experiments.benchmarks import teacher
 from tests import small_experiment
-from tsd_jax import costs, memory, runs, train, workdir
+from tests.published import make
+from tsd_jax import costs, memory, runs, text_tokenizer, train, workdir
 from tsd_jax.checkpoint import Checkpointer
 from tsd_jax.experiment import search_model
-from tsd_jax.models import presets, transformer, weights
+from tsd_jax.models import hf, presets, pretrained, transformer, weights
 
 BASE = dataclasses.replace(
   small_experiment.get_config(), iterations=4, chunk=2, checkpoint_every=2,
@@ -142,3 +144,29 @@ def test_the_benchmark_of_teachers_differs_in_the_teacher_alone():
       runs_of[0], search_init=None, search_model=None, refresh_every=1
     )
     assert alike == kinds["default"][0]
+
+
+def test_a_layer_left_out_is_one_that_adds_nothing(tmp_path):
+  pytest.importorskip("tokenizers", reason="needs the extra: text")
+  pytest.importorskip("jinja2", reason="needs the extra: text")
+  from tests.text_tokenizer_test import write_folder
+
+  tokenizer = text_tokenizer.load(write_folder(tmp_path / "tokenizer"))
+  shape = dataclasses.replace(
+    SMALL, num_layers=3, vocab_size=tokenizer.vocab_size, number_tokens=0
+  )
+  graphdef, params = make(shape)
+  hf.save(tmp_path / "model", shape, params, tokenizer, max_length=64)
+  folder = smollm2_teacher.pruned(tmp_path / "model", (1,))
+  assert smollm2_teacher.pruned(tmp_path / "model", (1,)) == folder
+  found, small, kept = pretrained.load(folder)
+  assert found.num_layers == 2
+  for name in ("output_LHED", "down_LFD"):
+    p = params["layers"][name]
+    p[...] = p[...].at[1].set(0.0)
+  tokens_RT = jax.random.randint(jax.random.key(0), (2, 9), 0, found.vocab_size)
+  np.testing.assert_allclose(
+    nnx.merge(small, kept)(tokens_RT),
+    nnx.merge(graphdef, params)(tokens_RT),
+    atol=1e-5,
+  )
