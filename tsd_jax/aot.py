@@ -191,9 +191,7 @@ def memory_limit(device) -> int:
 
 
 def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
-  """Compiles one whole iteration: search, rollouts and update.
-
-  Rewards of the host are left out; their time is in no plan.
+  """Compiles search, rollouts and update; rewards of the host are left out.
 
   Args:
     config: the run.
@@ -360,10 +358,9 @@ def plan(
   if not compiled.fits:
     result["largest"] = largest(config, compiled, mesh, effort)
     return result
-  kind = topology.partition(":")[0]
-  shape = [int(n) for n in topology.partition(":")[2].split("x")]
+  kind, _, shape = topology.partition(":")
   # A chip may show as two devices.
-  share = len(there) / slices / int(np.prod(shape))
+  share = len(there) / slices / math.prod(map(int, shape.split("x")))
   peaks = dataclasses.asdict(roofline.CHIPS[kind])
   chip = roofline.Chip(**{k: v / share for k, v in peaks.items()})
   result["collectives"] = compiled.program.totals(roofline.trips(config))
