@@ -397,5 +397,4 @@ def table(result: dict[str, Any]) -> str:
   lines.append("least seconds of an iteration, at the chip's published peaks")
   for phase, row in result["roofline"].items():
     lines.append(f"  {phase:<14} {row['seconds']:>12.6f}")
-  lines.append(f"compiled in {result['compile_seconds']} s")
-  return "\n".join(lines)
+  return "\n".join([*lines, f"compiled in {result['compile_seconds']} s"])
