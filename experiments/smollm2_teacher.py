@@ -5,7 +5,9 @@ needs no training: the published model without some of its layers, frozen.
 
 Command: python -m launch.train --config=experiments/smollm2_teacher.py
   --workdir=DIR
-Held against: `experiments/smollm2_countdown.py`, which searches with itself.
+Held against `experiments/smollm2_countdown.py`, which searches with itself:
+mean@16 of 96 test problems .499 and .462 after 20 iterations, two seeds each
+(`tsd_jax/models/README.md`).
 """
 
 import dataclasses
@@ -18,6 +20,8 @@ import numpy as np
 from experiments import fetch_smollm2, smollm2_countdown
 from tsd_jax.experiment import Experiment
 
+# Of all blocks of four at even places these change the next-token distributions
+# on the task's prompts least.
 LEFT_OUT = (4, 5, 6, 7)
 
 
