@@ -122,14 +122,20 @@ def required(flag: flags.FlagHolder) -> Any:
   return flag.value
 
 
-def command(module: str) -> str:
-  """The command line as results keep it: without this machine's folders."""
+def command(module: str, *, workdir: bool = True) -> str:
+  """The command line as results keep it: without this machine's folders.
+
+  Args:
+    module: what `python -m` runs.
+    workdir: whether it has that flag.
+  """
   words, skip = [], False
   for word in sys.argv[1:]:
     if not skip and not word.startswith(("--workdir", "--output")):
       words.append(word)
     skip = word in ("--workdir", "--output")
-  return " ".join(["python -m", module, *words, "--workdir=DIR"])
+  folder = ["--workdir=DIR"] * workdir
+  return " ".join(["python -m", module, *words, *folder])
 
 
 def split_overrides(

@@ -188,7 +188,8 @@ def main(overrides):
 
   wall, busy = host_loop(config)
   table.note("host overhead", wall - busy, "s", whole=(wall - busy) / wall)
-  table.write(_OUTPUT.value, "python -m experiments.benchmarks.loop")
+  command = config_lib.command("experiments.benchmarks.loop", workdir=False)
+  table.write(_OUTPUT.value, command)
 
 
 if __name__ == "__main__":

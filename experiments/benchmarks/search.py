@@ -34,6 +34,7 @@ from experiments.benchmarks import python_trees, shapes
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.shapes import Unsolved
 from experiments.benchmarks.table import Table
+from tsd_jax import config as config_lib
 from tsd_jax import decode
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
@@ -341,11 +342,8 @@ def main(_):
   table = Table()
   for name in _SHAPES.value:
     measure(name, SIZES[name], table, _REPEATS.value)
-  shapes = ",".join(_SHAPES.value)
-  table.write(
-    _OUTPUT.value,
-    f"python -m experiments.benchmarks.search --shapes={shapes}",
-  )
+  command = config_lib.command("experiments.benchmarks.search", workdir=False)
+  table.write(_OUTPUT.value, command)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def main(overrides):
     ratio = latency / statistics.median(times["base"])
     table.note(f"{name}, parameters", size, "")
     table.note(f"{name}, latency", 1e3 * latency, "ms a token", base=ratio)
-  table.write(_OUTPUT.value, "python -m experiments.benchmarks.student")
+  table.write(
+    _OUTPUT.value, config_lib.command("experiments.benchmarks.student")
+  )
 
 
 if __name__ == "__main__":
