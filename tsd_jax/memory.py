@@ -26,7 +26,7 @@ class Memory(NamedTuple):
   pool: int  # Keys and values of the nodes.
   prompts: int  # Keys and values of the prompts.
   tree: int  # The nodes and their edges.
-  work: int  # What a simulation makes and forgets.
+  work: int  # What a simulation, or running the prompts, makes and forgets.
 
   @property
   def total(self) -> int:

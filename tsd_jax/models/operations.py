@@ -88,9 +88,9 @@ def attend(
   rows, T, H, E = q_RTHE.shape
 
   # The heads of a key lead its rows, so that devices may share them.
-  def beside(x_RTHX, keys):
-    """Rows beside the keys that serve them, [r, K, N, X]."""
-    r, K = keys.shape[:2]
+  def beside(x_RTHX, past):
+    """Rows beside the past that serves them, [r, K, N, X]."""
+    r, K = past.shape[:2]
     x = x_RTHX.reshape(r, rows // r * T, K, H // K, -1)
     return x.transpose(0, 2, 3, 1, 4).reshape(r, K, -1, x.shape[-1])
 
@@ -100,16 +100,16 @@ def attend(
     x = x_rKNX.reshape(r, K, H // K, -1, X)
     return x.transpose(0, 3, 1, 2, 4).reshape(rows, T, H, X)
 
-  def multiply(x_RTHX, keys, over):
-    """Plain batches of matrices, float32.
+  def multiply(x_RTHX, past, over):
+    """Rows times keys or values, summed over an axis of those; float32.
 
-    From an einsum over all axes XLA on CPU makes products with the keys on the
-    left, up to three times as slow.
+    Plain batches of matrices: from an einsum over all axes XLA on CPU makes
+    products with the keys on the left, up to three times as slow.
     """
     dims = (((3,), (over,)), ((0, 1), (0, 1)))
     return back(
       jax.lax.dot_general(
-        beside(x_RTHX, keys), keys, dims, preferred_element_type=jnp.float32
+        beside(x_RTHX, past), past, dims, preferred_element_type=jnp.float32
       )
     )
 
