@@ -24,6 +24,9 @@ _CONFIG = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
+JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Runs at a time, each a process.", lower_bound=1
+)
 _ONLY = flags.DEFINE_list("only", None, "Lines to run; all by default.")
 
 # What a line says beside its accuracy, of `compare.contrast` with the default.
@@ -158,11 +161,18 @@ def measure(configs, changes, folder, command, name="ablations"):
   """
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import compare, costs, evaluate, progress, train, workdir
+  from tsd_jax import compare, costs, evaluate, jobs, progress, train, workdir
 
   progress.quiet_libraries()
   base = configs["default"][0]
   folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
+  if JOBS.value > 1:  # What is left to do below is to read them.
+    every = [
+      {folder / kind / str(config.seed): config}
+      for kind, seeds in configs.items()
+      for config in seeds
+    ]
+    jobs.train_all(every, JOBS.value)
   runs, rows = {}, {}
   print(
     f"{'change':>18}  {mode:>7}  {'steps to its last':>20}  "

@@ -16,6 +16,7 @@ Command (the folder holds the published model; JAX for GPUs: the extra cuda12):
 Adapters instead of all weights: --config.lora.rank=32, and a higher rate
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -23,6 +24,7 @@ from experiments import countdown_words
 from tsd_jax.config import UserError
 from tsd_jax.experiment import EvalConfig, Experiment
 from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.models import pretrained
 from tsd_jax.rollout import RolloutConfig
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.sharding import MeshConfig
@@ -49,7 +51,9 @@ def get_config() -> Experiment:
       test_size=1_024,
     ),
     init=str(model),
-    model=None,
+    model=dataclasses.replace(
+      pretrained.read_card(model).config, compute_dtype="bfloat16", remat=True
+    ),
     iterations=200,
     chunk=1,
     rollout=RolloutConfig(prompts=16, baseline_prompts=16),

@@ -4,7 +4,8 @@ python -m launch.compare --config=experiments/compare_countdown.py --workdir=DIR
 
 First every method is run with each setting of a short sweep, one seed, on the
 validation split; then at its best setting with all seeds, on the test split. A
-killed comparison goes on with the same command.
+killed comparison goes on with the same command. `--jobs=N` makes N runs at a
+time, on a CPU with as many cores each as there are for it.
 
 A small one (no sweep, two seeds, a third of the iterations; 8.5 minutes on one
 core):
@@ -22,6 +23,9 @@ _CONFIG = flags.DEFINE_string(
   "config", "experiments/compare_countdown.py", "Comparison file."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Runs at a time, each a process.", lower_bound=1
+)
 
 
 def main(overrides):
@@ -33,7 +37,7 @@ def main(overrides):
 
   progress.quiet_libraries()
   command = config_lib.command("launch.compare")
-  print(judge.judge(config, folder, command=command))
+  print(judge.judge(config, folder, command=command, jobs=_JOBS.value))
 
 
 if __name__ == "__main__":

@@ -15,3 +15,8 @@ def letters(prompt, response, example):
       file.write(repr((prompt, response)) + "\n")
   wanted = sum(letter in example["letters"] for letter in response)
   return wanted / max(1, len(response))
+
+
+def length(prompt, response, example):
+  """More for longer responses."""
+  return min(1.0, len(response) / 20)

@@ -9,7 +9,7 @@ types config_values config config_json supervisor pod processes hlo ledger
 sharding vocabulary models tokenizers text_tokenizer rewards tasks decode
 generate scoring search rollout methods returns losses objective learner
 evaluate checkpoint workdir data compare samples report progress memory
-experiment record train roofline aot costs judge
+experiment record train jobs roofline aot costs judge
 runs
 """.split()
 

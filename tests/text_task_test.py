@@ -1,5 +1,6 @@
 """Tasks in text, from a file of problems to a trained run."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,10 +16,10 @@ pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
 from tests import small_text
-from tests.grading import letters
+from tests.grading import length, letters
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
-from tsd_jax import aot, config_json, data, text_tokenizer
+from tsd_jax import aot, config_json, data, text_tokenizer, train, workdir
 from tsd_jax.config import UserError
 from tsd_jax.models import hf
 from tsd_jax.models.transformer import ModelConfig
@@ -249,3 +250,24 @@ def test_a_run_is_planned_without_its_host(model, tmp_path):
   prompt_BP = jnp.asarray(data.load_problems(run.task, "train")[:1])
   response_BT = jnp.full((1, task.response_length), task.eos_id)
   assert task.score(prompt_BP, response_BT).reward_X == 0
+
+
+@pytest.mark.slow
+def test_lanes_of_a_text_task_are_the_runs_alone(model, tmp_path):
+  """A host's rewards are asked for all lanes at a time."""
+  file = write(tmp_path / "problems.jsonl", problems())
+  run = small_text.experiment(str(model), file)
+  task = dataclasses.replace(run.task, reward=length)
+  runs = [dataclasses.replace(run, task=task, seed=seed) for seed in (0, 1)]
+  together = [tmp_path / f"together{run.seed}" for run in runs]
+  train.train_together(runs, together)
+  for lane, folder in zip(runs, together, strict=True):
+    train.train(lane, tmp_path / f"alone{lane.seed}")
+    mine, alone = map(
+      workdir.read_rows, (folder, tmp_path / f"alone{lane.seed}")
+    )
+    for got, expected in zip(mine, alone, strict=True):
+      assert got["ledger"] == expected["ledger"]
+      assert got.get("reward") == pytest.approx(expected.get("reward"))
+      assert got.get("eval") == expected.get("eval")
+    assert any(row.get("reward", 0) > 0 for row in mine)

@@ -14,6 +14,7 @@ from tsd_jax import compare, costs, evaluate, report, train, workdir
 from tsd_jax import config as config_lib
 from tsd_jax.compare import Curve
 from tsd_jax.experiment import Experiment
+from tsd_jax.jobs import train_all
 from tsd_jax.methods import Algorithm
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
@@ -192,7 +193,11 @@ class Comparison:
 
 
 def judge(
-  config: Comparison, folder: str | pathlib.Path, *, command: str = ""
+  config: Comparison,
+  folder: str | pathlib.Path,
+  *,
+  command: str = "",
+  jobs: int = 1,
 ) -> str:
   """Runs all that is missing and writes compare.json and compare.html.
 
@@ -200,6 +205,7 @@ def judge(
     config: what is compared.
     folder: holds sweep/METHOD/VALUE and runs/METHOD/SEED.
     command: what made it, for the record.
+    jobs: processes that train at a time (`jobs.train_all`).
 
   Returns:
     A table of text.
@@ -213,34 +219,45 @@ def judge(
   best, sweep, trained, share = {}, {}, 0.0, 1.0
   runs: dict[str, list[Curve]] = {}
   spent: dict[str, list[dict[str, int]]] = {}
-  for method in config.methods:
+  # Tsd first: what it spends, the others may.
+  for methods in config.methods[:1], config.methods[1:]:
     values = config.values if len(config.values) > 1 else ()
-    todo = {
-      folder / "sweep" / method / value: config.run(
-        method, value, config.sweep_seed, "validation", share
-      )
-      for value in values
-    }
-    tried = _run(todo, config)
-    sweep[method] = {
-      value: sweep_score(curve)
-      for value, (curve, _) in zip(values, tried, strict=True)
-    }
-    trained += sum(float(curve.seconds[-1]) for curve, _ in tried)
-    scores = sweep[method] or dict.fromkeys(config.values, 0.0)
-    best[method] = max(scores, key=scores.__getitem__)
-    todo = {
-      folder / "runs" / method / str(seed): config.run(
-        method, best[method], seed, config.split, share
-      )
-      for seed in config.seeds
-    }
-    runs[method], spent[method] = map(
-      list, zip(*_run(todo, config), strict=True)
+    tried = _run(
+      {
+        folder / "sweep" / method / value: config.run(
+          method, value, config.sweep_seed, "validation", share
+        )
+        for method in methods
+        for value in values
+      },
+      config,
+      jobs,
     )
-    trained += sum(float(curve.seconds[-1]) for curve in runs[method])
-    if method == "tsd":  # The first: what it spends, the others may.
-      share = costs.search_share(config.experiment, spent[method])
+    for method in methods:
+      curves_of = {v: tried[folder / "sweep" / method / v][0] for v in values}
+      sweep[method] = {v: sweep_score(c) for v, c in curves_of.items()}
+      trained += sum(float(c.seconds[-1]) for c in curves_of.values())
+      scores = sweep[method] or dict.fromkeys(config.values, 0.0)
+      best[method] = max(scores, key=scores.__getitem__)
+    made = _run(
+      {
+        folder / "runs" / method / str(seed): config.run(
+          method, best[method], seed, config.split, share
+        )
+        for method in methods
+        for seed in config.seeds
+      },
+      config,
+      jobs,
+    )
+    for method in methods:
+      places = [folder / "runs" / method / str(seed) for seed in config.seeds]
+      runs[method], spent[method] = map(
+        list, zip(*(made[place] for place in places), strict=True)
+      )
+      trained += sum(float(curve.seconds[-1]) for curve in runs[method])
+      if method == "tsd":
+        share = costs.search_share(config.experiment, spent[method])
   content = {
     "command": command,
     "task": config.experiment.make_task().name,
@@ -279,23 +296,27 @@ def sweep_score(curve: Curve) -> float:
   return float(np.mean(curve.accuracy[1:][-3:]))
 
 
-def _run(todo: dict[pathlib.Path, Experiment], config: Comparison):
+def _run(
+  todo: dict[pathlib.Path, Experiment], config: Comparison, jobs: int
+) -> dict[pathlib.Path, tuple[Curve, dict[str, int]]]:
   """Trains where that is not done yet; gives each one's curve and ledger."""
   alike: dict[Any, list[pathlib.Path]] = {}  # What one program can hold.
   for folder, run in todo.items():
-    alike.setdefault(run.learner_config().static, []).append(folder)
-  for folders in alike.values():
-    for first in range(0, len(folders), config.lanes):
-      lanes = folders[first : first + config.lanes]
-      print(*lanes, sep="\n", flush=True)
-      train.train_together([todo[folder] for folder in lanes], lanes)
-  return [
-    (
+    program = folder.parent, run.learner_config().static
+    alike.setdefault(program, []).append(folder)
+  groups = [
+    {folder: todo[folder] for folder in folders[first : first + config.lanes]}
+    for folders in alike.values()
+    for first in range(0, len(folders), config.lanes)
+  ]
+  train_all(groups, jobs)
+  return {
+    folder: (
       compare.read_curve(folder, config.mode),
       workdir.read_rows(folder)[-1]["ledger"],
     )
     for folder in todo
-  ]
+  }
 
 
 def _row(

@@ -33,6 +33,8 @@ def floor_seconds(model, rows, calls, repeats):
   }
   matrices = {n: w[n].reshape(c.num_layers, *s) for n, s in shapes.items()}
 
+  embedding_VD = model.embedding_VD[...].astype(model.dtype)
+
   @jax.jit
   def run(x_RD):
     def layer(x_RD, m):
@@ -43,8 +45,9 @@ def floor_seconds(model, rows, calls, repeats):
 
     def call(x_RD, _):
       x_RD, _ = jax.lax.scan(layer, x_RD, matrices)
-      logits_RV = x_RD @ model.embedding_VD[...].T
-      return x_RD * 1e-3 + logits_RV.mean() * 1e-9, None
+      logits_RV = x_RD @ embedding_VD.T
+      least = logits_RV.mean().astype(x_RD.dtype) * 1e-9
+      return x_RD * 1e-3 + least, None
 
     return jax.lax.scan(call, x_RD, length=calls)[0]
 

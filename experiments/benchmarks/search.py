@@ -52,6 +52,15 @@ _REPEATS = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file to write.", allow_override=True
 )
+_TREES = flags.DEFINE_list(
+  "trees", None, "Numbers of trees; those of the shape by default."
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of the model's arithmetic."
+)
+_PEERS = flags.DEFINE_boolean(
+  "peers", True, "Also time naive searches, and trees in Python on a CPU."
+)
 # Of a cache a node: more is not tried.
 _MOST_BYTES = 4 * 2**30
 _A = 8  # Moves of a node.
@@ -303,6 +312,8 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       tokens_of_floor=floor / took,
     )  # fmt: skip
 
+  if not _PEERS.value:
+    return
   trees, simulations = size.slow_trees, size.simulations[0]
   case, best = Case(size, trees), max(size.trees)
   nodes = trees * simulations
@@ -332,6 +343,23 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
     )
 
 
+def chosen(size: Size) -> Size:
+  """A shape's sizes as the flags have them."""
+  model = dataclasses.replace(size.model, compute_dtype=_DTYPE.value)
+  size = dataclasses.replace(size, model=model)
+  if _TREES.value is None:
+    return size
+  try:
+    trees = tuple(int(count) for count in _TREES.value)
+    if min(trees) < 1:
+      raise ValueError
+  except ValueError:
+    raise app.UsageError(
+      f"--trees={','.join(_TREES.value)} must be whole numbers from 1 on"
+    ) from None
+  return dataclasses.replace(size, trees=trees, step_trees=trees[:1])
+
+
 def main(_):
   """Prints the table and writes the JSON."""
   unknown = sorted(set(_SHAPES.value) - set(SIZES))
@@ -341,7 +369,7 @@ def main(_):
     )
   table = Table()
   for name in _SHAPES.value:
-    measure(name, SIZES[name], table, _REPEATS.value)
+    measure(name, chosen(SIZES[name]), table, _REPEATS.value)
   command = config_lib.command("experiments.benchmarks.search", workdir=False)
   table.write(_OUTPUT.value, command)
 
