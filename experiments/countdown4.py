@@ -1,7 +1,7 @@
 """Countdown with four numbers: longer answers, fifteen times the problems.
 
-Purpose: the recipe with 64 nodes and a constant rate on a game whose tree is too
-deep for 64 simulations to exhaust: 13 response tokens instead of 9, 88,353
+Purpose: the recipe with 64 nodes and a constant rate on a game whose tree is
+too deep for 64 simulations to exhaust: 13 response tokens instead of 9, 88,353
 problems instead of 5,757. The warm start is made by
 
   python -m experiments.warm_start --numbers=4 --steps=3000,1500
