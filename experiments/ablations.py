@@ -125,9 +125,8 @@ def main(overrides):
     ]
     for name in ("default", *names)
   }
-  measure(
-    configs, VARIANTS, folder, config_lib.command("experiments.ablations")
-  )
+  command = config_lib.command("experiments.ablations")
+  measure(configs, VARIANTS, folder, command, jobs=JOBS.value)
 
 
 def possible(base) -> list[str]:
@@ -148,7 +147,7 @@ def possible(base) -> list[str]:
   return names
 
 
-def measure(configs, changes, folder, command, name="ablations"):
+def measure(configs, changes, folder, command, name="ablations", jobs=1):
   """Runs what is missing and prints a line a kind of run, each when it is done.
 
   Args:
@@ -158,30 +157,42 @@ def measure(configs, changes, folder, command, name="ablations"):
     folder: of all runs, and of what is written.
     command: what made it, for the record.
     name: of the JSON file.
+    jobs: runs at a time; lines are printed at the end if more than 1.
+
+  Raises:
+    UserError: for runs that failed, after the lines of all others.
   """
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import compare, costs, evaluate, jobs, progress, train, workdir
+  from tsd_jax import compare, costs, evaluate, progress, train, workdir
+  from tsd_jax.jobs import train_all
 
   progress.quiet_libraries()
   base = configs["default"][0]
   folder, mode = pathlib.Path(folder), evaluate.headline(base.eval.modes)
-  if JOBS.value > 1:  # What is left to do below is to read them.
-    every = [
-      {folder / kind / str(config.seed): config}
-      for kind, seeds in configs.items()
-      for config in seeds
-    ]
-    jobs.train_all(every, JOBS.value)
+  places = {
+    kind: {folder / kind / str(config.seed): config for config in seeds}
+    for kind, seeds in configs.items()
+  }
+  failure = None
+  if jobs > 1:  # What is left to do below is to read them.
+    every = [{p: c} for kind in places.values() for p, c in kind.items()]
+    try:
+      train_all(every, jobs)
+    except config_lib.UserError as error:
+      failure = error
   runs, rows = {}, {}
   print(
     f"{'change':>18}  {mode:>7}  {'steps to its last':>20}  "
     f"{'x at equal tokens':>20}  {'tokens/iteration':>16}",
     flush=True,
   )
-  for kind, seeds in configs.items():
-    for config in seeds:
-      place = folder / kind / str(config.seed)
+  for kind, seeds in places.items():
+    if failure and any(workdir.results(c, p) is None for p, c in seeds.items()):
+      if kind == "default":
+        raise failure
+      continue
+    for place, config in seeds.items():
       train.train(config, place)
       curve = compare.read_curve(place, mode)
       # A token of a smaller search model counts by its operations.
@@ -221,6 +232,8 @@ def measure(configs, changes, folder, command, name="ablations"):
     workdir.write_whole(
       folder / f"{name}.json", json.dumps(content, indent=1) + "\n"
     )
+  if failure:
+    raise failure
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Both methods: bash launch/local.sh --config=experiments/countdown4.py
 
 from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
+from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 
@@ -21,4 +22,5 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=4),
     model=presets.TINY,
     init="experiments/warm_start_4.safetensors",
+    search=SearchConfig(refill=True),
   )

@@ -5,7 +5,8 @@ python -m launch.compare --config=experiments/compare_countdown.py --workdir=DIR
 First every method is run with each setting of a short sweep, one seed, on the
 validation split; then at its best setting with all seeds, on the test split. A
 killed comparison goes on with the same command. `--jobs=N` makes N runs at a
-time, on a CPU with as many cores each as there are for it.
+time, each with its share of the cores, or of one accelerator's memory; seconds
+are then not compared.
 
 A small one (no sweep, two seeds, a third of the iterations; 8.5 minutes on one
 core):

@@ -1,7 +1,13 @@
 """Several trainings at a time: what they leave, and what goes wrong."""
 
 import dataclasses
+import json
 import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -9,9 +15,22 @@ from tests.small_experiment import get_config
 from tsd_jax import jobs, workdir
 from tsd_jax.config import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LONG = """
+import sys, pathlib, dataclasses
+from tests.jobs_test import run
+from tsd_jax import config, jobs
+long = [dataclasses.replace(run(s), iterations=100_000) for s in (0, 1, 2)]
+groups = [{pathlib.Path(sys.argv[1]) / str(r.seed): r} for r in long]
+sys.argv = sys.argv[:1]
+config.run(lambda _: jobs.train_all(groups, 2))
+"""
+
 
 def run(seed):
-  return dataclasses.replace(get_config(), iterations=2, seed=seed)
+  return dataclasses.replace(
+    get_config(), iterations=2, checkpoint_every=1_000, seed=seed
+  )
 
 
 @pytest.mark.skipif(
@@ -53,5 +72,28 @@ def test_runs_end_and_failures_are_told(tmp_path, monkeypatch, capsys):
   def never(*_, **__):
     raise AssertionError("a process was started")
 
-  monkeypatch.setattr(jobs.subprocess, "run", never)
+  monkeypatch.setattr(jobs.subprocess, "Popen", never)
   jobs.train_all([groups[0], groups[2]], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_to_the_parent_alone_saves_all(tmp_path, number, code):
+  process = subprocess.Popen(
+    [sys.executable, "-c", LONG, tmp_path],
+    cwd=ROOT, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  rows = [tmp_path / seed / "metrics.jsonl" for seed in "01"]
+  deadline = time.monotonic() + 300
+  while not all(r.exists() and r.read_text().count("\n") > 2 for r in rows):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.2)
+  process.send_signal(number)
+  assert "save a checkpoint" in process.communicate(timeout=120)[0]
+  assert process.returncode == code
+  for file in rows:  # As far as the rows go, and the third was never begun.
+    last = json.loads(file.read_text().splitlines()[-1])["step"]
+    assert (file.parent / "checkpoints" / str(last)).is_dir()
+  assert not (tmp_path / "2").exists()

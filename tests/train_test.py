@@ -145,6 +145,16 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
   assert rows(workdir)[-1]["step"] == 8
 
 
+@pytest.mark.slow
+def test_a_run_that_ended_between_two_evaluations_finds_back(tmp_path):
+  flags = ("--config.chunk=2", "--config.eval.every=4")
+  assert run(tmp_path, *flags, "--config.iterations=3").returncode == 0
+  assert run(tmp_path, *flags, "--config.iterations=9").returncode == 0
+  evaluated = [row["step"] for row in rows(tmp_path) if "eval" in row]
+  assert evaluated == [0, 3, 4, 8, 9]
+  assert [row["step"] for row in rows(tmp_path)] == list(range(10))
+
+
 @pytest.mark.parametrize(
   ("flag", "words"),
   [

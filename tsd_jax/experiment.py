@@ -17,7 +17,7 @@ from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
 class EvalConfig:
   """Evaluation during and after a run."""
 
-  every: int = 10  # Iterations; 0 evaluates at the end only.
+  every: int = 10  # Iterations; 0: at the start and the end only.
   modes: str = "greedy,mean@16"
   split: str = "validation"
   temperature: float = 1.0

@@ -258,6 +258,9 @@ def judge(
       trained += sum(float(curve.seconds[-1]) for curve in runs[method])
       if method == "tsd":
         share = costs.search_share(config.experiment, spent[method])
+  ratios = compare.contrast(runs)
+  if jobs > 1:  # Runs had more of the machine at some times than at others.
+    del ratios["accuracy_at_equal_seconds"]
   content = {
     "command": command,
     "task": config.experiment.make_task().name,
@@ -269,7 +272,7 @@ def judge(
       | {"sweep": sweep[name]}
       for name in config.methods
     },
-    "ratios": compare.contrast(runs),
+    "ratios": ratios,
     "flops_per_token": costs.flops_per_token(config.experiment.model),
     "training_seconds": round(trained, 1),
     "session_seconds": round(time.monotonic() - start, 1),

@@ -1,8 +1,8 @@
 """What the learner needs to know, and the methods as settings of it.
 
-`resolve` turns an algorithm's name into switches on one loop. Every method
-updates on the same number of rows a prompt, so that an update step has the same
-number of backward tokens for all; the ledger counts what they spend beyond it.
+`resolve` turns an algorithm's name into switches on one loop, and fills every
+method's update step with as many backward tokens, up to whole rows; the ledger
+counts what they spend beyond it.
 """
 
 import dataclasses
@@ -41,7 +41,8 @@ class LossConfig:
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2
-  champion_weight: float = 8.0  # Cross-entropy on the best answers found.
+  # Cross-entropy on the best answers found, at the samples' temperature.
+  champion_weight: float = 8.0
   champions: int = 1  # M, distinct answers a prompt, best first.
   # C, searched prompts whose champions an update distils, those that have one
   # first. Own samples give a lesson for every prompt.
@@ -165,6 +166,12 @@ class LearnerConfig:
       raise ValueError(
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
+      )
+    if self.loss.soft_weight > 0 and self.rollout.temperature != 1:
+      raise ValueError(
+        "loss.soft_weight > 0 needs rollout.temperature=1, not "
+        f"{self.rollout.temperature}: targets are of the search model's own "
+        "distribution"
       )
     if self.loss.soft_weight > 0 and self.search.step_tokens > 1:
       raise ValueError(

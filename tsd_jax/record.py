@@ -38,10 +38,11 @@ class Record:
     self._log: workdir_lib.RowLog | None = None
     with contextlib.ExitStack() as claimed:
       if processes.leads():
+        folder.mkdir(parents=True, exist_ok=True)
+        claimed.enter_context(workdir_lib.sole_writer(folder))
         # A learning rate that has fallen to 0 does not rise again.
         fixed = config.optimizer.linear_decay
         workdir_lib.prepare(config, folder, fixed_length=fixed)
-        claimed.enter_context(workdir_lib.sole_writer(folder))
       self._checkpointer = Checkpointer(folder)
       claimed.callback(self._checkpointer.close)
       self._claimed = claimed.pop_all()

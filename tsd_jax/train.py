@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -175,12 +175,8 @@ def train_together(
       state = learner.init_state(learner_config, params, c.seed, search_params)
       state = record.resume(sharding.place(state, mesh))
       lanes.append(Lane(record, state, reference))
-      del (
-        params,
-        search_params,
-        state,
-        reference,
-      )  # The loop holds them while it runs.
+      # The loop holds them while it runs.
+      del params, search_params, state, reference
     program = Program(
       graphdef, search_graphdef, task, learner_config, mesh, held_out
     )
@@ -200,11 +196,11 @@ def train_together(
         "stopped by a signal at iteration %d; the same command resumes",
         min(short),
       )
-      if signal.SIGINT in asked:
-        raise KeyboardInterrupt
-      sys.exit(128 + signal.SIGTERM)
-    for lane in todo:
-      show(program, lane)
+    else:
+      for lane in todo:
+        show(program, lane)
+    if short or asked:
+      end_by_signal(asked)
     return [lane.record.last_eval for lane in lanes]
 
 
@@ -247,6 +243,13 @@ def signals() -> Iterator[list[int]]:
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
+
+
+def end_by_signal(asked: Sequence[int]) -> NoReturn:
+  """Ends as the signals ask that came, or that came to another host."""
+  if signal.SIGINT in asked:
+    raise KeyboardInterrupt
+  sys.exit(128 + signal.SIGTERM)
 
 
 def advance(
@@ -306,7 +309,8 @@ def advance(
     write(rows)
   while step < config.iterations:
     start = time.monotonic()
-    size = min(config.chunk, config.iterations - step)
+    # A run that was once shorter gets back to where it saves and evaluates.
+    size = min(config.chunk - step % config.chunk, config.iterations - step)
     prompts = [record.prompts.next_chunk(size) for record in records]
     prompts = np.stack(prompts) if together else prompts[0]
     state, metrics = train_chunk(

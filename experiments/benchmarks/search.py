@@ -13,8 +13,8 @@ Random weights of three shapes; a search never stops early. Beside ours stand
 
 A ratio is theirs over ours, in nodes a second; of the floor, in tokens. The
 last two, which grow one tree as their users do, are held against ours of the
-most trees, the others against ours of as many. Prompts are run before the clock
-starts. Steps: four draws a node.
+most trees that were timed, the others against ours of as many. Prompts are run
+before the clock starts. Steps: four draws a node.
 
 Command (the extra interop, or the last two are left out):
   python -m experiments.benchmarks.search --shapes=tiny,small,smollm2
@@ -53,13 +53,23 @@ _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file to write.", allow_override=True
 )
 _TREES = flags.DEFINE_list(
-  "trees", None, "Numbers of trees; those of the shape by default."
+  "trees",
+  None,
+  "Numbers of trees; those of the shape by default.",
+  allow_override=True,
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Of the model's arithmetic."
+  "dtype",
+  "float32",
+  ["float32", "bfloat16"],
+  "Of the model's arithmetic.",
+  allow_override=True,
 )
 _PEERS = flags.DEFINE_boolean(
-  "peers", True, "Also time naive searches, and trees in Python on a CPU."
+  "peers",
+  True,
+  "Also time naive searches, and trees in Python on a CPU.",
+  allow_override=True,
 )
 # Of a cache a node: more is not tried.
 _MOST_BYTES = 4 * 2**30
@@ -357,7 +367,7 @@ def chosen(size: Size) -> Size:
     raise app.UsageError(
       f"--trees={','.join(_TREES.value)} must be whole numbers from 1 on"
     ) from None
-  return dataclasses.replace(size, trees=trees, step_trees=trees[:1])
+  return dataclasses.replace(size, trees=trees, step_trees=trees[-1:])
 
 
 def main(_):

@@ -62,6 +62,8 @@ def main(overrides):
   """Trains all, prints the table, writes teacher.json."""
   if overrides:
     raise config_lib.UserError("this benchmark has no --config")
+  if ablations.JOBS.value > 1:
+    raise config_lib.UserError("this benchmark trains one run after another")
   folder = pathlib.Path(config_lib.required(WORKDIR))
   todo = configs(teach(folder / "teacher"), SEEDS.value)
   command = config_lib.command("experiments.benchmarks.teacher")
