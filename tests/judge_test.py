@@ -356,3 +356,13 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=0.005)
   assert (whole / "compare.html").read_text().count("<svg") == 4
+  # Runs that shared a machine with others do not compare their seconds.
+  again = subprocess.run(
+    [*command(whole), "--jobs=2"], cwd=ROOT, capture_output=True, text=True,
+    timeout=600, check=False,
+  )  # fmt: skip
+  assert again.returncode == 0, again.stderr
+  shared = json.loads((whole / "compare.json").read_text())
+  assert "accuracy_at_equal_seconds" not in shared["ratios"]
+  assert shared["ratios"].items() >= content["ratios"].items()
+  assert (whole / "compare.html").read_text().count("<svg") == 3

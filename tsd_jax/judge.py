@@ -286,7 +286,9 @@ def judge(
     name: row["flops"][-1] / row["tokens"][-1]
     for name, row in content["methods"].items()
   }
-  page = report.comparison_page(shown, curves(content), config.mode, of_token)
+  page = report.comparison_page(
+    shown, curves(content), config.mode, of_token, timed=jobs == 1
+  )
   workdir.write_whole(folder / "compare.html", page)
   return shown
 

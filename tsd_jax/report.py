@@ -65,6 +65,7 @@ pre { background: #f5f6f8; padding: .8rem; overflow-x: auto;
   font-size: 12.5px; line-height: 1.35; border-radius: 4px; }
 table { border-collapse: collapse; } td, th { padding: .15rem .8rem;
   text-align: left; } .ok { color: #2e933c; } .no { color: #888; }
+.prompt { font-weight: bold; white-space: pre-wrap; }
 """
 
 
@@ -155,8 +156,18 @@ def comparison_page(
   curves: dict[str, compare.Curve],
   mode: str,
   flops_per_token: dict[str, float],
+  *,
+  timed: bool,
 ) -> str:
-  """Returns the HTML of a comparison: its table, and mean curves over seeds."""
+  """Returns the HTML of a comparison: its table, and mean curves over seeds.
+
+  Args:
+    table: of text.
+    curves: by method.
+    mode: what their accuracy is.
+    flops_per_token: by method.
+    timed: whether the methods' seconds may be compared.
+  """
   return _document(
     "comparison",
     [
@@ -171,7 +182,7 @@ def comparison_page(
       "backward tokens for every method, up to whole rows. Bands are one "
       "standard error over seeds.</p>",
       f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
-      _grid(held_out_figures(curves, flops_per_token)),
+      _grid(held_out_figures(curves, flops_per_token, timed=timed)),
     ],
   )
 
@@ -190,13 +201,16 @@ def _document(title: str, parts: list[str]) -> str:
 def held_out_figures(
   curves: dict[str, compare.Curve],
   flops_per_token: dict[str, float] | None = None,
+  *,
+  timed: bool = True,
 ) -> list[Figure]:
-  """Accuracy against iterations, ledger tokens, FLOPs if known, and seconds."""
+  """Accuracy against iterations, tokens, seconds if timed, FLOPs if known."""
   axis_of = {
     "iterations": lambda c, _: c.iterations,
     "ledger tokens (millions)": lambda c, _: c.tokens / 1e6,
-    "training seconds": lambda c, _: c.seconds,
   }
+  if timed:
+    axis_of["training seconds"] = lambda c, _: c.seconds
   if flops_per_token:
     axis_of["FLOPs (10^12)"] = lambda c, run: (
       c.tokens * flops_per_token[run] / 1e12
@@ -299,7 +313,7 @@ def _sample(sample: dict[str, Any]) -> str:
     for before, after in zip(sample["before"], sample["after"], strict=True)
   )
   return (
-    f"<p><b>{html.escape(sample['prompt'])}</b></p><table>"
+    f"<p class=prompt>{html.escape(sample['prompt'])}</p><table>"
     f"<tr><th>before (reward)</th><th>after</th></tr>{rows}</table>"
     "<details><summary>the tree searched around it</summary><pre>"
     f"{html.escape(sample['tree'])}</pre></details>"
