@@ -274,8 +274,10 @@ def cache_a_node(case: Case, simulations: int):
   return run
 
 
-def measure(name: str, size: Size, table: Table, repeats: int) -> None:
-  """Notes all rows of one shape."""
+def measure(
+  name: str, size: Size, table: Table, repeats: int, *, peers: bool = True
+) -> None:
+  """Notes all rows of one shape; of ours alone without `peers`."""
   speeds = {}
   for trees in size.trees:
     case = Case(size, trees)
@@ -322,7 +324,7 @@ def measure(name: str, size: Size, table: Table, repeats: int) -> None:
       tokens_of_floor=floor / took,
     )  # fmt: skip
 
-  if not _PEERS.value:
+  if not peers:
     return
   trees, simulations = size.slow_trees, size.simulations[0]
   case, best = Case(size, trees), max(size.trees)
@@ -379,7 +381,8 @@ def main(_):
     )
   table = Table()
   for name in _SHAPES.value:
-    measure(name, chosen(SIZES[name]), table, _REPEATS.value)
+    size = chosen(SIZES[name])
+    measure(name, size, table, _REPEATS.value, peers=_PEERS.value)
   command = config_lib.command("experiments.benchmarks.search", workdir=False)
   table.write(_OUTPUT.value, command)
 
