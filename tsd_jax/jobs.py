@@ -53,8 +53,7 @@ def train_all(groups: Sequence[Runs], jobs: int) -> None:
   if not todo:
     return
   with train.signals() as asked:
-    pool = _Processes(min(jobs, len(todo)), asked)
-    failed = pool.run(todo)
+    failed = _Processes(min(jobs, len(todo)), asked).run(todo)
   if asked:
     train.end_by_signal(asked)
   if failed:
@@ -109,7 +108,7 @@ class _Processes:
             end = " FAILED" if failure else ""
             print(f"{count}/{len(todo)} {names}{end}", flush=True)
           if failure:
-            failed.append(f"{names} ({failure}")
+            failed.append(f"{names}: {failure}")
     return failed
 
   def _train(self, runs: Runs) -> str | None:
@@ -147,12 +146,11 @@ class _Processes:
       return None
     said = log.read_bytes()[before:].decode(errors="replace").strip()
     last = said.splitlines()[-1:] or ["it said nothing"]
-    return f"exit code {process.returncode}, {log}): {last[0]}"
+    return f"exit code {process.returncode}, {last[0]} ({log})"
 
   def _environment(self) -> dict[str, str]:
     """Of a process: what this one imports, and a part of the memory."""
-    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-    found = dict(os.environ, PYTHONPATH=path)
+    found = dict(os.environ, PYTHONPATH=supervisor.import_path())
     if not any(name in found for name in _FRACTIONS):
       found[_FRACTIONS[0]] = f"{_MEMORY / self._jobs:.3f}"
     return found

@@ -219,42 +219,30 @@ def judge(
   best, sweep, trained, share = {}, {}, 0.0, 1.0
   runs: dict[str, list[Curve]] = {}
   spent: dict[str, list[dict[str, int]]] = {}
+  values = config.values if len(config.values) > 1 else ()
   # Tsd first: what it spends, the others may.
   for methods in config.methods[:1], config.methods[1:]:
-    values = config.values if len(config.values) > 1 else ()
-    tried = _run(
-      {
-        folder / "sweep" / method / value: config.run(
-          method, value, config.sweep_seed, "validation", share
-        )
-        for method in methods
+    todo = {
+      method: {
+        value: config.run(method, value, config.sweep_seed, "validation", share)
         for value in values
-      },
-      config,
-      jobs,
-    )
-    for method in methods:
-      curves_of = {v: tried[folder / "sweep" / method / v][0] for v in values}
-      sweep[method] = {v: sweep_score(c) for v, c in curves_of.items()}
-      trained += sum(float(c.seconds[-1]) for c in curves_of.values())
+      }
+      for method in methods
+    }
+    for method, tried in _run(todo, folder / "sweep", config, jobs).items():
+      sweep[method] = {v: sweep_score(curve) for v, (curve, _) in tried.items()}
+      trained += sum(float(curve.seconds[-1]) for curve, _ in tried.values())
       scores = sweep[method] or dict.fromkeys(config.values, 0.0)
       best[method] = max(scores, key=scores.__getitem__)
-    made = _run(
-      {
-        folder / "runs" / method / str(seed): config.run(
-          method, best[method], seed, config.split, share
-        )
-        for method in methods
+    todo = {
+      method: {
+        str(seed): config.run(method, best[method], seed, config.split, share)
         for seed in config.seeds
-      },
-      config,
-      jobs,
-    )
-    for method in methods:
-      places = [folder / "runs" / method / str(seed) for seed in config.seeds]
-      runs[method], spent[method] = map(
-        list, zip(*(made[place] for place in places), strict=True)
-      )
+      }
+      for method in methods
+    }
+    for method, made in _run(todo, folder / "runs", config, jobs).items():
+      runs[method], spent[method] = map(list, zip(*made.values(), strict=True))
       trained += sum(float(curve.seconds[-1]) for curve in runs[method])
       if method == "tsd":
         share = costs.search_share(config.experiment, spent[method])
@@ -302,25 +290,31 @@ def sweep_score(curve: Curve) -> float:
 
 
 def _run(
-  todo: dict[pathlib.Path, Experiment], config: Comparison, jobs: int
-) -> dict[pathlib.Path, tuple[Curve, dict[str, int]]]:
-  """Trains where that is not done yet; gives each one's curve and ledger."""
-  alike: dict[Any, list[pathlib.Path]] = {}  # What one program can hold.
-  for folder, run in todo.items():
-    program = folder.parent, run.learner_config().static
-    alike.setdefault(program, []).append(folder)
-  groups = [
-    {folder: todo[folder] for folder in folders[first : first + config.lanes]}
-    for folders in alike.values()
-    for first in range(0, len(folders), config.lanes)
-  ]
+  todo: dict[str, dict[str, Experiment]],
+  folder: pathlib.Path,
+  config: Comparison,
+  jobs: int,
+) -> dict[str, dict[str, tuple[Curve, dict[str, int]]]]:
+  """Trains what is missing in FOLDER/METHOD/NAME; gives curves and ledgers."""
+  groups = []
+  for method, named in todo.items():
+    alike: dict[Any, list[str]] = {}  # What one program can hold.
+    for name, run in named.items():
+      alike.setdefault(run.learner_config().static, []).append(name)
+    groups += [
+      {folder / method / n: named[n] for n in names[i : i + config.lanes]}
+      for names in alike.values()
+      for i in range(0, len(names), config.lanes)
+    ]
   train_all(groups, jobs)
+
+  def read(place):
+    ledger = workdir.read_rows(place)[-1]["ledger"]
+    return compare.read_curve(place, config.mode), ledger
+
   return {
-    folder: (
-      compare.read_curve(folder, config.mode),
-      workdir.read_rows(folder)[-1]["ledger"],
-    )
-    for folder in todo
+    method: {name: read(folder / method / name) for name in named}
+    for method, named in todo.items()
   }
 
 

@@ -1,4 +1,4 @@
-"""Restarts a training process that died; no JAX in here.
+"""Starts processes, and restarts a training that died; no JAX in here.
 
 The supervisor holds no device and no memory, so what kills the run (a lost
 worker whose partners abort, the out-of-memory killer, a bad host) leaves it
@@ -33,6 +33,11 @@ def tied(command: Sequence[str], parent: int) -> list[str]:
     return list(command)
   # -I and -S: nothing but the standard library is looked at.
   return [sys.executable, "-I", "-S", "-c", _TIED, str(parent), *command]
+
+
+def import_path() -> str:
+  """PYTHONPATH of a process that is to import what this one does."""
+  return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
 def supervise(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tsd_jax import supervisor
 from tsd_jax.config import UserError
 from tsd_jax.rewards import worker
 
@@ -166,7 +167,7 @@ class _Worker:
     command += [self._name, str(self._config.seconds)]
     command += [str(self._config.memory_mib)]
     environment = os.environ | {
-      "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+      "PYTHONPATH": supervisor.import_path(),
       # The accelerator is the trainer's.
       "JAX_PLATFORMS": "cpu",
     }
