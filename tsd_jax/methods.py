@@ -52,7 +52,8 @@ class LossConfig:
   # "correct": distil champions that solve the task; "better": those whose
   # reward beats the search model's greedy answer (the own samples' mean).
   champion_gate: Literal["correct", "better"] = "correct"
-  soft_weight: float = 0.0  # KL to the improved move distributions.
+  # KL to the improved move distributions, which are of temperature 1.
+  soft_weight: float = 0.0
   soft_min_visits: int = 2
   value_weight: float = 0.0  # V_pi.
   success_weight: float = 0.1  # V_search.
@@ -166,12 +167,6 @@ class LearnerConfig:
       raise ValueError(
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
-      )
-    if self.loss.soft_weight > 0 and self.rollout.temperature != 1:
-      raise ValueError(
-        "loss.soft_weight > 0 needs rollout.temperature=1, not "
-        f"{self.rollout.temperature}: targets are of the search model's own "
-        "distribution"
       )
     if self.loss.soft_weight > 0 and self.search.step_tokens > 1:
       raise ValueError(
