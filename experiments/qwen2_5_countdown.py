@@ -3,8 +3,8 @@
 Purpose: the setting of the published report on tree search distillation: four
 numbers in 1..13, the model thinks in lines and then answers; the search's moves
 are lines. An iteration searches 128 prompts (best-first over lines of at most
-40 tokens, 4 drawn at a node, 24 nodes), distils the champions of 32, and takes
-PPO steps on the 16 prompts whose success the trees found least certain.
+40 tokens, drawn as they are tried, 96 nodes), distils the champions of 32, and
+takes PPO steps on the 16 prompts whose success the trees found least certain.
 
 For a host of eight 80 GB GPUs, or eight chips of a TPU v5e, where it needs 9.6
 GiB of each (`launch.aot --topology=v5e:2x4 --effort=quick`); in bfloat16.
@@ -60,10 +60,9 @@ def get_config() -> Experiment:
     chunk=1,
     rollout=RolloutConfig(prompts=16, baseline_prompts=16),
     search=SearchConfig(
-      num_simulations=24,
-      num_candidates=4,
+      num_simulations=96,
       step_tokens=40,
-      step_prior="log_prob",
+      lazy=True,
       width=8,
       trees=16,
     ),

@@ -57,6 +57,8 @@ def inputs(config, rows, task=None):
         dict(num_simulations=32, step_tokens=4, num_candidates=4, refill=True),
         dict(num_simulations=64, step_tokens=4, num_candidates=4),
         dict(num_simulations=32, step_tokens=8, num_candidates=4),
+        dict(num_simulations=64, step_tokens=8, lazy=True),
+        dict(num_simulations=64, step_tokens=4, lazy=True, refill=True),
         dict(num_simulations=64, rule="puct", leaf="rollout"),
         dict(num_simulations=32, rule="gumbel", leaf="value"),
       )
@@ -114,7 +116,14 @@ def said_and_expected(config, task):
 
 
 @pytest.mark.parametrize(
-  "search", [{}, dict(step_tokens=4), dict(transpositions=True)], ids=str
+  "search",
+  [
+    {},
+    dict(step_tokens=4),
+    dict(step_tokens=4, lazy=True),
+    dict(transpositions=True),
+  ],
+  ids=str,
 )
 def test_the_bytes_of_a_tree_are_those_of_its_arrays(search):
   config = configure(**search)

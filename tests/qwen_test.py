@@ -72,5 +72,5 @@ def test_it_trains_at_reduced_size(folder, tmp_path):
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   last = json.loads(lines[-1])
   assert last["step"] == 2
-  # Steps of up to 4 tokens, drawn 4 at a node.
+  # Steps of up to 4 tokens, each drawn as it is tried.
   assert last["ledger"]["search"] > 2 * 8 * 4

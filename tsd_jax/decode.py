@@ -51,6 +51,8 @@ class Sampled(NamedTuple):
   value_RT: Array  # V_pi before each token.
   entropy_RT: Array
   kv: KV
+  # Features at each row's last token, if `sample` was asked to run it.
+  x_RD: Array
   forwards: Array  # int32, token forwards made, masked rows included.
 
 
@@ -206,6 +208,7 @@ def sample(
   room_R: Array | None = None,
   stop_ids: Collection[int] = (),
   observe: Observer | None = None,
+  run_last: bool = False,
 ) -> Sampled:
   """Samples responses until their end token or `length` tokens in all.
 
@@ -222,6 +225,8 @@ def sample(
     room_R: the most tokens each row may sample, where it is less.
     stop_ids: tokens after which a row stops as after the end token.
     observe: the tokens that are not the model's to choose (`observer`).
+    run_last: run the last tokens of rows too, which chooses nothing any more,
+      so that responses can go on from there.
 
   Returns:
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
@@ -308,14 +313,24 @@ def sample(
     return token_R, alive_R, out
 
   def step_fn(state):
-    step, token_R, alive_R, kv, out, forwards = state
+    step, token_R, alive_R, kv, last_RD, out, forwards = state
     column = step - 1 + refeed
     hidden = forward(
       token_R, prefix.length_B + start_R + step - 1, segments(column, kv)
     )
-    token_R, alive_R, out = choose(step, hidden.x_RTD[:, 0], alive_R, out)
+    x_RD = hidden.x_RTD[:, 0]
+    if run_last:  # Of rows that had this token; of the others as it was.
+      ran_R1 = out["mask_RT"][:, step - 1, None]
+      last_RD = jnp.where(ran_R1, x_RD, last_RD)
+    token_R, alive_R, out = choose(step, x_RD, alive_R, out)
     kv = _write(kv, hidden.kv, column)
-    return step + 1, token_R, alive_R, kv, out, forwards + R
+    return step + 1, token_R, alive_R, kv, last_RD, out, forwards + R
+
+  def goes_on(state):
+    step, _, alive_R, _, _, out, _ = state
+    if run_last:  # The column after the last one is written nowhere.
+      return (step <= T) & jnp.any(out["mask_RT"][:, step - 1])
+    return (step < T) & jnp.any(alive_R)
 
   zeros_RT = jnp.zeros((R, T))
   out = dict(
@@ -327,11 +342,9 @@ def sample(
   )
   token_R, alive_R, out = choose(jnp.int32(0), x_RD, room_R > 0, out)
   forwards = jnp.int32(refeed * R)
-  state = (jnp.int32(1), token_R, alive_R, own_kv, out, forwards)
-  *_, kv, out, forwards = jax.lax.while_loop(
-    lambda s: (s[0] < T) & jnp.any(s[2]), step_fn, state
-  )
-  return Sampled(kv=kv, forwards=forwards, **out)
+  state = (jnp.int32(1), token_R, alive_R, own_kv, x_RD, out, forwards)
+  *_, kv, x_RD, out, forwards = jax.lax.while_loop(goes_on, step_fn, state)
+  return Sampled(kv=kv, x_RD=x_RD, forwards=forwards, **out)
 
 
 def _write(kv: KV, new: KV, column) -> KV:

@@ -46,8 +46,8 @@ def estimate_memory(
 
     pool     B N S of the keys and values of a position, 2 L K E numbers
     prompts  H + B (P - H) of them, H of which all prompts share
-    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, and A + 1 more where
-             moves are merged
+    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, A + 1 more where moves
+             are merged, and a node's features where steps are drawn lazily
     work     the largest of what is made at a time, by a simulation or by the
              running of the prompts: see the code, fitted to what XLA keeps on
              CPU
@@ -97,20 +97,24 @@ def estimate_memory(
   if config.refill:
     grown += 3 * R * (P - H) * position // 2
   parts = [grown]
-  if S > 1:
-    parts.append(sampled(B * A, S))
+  # Rows for which steps are drawn at a time.
+  draws = R if config.lazy else B * A if S > 1 else 0
+  if draws:
+    parts.append(sampled(draws, S))
   if config.leaf in ("rollout", "mix"):
     parts.append(sampled(R, T))
   # Layers that are written out are taken out of their stacks before the loop.
   weights = 2 * c.d_model * (heads + keys) + 3 * c.d_model * mlp
   weights *= c.num_layers * itemsize if c.unrolled else 0
   # Zeros that the sampling of steps begins with are there from the beginning.
-  steps = B * A * S * position if S > 1 else 0
+  steps = draws * S * position
   merged = A + 1 if config.merges(task) else 0
+  node = _NUMBER * (A * (S + 9) + 4 * T + 13 + merged)
+  node += c.d_model * itemsize if config.lazy else 0
   return Memory(
     pool=B * N * S * position,
     prompts=H * position + own_prompts,
-    tree=_NUMBER * B * (N + 1) * (A * (S + 9) + 4 * T + 13 + merged),
+    tree=B * (N + 1) * node,
     work=max(weights + max(parts), steps + prefilled()),
   )
 

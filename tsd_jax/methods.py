@@ -168,11 +168,12 @@ class LearnerConfig:
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
       )
-    if self.loss.soft_weight > 0 and self.search.step_tokens > 1:
+    drawn = self.search.step_tokens > 1 or self.search.lazy
+    if self.loss.soft_weight > 0 and drawn:
       raise ValueError(
-        "loss.soft_weight > 0 needs moves of one token, which soft targets are "
-        f"distributions of: set search.step_tokens=1, not "
-        f"{self.search.step_tokens}"
+        "loss.soft_weight > 0 needs a node's likeliest tokens as its moves: "
+        "set search.step_tokens=1 and search.lazy=false, not "
+        f"{self.search.step_tokens} and {self.search.lazy}"
       )
     if self.loss.distils and not self.searches:
       if self.loss.champions > self.rollout.group:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import mctx
 
 from tsd_jax import sharding
-from tsd_jax.search import transpositions
+from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
 from tsd_jax.search.rules import merged
 from tsd_jax.types import LOG_ZERO, UNVISITED, Array
@@ -170,6 +170,18 @@ class BestFirst:
     node_R, action_R = best_R // A, best_R % A
     parent = jax.tree.map(lambda a: a[tree_R, node_R], tree.embeddings)
     output, node = expand(action_R, parent)
+    place = (tree_R, jnp.where(exists_R, node_R, N))
+    embeddings, prior_BNA = tree.embeddings, tree.children_prior_logits
+    open_BNA = tree.extra_data
+    if node.x_D is not None:
+      parent, node = moves.record(parent, node, action_R)
+      embeddings = jax.tree.map(
+        lambda old, new: old.at[place].set(new, mode="drop"), embeddings, parent
+      )
+      prior_BNA = prior_BNA.at[place].set(parent.log_prob_A, mode="drop")
+      later_RA = jnp.arange(A)[None] > action_R[:, None]
+      key_RA = jnp.where(later_RA, self.keys(parent), CLOSED)
+      open_BNA = open_BNA.at[place].set(key_RA, mode="drop")
 
     def write(old, new):
       """The new node of the trees that grow."""
@@ -194,8 +206,8 @@ class BestFirst:
     # Edges above the last have no reward and no discount.
     value_R1 = (output.reward + output.discount * output.value)[:, None]
     mean_RD = (mean_RD * count_RD + value_R1) / (count_RD + 1.0)
-    edge = (tree_R, jnp.where(exists_R, node_R, N), action_R)
-    open_BNA = tree.extra_data.at[edge].set(CLOSED, mode="drop")
+    edge = (*place, action_R)
+    open_BNA = open_BNA.at[edge].set(CLOSED, mode="drop")
     key_RA = self.keys(node)
     if node.situation is not None:
       nodes = jax.tree.map(of_rows, tree.embeddings)
@@ -220,10 +232,8 @@ class BestFirst:
       raw_values=write(tree.raw_values, output.value),
       parents=write(tree.parents, node_R),
       action_from_parent=write(tree.action_from_parent, action_R),
-      children_prior_logits=write(
-        tree.children_prior_logits, output.prior_logits
-      ),
-      embeddings=jax.tree.map(write, tree.embeddings, node),
+      children_prior_logits=write(prior_BNA, output.prior_logits),
+      embeddings=jax.tree.map(write, embeddings, node),
       children_index=tree.children_index.at[edge].set(child_R, mode="drop"),
       children_rewards=tree.children_rewards.at[edge].set(
         output.reward, mode="drop"

@@ -138,6 +138,24 @@ class _Pool:
     """Runs the model, writes the slot, returns features BSD."""
     raise NotImplementedError
 
+  def keep(self, kv: KV, depth_B: Array) -> None:
+    """Writes keys of new steps that were run elsewhere.
+
+    Args:
+      kv: of S tokens a tree, the first one at column 0.
+      depth_B: index of the step's first token in the path.
+    """
+    at_BS = self._turned(depth_B)
+    at_1B1S1 = at_BS[None, :, None, :, None]
+    self._kv = tuple(
+      self._written(a, jnp.take_along_axis(jnp.asarray(new), at_1B1S1, axis=3))
+      for a, new in zip(self._kv, kv, strict=True)
+    )
+
+  def _written(self, a, new_LBKSE: Array):
+    """The pool's keys or values with this simulation's slot written."""
+    raise NotImplementedError
+
   def _own(self) -> tuple[Array, Array]:
     """Slots and columns that some trees write, RS."""
     column_1S = jnp.arange(self._step_tokens)[None] * self._batch
@@ -167,6 +185,13 @@ class RefPool(_Pool):
       return loop_fn(first, last, step, state)
 
     return run
+
+  def _written(self, a, new_LBKSE):
+    if self.turn is None:
+      a[:, self.slot] = jax.vmap(_columns_first)(new_LBKSE)
+    else:
+      a[(slice(None), *self._own())] = new_LBKSE.swapaxes(2, 3)
+    return a
 
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
     column_BD = self._columns(slots_BD)
@@ -224,14 +249,16 @@ class CarryPool(_Pool):
       self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
 
-    def written(a, new_LBKSE):
-      new_LBKSE = jnp.asarray(new_LBKSE)
-      if self.turn is None:
-        return a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
-      return a.at[(slice(None), *self._own())].set(new_LBKSE.swapaxes(2, 3))
-
-    self._kv = tuple(map(written, self._kv, hidden.kv))
+    self._kv = tuple(
+      self._written(a, jnp.asarray(new))
+      for a, new in zip(self._kv, hidden.kv, strict=True)
+    )
     return hidden.x_RTD
+
+  def _written(self, a, new_LBKSE):
+    if self.turn is None:
+      return a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
+    return a.at[(slice(None), *self._own())].set(new_LBKSE.swapaxes(2, 3))
 
 
 def _columns_first(x_BKSE: Array) -> Array:

@@ -6,6 +6,10 @@ is made: a draw ends at one of the task's delimiters, at the end token, or after
 S tokens, and equal draws are one move that counts how often it was drawn, as in
 Sampled MuZero (https://arxiv.org/abs/2104.06303).
 
+Drawn lazily (`SearchConfig.lazy`) a node has A places instead, a step is drawn
+when its place is tried, and the draw is the node's forward as well: a
+simulation takes the forwards of one step, not of A + 1.
+
 Where a step ends depends on its own tokens and on the room that is left alone:
 a response is cut into steps in one way, and two paths never spell the same one.
 """
@@ -16,11 +20,14 @@ import jax.numpy as jnp
 
 from tsd_jax import decode, vocabulary
 from tsd_jax.models.transformer import Segment, Transformer
+from tsd_jax.search.node import Node
 from tsd_jax.tasks.task import Task
 from tsd_jax.types import LOG_ZERO, NO_OBSERVATION, Array
 
 # What the prior of a drawn step is made of; see `SearchConfig.step_prior`.
 Prior = Literal["draws", "log_prob"]
+# A node has no further place where its steps leave less probability than this.
+_SPENT = 1e-4
 
 
 class Moves(NamedTuple):
@@ -60,7 +67,7 @@ def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
   )
 
 
-def drawn_steps(
+def draw(
   model: Transformer,
   task: Task,
   prefix: decode.Prefix,
@@ -70,10 +77,10 @@ def drawn_steps(
   *,
   count: int,
   step_tokens: int,
-  prior: Prior,
   observe: decode.Observer | None = None,
-) -> tuple[Moves, Array]:
-  """Draws steps from the model; equal ones become one move.
+  run_last: bool = False,
+) -> decode.Sampled:
+  """Draws steps from the model.
 
   Args:
     model: the search model.
@@ -81,18 +88,16 @@ def drawn_steps(
     prefix: keys of the prompts, with lengths and features at the nodes.
     path: keys of the paths to the nodes.
     key_R: a random key a draw, consumed; `count` in a row belong to a node.
-    room_B: tokens that fit below each node; where it is 0, the one move of the
-      node is an empty step.
-    count: A, draws a node.
+    room_B: tokens that fit below each node; where it is 0, steps are empty.
+    count: draws a node.
     step_tokens: S.
-    prior: what the moves' priors are.
     observe: what the environment writes into the draws (`decode.observer`).
+    run_last: run the steps' last tokens too, to go on from there.
 
   Returns:
-    The moves, and the token forwards that they took.
+    The draws.
   """
-  B = room_B.shape[0]
-  drawn = decode.sample(
+  return decode.sample(
     model,
     decode.repeat_rows(prefix, count),
     key_R,
@@ -103,14 +108,18 @@ def drawn_steps(
     room_R=jnp.repeat(room_B, count),
     stop_ids=task.step_end_ids,
     observe=observe,
+    run_last=run_last,
   )
-  moves = merged(
-    drawn.tokens_RT.reshape(B, count, step_tokens),
-    jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32).reshape(B, count),
-    jnp.sum(drawn.log_prob_RT, axis=1).reshape(B, count),
-    prior,
+
+
+def steps(drawn: decode.Sampled, count: int) -> tuple[Array, Array, Array]:
+  """Steps drawn for nodes: tokens BAS, PAD after their end, length, log pi."""
+  length_R = jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32)
+  log_prob_R = jnp.sum(drawn.log_prob_RT, axis=1)
+  return tuple(
+    a.reshape(-1, count, *a.shape[1:])
+    for a in (drawn.tokens_RT, length_R, log_prob_R)
   )
-  return moves, drawn.forwards
 
 
 def merged(
@@ -136,6 +145,76 @@ def merged(
   order_BA = jnp.lexsort((-log_prob_BA, -prior_BA), axis=-1)
   at = (jnp.arange(step_BAS.shape[0])[:, None], order_BA)
   return Moves(step_BAS[at], length_BA[at], log_prob_BA[at], prior_BA[at])
+
+
+def places(nodes: int, count: int, step_tokens: int, pad_id: int) -> Moves:
+  """Room for steps that are drawn when they are tried; one of it is open.
+
+  The prior of a place is log of the probability that is left to it: 0 for the
+  first one, and after a draw what `record` makes it.
+  """
+  shape = (nodes, count)
+  no_step_BA = jnp.full(shape, LOG_ZERO)
+  return Moves(
+    jnp.full((*shape, step_tokens), pad_id, jnp.int32),
+    jnp.zeros(shape, jnp.int32),
+    no_step_BA,
+    no_step_BA.at[:, 0].set(0.0),
+  )
+
+
+def record(parent: Node, child: Node, place_B: Array) -> tuple[Node, Node]:
+  """Enters a step that was drawn in its node, and opens the next place.
+
+  That place's prior is log of 1 - sum of pi(step | path) over the steps drawn
+  so far: a step of a likely one's brother is as surprising as it is rare.
+  A step that was drawn before leads nowhere; the place it took has none.
+
+  Args:
+    parent: nodes with an open place.
+    child: what the draws led to.
+    place_B: the places.
+
+  Returns:
+    Both, up to date.
+  """
+  A, S = parent.step_AS.shape[1:]
+  length_B = child.depth - parent.depth
+  column_1S = jnp.arange(S)[None]
+  at_BS = jnp.minimum(
+    parent.depth[:, None] + column_1S, child.path_tokens.shape[1] - 1
+  )
+  step_BS = jnp.where(
+    column_1S < length_B[:, None],
+    jnp.take_along_axis(child.path_tokens, at_BS, axis=1),
+    # PAD: places are filled in order, the last one is empty as yet.
+    parent.step_AS[:, -1],
+  )
+  here_BA = jnp.arange(A)[None] == place_B[:, None]
+  same_BA = jnp.all(parent.step_AS == step_BS[:, None], axis=-1)
+  same_BA &= (parent.length_A == length_B[:, None]) & ~here_BA
+  again_B = jnp.any(same_BA, axis=1)
+  log_prob_B = child.path_log_prob - parent.path_log_prob
+  log_prob_BA = jnp.where(
+    here_BA & ~again_B[:, None], log_prob_B[:, None], parent.log_prob_A
+  )
+  left_B1 = 1.0 - jnp.sum(jnp.exp(log_prob_BA), axis=1, keepdims=True)
+  left_B1 = jnp.where(
+    left_B1 > _SPENT, jnp.log(jnp.maximum(left_B1, _SPENT)), LOG_ZERO
+  )
+  next_BA = jnp.arange(A)[None] == place_B[:, None] + 1
+  parent = parent.replace(
+    step_AS=jnp.where(here_BA[..., None], step_BS[:, None], parent.step_AS),
+    length_A=jnp.where(here_BA, length_B[:, None], parent.length_A),
+    log_prob_A=log_prob_BA,
+    prior_A=jnp.where(next_BA, left_B1, parent.prior_A),
+  )
+  return parent, child.replace(
+    cut_off=child.cut_off | again_B,
+    reward=jnp.where(again_B, 0.0, child.reward),
+    has_answer=child.has_answer & ~again_B,
+    correct=child.correct & ~again_B,
+  )
 
 
 def extend(

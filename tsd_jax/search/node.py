@@ -1,7 +1,9 @@
 """What a node of a search tree holds."""
 
 import chex
+import jax.numpy as jnp
 
+from tsd_jax.tasks.task import Task
 from tsd_jax.types import Array
 
 
@@ -20,6 +22,8 @@ class Node:
   path_log_prob: Array  # float32, sum of log pi over the path.
   discrepancy: Array  # float32, sum of log(prior / best prior) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
+  # Features at the last token, where steps are drawn when they are tried.
+  x_D: Array | None
   # uint32, what the node and its moves have come to; None: nothing is merged.
   situation: Array | None
   situation_A: Array | None
@@ -27,7 +31,8 @@ class Node:
   # judged with the node itself, which has then no such move; A without one.
   ending: Array
   finished: Array  # bool, the path ends with the end token.
-  cut_off: Array  # bool, the path is full: no move from here can be answered.
+  # bool, the path is full, or was drawn before: no move leads on from here.
+  cut_off: Array
   answer_tokens: Array  # int32 D, finished response found at this node.
   answer_log_prob: Array  # float32, of that response under the search model.
   reward: Array  # float32, of that response; 0 without one.
@@ -38,3 +43,33 @@ class Node:
   def candidate_A(self) -> Array:
     """First tokens of the steps offered: the tokens offered, where S = 1."""
     return self.step_AS[..., 0]
+
+
+def empty(task: Task, B: int, A: int, S: int, value_logit_B: Array) -> Node:
+  """Roots before they offer anything: no tokens, no answer."""
+  zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
+  none_BD = jnp.zeros((B, task.response_length), jnp.int32)
+  return Node(
+    step_AS=jnp.zeros((B, A, S), jnp.int32),
+    length_A=jnp.zeros((B, A), jnp.int32),
+    log_prob_A=jnp.zeros((B, A)),
+    prior_A=jnp.zeros((B, A)),
+    path_tokens=jnp.full_like(none_BD, task.pad_id),
+    path_actions=none_BD,
+    path_slots=none_BD,
+    depth=jnp.zeros((B,), jnp.int32),
+    path_log_prob=zero_B,
+    discrepancy=zero_B,
+    value_logit=value_logit_B,
+    x_D=None,
+    situation=None,
+    situation_A=None,
+    ending=jnp.full((B,), A),
+    finished=no_B,
+    cut_off=no_B,
+    answer_tokens=jnp.full_like(none_BD, task.pad_id),
+    answer_log_prob=zero_B,
+    reward=zero_B,
+    has_answer=no_B,
+    correct=no_B,
+  )

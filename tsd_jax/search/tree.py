@@ -20,7 +20,7 @@ import mctx
 from tsd_jax import decode, sharding
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.search import best_first, kv_pool, moves, rules, transpositions
-from tsd_jax.search.node import Node
+from tsd_jax.search.node import empty
 from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import Array
 
@@ -42,6 +42,9 @@ class SearchConfig:
   step_tokens: int = 1
   # What a drawn step's prior is made of: how often it was drawn, or log pi.
   step_prior: moves.Prior = "draws"
+  # Whether best-first draws a step when it tries it, and no other; A is then
+  # the most draws of a node.
+  lazy: bool = False
   # What an unfinished leaf is worth: V_search, a rollout to the end, or the
   # mean of both weighted by `mix`; "none" is for best-first without a value.
   leaf: Literal["none", "value", "rollout", "mix"] = "none"
@@ -84,6 +87,12 @@ class SearchConfig:
       raise ValueError(
         f"search.refill=true is of search.rule=best_first, not {self.rule}, "
         "whose trees grow in step: set search.refill=false"
+      )
+    if self.lazy and (self.rule != "best_first" or self.transpositions):
+      raise ValueError(
+        "search.lazy=true is of search.rule=best_first without "
+        f"search.transpositions, not of {self.rule} with transpositions="
+        f"{self.transpositions}: set search.lazy=false"
       )
     if self.leaf == "none" and self.rule != "best_first":
       raise ValueError(
@@ -174,7 +183,7 @@ def search(
   rolls_out = config.leaf in ("rollout", "mix")
   # Whether an ending is judged with its node; then a move to length D is of no
   # use, as it cannot end.
-  ends_at_once = config.rule == "best_first" and not rolls_out
+  ends_at_once = config.rule == "best_first" and not (rolls_out or config.lazy)
   room = D - 1 if ends_at_once else D
   merges = config.merges(task)
   loop = rules.StoppableLoop()
@@ -187,30 +196,40 @@ def search(
     prompts = decode.take_prompts(prefix, row_R)
     return prompt_BP[row_R], prompts, index_B[row_R]
 
+  def draw(prompts, node, x_BD, number, count, run_last=False):
+    """Some steps drawn below each node, with keys of that number."""
+    prompt_BP, prefix, index_B = prompts
+    return moves.draw(
+      model,
+      task,
+      decode.Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
+      pool.path_segment(node.path_slots, node.depth),
+      decode.row_keys(step_key, index_B, count, number),
+      jnp.where(node.finished, 0, D - node.depth),
+      count=count,
+      step_tokens=S,
+      observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
+      run_last=run_last,
+    )
+
   def offer(prompts, node, x_BD, number):
     """A node with its moves, and the token forwards that they took."""
-    prompt_BP, prefix, index_B = prompts
-    if S == 1:
+    prompt_BP, forwards = prompts[0], 0
+    if config.lazy:
+      node = node.replace(x_D=x_BD)
+      offered = moves.places(x_BD.shape[0], A, S, task.pad_id)
+    elif S == 1:
       log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
-      offered, forwards = moves.likeliest_tokens(log_prob_BV, A), 0
+      offered = moves.likeliest_tokens(log_prob_BV, A)
       if task.observe is not None:
         token_B = next_observation(
           task, prompt_BP, node.path_tokens, node.depth
         )
         offered = moves.observed_tokens(offered, token_B, task.pad_id)
     else:
-      offered, forwards = moves.drawn_steps(
-        model,
-        task,
-        decode.Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
-        pool.path_segment(node.path_slots, node.depth),
-        decode.row_keys(step_key, index_B, A, number),
-        jnp.where(node.finished, 0, D - node.depth),
-        count=A,
-        step_tokens=S,
-        prior=config.step_prior,
-        observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
-      )
+      drawn = draw(prompts, node, x_BD, number, A)
+      offered = moves.merged(*moves.steps(drawn, A), config.step_prior)
+      forwards = drawn.forwards
     node = node.replace(**offered._asdict())
     if merges:
       situation_A = transpositions.of_moves(task, prompt_BP, node)
@@ -231,11 +250,8 @@ def search(
     )
     log_prob_B = jnp.where(has_B, node.log_prob_A[rows, first_B], 0.0)
     node = node.replace(ending=jnp.where(has_B, first_B, A))
-    return node, (
-      tokens_BD,
-      node.path_log_prob + log_prob_B,
-      has_B | node.finished,
-    )
+    log_prob_B += node.path_log_prob
+    return node, (tokens_BD, log_prob_B, has_B | node.finished)
 
   def judge(prompts, node, answer):
     """Mctx's value and reward of a node, and its stored answer."""
@@ -277,6 +293,10 @@ def search(
         parent.step_AS, parent.length_A, parent.log_prob_A, parent.prior_A,
       )
     )  # fmt: skip
+    if config.lazy:
+      drawn = draw(prompts, parent, parent.x_D, pool.slot, 1, run_last=True)
+      step_BS, length_B, log_prob_B = (a[:, 0] for a in moves.steps(drawn, 1))
+      loop.count += drawn.forwards
     # A revisit of a finished node runs the model on it again, for nothing.
     over_B = parent.finished | parent.cut_off
     path_tokens, at_BD = moves.extend(
@@ -285,15 +305,19 @@ def search(
     path_tokens = jnp.where(over_B[:, None], parent.path_tokens, path_tokens)
     slot_X1 = jnp.reshape(pool.slot, (-1, 1))
     path_slots = jnp.where(at_BD, slot_X1, parent.path_slots)
-    x_BD = pool.forward(
-      model,
-      step_BS,
-      length_B,
-      prefix.length_B + parent.depth,
-      prefix.segments,
-      path_slots,
-      parent.depth,
-    )
+    if config.lazy:
+      x_BD = drawn.x_RD
+      pool.keep(drawn.kv, parent.depth)
+    else:
+      x_BD = pool.forward(
+        model,
+        step_BS,
+        length_B,
+        prefix.length_B + parent.depth,
+        prefix.segments,
+        path_slots,
+        parent.depth,
+      )
     _, value_logit_B = model.values(x_BD)
     depth_B = jnp.minimum(parent.depth + length_B, D)
     ends_B = jnp.any(step_BS == task.eos_id, axis=-1)
@@ -345,31 +369,7 @@ def search(
     return tokens_BD, log_prob_B, ended_B
 
   _, value_logit_B = model.values(prefix.x_BD)
-  zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
-  none_BD = jnp.zeros((B, D), jnp.int32)
-  root_node = Node(
-    step_AS=jnp.zeros((B, A, S), jnp.int32),
-    length_A=jnp.zeros((B, A), jnp.int32),
-    log_prob_A=jnp.zeros((B, A)),
-    prior_A=jnp.zeros((B, A)),
-    path_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
-    path_actions=none_BD,
-    path_slots=none_BD,
-    depth=jnp.zeros((B,), jnp.int32),
-    path_log_prob=zero_B,
-    discrepancy=zero_B,
-    value_logit=value_logit_B,
-    situation=None,
-    situation_A=None,
-    ending=jnp.full((B,), A),
-    finished=no_B,
-    cut_off=no_B,
-    answer_tokens=jnp.full((B, D), task.pad_id, jnp.int32),
-    answer_log_prob=zero_B,
-    reward=zero_B,
-    has_answer=no_B,
-    correct=no_B,
-  )
+  root_node = empty(task, B, A, S, value_logit_B)
   if merges:
     situation_B = transpositions.situations(
       task, prompt_BP, root_node.path_tokens, root_node.depth
@@ -377,7 +377,7 @@ def search(
     root_node = root_node.replace(situation=situation_B)
   root_node, root_forwards = offer(shown(), root_node, prefix.x_BD, 0)
   _, root_node = judge(shown(), *end(root_node))
-  root_value_B = jax.nn.sigmoid(value_logit_B) if config.needs_value else zero_B
+  root_value_B = config.needs_value * jax.nn.sigmoid(value_logit_B)
   root = mctx.RootFnOutput(
     prior_logits=root_node.prior_A, value=root_value_B, embedding=root_node
   )
@@ -394,5 +394,5 @@ def search(
   return SearchResult(
     tree=jax.lax.stop_gradient(tree),
     simulations=rows / B,
-    forwards=rows * S + loop.count + root_forwards,
+    forwards=rows * S * (not config.lazy) + loop.count + root_forwards,
   )
