@@ -14,7 +14,7 @@ from experiments.benchmarks import compiled_searches, searches, solve_rates
 from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
 from experiments.benchmarks.prefixes import Prefixes
 from experiments.benchmarks.solvable import oracle
-from tests import search_test
+from tests import lazy_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
 from tsd_jax import tokenizers
 from tsd_jax.search.tree import SearchConfig
@@ -120,6 +120,35 @@ def test_a_tree_pays_for_simulations_and_rollouts_until_solved(config):
     else:
       made = needed = np.inf
     assert (made_B[row], needed_B[row]) == (made, needed)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_tree_of_steps_pays_for_their_tokens(lazy):
+  kind = lazy_test if lazy else steps_test
+  tree = kind.run(**({} if lazy else {"settings": steps_test.BEST_FIRST})).tree
+  made_B, needed_B = compiled_searches.forwards_to_solve(
+    jax.tree.map(jax.numpy.asarray, tree), kind.TASK, kind.configure()
+  )
+  nodes, solved = tree.embeddings, 0
+  for row in range(len(PROMPTS)):
+    if not nodes.correct[row].any():
+      assert np.isinf(made_B[row])
+      continue
+    solved += 1
+    last = nodes.correct[row].argmax()
+    edges = list(search_test.tried(tree, row))
+    made = sum(nodes.length_A[row, p, a] for p, a, n in edges if n <= last)
+    needed = made - sum(
+      nodes.finished[row, n] or nodes.depth[row, n] == kind.T
+      for *_, n in edges
+      if n <= last
+    )
+    if not lazy:  # All draws of all nodes, without their last tokens.
+      drawn = nodes.length_A[row, : last + 1]
+      more = int(np.maximum(drawn - 1, 0).sum())
+      made, needed = made + more, needed + more
+    assert (made_B[row], needed_B[row]) == (made, needed)
+  assert solved > 4
 
 
 def test_shipped_searches_are_mctx_as_it_is():
@@ -337,3 +366,27 @@ def test_a_value_is_taught_once_and_its_tokens_are_told(tmp_path):
   # It is there: other steps teach nothing again.
   _, rows = measure(tmp_path, only, "--value_steps=3")
   assert rows == [row]
+
+
+@pytest.mark.slow
+def test_a_student_is_taught_again(tmp_path):
+  only = "--only=best_first_value"
+  _, (row,) = measure(
+    tmp_path, only, "--value_steps=2", "--policies=mid_taught"
+  )
+  assert row["value_tokens"] == 2 * (2 * 256 * 13 * 4)
+  assert row["policy"] == "mid_taught" and row["training_tokens"] > 100_000
+  _, (before,) = measure(tmp_path, only, "--value_steps=2", "--policies=mid")
+  assert before["value_tokens"] == 2 * 256 * 13 * 4
+  assert before["training_tokens"] == row["training_tokens"]
+  params = [
+    json.loads(f.read_text())["of"]["params"]
+    for f in tmp_path.rglob("best_first_value.json")
+  ]
+  assert len(set(params)) == 2
+
+
+def test_teaching_again_needs_steps(tmp_path):
+  done = command(f"--workdir={tmp_path}", "--policies=strong_taught")
+  assert done.returncode == 2
+  assert "--policies=strong_taught is taught a value" in done.stderr

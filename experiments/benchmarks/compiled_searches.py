@@ -162,8 +162,9 @@ def _search(graphdef, params, task: Task, prompt_BP, key, *, config):
 def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
   """Forwards until a tree holds a correct answer, B twice; inf if it does not.
 
-  Node n was made by simulation n. A simulation costs one forward, and those of
-  its rollout, whose last token is never run.
+  Node n was made by simulation n. A simulation costs the forwards of its step,
+  and those of its rollout, and of the steps drawn at it, whose last tokens are
+  never run.
 
   Args:
     tree: a finished search.
@@ -176,6 +177,12 @@ def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
   """
   nodes = tree.embeddings
   grown_BN = tree.node_visits > 0
+  parent_BN = jnp.maximum(tree.parents, 0)
+  above_BN = jnp.take_along_axis(nodes.depth, parent_BN, axis=1)
+  step_BN = jnp.maximum(nodes.depth - above_BN, 1).at[:, 0].set(0)
+  drawn_BN = jnp.zeros(grown_BN.shape, jnp.int32)
+  if config.step_tokens > 1 and not config.lazy:
+    drawn_BN = jnp.sum(jnp.maximum(nodes.length_A - 1, 0), axis=-1)
   full_BN = nodes.depth >= task.response_length
   over_BN = nodes.finished | full_BN | ~grown_BN
   rolled_BN = jnp.zeros(grown_BN.shape, jnp.int32)
@@ -187,16 +194,18 @@ def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
       task.response_length,
     )
     rolled_BN = jnp.maximum(length_BN - nodes.depth - 1, 0) * ~over_BN
+    rolled_BN = rolled_BN.at[:, 0].set(0)  # The prompt has none.
   solved_BN = grown_BN & nodes.correct
   first_B = jnp.argmax(solved_BN, axis=1)
 
   def spent(cost_BN):
-    # Node 0 is the prompt.
-    total_BN = jnp.cumsum(cost_BN.at[:, 0].set(0), axis=1)
+    total_BN = jnp.cumsum(cost_BN, axis=1)
     total_B = jnp.take_along_axis(total_BN, first_B[:, None], axis=1)[:, 0]
     return jnp.where(jnp.any(solved_BN, axis=1), total_B, jnp.inf)
 
-  return spent(1 + rolled_BN), spent(~over_BN + rolled_BN)
+  more_BN = drawn_BN + rolled_BN
+  bare_BN = jnp.maximum(step_BN - over_BN, 0)
+  return spent(step_BN + more_BN), spent(bare_BN + more_BN)
 
 
 def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:

@@ -25,6 +25,9 @@ BETAS = (0.5, 1.0, 2.0)  # Weight of log V.
 # Gumbel halves its simulations over the moves: the number is part of it.
 SIMULATIONS = (16, 64, 192)
 ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
+STEP = 4  # Tokens of a drawn move: an operation, or four squares.
+DRAWN = (4, 8)  # Moves of a node, drawn when it is made,
+PLACES = (4, 8, 16)  # or when they are tried.
 # Paths kept in memory from one setting to the next.
 _KEPT = 300_000
 
@@ -84,8 +87,8 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
   """Searches by `tsd_jax.search`, by name and setting.
 
   Args:
-    budget: forwards; best-first makes one a simulation, the others make those
-      of a rollout as well.
+    budget: forwards; best-first makes one a simulation, or those of its steps,
+      the others make those of a rollout as well.
   """
   most = max(budget // 4, min(SIMULATIONS))
   best_first = dict(rule="best_first", num_simulations=budget)
@@ -98,6 +101,23 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
       )
       for beta in BETAS
     },
+  }
+  steps = dict(rule="best_first", step_tokens=STEP)
+  table["steps"] = {
+    f"{a} by {prior}": SearchConfig(
+      **steps,
+      num_simulations=max(budget // (STEP * (a + 1)), 1),
+      num_candidates=a,
+      step_prior=prior,
+    )
+    for a in DRAWN
+    for prior in ("draws", "log_prob")
+  }
+  table["steps_lazy"] = {
+    f"{a}": SearchConfig(
+      **steps, num_simulations=budget // STEP, num_candidates=a, lazy=True
+    )
+    for a in PLACES
   }
   for rule, counts in (("puct", (most,)), ("gumbel", SIMULATIONS)):
     for kind, name in ((ShippedSearch, rule), (SearchConfig, f"{rule}_tuned")):
@@ -208,7 +228,10 @@ class Measurer:
     }
 
   def _search(self, settings):
-    draws = any(config.leaf == "rollout" for config in settings.values())
+    draws = any(
+      config.leaf == "rollout" or config.step_tokens > 1
+      for config in settings.values()
+    )
     spent = np.array(
       [
         [

@@ -18,6 +18,8 @@ missing; --policy adds runs that exist. Searches:
   best_first_plain             discrepancy best-first, the default search
   best_first                   the same, no situation twice (transpositions)
   best_first_value             with V_search besides, where it was trained
+  steps, steps_lazy            best_first_plain over drawn steps of four tokens,
+                               all of a node drawn with it, or as they are tried
   best_first_oracle            best_first_plain with the exact value
 
 Trees pay for the forwards that `tsd_jax.search` makes, those of end tokens
@@ -26,9 +28,11 @@ and the other searches do without.
 
 With --value_steps, V_search is taught first (`experiments.hindsight_value`),
 which changes the start a little: all searches of a task then share the start so
-changed, and `mid` and `strong` begin there. `value_tokens` are the forwards of
-that, spent once for all prompts and searches to come; `training_tokens` is the
-ledger of the policy's own run. No part of either is in the other figures.
+changed, and `mid` and `strong` begin there. `mid_taught` and `strong_taught`
+are what these became, and then V_search taught again in as many steps.
+`value_tokens` are the forwards of all that, spent once for all prompts and
+searches to come; `training_tokens` is the ledger of the policy's own run. No
+part of either is in the other figures.
 
 A measurement is kept in --workdir: a stopped command goes on where it was, and
 --only, --tasks and --policies choose parts, --stored shows what there is.
@@ -54,7 +58,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks; all by default.")
 _POLICIES = flags.DEFINE_list(
-  "policies", ["weak", "mid", "strong"], "Policies of each task; may be empty."
+  "policies",
+  ["weak", "mid", "strong"],
+  "Policies of each task, of these and mid_taught, strong_taught; or none.",
 )
 _POLICY = flags.DEFINE_multi_string(
   "policy", [], "A run's folder, measured as one policy more; repeatable."
@@ -78,7 +84,9 @@ TASKS = {
   "countdown4": "experiments/countdown4.py",
   "maze": "experiments/maze.py",
 }
-ITERATIONS = {"weak": 0, "mid": 15, "strong": 60}
+ITERATIONS = {
+  "weak": 0, "mid": 15, "strong": 60, "mid_taught": 15, "strong_taught": 60,
+}  # fmt: skip
 
 
 def points(budget: int) -> list[int]:
@@ -119,27 +127,25 @@ def from_run(run, task: str, name: str, value_tokens: int = 0) -> Candidate:
   )
 
 
-def with_value(config, file: pathlib.Path):
-  """An experiment whose start has a V_search, taught where it is missing.
+def with_value(config, graphdef, params, file: pathlib.Path):
+  """A model with a V_search, taught where its file is missing.
 
   Returns:
-    The experiment, and the forwards that teaching took.
+    The parameters, and the forwards that teaching took.
   """
   from experiments import hindsight
-  from tsd_jax.experiment import initial_params
   from tsd_jax.models import transformer, weights
 
   steps, batch = _VALUE_STEPS.value, 256
   if not file.exists():
     params = hindsight.teach(
-      *initial_params(config), config.task, steps=steps, batch=batch
+      graphdef, params, config.task, steps=steps, batch=batch
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     hindsight.save(file, params, config, steps, batch)
-  started = config_lib.override(config, {"init": str(file)})
   _, shapes = transformer.abstract(config.model)
-  _, metadata = weights.load(file, shapes)
-  return started, int(metadata["forwards"])
+  params, metadata = weights.load(file, shapes)
+  return params, int(metadata["forwards"])
 
 
 def candidates(configs, extra):
@@ -153,10 +159,11 @@ def candidates(configs, extra):
   from tsd_jax.experiment import initial_params
 
   for task, config in configs.items():
-    value_tokens = 0
+    place, value_tokens = pathlib.Path(_WORKDIR.value) / task, 0
     if _VALUE_STEPS.value and _POLICIES.value:
-      file = pathlib.Path(_WORKDIR.value) / task / "value.safetensors"
-      config, value_tokens = with_value(config, file)
+      file = place / "value.safetensors"
+      _, value_tokens = with_value(config, *initial_params(config), file)
+      config = config_lib.override(config, {"init": str(file)})
     for name in _POLICIES.value:
       if ITERATIONS[name] == 0:
         start = initial_params(config)
@@ -167,9 +174,14 @@ def candidates(configs, extra):
         "iterations": str(ITERATIONS[name]),
         "eval.every": "0",
       }
-      folder = pathlib.Path(_WORKDIR.value) / task / name
+      folder = place / name.removesuffix("_taught")
       train.train(config_lib.override(config, changes), folder)
-      yield from_run(runs.open_run(folder), task, name, value_tokens)
+      one = from_run(runs.open_run(folder), task, name, value_tokens)
+      if folder.name != name:
+        file = place / f"{name}.safetensors"
+        params, more = with_value(config, one.graphdef, one.params, file)
+        one = one._replace(params=params, value_tokens=value_tokens + more)
+      yield one
   for place, run in extra.items():
     known = [
       t for t in TASKS if config_lib.load(TASKS[t]).task == run.config.task
@@ -289,6 +301,11 @@ def main(overrides):
       raise config_lib.UserError(
         f"--{flag}={','.join(unknown)} is unknown: use {', '.join(known)}"
       )
+  if not _VALUE_STEPS.value and any("_taught" in p for p in _POLICIES.value):
+    raise config_lib.UserError(
+      f"--policies={','.join(_POLICIES.value)} is taught a value: set "
+      "--value_steps=STEPS"
+    )
   configs = {name: config_lib.load(TASKS[name]) for name in tasks}
   extra = {place: runs.open_run(place) for place in _POLICY.value}
   progress.quiet_libraries()
