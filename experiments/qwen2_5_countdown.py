@@ -6,7 +6,7 @@ are lines. An iteration searches 128 prompts (best-first over lines of at most
 40 tokens, drawn as they are tried, 96 nodes), distils the champions of 32, and
 takes PPO steps on the 16 prompts whose success the trees found least certain.
 
-For a host of eight 80 GB GPUs, or eight chips of a TPU v5e, where it needs 9.6
+For a host of eight 80 GB GPUs, or eight chips of a TPU v5e, where it needs 9.4
 GiB of each (`launch.aot --topology=v5e:2x4 --effort=quick`); in bfloat16.
 Nobody has run it at this size; a tiny model of the same kind runs through it in
 `tests/qwen_test.py`.

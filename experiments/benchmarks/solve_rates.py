@@ -19,6 +19,8 @@ from tsd_jax import report
 RATES = {"at_50": 0.5, "at_80": 0.8}
 BASELINES = ("best_of_n", "cached_sampling")
 _DRAWS = 1000
+_THICK = (*BASELINES, "best_first", "best_first_value", "best_first_oracle")
+_STYLES = ("-", "--", ":")
 
 
 def resamples(prompts: int, draws: int = _DRAWS) -> np.ndarray:
@@ -181,34 +183,42 @@ def table(rows: dict[str, dict[str, Any]], points: Sequence[int]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> str:
-  """Curves of rows with task, policy and method as SVG."""
-  panels: dict[str, dict[str, dict[str, Any]]] = {}
+  """Curves of rows with task, policy and method as SVG, one line a task.
+
+  What a table is read for is drawn thick, with its intervals.
+  """
+  panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
   for row in rows:
-    title = f"{row['task']}, {row['policy']}"
-    panels.setdefault(title, {})[row["method"]] = row
-  columns = min(len(panels), 3)
-  height = -(-len(panels) // columns)
-  figure = Figure(figsize=(4.6 * columns, 3.4 * height), layout="constrained")
-  all_axes = figure.subplots(height, columns, squeeze=False).ravel()
-  styles = ("-", "--", ":")
+    panels.setdefault((row["task"], row["policy"]), []).append(row)
+  places = zip(*panels, strict=True)
+  tasks, policies = (list(dict.fromkeys(names)) for names in places)
+  figure = Figure(
+    figsize=(3.2 * len(policies) + 2, 2.8 * len(tasks)), layout="constrained"
+  )
+  all_axes = figure.subplots(len(tasks), len(policies), squeeze=False)
   names = list(dict.fromkeys(row["method"] for row in rows))
-  for axes, (title, curves) in zip(all_axes, panels.items(), strict=False):
-    for name, row in curves.items():
-      i, curve = names.index(name), row["solve_rate"]
-      color, style = f"C{i % 10}", styles[i // 10 % 3]
+  for (task, policy), curves in panels.items():
+    axes = all_axes[tasks.index(task), policies.index(policy)]
+    for row in curves:
+      i, curve = names.index(row["method"]), row["solve_rate"]
+      thick = row["method"] in _THICK
+      color, style = f"C{i % 10}", _STYLES[i // 10 % len(_STYLES)]
       axes.plot(
-        curve["tokens"], curve["value"], style, color=color, label=name, lw=1.2
-      )
-      low, high = zip(*curve["ci95"], strict=True)
-      axes.fill_between(curve["tokens"], low, high, color=color, alpha=0.07)
+        curve["tokens"], curve["value"], style, color=color,
+        label=row["method"], lw=2.2 if thick else 0.8,
+      )  # fmt: skip
+      if thick:
+        low, high = zip(*curve["ci95"], strict=True)
+        axes.fill_between(curve["tokens"], low, high, color=color, alpha=0.12)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(f"{task}, {policy}", fontsize=10, loc="left")
     axes.set_xlabel("tokens a prompt", fontsize=9)
     axes.set_ylabel("prompts solved", fontsize=9)
     axes.grid(alpha=0.25)
-  for axes in all_axes[len(panels) :]:
-    axes.set_visible(False)
+  all_axes = all_axes.ravel()
+  for axes in all_axes:
+    axes.set_visible(bool(axes.lines))
   lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
   figure.legend(
     lines.values(), lines, fontsize=8, frameon=False, loc="outside right upper"
