@@ -20,7 +20,8 @@ def health(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
       tree to grow.
     search_answers: distinct finished responses in a tree.
     search_duplicates: fraction of the answers found that were there already.
-    search_cut_off: fraction of the nodes whose path is full and has no answer.
+    search_cut_off: fraction of the nodes whose path is full, or was drawn
+      before, and has no answer.
     search_visit_entropy: nats, of the visits to the root's moves.
     search_root_value: V_search of the prompt, to be held against how often the
       policy succeeds.

@@ -167,8 +167,8 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Node, Node]:
   """Enters a step that was drawn in its node, and opens the next place.
 
   That place's prior is log of 1 - sum of pi(step | path) over the steps drawn
-  so far: a step of a likely one's brother is as surprising as it is rare.
-  A step that was drawn before leads nowhere; the place it took has none.
+  so far: beside a likely step another one is surprising. A step that was drawn
+  before leads nowhere, and the place that it took holds none.
 
   Args:
     parent: nodes with an open place.
