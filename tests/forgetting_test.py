@@ -24,6 +24,7 @@ def perplexities(graphdef, params, examples):
   ]
 
 
+@pytest.mark.slow
 def test_supervised_training_learns_every_task_it_is_given():
   configs = (small_experiment.get_config(), small_maze.get_config())
   rng = np.random.default_rng(0)

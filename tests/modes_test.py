@@ -25,6 +25,7 @@ def test_samples_are_as_many_as_spend_the_tokens_of_a_tree():
   evaluate.parse_modes(names)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   config, output = small_experiment.get_config(), tmp_path / "modes.json"
   folders = [str(tmp_path / name) for name in ("tsd", "ppo")]

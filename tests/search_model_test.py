@@ -35,6 +35,7 @@ def numbers(folder):
   return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
+@pytest.mark.slow
 def test_the_policy_itself_as_search_model_changes_nothing(tmp_path):
   file = str(tmp_path / "same.safetensors")
   weights.save(file, transformer.create(BASE.model, 5)[1], metadata={})

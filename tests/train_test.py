@@ -76,7 +76,10 @@ def start_and_stop(workdir, number):
   return process.returncode, stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "number",
+  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
   code, stderr = start_and_stop(tmp_path, number)
   assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
