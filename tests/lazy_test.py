@@ -13,21 +13,11 @@ import pytest
 from tests import learner_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import STOPS, TASK, T, log_prob_of, path_of
-from tsd_jax import decode
 from tsd_jax.methods import LossConfig
-from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.types import LOG_ZERO
 
 N, A, S = 20, 5, 3
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _search(prompt_BP, config):
-  model = search_test.model()
-  prefix = decode.prefill(model, prompt_BP)
-  key = jax.random.key(4)
-  return tree_lib.search(model, TASK, prompt_BP, prefix, key, config)
 
 
 def configure(**settings):
@@ -39,7 +29,7 @@ def configure(**settings):
 
 @functools.cache
 def run(**settings):
-  return jax.device_get(_search(PROMPTS, configure(**settings)))
+  return jax.device_get(steps_test._search(PROMPTS, configure(**settings)))
 
 
 def is_draw_again(nodes, row, parent, action):
@@ -194,7 +184,7 @@ def test_values_and_rollouts_serve_lazy_trees():
 def test_the_loop_copies_no_pool():
   """Keys are read before they are written here, in one piece each."""
   config = configure(num_simulations=64)
-  compiled = _search.lower(PROMPTS, config).compile().as_text()
+  compiled = steps_test._search.lower(PROMPTS, config).compile().as_text()
   c = search_test.model().config
   layer = 64 * B * S * c.num_kv_heads * c.head_dim
   in_entry, seen = False, 0
