@@ -174,13 +174,17 @@ class BestFirst:
     embeddings, prior_BNA = tree.embeddings, tree.children_prior_logits
     open_BNA = tree.extra_data
     if node.x_D is not None:
-      parent, node = moves.record(parent, node, action_R)
-      embeddings = jax.tree.map(
-        lambda old, new: old.at[place].set(new, mode="drop"), embeddings, parent
+      offered, node = moves.record(parent, node, action_R)
+      offered = offered._asdict()
+      embeddings = embeddings.replace(
+        **{
+          name: embeddings[name].at[place].set(new, mode="drop")
+          for name, new in offered.items()
+        }
       )
-      prior_BNA = prior_BNA.at[place].set(parent.log_prob_A, mode="drop")
+      prior_BNA = prior_BNA.at[place].set(offered["log_prob_A"], mode="drop")
       later_RA = jnp.arange(A)[None] > action_R[:, None]
-      key_RA = jnp.where(later_RA, self.keys(parent), CLOSED)
+      key_RA = jnp.where(later_RA, self.keys(parent.replace(**offered)), CLOSED)
       open_BNA = open_BNA.at[place].set(key_RA, mode="drop")
 
     def write(old, new):

@@ -145,10 +145,15 @@ class _Pool:
       kv: of S tokens a tree, the first one at column 0.
       depth_B: index of the step's first token in the path.
     """
-    at_BS = self._turned(depth_B)
-    at_1B1S1 = at_BS[None, :, None, :, None]
+    at_1B1S1 = self._turned(depth_B)[None, :, None, :, None]
+    self._write(
+      jnp.take_along_axis(jnp.asarray(a), at_1B1S1, axis=3) for a in kv
+    )
+
+  def _write(self, kv) -> None:
+    """Writes keys and values of new steps, in the order of their columns."""
     self._kv = tuple(
-      self._written(a, jnp.take_along_axis(jnp.asarray(new), at_1B1S1, axis=3))
+      self._written(a, jnp.asarray(new))
       for a, new in zip(self._kv, kv, strict=True)
     )
 
@@ -249,10 +254,7 @@ class CarryPool(_Pool):
       self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
 
-    self._kv = tuple(
-      self._written(a, jnp.asarray(new))
-      for a, new in zip(self._kv, hidden.kv, strict=True)
-    )
+    self._write(hidden.kv)
     return hidden.x_RTD
 
   def _written(self, a, new_LBKSE):

@@ -163,7 +163,7 @@ def places(nodes: int, count: int, step_tokens: int, pad_id: int) -> Moves:
   )
 
 
-def record(parent: Node, child: Node, place_B: Array) -> tuple[Node, Node]:
+def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
   """Enters a step that was drawn in its node, and opens the next place.
 
   That place's prior is log of 1 - sum of pi(step | path) over the steps drawn
@@ -176,7 +176,7 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Node, Node]:
     place_B: the places.
 
   Returns:
-    Both, up to date.
+    The parents' moves and the children, up to date.
   """
   A, S = parent.step_AS.shape[1:]
   length_B = child.depth - parent.depth
@@ -203,13 +203,13 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Node, Node]:
     left_B1 > _SPENT, jnp.log(jnp.maximum(left_B1, _SPENT)), LOG_ZERO
   )
   next_BA = jnp.arange(A)[None] == place_B[:, None] + 1
-  parent = parent.replace(
-    step_AS=jnp.where(here_BA[..., None], step_BS[:, None], parent.step_AS),
-    length_A=jnp.where(here_BA, length_B[:, None], parent.length_A),
-    log_prob_A=log_prob_BA,
-    prior_A=jnp.where(next_BA, left_B1, parent.prior_A),
+  offered = Moves(
+    jnp.where(here_BA[..., None], step_BS[:, None], parent.step_AS),
+    jnp.where(here_BA, length_B[:, None], parent.length_A),
+    log_prob_BA,
+    jnp.where(next_BA, left_B1, parent.prior_A),
   )
-  return parent, child.replace(
+  return offered, child.replace(
     cut_off=child.cut_off | again_B,
     reward=jnp.where(again_B, 0.0, child.reward),
     has_answer=child.has_answer & ~again_B,
