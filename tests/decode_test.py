@@ -1,5 +1,6 @@
 """Sampling and the search's key pools against plain full forwards."""
 
+import dataclasses
 import functools
 import re
 
@@ -312,28 +313,50 @@ class ReadFirstPool(kv_pool.RefPool):
   """The order of reading and writing that `RefPool` avoids."""
 
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
-    batch = jnp.arange(token_BS.shape[0])[:, None]
-    visible_BD = jnp.arange(slots_BD.shape[1])[None] < depth_B[:, None]
-    mask_B1S = jnp.pad(visible_BD, ((0, 0), (0, 1)), constant_values=True)
+    read, visible_B1D = self._reading(slots_BD, depth_B[:, None] - 1)
+    mask_B1S = jnp.pad(
+      visible_B1D, ((0, 0), (0, 0), (0, 1)), constant_values=True
+    )
 
     def memory(layer, *new):
       pieces = []
-      for ref, new_BK1E in zip(self._kv, new, strict=True):
-        old_BKDE = ref[layer, slots_BD, batch].swapaxes(1, 2)
+      for (ref,), new_BK1E in zip(self._kv, new, strict=True):
+        old_BKDE = read(ref[...][layer])
         pieces.append(jnp.concatenate([old_BKDE, new_BK1E], axis=2))
-        ref[layer, self.slot] = new_BK1E[:, :, 0]
-      return *pieces, mask_B1S[:, None]
+        self._put(ref, new_BK1E, layer)
+      return *pieces, mask_B1S
 
     return model.trunk(
       token_BS, position_BS, segments=prompt, memory=memory
     ).x_RTD
 
 
-def grow(pool_type):
+class Gathering(kv_pool.RefPool):
+  """Paths are gathered, as in trees of more nodes."""
+
+  in_place = 0
+
+
+class GatheringCarry(kv_pool.CarryPool):
+  """The same."""
+
+  in_place = 0
+
+
+POOLS = (kv_pool.RefPool, kv_pool.CarryPool, Gathering, GatheringCarry)
+
+
+def grow(pool_type, written):
   """Builds all nodes through the pool and decodes greedily below each."""
   model = build()
-  pool = pool_type(model, 4, NODES)
   prefix = decode.prefill(model, PROMPT_BP, PAD)
+  if written:
+    model = nnx.clone(model)
+    model.config = dataclasses.replace(CONFIG, unroll_decode=True)
+    model = model.written_out()
+    past = decode.unstacked(model, prefix.segments)
+    prefix = prefix._replace(segments=past)
+  pool = pool_type(model, 4, NODES, path=WIDTH)
   rows = jnp.arange(4)
 
   def body(n, state):
@@ -374,8 +397,8 @@ def grow(pool_type):
 
 
 @functools.cache
-def compiled(pool_type):
-  return jax.jit(lambda: grow(pool_type)).lower().compile()
+def compiled(pool_type, written=False):
+  return jax.jit(lambda: grow(pool_type, written)).lower().compile()
 
 
 def path(n: int, row: int) -> list[int]:
@@ -389,7 +412,8 @@ def path(n: int, row: int) -> list[int]:
 def test_pools_equal_plain_forwards_and_each_other():
   logits_NBV, tokens_NBT, slot = compiled(kv_pool.RefPool)()
   assert int(slot) == NODES - 1
-  others = [compiled(p)() for p in (kv_pool.CarryPool, ReadFirstPool)]
+  others = [compiled(p)() for p in (*POOLS[1:], ReadFirstPool)]
+  others += [compiled(p, True)() for p in POOLS]
   for other_logits_NBV, other_tokens_NBT, _ in others:
     np.testing.assert_allclose(logits_NBV, other_logits_NBV, atol=1e-5)
     np.testing.assert_array_equal(tokens_NBT, other_tokens_NBT)
@@ -404,13 +428,13 @@ def test_pools_equal_plain_forwards_and_each_other():
       np.testing.assert_array_equal(response, expected_TV.argmax(-1))
 
 
-def pool_copies(pool_type) -> list[str]:
+def pool_copies(pool_type, written=False) -> list[str]:
   """Instructions that copy a whole pool, or a layer of it, inside a loop."""
   c = CONFIG
   layer_size = NODES * 4 * c.num_kv_heads * c.head_dim
   sizes = {layer_size, layer_size * c.num_layers}
   found, in_entry, pools_seen = [], False, 0
-  for line in compiled(pool_type).as_text().splitlines():
+  for line in compiled(pool_type, written).as_text().splitlines():
     if line.endswith("{"):
       in_entry = line.startswith("ENTRY")
     op = re.search(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", line)
@@ -425,10 +449,13 @@ def pool_copies(pool_type) -> list[str]:
   return found
 
 
-@pytest.mark.parametrize("pool_type", [kv_pool.RefPool, kv_pool.CarryPool])
-def test_the_loop_copies_no_pool(pool_type):
+@pytest.mark.parametrize(
+  ("pool_type", "written"),
+  [*((p, False) for p in POOLS), (kv_pool.RefPool, True), (Gathering, True)],
+)
+def test_the_loop_copies_no_pool(pool_type, written):
   """A copy of the pool a simulation would cost more than the model does."""
-  assert not pool_copies(pool_type)
+  assert not pool_copies(pool_type, written)
 
 
 def test_reading_before_writing_does_copy_the_pool():

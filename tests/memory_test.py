@@ -80,6 +80,7 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(search):
       dict(refill=True), dict(num_layers=12), marks=pytest.mark.slow
     ),
     pytest.param({}, dict(unroll_layers=4), marks=pytest.mark.slow),
+    pytest.param({}, dict(unroll_decode=True), marks=pytest.mark.slow),
     pytest.param({}, dict(d_mlp=1024), marks=pytest.mark.slow),
     pytest.param(
       dict(step_tokens=4, num_candidates=4),

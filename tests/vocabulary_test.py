@@ -1,4 +1,4 @@
-"""Ranking and adding up where devices share a vocabulary."""
+"""Reading a vocabulary: one device's against SciPy, many against one."""
 
 import re
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 from tests import small_experiment
 from tsd_jax import aot, hlo, sharding, vocabulary
@@ -33,18 +35,75 @@ def test_the_best_of_a_split_vocabulary_are_found_where_they_lie(count):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_sums_along_a_split_vocabulary_are_those_of_one_device():
+@pytest.mark.parametrize("width", [7, 64, 3 * 512])
+def test_the_best_are_found_in_blocks_as_in_all(width):
+  x_BV = np.random.default_rng(0).integers(0, 9, (4, 5, width))  # Many ties.
+  x_BV = x_BV.astype(np.float32)
+  for count in (1, 7):
+    found = vocabulary.top_k(x_BV, count)
+    expected = jax.lax.top_k(x_BV, count)
+    for ours, theirs in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+
+
+def test_softmax_is_scipys():
+  z_BV = np.random.default_rng(0).normal(0, 30, (4, 300)).astype(np.float32)
+  found = vocabulary.softmax(z_BV)
+  p_BV = scipy.special.softmax(z_BV.astype(np.float64), axis=1)
+  total_B1 = np.sum(found.weight_XV, axis=1, keepdims=True)
+  np.testing.assert_allclose(found.weight_XV / total_B1, p_BV, atol=1e-6)
+  np.testing.assert_allclose(
+    found.log_total_X, scipy.special.logsumexp(z_BV, axis=1), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    found.entropy_X, scipy.stats.entropy(p_BV, axis=1), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("width", [7, 64, 3 * 512])
+def test_a_draw_inverts_the_running_sum(width):
+  weight_RV = weights(100, width)
+  uniform_R = np.random.default_rng(1).random(100).astype(np.float32)
+  uniform_R[:2] = 0.0, 1 - 2**-24
+  index_R = np.asarray(vocabulary.draw(uniform_R, weight_RV))
+  check_draws(index_R, uniform_R, weight_RV)
+
+
+def test_a_draw_from_a_split_vocabulary_is_that_of_one_device():
   devices = sharding.make_mesh(SPLIT)
-  x_BV = np.random.default_rng(0).random((8, 16)).astype(np.float32)
+  weight_BV = weights(8, 16)
 
-  def summed(weights, x_BV, key):
-    del weights, key
-    return vocabulary.cumsum(x_BV), jnp.int32(0), {}
+  def drawn(params, weight_BV, key):
+    del params
+    uniform_B = jax.random.uniform(key, weight_BV.shape[:1])
+    index_B = vocabulary.draw(uniform_B, weight_BV)
+    return (index_B, uniform_B), jnp.int32(0), {}
 
-  run = jax.jit(sharding.per_part(summed, devices))
-  rows = jax.device_put(x_BV, sharding.over_prompts(devices))
-  found, _, _ = run({}, rows, jax.random.key(0))
-  np.testing.assert_allclose(found, np.cumsum(x_BV, axis=1), rtol=1e-6)
+  run = jax.jit(sharding.per_part(drawn, devices))
+  rows = jax.device_put(weight_BV, sharding.over_prompts(devices))
+  for seed in range(5):
+    (index_B, uniform_B), _, _ = run({}, rows, jax.random.key(seed))
+    check_draws(np.asarray(index_B), np.asarray(uniform_B), weight_BV)
+
+
+def weights(rows, width):
+  """Some weights, a third of them zero."""
+  rng = np.random.default_rng(0)
+  weight_RV = rng.random((rows, width)) * (rng.random((rows, width)) > 1 / 3)
+  weight_RV[:, width // 2] = 1.0
+  return weight_RV.astype(np.float32)
+
+
+def check_draws(index_R, uniform_R, weight_RV):
+  """The target lies in the interval of the index, up to rounding."""
+  sum_RV = np.cumsum(weight_RV.astype(np.float64), axis=1)
+  row_R = np.arange(len(index_R))
+  assert np.all(weight_RV[row_R, index_R] > 0)
+  target_R = uniform_R * sum_RV[:, -1]
+  above_R = sum_RV[row_R, index_R]
+  slack_R = 1e-5 * sum_RV[:, -1]
+  assert np.all(target_R < above_R + slack_R)
+  assert np.all(target_R >= above_R - weight_RV[row_R, index_R] - slack_R)
 
 
 @pytest.mark.slow

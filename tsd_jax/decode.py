@@ -140,6 +140,11 @@ def take_prompts(prefix: Prefix, row_R: Array) -> Prefix:
   return Prefix((*shared, own), prefix.length_B[row_R], prefix.x_BD[row_R])
 
 
+def unstacked(model: Transformer, segments) -> tuple[Segment, ...]:
+  """Segments with their keys in the form that the model reads in a loop."""
+  return tuple(s._replace(kv=model.unstack(s.kv)) for s in segments)
+
+
 def repeat_segment(segment: Segment, group: int) -> Segment:
   """Keys that serve `group` rows each; they are not copied."""
   return Segment(segment.kv, jnp.repeat(segment.mask_RTS, group, axis=0))
@@ -183,17 +188,6 @@ def observer(
   return observe
 
 
-def sample_token(keys_R: Array, log_prob_RV: Array) -> Array:
-  """One draw a row, each from its own key, by inverting the distribution.
-
-  It takes one random number a row; Gumbel noise would take V of them.
-  """
-  uniform_R = jax.vmap(jax.random.uniform)(keys_R)
-  sum_RV = vocabulary.cumsum(jnp.exp(log_prob_RV))
-  below_RV = sum_RV <= uniform_R[:, None] * sum_RV[:, -1:]
-  return jnp.sum(below_RV, axis=-1, dtype=jnp.int32)
-
-
 def sample(
   model: Transformer,
   prefix: Prefix,
@@ -232,25 +226,32 @@ def sample(
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
     a forked row has at most T - length_R tokens.
   """
+  # Before the loop, which would take layers out of their stacks every time.
+  model = model.written_out()
   c = model.config
   R, T = prefix.x_BD.shape[0], length
   kv_shape = (c.num_layers, R, c.num_kv_heads, T, c.head_dim)
   own_kv = model.unstack(
     KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
   )
-  # Before the loop, which would take layers out of their stacks every time.
-  model = model.written_out()
-  more_segments = [s._replace(kv=model.unstack(s.kv)) for s in more_segments]
+  past = unstacked(model, [*prefix.segments, *more_segments])
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
 
+  if keys_R is not None:
+    # All at once: a loop of its own in every step costs more than its numbers.
+    uniform_RT = jax.vmap(
+      lambda key: jax.vmap(
+        lambda step: jax.random.uniform(jax.random.fold_in(key, step))
+      )(jnp.arange(T))
+    )(keys_R)
   if stop_ids:
     stops_V = np.zeros(c.vocab_size, bool)
     stops_V[list(stop_ids)] = True
 
   def segments(step, last):
     """Prompt, forked-from response, own tokens before this step."""
-    parts = [*prefix.segments, *more_segments]
+    parts = list(past)
     if fork is not None:
       seen_R1S = (
         jnp.arange(jax.tree.leaves(fork.kv)[0].shape[-2])[None]
@@ -281,27 +282,27 @@ def sample(
 
   def choose(step, x_RD, alive_R, out):
     """The tokens at a step, and who goes on after it."""
-    log_prob_RV = jax.nn.log_softmax(model.logits(x_RD) / temperature)
-    entropy_R = -jnp.sum(jnp.exp(log_prob_RV) * log_prob_RV, axis=-1)
+    z_RV = model.logits(x_RD) / temperature
+    softmax = vocabulary.softmax(z_RV)
     if keys_R is None:
-      token_R = jnp.argmax(log_prob_RV, axis=-1)
+      token_R = jnp.argmax(z_RV, axis=-1)
     else:
-      step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, step)
-      token_R = sample_token(step_keys, log_prob_RV)
+      token_R = vocabulary.draw(uniform_RT[:, step], softmax.weight_XV)
     chooses_R = alive_R
     if observe is not None:
       written_R = observe(out["tokens_RT"], step)
       free_R = written_R == NO_OBSERVATION
       token_R = jnp.where(free_R, token_R, written_R)
       chooses_R = alive_R & free_R
-    chosen_R = jnp.take_along_axis(log_prob_RV, token_R[:, None], axis=1)[:, 0]
+    chosen_R = jnp.take_along_axis(z_RV, token_R[:, None], axis=1)[:, 0]
+    chosen_R -= softmax.log_total_X
     value_R, _ = model.values(x_RD)
     columns = dict(
       tokens_RT=jnp.where(alive_R, token_R, pad_id),
       mask_RT=alive_R,
       log_prob_RT=jnp.where(chooses_R, chosen_R, 0.0),
       value_RT=jnp.where(alive_R, value_R, 0.0),
-      entropy_RT=jnp.where(chooses_R, entropy_R, 0.0),
+      entropy_RT=jnp.where(chooses_R, softmax.entropy_X, 0.0),
     )
     out = {
       name: out[name].at[:, step].set(column.astype(out[name].dtype))

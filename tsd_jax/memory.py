@@ -105,7 +105,9 @@ def estimate_memory(
     parts.append(sampled(R, T))
   # Layers that are written out are taken out of their stacks before the loop.
   weights = 2 * c.d_model * (heads + keys) + 3 * c.d_model * mlp
-  weights *= c.num_layers * itemsize if c.unrolled else 0
+  weights *= c.num_layers * itemsize if c.unrolled or c.unroll_decode else 0
+  if c.unroll_decode and not c.unrolled:
+    weights += H * position + own_prompts
   # Zeros that the sampling of steps begins with are there from the beginning.
   steps = draws * S * position
   merged = A + 1 if config.merges(task) else 0

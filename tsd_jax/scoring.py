@@ -90,7 +90,9 @@ def read_log_probs(
 
   chunks = jax.tree.map(split, (x_BGTD, *inputs))
   # In a loop nothing can be kept by common subexpressions either.
-  out = jax.lax.map(jax.checkpoint(one, prevent_cse=False), chunks)
+  if count > 1:
+    one = jax.checkpoint(one, prevent_cse=False)
+  out = jax.lax.map(one, chunks)
   return jax.tree.map(join, out)
 
 

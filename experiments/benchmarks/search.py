@@ -105,7 +105,7 @@ SIZES = {
     step_trees=(64,), step_nodes=8,
   ),
   "smollm2": Size(
-    presets.SMOLLM2_135M,
+    dataclasses.replace(presets.SMOLLM2_135M, unroll_decode=True),
     length=64, trees=(64, 256), simulations=(32,), slow_trees=8,
     step_trees=(64,), step_nodes=4,
   ),

@@ -9,7 +9,13 @@ from tsd_jax.models import assemble, families, gguf, hf
 from tsd_jax.models.transformer import ModelConfig
 
 # How a model is run, not which one it is: free to differ from the file's.
-_RUNNING = ("number_tokens", "compute_dtype", "remat", "unroll_layers")
+_RUNNING = (
+  "number_tokens",
+  "compute_dtype",
+  "remat",
+  "unroll_layers",
+  "unroll_decode",
+)
 
 
 def is_pretrained(path: str | pathlib.Path) -> bool:

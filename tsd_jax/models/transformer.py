@@ -54,6 +54,9 @@ class ModelConfig:
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   remat: bool = False  # Recompute each layer in the backward pass.
   unroll_layers: int = 1  # Layers per step of the scan over layers.
+  # Whether search and sampling write their layers out, which takes no copies of
+  # weights and keys in every step, but longer to compile.
+  unroll_decode: bool = False
 
   @property
   def unrolled(self) -> bool:
@@ -114,7 +117,7 @@ class Segment(NamedTuple):
 
 # What a layer sees of the past when it lives in mutable memory: given the layer
 # index and the call's own keys and values, returns keys, values and a mask.
-LayerMemory = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+LayerMemory = Callable[[int | Array, Array, Array], tuple[Array, Array, Array]]
 
 
 class Hidden(NamedTuple):
@@ -264,13 +267,11 @@ class Transformer(nnx.Module):
         layer, prevent_cse=c.unrolled, policy=None if c.remat else policy
       )
     past = tuple(s.kv for s in segments)
-    index_L = jnp.arange(c.num_layers)
     if c.unrolled:
       new = []
       for i, w in enumerate(self._layer_weights()):
         seen = tuple(KV(kv.k_LRKSE[i], kv.v_LRKSE[i]) for kv in past)
-        # Not `i`: an integer makes JAX index a pool of keys value by value.
-        x_RTD, kv = layer(x_RTD, (w, index_L[i], seen))
+        x_RTD, kv = layer(x_RTD, (w, i, seen))
         new.append(kv)
       kv = KV(*zip(*new, strict=True))
     else:
@@ -278,19 +279,23 @@ class Transformer(nnx.Module):
       x_RTD, kv = jax.lax.scan(
         layer,
         x_RTD,
-        (weights, index_L, past),
+        (weights, jnp.arange(c.num_layers), past),
         unroll=c.unroll_layers,
       )
     return Hidden(rms_norm(x_RTD, self.final_norm_D[...], c.rms_eps), kv)
 
   def written_out(self) -> "Transformer":
-    """The model with an array a layer where layers are unrolled, for a loop.
+    """The model for a loop: an array a layer, where its config wants that.
 
     Inside of one XLA on CPU would copy each out of its stack every time.
     """
-    if not self.config.unrolled:
+    c = self.config
+    if not (c.unrolled or c.unroll_decode):
       return self
     model = nnx.clone(self)
+    model.config = dataclasses.replace(
+      c, unroll_layers=c.num_layers, remat=False
+    )
     model.layers = nnx.List(
       nnx.Dict({name: nnx.Param(a) for name, a in w.items()})
       for w in self._layer_weights()
@@ -316,7 +321,10 @@ class Transformer(nnx.Module):
     table = (
       self.embedding_VD if self.config.tied_embeddings else self.unembedding_VD
     )
-    return project(x_XD, table[...].astype(self.dtype).T, jnp.float32)
+    logits_XV = project(x_XD, table[...].astype(self.dtype).T, jnp.float32)
+    # XLA on CPU would make one call of it and of what reads it, whose memory is
+    # fresh every time: twice as slow with a real vocabulary.
+    return jax.lax.optimization_barrier(logits_XV)
 
   def values(self, x_XD: Array) -> tuple[Array, Array]:
     """V_pi and the logit of V_search from the same normalised features."""

@@ -1,14 +1,18 @@
 """Keys and values of a search tree: one slot a simulation, in one pool.
 
 mctx hands an expansion nothing but its parent's embedding, so the keys of a
-node's ancestors must be found by index. The pool holds them as
-`[L, N, S*B, K, E]`: simulation n writes slot n for the whole batch (one
-contiguous slice), and a node remembers the slots of its path, token by token.
-A slot has room for a step of S tokens. The token at position t of a path lies
-in column t mod S of its slot, so that the slots alone say where keys are.
+node's ancestors must be found by index. Simulation n writes slot n of every
+tree that grows, and a node remembers the slots of its path, token by token. A
+slot has room for a step of S tokens. The token at position t of a path lies in
+column t mod S of its slot, so that the slots alone say where keys are.
+
+A tree of few slots is read in place: its keys lie head by head, as the matrices
+that queries are multiplied by, `[L, B, K, N*S, E]`, and a mask leaves out what
+is not on the path. Of others the path is gathered, position by position, from
+`[L, N, S*B, K, E]`, where the slots that many trees read are few pages.
 
 Two pools with one interface. `RefPool` keeps the arrays in JAX Refs, which a
-call writes *before* it gathers its path: reading first makes XLA copy the whole
+call writes *before* it reads its path: reading first makes XLA copy the whole
 pool. `CarryPool` threads the same arrays through the carry of the simulation
 loop, for programs in which Refs are not wanted.
 """
@@ -41,11 +45,23 @@ class Turn(NamedTuple):
 class _Pool:
   """What both pools share: shapes, the current slot, reading a path.
 
-  A subclass holds keys and values in `_kv`: a pair of Refs, or of arrays.
+  A subclass holds keys and values in `_kv`, each a list: of one array (or Ref)
+  of all layers, or of one a layer where the model's are written out.
   """
 
+  # A tree is read in place where it has at most this many positions for each
+  # one of a path: to gather a path costs as much as to read it twice more.
+  in_place = 2
+
   def __init__(
-    self, model: Transformer, batch: int, num_slots: int, step_tokens: int = 1
+    self,
+    model: Transformer,
+    batch: int,
+    num_slots: int,
+    step_tokens: int = 1,
+    *,
+    path: int,
+    turns: bool = False,
   ):
     """Makes a pool of zeros.
 
@@ -54,45 +70,98 @@ class _Pool:
       batch: B, trees.
       num_slots: N, simulations.
       step_tokens: S, the most tokens of a step.
+      path: D, the most tokens of a path.
+      turns: whether some of the trees grow at a time, so that `turn` is set.
     """
-    c, columns = model.config, step_tokens * batch
-    shape = (c.num_layers, num_slots, columns, c.num_kv_heads, c.head_dim)
-    zeros = sharding.split_heads(jnp.zeros(shape, model.dtype), 3)
-    self._step_tokens, self._batch = step_tokens, batch
+    c = model.config
+    self._stacked = not c.unrolled
+    arrays = 1 if self._stacked else c.num_layers
+    places = num_slots * step_tokens
     # No path is longer than all steps together.
-    self._longest = num_slots * step_tokens
-    self._kv = self._hold(zeros), self._hold(zeros)
+    self._longest = min(path, places)
+    self._whole = not turns and places <= self.in_place * self._longest
+    if self._whole:
+      shape = (batch, c.num_kv_heads, places, c.head_dim)
+    else:
+      shape = (num_slots, step_tokens * batch, c.num_kv_heads, c.head_dim)
+    if self._stacked:
+      shape = (c.num_layers, *shape)
+    self._step_tokens, self._batch, self._places = step_tokens, batch, places
+    self._kv = KV(
+      *(
+        [self._hold(shape, model.dtype) for _ in range(arrays)]
+        for _ in range(2)
+      )
+    )
     # Trace-time cells. The loop below sets the first to the running simulation;
     # where some trees grow, `turn` says which.
     self._slot: Array | None = None
     self.turn: Turn | None = None
 
-  def _hold(self, zeros: Array) -> Any:
-    """What the pool keeps an array in."""
-    raise NotImplementedError
-
-  def _columns(self, slots_BD: Array) -> Array:
-    """Where in their slots the tokens of paths lie, BD."""
-    column_1D = jnp.arange(slots_BD.shape[1])[None] % self._step_tokens
-    return column_1D * self._batch + self._tree_R[:, None]
-
-  @property
-  def _tree_R(self) -> Array:
-    """Numbers of the trees that grow."""
-    return jnp.arange(self._batch) if self.turn is None else self.turn.tree_R
+  def _hold(self, shape: tuple[int, ...], dtype) -> Any:
+    """What the pool keeps an array in, zeros at first."""
+    zeros = jnp.zeros(shape, dtype)
+    return sharding.split_heads(zeros, zeros.ndim - (3 if self._whole else 2))
 
   def _turned(self, depth_B: Array) -> Array:
     """Which token of a step that begins at a depth lies in each column, BS."""
     column_1S = jnp.arange(self._step_tokens)[None]
     return (column_1S - depth_B[:, None]) % self._step_tokens
 
+  def _reading(self, slots_BD: Array, last_BT: Array) -> tuple[Callable, Array]:
+    """How keys of paths are read, and what tokens may see of what is read.
+
+    Args:
+      slots_BD: slots of the paths.
+      last_BT: index in its path of the last position that each token sees.
+
+    Returns:
+      A function of what is kept of some layers that gives [..., B, K, X, E];
+      and a mask, BTX.
+    """
+    slots_BD = slots_BD[:, : self._longest]
+    position_1D = jnp.arange(slots_BD.shape[1])[None]
+    column_1D = position_1D % self._step_tokens
+    seen_BTD = position_1D[None] <= last_BT[..., None]
+    if self._whole:
+      place_BD = slots_BD * self._step_tokens + column_1D
+      on_BDX = place_BD[..., None] == jnp.arange(self._places)[None, None]
+      mask_BTX = jnp.any(seen_BTD[..., None] & on_BDX[:, None], axis=2)
+      return lambda a_XBKPE: a_XBKPE, mask_BTX
+    at_BD2 = jnp.stack([slots_BD, self._columns(column_1D)], axis=-1)
+
+    def gather(a_XNCKE):
+      # Layers stay whole, heads are a batch: devices that share heads share it.
+      N, C, K, E = range(a_XNCKE.ndim - 4, a_XNCKE.ndim)
+      dims = jax.lax.GatherDimensionNumbers(
+        offset_dims=(*range(N), N + 3),
+        collapsed_slice_dims=(N, C),
+        start_index_map=(N, C),
+        operand_batching_dims=(K,),
+        start_indices_batching_dims=(1,),
+      )
+      heads, width = a_XNCKE.shape[K], a_XNCKE.shape[E]
+      B, D, _ = at_BD2.shape
+      at_BKD2 = jnp.broadcast_to(at_BD2[:, None], (B, heads, D, 2))
+      sizes = (*a_XNCKE.shape[:N], 1, 1, 1, width)
+      return jax.lax.gather(
+        a_XNCKE, at_BKD2, dims, sizes, mode="promise_in_bounds"
+      )
+
+    return gather, seen_BTD
+
+  def _columns(self, column_1S: Array) -> Array:
+    """Where in a slot of all trees a column of those that grow lies, RS."""
+    tree_R = jnp.arange(self._batch) if self.turn is None else self.turn.tree_R
+    return column_1S * self._batch + tree_R[:, None]
+
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
-    slots_BD = slots_BD[:, : self._longest]
-    at = (slice(None), slots_BD, self._columns(slots_BD))
-    kv = KV(*(a[...][at].swapaxes(2, 3) for a in self._kv))
-    visible_BD = jnp.arange(slots_BD.shape[1])[None] < length_B[:, None]
-    return Segment(kv, visible_BD[:, None])
+    read, mask_B1X = self._reading(slots_BD, length_B[:, None] - 1)
+    kv = KV(*(tuple(read(a[...]) for a in arrays) for arrays in self._kv))
+    if self._stacked:
+      kv = KV(*(a for (a,) in kv))
+    return Segment(kv, mask_B1X)
 
   def forward(
     self,
@@ -127,7 +196,7 @@ class _Pool:
       step_BS[rows[:, None], offset_BS],
       position_B[:, None] + offset_BS,
       prompt,
-      slots_BD[:, : self._longest],
+      slots_BD,
       depth_B,
     )
     return x_BSD[rows, (depth_B + length_B - 1) % self._step_tokens]
@@ -145,26 +214,42 @@ class _Pool:
       kv: of S tokens a tree, the first one at column 0.
       depth_B: index of the step's first token in the path.
     """
-    at_1B1S1 = self._turned(depth_B)[None, :, None, :, None]
-    self._write(
-      jnp.take_along_axis(jnp.asarray(a), at_1B1S1, axis=3) for a in kv
-    )
+    at_B1S1 = self._turned(depth_B)[:, None, :, None]
 
-  def _write(self, kv) -> None:
+    def ordered(a_XBKSE):
+      at = at_B1S1.reshape((1,) * (a_XBKSE.ndim - 4) + at_B1S1.shape)
+      return jnp.take_along_axis(a_XBKSE, at, axis=a_XBKSE.ndim - 2)
+
+    self._write(jax.tree.map(ordered, kv))
+
+  def _write(self, kv: KV) -> None:
     """Writes keys and values of new steps, in the order of their columns."""
-    self._kv = tuple(
-      self._written(a, jnp.asarray(new))
-      for a, new in zip(self._kv, kv, strict=True)
-    )
+    for arrays, new in zip(self._kv, kv, strict=True):
+      for i, new_XBKSE in enumerate([new] if self._stacked else new):
+        arrays[i] = self._put(arrays[i], new_XBKSE)
 
-  def _written(self, a, new_LBKSE: Array):
-    """The pool's keys or values with this simulation's slot written."""
+  def _put(self, a, new_XBKSE: Array, layer: Array | None = None):
+    """What is kept of some layers, with this simulation's slot written."""
     raise NotImplementedError
 
-  def _own(self) -> tuple[Array, Array]:
-    """Slots and columns that some trees write, RS."""
-    column_1S = jnp.arange(self._step_tokens)[None] * self._batch
-    return self.slot[:, None], column_1S + self._tree_R[:, None]
+  def _written(self, a, new_XBKSE: Array, layer: Array | None):
+    """Keys of a layer of a stack, or those of all that `new_XBKSE` has."""
+    if self.turn is not None:
+      column_RS = self._columns(jnp.arange(self._step_tokens)[None])
+      at = (self.slot[:, None], column_RS)
+      if self._stacked:
+        at = (slice(None) if layer is None else layer, *at)
+      return a.at[at].set(new_XBKSE.swapaxes(-3, -2))
+    start = [0] * a.ndim
+    if self._whole:
+      new, start[-2] = new_XBKSE, self.slot * self._step_tokens
+    else:
+      *X, B, K, S, E = new_XBKSE.shape
+      new = jnp.moveaxis(new_XBKSE, -2, -4).reshape(*X, 1, S * B, K, E)
+      start[-4] = self.slot
+    if layer is not None:
+      start[0], new = layer, new[None]
+    return jax.lax.dynamic_update_slice(a, new, start)
 
   @property
   def slot(self) -> Array:
@@ -176,8 +261,8 @@ class _Pool:
 class RefPool(_Pool):
   """The pool in mutable arrays; make it inside the jitted search."""
 
-  def _hold(self, zeros):
-    return jax.new_ref(zeros)
+  def _hold(self, shape, dtype):
+    return jax.new_ref(super()._hold(shape, dtype))
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
     """Wraps a simulation loop so that each simulation knows its slot."""
@@ -191,31 +276,23 @@ class RefPool(_Pool):
 
     return run
 
-  def _written(self, a, new_LBKSE):
-    if self.turn is None:
-      a[:, self.slot] = jax.vmap(_columns_first)(new_LBKSE)
-    else:
-      a[(slice(None), *self._own())] = new_LBKSE.swapaxes(2, 3)
+  def _put(self, a, new_XBKSE, layer=None):
+    a[...] = self._written(a[...], new_XBKSE, layer)
     return a
 
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
-    column_BD = self._columns(slots_BD)
     # Tokens of the path see what lies before them and themselves.
     last_BS = depth_B[:, None] + self._turned(depth_B)
-    mask_BSD = jnp.arange(slots_BD.shape[1])[None, None] <= last_BS[..., None]
+    read, mask_BSX = self._reading(slots_BD, last_BS)
 
     def memory(layer, *new):
-      for ref, new_BKSE in zip(self._kv, new, strict=True):
-        if self.turn is None:
-          ref[layer, self.slot] = _columns_first(new_BKSE)
+      keys = []
+      for refs, new_BKSE in zip(self._kv, new, strict=True):
+        if self._stacked:
+          keys.append(read(self._put(refs[0], new_BKSE, layer)[...][layer]))
         else:
-          ref[(layer, *self._own())] = new_BKSE.swapaxes(1, 2)
-      # Read by way of `[...]`, which copies nothing: an index into the Ref
-      # itself makes devices that share the heads gather the whole pool.
-      k_BKDE, v_BKDE = (
-        ref[...][layer, slots_BD, column_BD].swapaxes(1, 2) for ref in self._kv
-      )
-      return k_BKDE, v_BKDE, mask_BSD
+          keys.append(read(self._put(refs[layer], new_BKSE)[...]))
+      return *keys, mask_BSX
 
     return model.trunk(
       token_BS, position_BS, segments=prompt, memory=memory
@@ -223,10 +300,10 @@ class RefPool(_Pool):
 
 
 class CarryPool(_Pool):
-  """The same pool as plain arrays in the carry of the simulation loop."""
+  """The same pool as plain arrays in the carry of the simulation loop.
 
-  def _hold(self, zeros):
-    return zeros
+  Where layers are written out XLA copies it in every simulation.
+  """
 
   def loop(self, loop_fn: LoopFn) -> LoopFn:
     """Wraps a simulation loop so that it carries the pool."""
@@ -243,6 +320,9 @@ class CarryPool(_Pool):
 
     return run
 
+  def _put(self, a, new_XBKSE, layer=None):
+    return self._written(a, new_XBKSE, layer)
+
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
     # Entries from depth_B on are the step's own, not in the pool yet.
     path = self.path_segment(slots_BD, depth_B)
@@ -253,17 +333,5 @@ class CarryPool(_Pool):
       segments=[*prompt, path],
       self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
     )
-
     self._write(hidden.kv)
     return hidden.x_RTD
-
-  def _written(self, a, new_LBKSE):
-    if self.turn is None:
-      return a.at[:, self.slot].set(jax.vmap(_columns_first)(new_LBKSE))
-    return a.at[(slice(None), *self._own())].set(new_LBKSE.swapaxes(2, 3))
-
-
-def _columns_first(x_BKSE: Array) -> Array:
-  """Keys of a step as a slot holds them, [S*B, K, E]."""
-  B, K, S, E = x_BKSE.shape
-  return jnp.moveaxis(x_BKSE, 2, 0).reshape(S * B, K, E)

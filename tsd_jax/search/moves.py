@@ -39,9 +39,10 @@ class Moves(NamedTuple):
   prior_A: Array  # float32 BA, logits; LOG_ZERO where no move is left.
 
 
-def likeliest_tokens(log_prob_BV: Array, count: int) -> Moves:
+def likeliest_tokens(logits_BV: Array, count: int) -> Moves:
   """The likeliest next tokens as steps of one token; log pi is their prior."""
-  log_prob_BA, token_BA = vocabulary.top_k(log_prob_BV, count)
+  logit_BA, token_BA = vocabulary.top_k(logits_BV, count)
+  log_prob_BA = logit_BA - vocabulary.softmax(logits_BV).log_total_X[:, None]
   length_BA = jnp.ones_like(token_BA)
   return Moves(token_BA[..., None], length_BA, log_prob_BA, log_prob_BA)
 

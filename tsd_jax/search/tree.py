@@ -172,6 +172,7 @@ def search(
     The tree, whose nodes hold every answer found.
   """
   model = model.written_out()
+  prefix = prefix._replace(segments=decode.unstacked(model, prefix.segments))
   B, D = prompt_BP.shape[0], task.response_length
   A, S = config.num_candidates, config.step_tokens
   tree_key, rollout_key = jax.random.split(key)
@@ -179,7 +180,9 @@ def search(
   if index_B is None:
     index_B = sharding.prompt_indices(B)
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
-  pool = pool_type(model, B, config.num_simulations, S)
+  pool = pool_type(
+    model, B, config.num_simulations, S, path=D, turns=config.refill
+  )
   rolls_out = config.leaf in ("rollout", "mix")
   # Whether an ending is judged with its node; then a move to length D is of no
   # use, as it cannot end.
@@ -219,8 +222,7 @@ def search(
       node = node.replace(x_D=x_BD)
       offered = moves.places(x_BD.shape[0], A, S, task.pad_id)
     elif S == 1:
-      log_prob_BV = jax.nn.log_softmax(model.logits(x_BD))
-      offered = moves.likeliest_tokens(log_prob_BV, A)
+      offered = moves.likeliest_tokens(model.logits(x_BD), A)
       if task.observe is not None:
         token_B = next_observation(
           task, prompt_BP, node.path_tokens, node.depth
