@@ -428,25 +428,46 @@ def test_pools_equal_plain_forwards_and_each_other():
       np.testing.assert_array_equal(response, expected_TV.argmax(-1))
 
 
-def pool_copies(pool_type, written=False) -> list[str]:
-  """Instructions that copy a whole pool, or a layer of it, inside a loop."""
-  c = CONFIG
-  layer_size = NODES * 4 * c.num_kv_heads * c.head_dim
-  sizes = {layer_size, layer_size * c.num_layers}
-  found, in_entry, pools_seen = [], False, 0
-  for line in compiled(pool_type, written).as_text().splitlines():
+def copies_in_loops(text: str, layer_size: int) -> list[str]:
+  """Instructions inside a loop that copy keys of a layer, or of all."""
+  sizes = {layer_size, layer_size * CONFIG.num_layers}
+  found, in_entry, seen = [], False, 0
+  for line in text.splitlines():
     if line.endswith("{"):
       in_entry = line.startswith("ENTRY")
     op = re.search(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", line)
     if op is None:
       continue
-    is_pool = np.prod([int(n) for n in op[1].split(",")]) in sizes
-    pools_seen += is_pool
+    is_keys = np.prod([int(n) for n in op[1].split(",")]) in sizes
+    seen += is_keys
     # The entry may copy the zeros once; that is before the loop.
-    if is_pool and not in_entry and re.match("copy|transpose", op[2]):
+    if is_keys and not in_entry and re.match("copy|transpose", op[2]):
       found.append(line)
-  assert pools_seen, "the compiled text no longer prints shapes as f32[...]"
+  assert seen, "the compiled text no longer prints shapes as f32[...]"
   return found
+
+
+def pool_copies(pool_type, written=False) -> list[str]:
+  """Instructions that copy a whole pool, or a layer of it, inside a loop."""
+  size = NODES * 4 * CONFIG.num_kv_heads * CONFIG.head_dim
+  return copies_in_loops(compiled(pool_type, written).as_text(), size)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_decoding_loop_copies_no_keys(written):
+  length = 37
+
+  def run():
+    model = nnx.clone(build())
+    model.config = dataclasses.replace(CONFIG, unroll_decode=written)
+    prefix = decode.prefill(model, PROMPT_BP, PAD)
+    return decode.sample(
+      model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
+    ).tokens_RT
+
+  text = jax.jit(run).lower().compile().as_text()
+  size = 4 * CONFIG.num_kv_heads * length * CONFIG.head_dim
+  assert not copies_in_loops(text, size)
 
 
 @pytest.mark.parametrize(

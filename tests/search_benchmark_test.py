@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import python_trees, search
+from experiments.benchmarks import phases, python_trees, search
 from experiments.benchmarks.table import Table
 
 SIZE = search.Size(
@@ -81,3 +81,12 @@ def test_every_row_is_made(monkeypatch):
     "cache a node", "python tokens", "python steps",
   ]  # fmt: skip
   assert all(row["value"] > 0 for row in table._rows)
+
+
+def test_phases_are_timed(capsys):
+  table = Table()
+  phases.rollouts("toy", SIZE, 2, 2, table, 1)
+  phases.update("toy", SIZE, table, 1)
+  sampled, updated = capsys.readouterr().out.splitlines()
+  assert "toy, rollouts, 2 x 2" in sampled and "of floor" in sampled
+  assert "toy, update, 8 x 4" in updated and "of floor" in updated

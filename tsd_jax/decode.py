@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax import sharding, vocabulary
+from tsd_jax.models.own_keys import OwnKeys
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.tasks.task import Task, next_observation
 from tsd_jax.types import NO_OBSERVATION, Array
@@ -230,10 +231,7 @@ def sample(
   model = model.written_out()
   c = model.config
   R, T = prefix.x_BD.shape[0], length
-  kv_shape = (c.num_layers, R, c.num_kv_heads, T, c.head_dim)
-  own_kv = model.unstack(
-    KV(*(jnp.zeros(kv_shape, model.dtype) for _ in range(2)))
-  )
+  own = OwnKeys(model, R, T)
   past = unstacked(model, [*prefix.segments, *more_segments])
   start_R = jnp.zeros((R,), jnp.int32) if fork is None else fork.length_R
   room_R = T - start_R if room_R is None else jnp.minimum(room_R, T - start_R)
@@ -249,21 +247,18 @@ def sample(
     stops_V = np.zeros(c.vocab_size, bool)
     stops_V[list(stop_ids)] = True
 
-  def segments(step, last):
-    """Prompt, forked-from response, own tokens before this step."""
-    parts = list(past)
-    if fork is not None:
-      seen_R1S = (
-        jnp.arange(jax.tree.leaves(fork.kv)[0].shape[-2])[None]
-        < (fork.length_R - 1)[:, None]
-      )[:, None]
-      parts.append(Segment(fork.kv, seen_R1S))
-    own_11S = (jnp.arange(T) < step)[None, None]
-    parts.append(Segment(last, own_11S))
-    return parts
+  if fork is not None:
+    kept_1S = jnp.arange(jax.tree.leaves(fork.kv)[0].shape[-2])[None]
+    seen_RS = kept_1S < (fork.length_R - 1)[:, None]
+    past = (*past, Segment(fork.kv, seen_RS[:, None]))
 
-  def forward(token_R, position_R, parts):
-    return model.trunk(token_R[:, None], position_R[:, None], segments=parts)
+  def forward(token_R, position_R, column):
+    """Features at the next token of each row, and keys in its column."""
+    hidden = model.trunk(
+      token_R[:, None], position_R[:, None], segments=past,
+      memory=own.at(column),
+    )  # fmt: skip
+    return hidden.x_RTD[:, 0]
 
   if fork is None:
     x_RD = prefix.x_BD
@@ -271,13 +266,7 @@ def sample(
   else:
     # The features at the fork were not kept: run its last token once more.
     # Its own key is column 0 of the row's cache.
-    hidden = forward(
-      fork.last_token_R,
-      prefix.length_B + fork.length_R - 1,
-      segments(0, own_kv),
-    )
-    x_RD = hidden.x_RTD[:, 0]
-    own_kv = _write(own_kv, hidden.kv, 0)
+    x_RD = forward(fork.last_token_R, prefix.length_B + fork.length_R - 1, 0)
     refeed = 1
 
   def choose(step, x_RD, alive_R, out):
@@ -314,21 +303,18 @@ def sample(
     return token_R, alive_R, out
 
   def step_fn(state):
-    step, token_R, alive_R, kv, last_RD, out, forwards = state
-    column = step - 1 + refeed
-    hidden = forward(
-      token_R, prefix.length_B + start_R + step - 1, segments(column, kv)
+    step, token_R, alive_R, last_RD, out, forwards = state
+    x_RD = forward(
+      token_R, prefix.length_B + start_R + step - 1, step - 1 + refeed
     )
-    x_RD = hidden.x_RTD[:, 0]
     if run_last:  # Of rows that had this token; of the others as it was.
       ran_R1 = out["mask_RT"][:, step - 1, None]
       last_RD = jnp.where(ran_R1, x_RD, last_RD)
     token_R, alive_R, out = choose(step, x_RD, alive_R, out)
-    kv = _write(kv, hidden.kv, column)
-    return step + 1, token_R, alive_R, kv, last_RD, out, forwards + R
+    return step + 1, token_R, alive_R, last_RD, out, forwards + R
 
   def goes_on(state):
-    step, _, alive_R, _, _, out, _ = state
+    step, _, alive_R, _, out, _ = state
     if run_last:  # The column after the last one is written nowhere.
       return (step <= T) & jnp.any(out["mask_RT"][:, step - 1])
     return (step < T) & jnp.any(alive_R)
@@ -343,19 +329,9 @@ def sample(
   )
   token_R, alive_R, out = choose(jnp.int32(0), x_RD, room_R > 0, out)
   forwards = jnp.int32(refeed * R)
-  state = (jnp.int32(1), token_R, alive_R, own_kv, x_RD, out, forwards)
-  *_, kv, x_RD, out, forwards = jax.lax.while_loop(goes_on, step_fn, state)
-  return Sampled(kv=kv, x_RD=x_RD, forwards=forwards, **out)
-
-
-def _write(kv: KV, new: KV, column) -> KV:
-  """Writes one position of all rows."""
-
-  def write(old, fresh):
-    axis = old.ndim - 2
-    return jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis)
-
-  return jax.tree.map(write, kv, new)
+  state = (jnp.int32(1), token_R, alive_R, x_RD, out, forwards)
+  *_, x_RD, out, forwards = jax.lax.while_loop(goes_on, step_fn, state)
+  return Sampled(kv=own.kv(), x_RD=x_RD, forwards=forwards, **out)
 
 
 def take_rows(kv: KV, row_R: Array) -> KV:

@@ -1,0 +1,121 @@
+"""Sampling and update of a GRPO step, against their multiplications alone.
+
+Random weights of the shapes of `benchmarks.search`. `rollouts` samples one and
+four responses to each of 64 prompts, which are run before the clock starts and
+whose keys the samples share; responses that have ended are counted as well.
+`update` is that of `baselines.step_time`: 8 prompts of 4 full samples, Adam,
+clip. Its floor is three times the multiplications of its tokens, and what the
+update computes again is not in it.
+
+Command:
+  python -m experiments.benchmarks.phases --shapes=tiny,small,smollm2
+    --output=FILE.json
+"""
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+
+from experiments.baselines.step_workers import make_case
+from experiments.benchmarks.floor import floor_seconds, seconds
+from experiments.benchmarks.search import SIZES, Case, Size
+from experiments.benchmarks.table import Table
+from tsd_jax import config as config_lib
+from tsd_jax import decode, learner, objective
+from tsd_jax.rollout import rollout
+
+# A test process imports several scripts with flags of these names.
+_SHAPES = flags.DEFINE_list(
+  "shapes", ["tiny"], "tiny, small, smollm2.", allow_override=True
+)
+_REPEATS = flags.DEFINE_integer(
+  "repeats", 3, "Timings; the median counts.", allow_override=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", allow_override=True
+)
+
+
+def rollouts(
+  name: str, size: Size, prompts: int, group: int, table: Table, repeats: int
+) -> None:
+  """Notes tokens a second of sampling."""
+  case, rows = Case(size, prompts), prompts * group
+
+  def run(model, prompt_BP, prefix):
+    del prompt_BP
+    sampled = decode.sample(
+      model,
+      decode.repeat_rows(prefix, group),
+      decode.row_keys(jax.random.key(2), prompts, group),
+      length=size.length,
+      eos_id=case.task.eos_id,
+      pad_id=case.task.pad_id,
+    )
+    return sampled.tokens_RT, sampled.log_prob_RT, sampled.forwards
+
+  took, (_, _, forwards) = case.timed(run, repeats)
+  floor = floor_seconds(case.model, rows, int(forwards) // rows, repeats)
+  table.note(
+    f"{name}, rollouts, {prompts} x {group}",
+    int(forwards) / took,
+    "tokens/s",
+    floor=floor / took,
+  )
+
+
+def update(name: str, size: Size, table: Table, repeats: int) -> None:
+  """Notes tokens a second of an optimiser step."""
+  step = make_case(size.model.vocab_size, size.length, 1)
+  task, config = step.make_task(), step.learner_config()
+  B, G = config.rollout.prompts, config.rollout.group
+  case = Case(size, B)
+  opt_state = objective.make_optimizer(config).init(case.params)
+  hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
+  key = jax.random.key(3)
+
+  @jax.jit
+  def sample(params, prompt_BP):
+    model = nnx.merge(case.graphdef, params)
+    prefix = decode.prefill(model, prompt_BP)
+    return rollout(model, task, prompt_BP, prefix, key, config.rollout)
+
+  responses, _ = sample(case.params, case.prompt_BP)
+  batch = objective.Batch(
+    case.prompt_BP, responses, *learner.advantages(responses, config), None
+  )
+
+  @jax.jit
+  def run(params, opt_state, batch):
+    return objective.update(
+      case.graphdef, (params, opt_state), params, batch, key, hyper, config
+    )
+
+  took = seconds(lambda: run(case.params, opt_state, batch), repeats)
+  # The last token of a response is read by no position.
+  tokens = B * (size.length + G * (size.length - 1))
+  floor = 3 * floor_seconds(case.model, tokens, 1, repeats)
+  table.note(
+    f"{name}, update, {B} x {G}", tokens / took, "tokens/s", floor=floor / took
+  )
+
+
+def main(_):
+  """Prints the table and writes the JSON."""
+  unknown = sorted(set(_SHAPES.value) - set(SIZES))
+  if unknown:
+    raise app.UsageError(
+      f"--shapes={','.join(unknown)} is unknown: use {', '.join(SIZES)}"
+    )
+  table, repeats = Table(), _REPEATS.value
+  for name in _SHAPES.value:
+    for group in (1, 4):
+      rollouts(name, SIZES[name], 64, group, table, repeats)
+    update(name, SIZES[name], table, repeats)
+  command = config_lib.command("experiments.benchmarks.phases", workdir=False)
+  table.write(_OUTPUT.value, command)
+
+
+if __name__ == "__main__":
+  app.run(main)
