@@ -323,7 +323,7 @@ class ReadFirstPool(kv_pool.RefPool):
       for (ref,), new_BK1E in zip(self._kv, new, strict=True):
         old_BKDE = read(ref[...][layer])
         pieces.append(jnp.concatenate([old_BKDE, new_BK1E], axis=2))
-        self._put(ref, new_BK1E, layer)
+        ref[...] = self._written(ref[...], new_BK1E, layer)
       return *pieces, mask_B1S
 
     return model.trunk(

@@ -90,9 +90,7 @@ def read_log_probs(
 
   chunks = jax.tree.map(split, (x_BGTD, *inputs))
   # In a loop nothing can be kept by common subexpressions either.
-  if count > 1:
-    one = jax.checkpoint(one, prevent_cse=False)
-  out = jax.lax.map(one, chunks)
+  out = jax.lax.map(jax.checkpoint(one, prevent_cse=False), chunks)
   return jax.tree.map(join, out)
 
 

@@ -1,8 +1,9 @@
 """Sampling and update of a GRPO step, against their multiplications alone.
 
-Random weights of the shapes of `benchmarks.search`. `rollouts` samples one and
-four responses to each of 64 prompts, which are run before the clock starts and
-whose keys the samples share; responses that have ended are counted as well.
+Random weights of the shapes of `benchmarks.search`, and its flags. `rollouts`
+samples one and four responses to each of 64 prompts, which are run before the
+clock starts and whose keys the samples share; responses that have ended are
+counted as well.
 `update` is that of `baselines.step_time`: 8 prompts of 4 full samples, Adam,
 clip. Its floor is three times the multiplications of its tokens, and what the
 update computes again is not in it.
@@ -14,27 +15,15 @@ Command:
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
-from flax import nnx
+from absl import app
 
 from experiments.baselines.step_workers import make_case
+from experiments.benchmarks import search
 from experiments.benchmarks.floor import floor_seconds, seconds
-from experiments.benchmarks.search import SIZES, Case, Size
+from experiments.benchmarks.search import Case, Size
 from experiments.benchmarks.table import Table
-from tsd_jax import config as config_lib
 from tsd_jax import decode, learner, objective
 from tsd_jax.rollout import rollout
-
-# A test process imports several scripts with flags of these names.
-_SHAPES = flags.DEFINE_list(
-  "shapes", ["tiny"], "tiny, small, smollm2.", allow_override=True
-)
-_REPEATS = flags.DEFINE_integer(
-  "repeats", 3, "Timings; the median counts.", allow_override=True
-)
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "JSON file to write.", allow_override=True
-)
 
 
 def rollouts(
@@ -76,12 +65,10 @@ def update(name: str, size: Size, table: Table, repeats: int) -> None:
   key = jax.random.key(3)
 
   @jax.jit
-  def sample(params, prompt_BP):
-    model = nnx.merge(case.graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
+  def sample(model, prompt_BP, prefix):
     return rollout(model, task, prompt_BP, prefix, key, config.rollout)
 
-  responses, _ = sample(case.params, case.prompt_BP)
+  responses, _ = sample(case.model, case.prompt_BP, case.prefix)
   batch = objective.Batch(
     case.prompt_BP, responses, *learner.advantages(responses, config), None
   )
@@ -101,20 +88,16 @@ def update(name: str, size: Size, table: Table, repeats: int) -> None:
   )
 
 
+def measure(name: str, size: Size, table: Table, repeats: int) -> None:
+  """Notes the rows of one shape."""
+  for group in (1, 4):
+    rollouts(name, size, 64, group, table, repeats)
+  update(name, size, table, repeats)
+
+
 def main(_):
   """Prints the table and writes the JSON."""
-  unknown = sorted(set(_SHAPES.value) - set(SIZES))
-  if unknown:
-    raise app.UsageError(
-      f"--shapes={','.join(unknown)} is unknown: use {', '.join(SIZES)}"
-    )
-  table, repeats = Table(), _REPEATS.value
-  for name in _SHAPES.value:
-    for group in (1, 4):
-      rollouts(name, SIZES[name], 64, group, table, repeats)
-    update(name, SIZES[name], table, repeats)
-  command = config_lib.command("experiments.benchmarks.phases", workdir=False)
-  table.write(_OUTPUT.value, command)
+  search.run("phases", measure)
 
 
 if __name__ == "__main__":

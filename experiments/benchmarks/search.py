@@ -22,7 +22,9 @@ Command (the extra interop, or the last two are left out):
 """
 
 import dataclasses
+import functools
 import importlib.util
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -372,8 +374,8 @@ def chosen(size: Size) -> Size:
   return dataclasses.replace(size, trees=trees, step_trees=trees[-1:])
 
 
-def main(_):
-  """Prints the table and writes the JSON."""
+def run(module: str, measure: Callable[[str, Size, Table, int], None]) -> None:
+  """Notes the rows of every shape that the flags name, and writes the JSON."""
   unknown = sorted(set(_SHAPES.value) - set(SIZES))
   if unknown:
     raise app.UsageError(
@@ -381,10 +383,16 @@ def main(_):
     )
   table = Table()
   for name in _SHAPES.value:
-    size = chosen(SIZES[name])
-    measure(name, size, table, _REPEATS.value, peers=_PEERS.value)
-  command = config_lib.command("experiments.benchmarks.search", workdir=False)
+    measure(name, chosen(SIZES[name]), table, _REPEATS.value)
+  command = config_lib.command(
+    f"experiments.benchmarks.{module}", workdir=False
+  )
   table.write(_OUTPUT.value, command)
+
+
+def main(_):
+  """Prints the table and writes the JSON."""
+  run("search", functools.partial(measure, peers=_PEERS.value))
 
 
 if __name__ == "__main__":

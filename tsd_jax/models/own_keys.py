@@ -5,12 +5,77 @@ after the call that reads them, and XLA would copy all of them in every step:
 what is written does not wait for what is read.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from tsd_jax import sharding
 from tsd_jax.models.transformer import KV, LayerMemory, Transformer
 from tsd_jax.types import Array
+
+
+def put(
+  a: Array, new: Array, at: Array | int, layer: Array | None, axis: int = -2
+) -> Array:
+  """Keys with new ones written from an index of an axis on.
+
+  Args:
+    a: of a layer; or of all, stacked, with `layer` or `new` of all.
+    new: what is written.
+    at: the first index.
+    layer: the layer of a stack that is written.
+    axis: the axis.
+  """
+  start = [0] * a.ndim
+  start[axis] = at
+  if layer is not None:
+    start[0], new = layer, new[None]
+  return jax.lax.dynamic_update_slice(a, new, start)
+
+
+def write_first(
+  refs: KV,
+  stacked: bool,
+  mask: Array,
+  write: Callable[[Array, Array, Array | None], Array],
+  read: Callable[[Array], Array] = lambda a: a,
+) -> LayerMemory:
+  """A layer's memory in Refs, written before it is read.
+
+  Args:
+    refs: keys and values; a list each, of one Ref of all layers or of one a
+      layer.
+    stacked: which of the two.
+    mask: what tokens may see of what is read.
+    write: (what is kept, new keys, layer of a stack) -> what is kept.
+    read: what is attended to of what a layer keeps.
+  """
+
+  def memory(layer, *new):
+    keys = []
+    for arrays, new_RKTE in zip(refs, new, strict=True):
+      ref, of_stack = (arrays[0], layer) if stacked else (arrays[layer], None)
+      ref[...] = write(ref[...], new_RKTE, of_stack)
+      # Read by way of `[...]`, which copies nothing: an index into the Ref
+      # itself makes devices that share the heads gather all of it.
+      keys.append(read(ref[...][layer] if stacked else ref[...]))
+    return *keys, mask
+
+  return memory
+
+
+def as_read(arrays: KV, stacked: bool, read: Callable[[Any], Array]) -> KV:
+  """Keys of all layers in the form that the model reads.
+
+  Args:
+    arrays: as in `write_first`, or arrays in place of Refs.
+    stacked: whether they are one of all layers.
+    read: what is attended to of one of them.
+  """
+  layers = KV(*(tuple(read(a[...]) for a in own) for own in arrays))
+  return KV(*(a for (a,) in layers)) if stacked else layers
 
 
 class OwnKeys:
@@ -38,23 +103,13 @@ class OwnKeys:
   def at(self, column: Array | int) -> LayerMemory:
     """What a call sees whose one token belongs in a column: all up to it."""
     mask_11T = (jnp.arange(self._length) <= column)[None, None]
-
-    def memory(layer, *new):
-      keys = []
-      for refs, new_RK1E in zip(self._refs, new, strict=True):
-        if self._stacked:
-          (ref,) = refs
-          start, new_X = (layer, 0, 0, column, 0), new_RK1E[None]
-        else:
-          ref, start, new_X = refs[layer], (0, 0, column, 0), new_RK1E
-        ref[...] = jax.lax.dynamic_update_slice(ref[...], new_X, start)
-        keys.append(ref[...][layer] if self._stacked else ref[...])
-      return *keys, mask_11T
-
-    return memory
+    return write_first(
+      self._refs,
+      self._stacked,
+      mask_11T,
+      lambda a, new, layer: put(a, new, column, layer),
+    )
 
   def kv(self) -> KV:
     """All of them, in the form that the model reads."""
-    if self._stacked:
-      return KV(*(refs[0][...] for refs in self._refs))
-    return KV(*(tuple(ref[...] for ref in refs) for refs in self._refs))
+    return as_read(self._refs, self._stacked, lambda a: a)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax import sharding
+from tsd_jax.models import own_keys
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.types import Array
 
@@ -158,10 +159,7 @@ class _Pool:
   def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
     read, mask_B1X = self._reading(slots_BD, length_B[:, None] - 1)
-    kv = KV(*(tuple(read(a[...]) for a in arrays) for arrays in self._kv))
-    if self._stacked:
-      kv = KV(*(a for (a,) in kv))
-    return Segment(kv, mask_B1X)
+    return Segment(own_keys.as_read(self._kv, self._stacked, read), mask_B1X)
 
   def forward(
     self,
@@ -228,11 +226,11 @@ class _Pool:
       for i, new_XBKSE in enumerate([new] if self._stacked else new):
         arrays[i] = self._put(arrays[i], new_XBKSE)
 
-  def _put(self, a, new_XBKSE: Array, layer: Array | None = None):
-    """What is kept of some layers, with this simulation's slot written."""
+  def _put(self, a, new_XBKSE: Array):
+    """What the pool keeps, with this simulation's slot written."""
     raise NotImplementedError
 
-  def _written(self, a, new_XBKSE: Array, layer: Array | None):
+  def _written(self, a, new_XBKSE: Array, layer: Array | None = None):
     """Keys of a layer of a stack, or those of all that `new_XBKSE` has."""
     if self.turn is not None:
       column_RS = self._columns(jnp.arange(self._step_tokens)[None])
@@ -240,16 +238,12 @@ class _Pool:
       if self._stacked:
         at = (slice(None) if layer is None else layer, *at)
       return a.at[at].set(new_XBKSE.swapaxes(-3, -2))
-    start = [0] * a.ndim
     if self._whole:
-      new, start[-2] = new_XBKSE, self.slot * self._step_tokens
-    else:
-      *X, B, K, S, E = new_XBKSE.shape
-      new = jnp.moveaxis(new_XBKSE, -2, -4).reshape(*X, 1, S * B, K, E)
-      start[-4] = self.slot
-    if layer is not None:
-      start[0], new = layer, new[None]
-    return jax.lax.dynamic_update_slice(a, new, start)
+      place = self.slot * self._step_tokens
+      return own_keys.put(a, new_XBKSE, place, layer)
+    *X, B, K, S, E = new_XBKSE.shape
+    new = jnp.moveaxis(new_XBKSE, -2, -4).reshape(*X, 1, S * B, K, E)
+    return own_keys.put(a, new, self.slot, layer, axis=-4)
 
   @property
   def slot(self) -> Array:
@@ -276,8 +270,8 @@ class RefPool(_Pool):
 
     return run
 
-  def _put(self, a, new_XBKSE, layer=None):
-    a[...] = self._written(a[...], new_XBKSE, layer)
+  def _put(self, a, new_XBKSE):
+    a[...] = self._written(a[...], new_XBKSE)
     return a
 
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
@@ -285,15 +279,9 @@ class RefPool(_Pool):
     last_BS = depth_B[:, None] + self._turned(depth_B)
     read, mask_BSX = self._reading(slots_BD, last_BS)
 
-    def memory(layer, *new):
-      keys = []
-      for refs, new_BKSE in zip(self._kv, new, strict=True):
-        if self._stacked:
-          keys.append(read(self._put(refs[0], new_BKSE, layer)[...][layer]))
-        else:
-          keys.append(read(self._put(refs[layer], new_BKSE)[...]))
-      return *keys, mask_BSX
-
+    memory = own_keys.write_first(
+      self._kv, self._stacked, mask_BSX, self._written, read
+    )
     return model.trunk(
       token_BS, position_BS, segments=prompt, memory=memory
     ).x_RTD
@@ -320,8 +308,8 @@ class CarryPool(_Pool):
 
     return run
 
-  def _put(self, a, new_XBKSE, layer=None):
-    return self._written(a, new_XBKSE, layer)
+  def _put(self, a, new_XBKSE):
+    return self._written(a, new_XBKSE)
 
   def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
     # Entries from depth_B on are the step's own, not in the pool yet.
