@@ -16,11 +16,17 @@ from tsd_jax.models import transformer
 MORE = (("rollout.prompts", "16"), ("loss.lessons", "16"))
 LONGER = {
   "layers": ((("model.num_layers", "7"),), 1, ()),
-  # With fewer than a response has tokens, paths are cut: an operation more.
+  # Trees of up to twice a response's tokens are read in place, others gathered;
+  # with fewer than those tokens paths are cut: an operation more.
+  "simulations in place": (
+    (("search.num_simulations", "18"),),
+    1,
+    (("search.num_simulations", "9"),),
+  ),
   "simulations": (
     (("search.num_simulations", "64"),),
     1,
-    (("search.num_simulations", "16"),),
+    (("search.num_simulations", "20"),),
   ),
   "iterations": ((), 9, ()),
   # Copies of the weights and parts of them are programs of their own.
