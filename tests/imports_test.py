@@ -5,12 +5,11 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ORDER = """
-types config_values config config_json supervisor pod processes hlo ledger
-sharding vocabulary models tokenizers text_tokenizer rewards tasks decode
-generate scoring search rollout methods returns losses objective learner
+types config_values large_pages config config_json supervisor pod processes
+hlo ledger sharding vocabulary models tokenizers text_tokenizer rewards tasks
+decode generate scoring search rollout methods returns losses objective learner
 evaluate checkpoint workdir data compare samples report progress memory
-experiment record train jobs roofline aot costs judge
-runs
+experiment record train jobs roofline aot costs judge runs
 """.split()
 
 

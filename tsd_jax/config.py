@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import app, flags
 
-from tsd_jax import config_values
+from tsd_jax import config_values, large_pages
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -178,6 +178,8 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
   Args:
     main: called with the overrides; it returns the exit code or None.
   """
+  if main.__module__ == "__main__":  # Else the process is somebody else's.
+    large_pages.start_again()
   overrides: dict[str, str] = {}
 
   def parse(argv: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from tsd_jax import decode
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.types import Array
 
-CHUNK = 2**22  # Log-probabilities held at a time by a copy of the weights.
+CHUNK = 2**24  # Log-probabilities held at a time by a copy of the weights.
 
 
 def features(

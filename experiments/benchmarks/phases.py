@@ -15,13 +15,13 @@ Command:
 
 import jax
 import jax.numpy as jnp
-from absl import app
 
 from experiments.baselines.step_workers import make_case
 from experiments.benchmarks import search
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.search import Case, Size
 from experiments.benchmarks.table import Table
+from tsd_jax import config as config_lib
 from tsd_jax import decode, learner, objective
 from tsd_jax.rollout import rollout
 
@@ -101,4 +101,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  config_lib.run(main)

@@ -29,7 +29,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import mctx
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from experiments.benchmarks import python_trees, shapes
@@ -368,7 +368,7 @@ def chosen(size: Size) -> Size:
     if min(trees) < 1:
       raise ValueError
   except ValueError:
-    raise app.UsageError(
+    raise config_lib.UserError(
       f"--trees={','.join(_TREES.value)} must be whole numbers from 1 on"
     ) from None
   return dataclasses.replace(size, trees=trees, step_trees=trees[-1:])
@@ -378,7 +378,7 @@ def run(module: str, measure: Callable[[str, Size, Table, int], None]) -> None:
   """Notes the rows of every shape that the flags name, and writes the JSON."""
   unknown = sorted(set(_SHAPES.value) - set(SIZES))
   if unknown:
-    raise app.UsageError(
+    raise config_lib.UserError(
       f"--shapes={','.join(unknown)} is unknown: use {', '.join(SIZES)}"
     )
   table = Table()
@@ -396,4 +396,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  config_lib.run(main)

@@ -18,35 +18,48 @@ def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:
   return (x32_XD * scale_D).astype(x_XD.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x_XD: Array, w_DF: Array, dtype=None) -> Array:
-  """Multiplies features by a matrix; all rows in one matmul, also backward.
+  """Multiplies features by a matrix; all rows in one matmul, also backward."""
+  return project_each(x_XD, (w_DF,), dtype)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project_each(
+  x_XD: Array, weights: tuple[Array, ...], dtype=None
+) -> tuple[Array, ...]:
+  """Multiplies the same features by several matrices, DF each.
 
   JAX's own weight gradient is (g^T x)^T, for which XLA on CPU writes g^T and
   all that is fused into g column by column, slower than the matmul itself.
   """
-  return jnp.dot(x_XD, w_DF, preferred_element_type=dtype)
+  return tuple(
+    jnp.dot(x_XD, w_DF, preferred_element_type=dtype) for w_DF in weights
+  )
 
 
-def _project_forward(x_XD, w_DF, dtype):
-  return project(x_XD, w_DF, dtype), (x_XD, w_DF)
+def _project_forward(x_XD, weights, dtype):
+  return project_each(x_XD, weights, dtype), (x_XD, weights)
 
 
-def _project_backward(dtype, saved, g_XF):
+def _project_backward(dtype, saved, gradients):
   del dtype
-  x_XD, w_DF = saved
-  x_ND, g_NF = (a.reshape(-1, a.shape[-1]) for a in (x_XD, g_XF))
+  x_XD, weights = saved
+  x_ND = x_XD.reshape(-1, x_XD.shape[-1])
   # Turned before it is multiplied, which XLA on CPU does on the way, slower.
   x_DN = jax.lax.platform_dependent(
     x_ND,
     cpu=lambda x_ND: jax.lax.optimization_barrier(x_ND.T),
     default=lambda x_ND: x_ND.T,
   )
-  dx_ND, dw_DF = g_NF @ w_DF.T, x_DN @ g_NF
-  return dx_ND.reshape(x_XD.shape).astype(x_XD.dtype), dw_DF.astype(w_DF.dtype)
+  dx_ND, dw = 0, []
+  for w_DF, g_XF in zip(weights, gradients, strict=True):
+    g_NF = g_XF.reshape(-1, g_XF.shape[-1])
+    dx_ND += g_NF @ w_DF.T
+    dw.append((x_DN @ g_NF).astype(w_DF.dtype))
+  return dx_ND.reshape(x_XD.shape).astype(x_XD.dtype), tuple(dw)
 
 
-project.defvjp(_project_forward, _project_backward)
+project_each.defvjp(_project_forward, _project_backward)
 
 
 def rope_tables(positions_RT: Array, head_dim: int, theta: float):

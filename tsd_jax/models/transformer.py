@@ -24,6 +24,7 @@ from tsd_jax.models.operations import (
   attend,
   fourier_features,
   project,
+  project_each,
   rms_norm,
   rope_tables,
 )
@@ -227,11 +228,12 @@ class Transformer(nnx.Module):
       w, layer_index, past = inputs
       w = jax.tree.map(lambda a: a.astype(self.dtype), w)
       h = rms_norm(x_RTD, w["attention_norm_LD"], c.rms_eps)
+      names = "query_LDHE", "key_LDKE", "value_LDKE"
       q, k, v = (
-        kept(project(h, w[name].reshape(c.d_model, -1))).reshape(
-          R, T, -1, c.head_dim
+        kept(x_RTF).reshape(R, T, -1, c.head_dim)
+        for x_RTF in project_each(
+          h, tuple(w[name].reshape(c.d_model, -1) for name in names)
         )
-        for name in ("query_LDHE", "key_LDKE", "value_LDKE")
       )
       if c.qkv_bias:
         q += w["query_bias_LHE"][None, None]
@@ -254,9 +256,8 @@ class Transformer(nnx.Module):
       x_RTD += kept(project(out_RTF, w["output_LHED"].reshape(-1, c.d_model)))
       x_RTD = sharding.split_features(x_RTD)
       h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
-      gate = jax.nn.silu(kept(project(h, w["gate_LDF"])))
-      up = kept(project(h, w["up_LDF"]))
-      x_RTD += project(gate * up, w["down_LFD"])
+      gate, up = map(kept, project_each(h, (w["gate_LDF"], w["up_LDF"])))
+      x_RTD += project(jax.nn.silu(gate) * up, w["down_LFD"])
       return sharding.split_features(x_RTD), KV(k, v)
 
     if c.remat or not c.unrolled:
