@@ -1,10 +1,10 @@
 """Memory in large pages, asked for before a process does anything else.
 
 XLA's CPU backend takes fresh memory for every call of a program, and its matrix
-products more inside of one. Linux hands that out, zeroed, when it is touched:
-4 KiB at a time an update spends a twentieth to a third of its time on it, 2 MiB at
-a time next to nothing. The C library asks for large pages where a variable says
-so that it reads once, when a process starts.
+products more inside of one. Linux hands that out, zeroed, when it is touched: 4
+KiB at a time that is a twentieth to a third of an update, 2 MiB at a time next
+to nothing. The C library asks for large pages where a variable says so that it
+reads once, when a process starts.
 """
 
 import os
@@ -41,6 +41,6 @@ def start_again() -> None:
   The process keeps its number, its parent and its open files.
   """
   wanted = environment(dict(os.environ))
-  if wanted is not None:
+  if wanted is not None and sys.executable:  # An embedded Python has none.
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, command, wanted)
