@@ -141,9 +141,9 @@ def test_a_batch_that_the_compiler_refuses_does_not_fit():
 def test_a_batch_that_does_not_fit_is_cut_to_one_that_does(monkeypatch):
   pytest.importorskip("libtpu", reason="needs TSD_JAX_EXTRAS=tpu")
   # A small device, for small programs compile fast.
-  limit = 64 * 2**20
+  limit = 256 * 2**20
   monkeypatch.setattr(aot, "memory_limit", lambda _: limit)
-  config = sampling_on(512)
+  config = sampling_on(2048)
   result = aot.plan(config, "v5e:1x1", effort="quick")
   assert not result["fits"]
   largest = result["largest"]
@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_cut_to_one_that_does(monkeypatch):
   # What is printed is a run: the flags go together.
   flags = dict(re.findall(r"--config\.(\S+)=(\d+)", text))
   smaller = config_lib.override(config, flags)
-  assert smaller.rollout.prompts == largest["rollout.prompts"] < 512
+  assert smaller.rollout.prompts == largest["rollout.prompts"] < 2048
   assert smaller.rollout.baseline_prompts == smaller.rollout.prompts
 
 
