@@ -3,10 +3,9 @@
 Random weights of the shapes of `benchmarks.search`, and its flags. `rollouts`
 samples one and four responses to each of 64 prompts, which are run before the
 clock starts and whose keys the samples share; responses that have ended are
-counted as well.
-`update` is that of `baselines.step_time`: 8 prompts of 4 full samples, Adam,
-clip. Its floor is three times the multiplications of its tokens, and what the
-update computes again is not in it.
+counted as well. `update` is that of `baselines.step_time`: 8 prompts of 4 full
+samples, Adam, clip. Its floor is three times the multiplications of its tokens,
+and what the update computes again is not in it.
 
 Command:
   python -m experiments.benchmarks.phases --shapes=tiny,small,smollm2
