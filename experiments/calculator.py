@@ -6,7 +6,7 @@ move of the tree and no part of any loss. Numbers and problems are those of
 `experiments/countdown.py`; an answer has 11 tokens instead of 9, so that the
 tree has 20 nodes instead of 16. The warm start is made by
 
-  python -m experiments.warm_start --config=experiments/calculator.py
+  python -m experiments.recipes.warm_start --config=experiments/calculator.py
     --steps=400,300
 
 It printed for test: greedy .082, mean@16 .062, pass@16 .545. Mean@16 on
@@ -19,9 +19,9 @@ Command: python -m launch.train --config=experiments/calculator.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
-from tsd_jax.experiment import Experiment
-from tsd_jax.methods import OptimizerConfig
+from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.calculator import CalculatorConfig
 
@@ -31,7 +31,7 @@ def get_config() -> Experiment:
   return Experiment(
     task=CalculatorConfig(numbers=3),
     model=presets.TINY,
-    init="experiments/warm_start_calculator.safetensors",
+    init="experiments/starts/warm_start_calculator.safetensors",
     search=SearchConfig(num_simulations=20),
     optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
   )

@@ -12,7 +12,7 @@ Command: python -m launch.compare --workdir=DIR
 import dataclasses
 
 from experiments import countdown
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

@@ -11,7 +11,7 @@ Command: python -m launch.compare --config=experiments/compare_countdown4.py
 import dataclasses
 
 from experiments import countdown4
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

@@ -12,7 +12,7 @@ Command: python -m launch.compare --config=experiments/compare_maze.py
 import dataclasses
 
 from experiments import maze
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

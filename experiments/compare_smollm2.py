@@ -9,7 +9,7 @@ Command: python -m launch.compare --config=experiments/compare_smollm2.py
 """
 
 from experiments import smollm2_countdown
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

@@ -9,7 +9,7 @@ Command, on one accelerator of 80 GB:
 """
 
 from experiments import smollm2_countdown3
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

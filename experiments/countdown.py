@@ -12,9 +12,9 @@ Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the
 same loop without search, at its best rate).
 """
 
-from tsd_jax.experiment import Experiment
-from tsd_jax.methods import OptimizerConfig
+from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
@@ -24,7 +24,7 @@ def get_config() -> Experiment:
   return Experiment(
     task=CountdownConfig(numbers=3),
     model=presets.TINY,
-    init="experiments/warm_start_3.safetensors",
+    init="experiments/starts/warm_start_3.safetensors",
     search=SearchConfig(num_simulations=16, refill=True),
     optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
   )

@@ -4,14 +4,14 @@ Purpose: the recipe with 64 nodes and a constant rate on a game whose tree is
 too deep for 64 simulations to exhaust: 13 response tokens instead of 9, 88,353
 problems instead of 5,757. The warm start is made by
 
-  python -m experiments.warm_start --numbers=4 --steps=3000,1500
+  python -m experiments.recipes.warm_start --numbers=4 --steps=3000,1500
 
 Command: python -m launch.train --config=experiments/countdown4.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/countdown4.py
 """
 
-from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
@@ -21,6 +21,6 @@ def get_config() -> Experiment:
   return Experiment(
     task=CountdownConfig(numbers=4),
     model=presets.TINY,
-    init="experiments/warm_start_4.safetensors",
+    init="experiments/starts/warm_start_4.safetensors",
     search=SearchConfig(refill=True),
   )

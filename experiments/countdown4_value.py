@@ -6,7 +6,7 @@ The policy of that start is the old one (mean@16 .017); trees of 64 nodes solve
 .36 instead of .19 of the problems (both validation). The start is made by
 
   python -m experiments.hindsight_value --config=experiments/countdown4.py
-    --output=experiments/value_start_4.safetensors
+    --output=experiments/starts/value_start_4.safetensors
 
 in 27 minutes on a core that other work shared; it is, like the warm start, of
 no method's tokens, as all methods may begin there.
@@ -15,8 +15,8 @@ Command: python -m launch.train --config=experiments/countdown4_value.py
   --workdir=DIR
 """
 
-from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
@@ -26,6 +26,6 @@ def get_config() -> Experiment:
   return Experiment(
     task=CountdownConfig(numbers=4),
     model=presets.TINY,
-    init="experiments/value_start_4.safetensors",
+    init="experiments/starts/value_start_4.safetensors",
     search=SearchConfig(num_simulations=48, leaf="value", transpositions=True),
   )

@@ -7,15 +7,16 @@ operations: `experiments/benchmarks/teacher.py`.
 
 Command: python -m launch.train --config=experiments/countdown_teacher.py
   --workdir=DIR
-The teacher: python -m experiments.warm_start --config.model.num_layers=1
+The teacher:
+  python -m experiments.recipes.warm_start --config.model.num_layers=1
   --config.model.unroll_layers=1
-  --output=experiments/warm_start_3_small.safetensors
+  --output=experiments/starts/warm_start_3_small.safetensors
 """
 
 import dataclasses
 
 from experiments import countdown
-from tsd_jax.experiment import Experiment
+from tsd_jax.run.experiment import Experiment
 
 
 def get_config() -> Experiment:
@@ -23,7 +24,7 @@ def get_config() -> Experiment:
   base = countdown.get_config()
   return dataclasses.replace(
     base,
-    search_init="experiments/warm_start_3_small.safetensors",
+    search_init="experiments/starts/warm_start_3_small.safetensors",
     search_model=dataclasses.replace(base.model, num_layers=1, unroll_layers=1),
     refresh_every=0,
   )

@@ -8,11 +8,13 @@ See `hindsight.py`. Command (a quarter of an hour on one core, four numbers):
 
 from absl import flags
 
-from experiments import hindsight
-from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, progress
-from tsd_jax.experiment import initial_params
+from experiments.recipes import hindsight
+from tsd_jax.base import config as config_lib
+from tsd_jax.base import progress
 from tsd_jax.models import weights
+from tsd_jax.run import evaluation
+from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks import data
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file: its task and start."
@@ -44,7 +46,7 @@ def main(overrides):
   )
   hindsight.save(output, params, experiment, steps, batch)
   params, _ = weights.load(output, params)  # Measured as it is stored.
-  results = evaluate.evaluate(
+  results = evaluation.evaluate(
     graphdef,
     params,
     task,

@@ -8,7 +8,7 @@ of them walls; the shortest way takes 4 to 8 moves. 24,000 problems, 9 response
 tokens as with three numbers, 9 prompt tokens instead of 5. The start writes
 legal walks, some of which meet the coin and then the goal:
 
-  python -m experiments.warm_start --config=experiments/maze.py
+  python -m experiments.recipes.warm_start --config=experiments/maze.py
     --steps=500,500 --hindsight=0.5
 
 It printed for test: greedy .203, mean@16 .043, pass@16 .385. Rates at which
@@ -23,10 +23,10 @@ Both methods: bash launch/local.sh --config=experiments/maze.py
   --ppo_learning_rate=8e-4
 """
 
-from tsd_jax.experiment import Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import presets
-from tsd_jax.rollout import RolloutConfig
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.maze import MazeConfig
 
@@ -36,7 +36,7 @@ def get_config() -> Experiment:
   return Experiment(
     task=MazeConfig(size=5, walls=5, min_moves=4, max_moves=8),
     model=presets.TINY,
-    init="experiments/warm_start_maze.safetensors",
+    init="experiments/starts/warm_start_maze.safetensors",
     search=SearchConfig(
       num_simulations=24, width=128, transpositions=True, refill=True
     ),

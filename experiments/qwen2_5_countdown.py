@@ -22,14 +22,14 @@ import dataclasses
 import os
 import pathlib
 
-from experiments import countdown_words
-from tsd_jax.config import UserError
-from tsd_jax.experiment import EvalConfig, Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from experiments.recipes import countdown_words
+from tsd_jax.base.errors import UserError
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import pretrained
-from tsd_jax.rollout import RolloutConfig
+from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.sharding import MeshConfig
 from tsd_jax.tasks.text import TextConfig
 
 

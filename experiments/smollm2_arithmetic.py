@@ -9,7 +9,7 @@ Cost: 10 GiB of memory, and half a minute an iteration on one core.
 
 Command:
   pip install -e '.[text]' reasoning-gym==0.1.25
-  python -m experiments.fetch_smollm2
+  python -m experiments.recipes.fetch_smollm2
   python -m launch.train --config=experiments/smollm2_arithmetic.py
     --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
@@ -17,8 +17,9 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 
 import dataclasses
 
-from experiments import reasoning_gym_lines, smollm2_countdown
-from tsd_jax.experiment import Experiment
+from experiments import smollm2_countdown
+from experiments.recipes import reasoning_gym_lines
+from tsd_jax.run.experiment import Experiment
 
 SYSTEM = "Answer with the number alone."
 OPTIONS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}

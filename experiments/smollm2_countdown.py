@@ -10,16 +10,16 @@ Cost: 10 GiB of memory, and half a minute an iteration on one core.
 
 Command:
   pip install -e '.[text]'
-  python -m experiments.fetch_smollm2
+  python -m experiments.recipes.fetch_smollm2
   python -m launch.train --config=experiments/smollm2_countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
-from experiments import countdown_words, fetch_smollm2
-from tsd_jax.config import UserError
-from tsd_jax.experiment import EvalConfig, Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
-from tsd_jax.rollout import RolloutConfig
+from experiments.recipes import countdown_words, fetch_smollm2
+from tsd_jax.base.errors import UserError
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.text import TextConfig
 
@@ -28,7 +28,9 @@ def get_config() -> Experiment:
   """The run."""
   model = str(fetch_smollm2.PATH)
   if not fetch_smollm2.PATH.is_file():
-    raise UserError(f"no {model}: run python -m experiments.fetch_smollm2")
+    raise UserError(
+      f"no {model}: run python -m experiments.recipes.fetch_smollm2"
+    )
   return Experiment(
     task=TextConfig(
       file=str(countdown_words.problems_file(numbers=2, max_number=20)),

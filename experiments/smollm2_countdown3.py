@@ -10,7 +10,7 @@ What every method reached: `tsd_jax/models/README.md`. Too dear for a CPU.
 
 Command:
   pip install -e '.[text]'
-  python -m experiments.fetch_smollm2
+  python -m experiments.recipes.fetch_smollm2
   python -m launch.train --config=experiments/smollm2_countdown3.py
     --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
@@ -18,10 +18,11 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 
 import dataclasses
 
-from experiments import countdown_words, smollm2_countdown
-from tsd_jax.experiment import EvalConfig, Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
-from tsd_jax.rollout import RolloutConfig
+from experiments import smollm2_countdown
+from experiments.recipes import countdown_words
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.tree import SearchConfig
 
 

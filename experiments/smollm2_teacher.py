@@ -17,8 +17,9 @@ from collections.abc import Collection
 import jax
 import numpy as np
 
-from experiments import fetch_smollm2, smollm2_countdown
-from tsd_jax.experiment import Experiment
+from experiments import smollm2_countdown
+from experiments.recipes import fetch_smollm2
+from tsd_jax.run.experiment import Experiment
 
 # Of all blocks of four at even places these change the next-token distributions
 # on the task's prompts least.
@@ -42,8 +43,7 @@ def pruned(model: pathlib.Path, left_out: Collection[int]) -> pathlib.Path:
   Returns:
     The folder.
   """
-  from tsd_jax import text_tokenizer
-  from tsd_jax.models import hf, pretrained
+  from tsd_jax.models import hf, pretrained, text_tokenizer
 
   name = "-".join(map(str, sorted(left_out)))
   folder = model.with_name(f"{model.stem}-without-{name}")

@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -33,7 +33,7 @@ def main(overrides):
   # JAX need not look for the TPU that is not there.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  from tsd_jax import aot
+  from tsd_jax.planning import aot
 
   result = aot.plan(
     config, topology, slices=_SLICES.value, effort=_EFFORT.value

@@ -18,7 +18,7 @@ core):
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/compare_countdown.py", "Comparison file."
@@ -34,7 +34,8 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import judge, progress
+  from tsd_jax.base import progress
+  from tsd_jax.comparison import judge
 
   progress.quiet_libraries()
   command = config_lib.command("launch.compare")

@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_string(
@@ -28,12 +28,14 @@ def main(overrides):
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import data, evaluate, progress, runs, workdir
-  from tsd_jax.experiment import initial_params
+  from tsd_jax.base import progress
   from tsd_jax.rewards import callback
+  from tsd_jax.run import directory, evaluation, load
+  from tsd_jax.run.experiment import initial_params
+  from tsd_jax.tasks import data
 
   progress.quiet_libraries()
-  saved = runs.read_config(folder)
+  saved = load.read_config(folder)
 
   def chosen(flag, default):
     return default if flag.value is None else flag.value
@@ -42,7 +44,7 @@ def main(overrides):
   split = chosen(_SPLIT, saved.eval.split)
   temperature = chosen(_TEMPERATURE, saved.eval.temperature)
   seed = chosen(_SEED, saved.seed)
-  evaluate.parse_modes(modes)
+  evaluation.parse_modes(modes)
   if not 0 < temperature < float("inf"):
     raise config_lib.UserError(
       f"--temperature={temperature} must be above 0 and finite; for argmax "
@@ -53,8 +55,8 @@ def main(overrides):
     graphdef, params = initial_params(saved)
     step = 0
   else:
-    _, graphdef, params, step, _ = runs.open_run(folder)
-  results = evaluate.evaluate(
+    _, graphdef, params, step, _ = load.open_run(folder)
+  results = evaluation.evaluate(
     graphdef,
     params,
     saved.make_task(),
@@ -65,13 +67,13 @@ def main(overrides):
     search=saved.search,
   )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
-  print(evaluate.table(results))
+  print(evaluation.table(results))
   for name, counts in callback.report().items():
     print(name, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)
   name = "eval_base.json" if _BASE.value else "eval.json"
   content = {mode: result | facts for mode, result in results.items()}
-  workdir.write_whole(
+  directory.write_whole(
     pathlib.Path(folder) / name, json.dumps(content, indent=2) + "\n"
   )
 

@@ -5,7 +5,7 @@ python -m launch.export --workdir=runs/tsd --output=exported
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", None, "New folder.")
@@ -19,11 +19,12 @@ def main(overrides):
   del overrides  # There is no --config: the run's own is read.
   folder, output = map(config_lib.required, (_WORKDIR, _OUTPUT))
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import progress, runs
+  from tsd_jax.base import progress
   from tsd_jax.models import hf
+  from tsd_jax.run import load
 
   progress.quiet_libraries()
-  run = runs.open_run(folder)
+  run = load.open_run(folder)
   task = run.config.make_task()
   trains_value = run.config.learner_config().loss.success_weight > 0
   hf.save(
@@ -31,7 +32,7 @@ def main(overrides):
     run.config.model,
     run.params,
     task.tokenizer,
-    max_length=runs.max_positions(run.config),
+    max_length=load.max_positions(run.config),
     dtype=_DTYPE.value,
     value_trained=trains_value and run.step > 0,
   )

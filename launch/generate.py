@@ -7,7 +7,7 @@ python -m launch.generate --model=FOLDER --raw --prompt="3 * 4 12 ="
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Hugging Face folder or .gguf file."
@@ -38,7 +38,9 @@ def main(overrides):
       f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
     )
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import generate, progress, text_tokenizer
+  from tsd_jax.base import progress
+  from tsd_jax.inference import generate
+  from tsd_jax.models import text_tokenizer
 
   progress.quiet_libraries()
   tokenizer = text_tokenizer.load(path)

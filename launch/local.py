@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -40,17 +40,19 @@ def main(overrides):
     for name in _METHODS
   }
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax import compare, evaluate, progress, report, train
+  from tsd_jax.base import progress
+  from tsd_jax.comparison import statistics
+  from tsd_jax.run import evaluation, report, train
 
   progress.quiet_libraries()
   workdir = pathlib.Path(_WORKDIR.value)
   for name, config in configs.items():
     print(f"{name}: {workdir / name}", flush=True)
     train.train(config, workdir / name)
-  mode = evaluate.headline(configs["tsd"].eval.modes)
+  mode = evaluation.headline(configs["tsd"].eval.modes)
   folders = {name: workdir / name for name in _METHODS}
-  curves = {n: compare.read_curve(f, mode) for n, f in folders.items()}
-  print("\n" + compare.summary(curves, mode))
+  curves = {n: statistics.read_curve(f, mode) for n, f in folders.items()}
+  print("\n" + statistics.summary(curves, mode))
   report.write(workdir / "report.html", folders, mode)
   print(f"plots and samples: {workdir / 'report.html'}")
 

@@ -19,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _TPU = flags.DEFINE_string("tpu", None, "Name of the slice.")
 _ZONE = flags.DEFINE_string("zone", None, "Its zone.")
@@ -71,7 +71,7 @@ def arguments(overrides: dict[str, str], folder: str) -> list[str]:
 
 def main(overrides):
   """Does the steps, again from the first where the slice was taken away."""
-  from tsd_jax import pod as pod_lib
+  from tsd_jax.parallel import pod as pod_lib
 
   pod = pod_lib.Pod(
     tpu=config_lib.required(_TPU),

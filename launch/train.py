@@ -14,8 +14,8 @@ import sys
 
 from absl import flags
 
-from tsd_jax import config as config_lib
-from tsd_jax import supervisor
+from tsd_jax.base import config as config_lib
+from tsd_jax.parallel import supervisor
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -44,19 +44,21 @@ def main(overrides):
     return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  from tsd_jax import evaluate, processes, progress, train, workdir
+  from tsd_jax.base import progress
+  from tsd_jax.parallel import processes
+  from tsd_jax.run import directory, evaluation, train
 
   progress.quiet_libraries()
   results = None
   if _DISTRIBUTED.value:
     # One that died when the others were done finds nobody to join.
-    results = workdir.results(config, pathlib.Path(folder))
+    results = directory.results(config, pathlib.Path(folder))
     if results is None:
       processes.initialize(_HEARTBEAT.value, _JOIN.value)
   if results is None:
     results = train.train(config, folder)
   if results:  # Of several processes only the leader has them.
-    print(evaluate.table(results))
+    print(evaluation.table(results))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from experiments import ablations
-from tsd_jax import config as config_lib
+from experiments.benchmarks import ablations
+from tsd_jax.base import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def test_every_line_changes_a_run_that_can_start(experiment, capsys):
 
 def run(*flags):
   return subprocess.run(
-    [sys.executable, "-m", "experiments.ablations", *flags],
+    [sys.executable, "-m", "experiments.benchmarks.ablations", *flags],
     cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
   )  # fmt: skip
 

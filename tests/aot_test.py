@@ -8,10 +8,10 @@ import pytest
 from experiments.benchmarks import aot_table
 from tests import learner_test as tiny
 from tests import small_experiment
-from tsd_jax import aot, roofline
-from tsd_jax import config as config_lib
-from tsd_jax.config import UserError
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import transformer
+from tsd_jax.planning import aot, roofline
 
 
 @pytest.mark.slow

@@ -10,18 +10,18 @@ import pytest
 
 from tests import countdown_test
 from tests.countdown_test import OPERATORS, encode, words
-from tsd_jax import evaluate
+from tsd_jax.base.types import NO_OBSERVATION
 from tsd_jax.models import presets, transformer, weights
+from tsd_jax.models.symbols import EOS, PAD
+from tsd_jax.run import evaluation
 from tsd_jax.tasks.calculator import Calculator, CalculatorConfig
 from tsd_jax.tasks.task import chosen, next_observation, observed
-from tsd_jax.tokenizers import EOS, PAD
-from tsd_jax.types import NO_OBSERVATION
 
 CONFIGS = {n: CalculatorConfig(numbers=n) for n in (3, 4)}
 SCORE = {n: jax.jit(Calculator(config).score) for n, config in CONFIGS.items()}
 NEXT = jax.jit(next_observation, static_argnums=0)
 START = pathlib.Path(__file__).parent.parent / (
-  "experiments/warm_start_calculator.safetensors"
+  "experiments/starts/warm_start_calculator.safetensors"
 )
 
 
@@ -177,7 +177,7 @@ def test_a_warm_started_model_uses_the_calculator():
     ]
   )
   tokens_BGT, reward_BG, correct_BG, _ = jax.device_get(
-    evaluate.draw(
+    evaluation.draw(
       graphdef, params, task, prompt_BP, jax.random.key(0), 1.0, samples=4
     )
   )

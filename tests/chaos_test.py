@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import learner
-from tsd_jax.checkpoint import Checkpointer
-from tsd_jax.experiment import initial_params
+from tsd_jax.base import config as config_lib
+from tsd_jax.learning import iteration
+from tsd_jax.run.checkpoint import Checkpointer
+from tsd_jax.run.experiment import initial_params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ITERATIONS, HEARTBEAT = 20, 10
@@ -167,7 +167,7 @@ def state(workdir):
   """The last checkpoint's arrays, and what stands beside them."""
   config = config_lib.override(small_experiment.get_config(), OVERRIDES)
   _, params = initial_params(config)
-  like = learner.init_state(config.learner_config(), params)
+  like = iteration.init_state(config.learner_config(), params)
   checkpointer = Checkpointer(workdir, read_only=True)
   assert checkpointer.steps()[0] == ITERATIONS
   arrays, record = checkpointer.restore(like._asdict())

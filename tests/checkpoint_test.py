@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests import small_experiment
-from tsd_jax import checkpoint, sharding, workdir
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.parallel import sharding
+from tsd_jax.run import checkpoint, directory
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def test_the_last_save_is_tried_again_and_its_failure_is_an_error(tmp_path):
 
 def test_rows_wait_for_room(tmp_path, caplog):
   file = tmp_path / "metrics.jsonl"
-  log = workdir.RowLog(file)
+  log = directory.RowLog(file)
   log.write([{"step": 1}])
   with full_disk():
     log.write([{"step": 2, "long": "x" * 300_000}])
@@ -81,7 +82,7 @@ def test_rows_wait_for_room(tmp_path, caplog):
   assert "kept and tried again" in caplog.text
   log.write([{"step": 4}])
   log.finish()
-  assert [row["step"] for row in workdir.read_rows(tmp_path)] == [1, 2, 3, 4]
+  assert [row["step"] for row in directory.read_rows(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_is_read_onto_any_mesh(tmp_path):
@@ -107,11 +108,11 @@ def test_a_checkpoint_is_read_onto_any_mesh(tmp_path):
 
 def test_a_folder_may_go_on_with_another_mesh_only(tmp_path):
   config = small_experiment.get_config()
-  workdir.prepare(config, tmp_path)
+  directory.prepare(config, tmp_path)
   elsewhere = sharding.MeshConfig(data=2, tensor=2)
-  workdir.prepare(dataclasses.replace(config, mesh=elsewhere), tmp_path)
+  directory.prepare(dataclasses.replace(config, mesh=elsewhere), tmp_path)
   with pytest.raises(UserError, match="seed: saved 0, now 1"):
-    workdir.prepare(dataclasses.replace(config, seed=1), tmp_path)
+    directory.prepare(dataclasses.replace(config, seed=1), tmp_path)
 
 
 def test_all_processes_go_back_to_what_all_can_read(tmp_path, monkeypatch):

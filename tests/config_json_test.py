@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsd_jax import config_json
-from tsd_jax.config import ConfigError
+from tsd_jax.base import config_json
+from tsd_jax.base.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

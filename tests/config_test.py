@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tsd_jax import config
+from tsd_jax.base import config
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from tsd_jax.models.symbols import EOS, PAD, SEPARATOR, SymbolTokenizer
 from tsd_jax.tasks import countdown_problems as problems_lib
 from tsd_jax.tasks import task
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
-from tsd_jax.tokenizers import EOS, PAD, SEPARATOR, SymbolTokenizer
 
 CONFIGS = {n: CountdownConfig(numbers=n) for n in (3, 4)}
 SCORE = {n: jax.jit(Countdown(config).score) for n, config in CONFIGS.items()}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import countdown_words as words
+from experiments.recipes import countdown_words as words
 
 RIGHT = {"numbers": [2, 3, 4], "target": 14}
 

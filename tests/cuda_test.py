@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import countdown
-from tsd_jax import aot, sharding
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 from tsd_jax.models import presets
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import aot
 
 SMOLLM2 = dataclasses.replace(
   countdown.get_config(), init=None, model=presets.SMOLLM2_135M

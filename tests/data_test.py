@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from tsd_jax import data, tokenizers
-from tsd_jax.config import UserError
-from tsd_jax.tasks import countdown
+from tsd_jax.base.errors import UserError
+from tsd_jax.models import symbols
+from tsd_jax.tasks import countdown, data
 from tsd_jax.tasks.countdown import CountdownConfig
 
 # Two hundred problems or so: built in a fraction of a second.
@@ -59,7 +59,7 @@ def test_stored_prompts_do_not_overlap_either(config, tmp_path):
     prompt_NP = data.load_problems(config, split, tmp_path)
     assert prompt_NP.dtype == np.int32
     assert prompt_NP.shape == (len(split_problems[split]), config.numbers + 2)
-    assert np.all(prompt_NP[:, -2] == tokenizers.SEPARATOR)
+    assert np.all(prompt_NP[:, -2] == symbols.SEPARATOR)
     assert canonical(prompt_NP) == set(split_problems[split])
     assert not canonical(prompt_NP) & seen
     seen |= canonical(prompt_NP)

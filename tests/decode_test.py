@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tsd_jax import decode
+from tsd_jax.inference import decode
 from tsd_jax.models.transformer import ModelConfig, Transformer
 from tsd_jax.search import kv_pool
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from tests import small_experiment
 from tests.noisy import add_noise
-from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, runs, train
-from tsd_jax.config import UserError
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import transformer
+from tsd_jax.run import evaluation, load, train
+from tsd_jax.tasks import data
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   config = config_lib.override(
     small_experiment.get_config(),
-    {"iterations": "2", "init": "experiments/warm_start_3.safetensors"}
+    {"iterations": "2", "init": "experiments/starts/warm_start_3.safetensors"}
     | {
       f"model.{k}": v
       for k, v in dict(
@@ -60,7 +61,7 @@ def test_pass_at_k_is_the_mean_over_all_draws(n, drawn):
       for row in correct_BN
     ]
   )
-  assert evaluate.pass_at_k(correct_BN, k) == pytest.approx(expected)
+  assert evaluation.pass_at_k(correct_BN, k) == pytest.approx(expected)
 
 
 def greedy_by_full_forwards(model, task, prompt_BP):
@@ -76,10 +77,10 @@ def greedy_by_full_forwards(model, task, prompt_BP):
 
 
 def test_figures_follow_from_plain_decoding(workdir):
-  run = runs.open_run(workdir)
+  run = load.open_run(workdir)
   task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "validation")[:64]
-  results = evaluate.evaluate(
+  results = evaluation.evaluate(
     run.graphdef, run.params, task, prompts,
     "greedy,mean@3,pass@3,mean@2,best@3,vote@3,search@20,search@1", seed=1,
   )  # fmt: skip
@@ -90,7 +91,7 @@ def test_figures_follow_from_plain_decoding(workdir):
   assert results["greedy"]["accuracy"] == pytest.approx(
     float(score.correct_X.mean())
   )
-  _, _, correct_BG, tokens = evaluate.draw(
+  _, _, correct_BG, tokens = evaluation.draw(
     run.graphdef, run.params, task, jnp.asarray(prompts), jax.random.key(1),
     jnp.float32(1), samples=3,
   )  # fmt: skip
@@ -122,7 +123,7 @@ def test_perplexity_follows_from_a_plain_forward():
   tokens[0, -3:] = (
     task.pad_id
   )  # What follows the end is no token of a response.
-  got = evaluate.perplexity(
+  got = evaluation.perplexity(
     graphdef, params, task, tokens[:, :P], tokens[:, P:]
   )
   logits = np.asarray(nnx.merge(graphdef, params)(jnp.asarray(tokens)))
@@ -140,7 +141,7 @@ def test_perplexity_follows_from_a_plain_forward():
 def test_the_vote_is_a_count_of_equal_finished_answers():
   rng = np.random.default_rng(0)
   tokens_BKT = rng.integers(0, 3, (200, 7, 2))
-  chosen_B = evaluate.vote(tokens_BKT, eos_id=2)
+  chosen_B = evaluation.vote(tokens_BKT, eos_id=2)
   ties = 0
   for tokens_KT, chosen in zip(tokens_BKT, chosen_B, strict=True):
     rows = [tuple(t) for t in tokens_KT]
@@ -155,7 +156,7 @@ def test_the_vote_is_a_count_of_equal_finished_answers():
 @pytest.mark.parametrize("modes", ["best", "mean", "mean@0", "pass@-1", ""])
 def test_unknown_modes_are_refused(modes):
   with pytest.raises(UserError, match="use greedy, mean@K"):
-    evaluate.parse_modes(modes)
+    evaluation.parse_modes(modes)
 
 
 def run_evaluate(workdir, *flags):
@@ -202,7 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_alone(workdir, tmp_path):
     if file.is_file():
       file.write_bytes(b"")
   with pytest.raises(UserError, match="every checkpoint .* is damaged"):
-    runs.open_run(folder)
+    load.open_run(folder)
   assert newest.is_dir()
 
 

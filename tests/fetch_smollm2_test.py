@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from experiments import fetch_smollm2
-from tsd_jax.config import UserError
+from experiments.recipes import fetch_smollm2
+from tsd_jax.base.errors import UserError
 
 CONTENT = b"GGUF and so on"
 

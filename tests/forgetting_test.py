@@ -8,18 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import supervised
+from experiments.recipes import supervised
 from tests import small_experiment, small_maze
-from tsd_jax import evaluate, runs
-from tsd_jax.experiment import initial_params
 from tsd_jax.models import transformer
+from tsd_jax.run import evaluation, load
+from tsd_jax.run.experiment import initial_params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def perplexities(graphdef, params, examples):
   return [
-    evaluate.perplexity(graphdef, params, task, *(a[0] for a in rows))
+    evaluation.perplexity(graphdef, params, task, *(a[0] for a in rows))
     for task, rows in examples
   ]
 
@@ -86,7 +86,7 @@ def test_the_command(tmp_path):
   ]  # fmt: skip
   assert str(tmp_path) not in output.read_text()
   # All of them started from the file that knows both tasks.
-  config = runs.read_config(folder / "grpo_5" / "0")
+  config = load.read_config(folder / "grpo_5" / "0")
   assert config.init == str(folder / "start_8.safetensors")
   assert (config.algorithm, config.loss.kl_weight) == ("grpo", 5.0)
   # Read on the examples that the command draws, the second task's too.
@@ -97,10 +97,10 @@ def test_the_command(tmp_path):
   name = "other task, perplexity"
   for row, (graphdef, params) in (
     (start, initial_params(config)),
-    (rows[3], runs.open_run(folder / "grpo_5" / "0")[1:3]),
+    (rows[3], load.open_run(folder / "grpo_5" / "0")[1:3]),
   ):
     assert row[name] == pytest.approx(
-      [evaluate.perplexity(graphdef, params, maze.make_task(), *examples)],
+      [evaluation.perplexity(graphdef, params, maze.make_task(), *examples)],
       abs=1e-3,
     )
   before = folder.stat().st_mtime_ns

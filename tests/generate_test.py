@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from tests.published import LLAMA, export, make
-from tsd_jax import generate
-from tsd_jax.tokenizers import SymbolTokenizer
+from tsd_jax.inference import generate
+from tsd_jax.models.symbols import SymbolTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAD = 205

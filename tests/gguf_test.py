@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from tests.published import LLAMA, SHAPES, TOKENS_RT, export, make
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import families, names, pretrained, weights
 
 gguf = pytest.importorskip("gguf", reason="needs the extra: text")

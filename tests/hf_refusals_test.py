@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.published import LLAMA, SHAPES, edit_config, export, make
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import families, hf, pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.published import LLAMA, SHAPES, TOKENS_RT, export, make
 from tsd_jax.models import families, hf, pretrained, weights
-from tsd_jax.tokenizers import SymbolTokenizer
+from tsd_jax.models.symbols import SymbolTokenizer
 
 
 @pytest.fixture(params=SHAPES)

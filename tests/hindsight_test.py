@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import hindsight, supervised
+from experiments.recipes import hindsight, supervised
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import data, scoring, tokenizers
-from tsd_jax.experiment import initial_params
+from tsd_jax.base import config as config_lib
+from tsd_jax.inference import scoring
+from tsd_jax.models import symbols
+from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks import data
 
 SIZES = dict(steps=150, batch=128, learning_rate=3e-3)
 
@@ -46,7 +48,7 @@ def separation(logit_B, right_B):
 
 def test_a_whole_answer_is_known_to_be_right():
   _, (_, logit_BT), right_B, response_BT = taught()
-  end_B = np.argmax(response_BT == tokenizers.EOS, axis=1)
+  end_B = np.argmax(response_BT == symbols.EOS, axis=1)
   last_B = np.asarray(logit_BT)[np.arange(len(end_B)), end_B]
   assert 0.3 < right_B.mean() < 0.7
   assert separation(last_B, right_B) > 0.75
@@ -57,7 +59,7 @@ def test_a_whole_answer_is_known_to_be_right():
 def test_the_policy_stays():
   (old_BTV, _), (new_BTV, _), _, response_BT = taught()
   kl_BT = jnp.sum(jnp.exp(old_BTV) * (old_BTV - new_BTV), axis=-1)
-  use_BT = response_BT != tokenizers.PAD
+  use_BT = response_BT != symbols.PAD
   assert 0 < float(jnp.sum(kl_BT * use_BT) / use_BT.sum()) < 0.05
 
 

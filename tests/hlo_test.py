@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tsd_jax import hlo, sharding
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import hlo
 
 
 @pytest.mark.parametrize(

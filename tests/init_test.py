@@ -11,9 +11,9 @@ import pytest
 
 from tests import small_experiment
 from tests.published import edit_config, export, make
-from tsd_jax.config import UserError
-from tsd_jax.experiment import initial_params
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import pretrained, weights
+from tsd_jax.run.experiment import initial_params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BASE = small_experiment.get_config()

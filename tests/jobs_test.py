@@ -12,8 +12,9 @@ import time
 import pytest
 
 from tests.small_experiment import get_config
-from tsd_jax import jobs, workdir
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.comparison import jobs
+from tsd_jax.run import directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONG = """
@@ -55,7 +56,7 @@ def test_runs_end_and_failures_are_told(tmp_path, monkeypatch, capsys):
   """A folder of another run fails; the other runs are made all the same."""
   todo = {tmp_path / "a" / str(seed): run(seed) for seed in (0, 1, 2)}
   taken = tmp_path / "a" / "1"
-  workdir.prepare(run(7), taken)
+  directory.prepare(run(7), taken)
   groups = [{folder: config} for folder, config in todo.items()]
   with pytest.raises(UserError, match="1 of 3 runs failed") as failure:
     jobs.train_all(groups, 2)
@@ -63,7 +64,7 @@ def test_runs_end_and_failures_are_told(tmp_path, monkeypatch, capsys):
   assert "seed: saved 7, now 1" in str(failure.value)
   assert "3/3" in capsys.readouterr().out
   for folder, config in todo.items():
-    done = workdir.results(config, folder)
+    done = directory.results(config, folder)
     assert (done is None) == (folder == taken)
   log = (tmp_path / "a" / "0.log").read_text()
   assert "2/2" in log

@@ -18,10 +18,11 @@ from flax import nnx
 
 from experiments import compare_countdown, compare_countdown4
 from tests import small_comparison
-from tsd_jax import compare, costs, judge
-from tsd_jax.compare import Curve
+from tsd_jax.comparison import judge, statistics
+from tsd_jax.comparison.statistics import Curve
 from tsd_jax.models import presets, transformer
-from tsd_jax.sharding import MeshConfig
+from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.run import costs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
@@ -41,20 +42,22 @@ FAST = curve(0.1, 0.3, 0.5, 0.5, tokens=200, seconds=1.5)
   ("target", "steps"), [(0.1, 0), (0.2, 5), (0.4, 15), (0.5, 20), (0.6, np.inf)]
 )
 def test_steps_to_a_target(target, steps):
-  assert compare.steps_to(FAST, target) == pytest.approx(steps)
+  assert statistics.steps_to(FAST, target) == pytest.approx(steps)
 
 
 def test_a_dip_does_not_hide_the_first_crossing():
-  assert compare.steps_to(curve(0.1, 0.4, 0.2, 0.4), 0.25) == pytest.approx(5)
+  assert statistics.steps_to(curve(0.1, 0.4, 0.2, 0.4), 0.25) == pytest.approx(
+    5
+  )
 
 
 def test_area_is_the_mean_height():
-  assert compare.area(SLOW) == pytest.approx(0.25)
-  assert compare.area(FAST) == pytest.approx((0.2 + 0.4 + 0.5) / 3)
+  assert statistics.area(SLOW) == pytest.approx(0.25)
+  assert statistics.area(FAST) == pytest.approx((0.2 + 0.4 + 0.5) / 3)
 
 
 def test_contrast_by_hand():
-  found = compare.contrast({"tsd": [FAST] * 3, "ppo": [SLOW] * 3})
+  found = statistics.contrast({"tsd": [FAST] * 3, "ppo": [SLOW] * 3})
   # .4 after 15 iterations instead of 30.
   steps = found["steps_to_target"]["tsd/ppo"]
   assert steps["value"] == pytest.approx(0.5)
@@ -75,7 +78,7 @@ def test_contrast_by_hand():
 
 def test_half_the_tokens_are_half_of_the_shorter_run_s():
   late = curve(0.1, 0.1, 0.1, 0.4)
-  found = compare.contrast({"tsd": [FAST], "ppo": [late]})
+  found = statistics.contrast({"tsd": [FAST], "ppo": [late]})
   # 1,500 tokens: 7.5 of fast's iterations, 15 of late's.
   half = found["accuracy_at_half_the_tokens"]["tsd/ppo"]["value"]
   assert half == pytest.approx(0.25 / 0.1)
@@ -94,14 +97,14 @@ def test_a_setting_is_chosen_by_more_than_a_run_s_last_evaluation():
 def test_resampled_seeds_move_every_statistic():
   """Two seeds that reach the target after 10 and after 20 iterations."""
   early, late = curve(0.1, 0.4, 0.4, 0.4), curve(0.1, 0.1, 0.4, 0.4)
-  found = compare.contrast({"tsd": [early, late], "ppo": [SLOW]})
+  found = statistics.contrast({"tsd": [early, late], "ppo": [SLOW]})
   steps = found["steps_to_target"]["tsd/ppo"]
   assert steps["value"] == pytest.approx(20 / 30)
   assert steps["ci95"] == pytest.approx([10 / 30, 20 / 30])
 
 
 def test_a_target_that_is_never_reached_is_none():
-  found = compare.contrast({"tsd": [SLOW] * 2, "ppo": [FAST] * 2})
+  found = statistics.contrast({"tsd": [SLOW] * 2, "ppo": [FAST] * 2})
   assert found["steps_to_target"]["tsd/ppo"] == {
     "value": None, "median": None, "ci95": [None, None],
   }  # fmt: skip
@@ -115,7 +118,7 @@ def test_the_interval_is_scipys():
   def ends(values):
     return [curve(0.1, 0.1, 0.1, v) for v in values]
 
-  got = compare.bootstrap(
+  got = statistics.bootstrap(
     ends(ours), ends(theirs),
     {"gain": lambda a, b: a.accuracy[-1] - b.accuracy[-1]}, draws=4000,
   )["gain"]  # fmt: skip
@@ -131,8 +134,8 @@ def test_probability_of_improvement_is_mann_whitney():
   rng = np.random.default_rng(2)
   a, b = rng.normal(0.5, 1, 9), rng.normal(0, 1, 7)
   u = scipy.stats.mannwhitneyu(a, b).statistic
-  assert compare.probability_of_improvement(a, b) == pytest.approx(u / 63)
-  assert compare.probability_of_improvement([1, 1], [1, 1]) == 0.5
+  assert statistics.probability_of_improvement(a, b) == pytest.approx(u / 63)
+  assert statistics.probability_of_improvement([1, 1], [1, 1]) == 0.5
 
 
 def test_flops_are_what_xla_counts():
@@ -348,9 +351,9 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
     assert row["flops"] == pytest.approx(
       np.array(row["tokens"]) * content["flops_per_token"]
     )
-  assert compare.table(content) in done.stdout
-  expected = compare.mean_curve(
-    [compare.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
+  assert statistics.table(content) in done.stdout
+  expected = statistics.mean_curve(
+    [statistics.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
   )
   got = judge.curves(json.loads((whole / "compare.json").read_text()))["grpo"]
   for a, b in zip(got, expected, strict=True):

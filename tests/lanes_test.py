@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 from tests import small_experiment
-from tsd_jax import memory, train
-from tsd_jax.config import UserError, override
+from tsd_jax.base.config import override
+from tsd_jax.base.errors import UserError
+from tsd_jax.learning import memory
+from tsd_jax.run import train
 
 
 def easy(prompt_XP, response_XT, score):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tsd_jax import large_pages
+from tsd_jax.base import large_pages
 
 COMMAND = """
 import os, sys
@@ -54,7 +54,7 @@ def test_other_tunables_are_kept():
 
 
 def test_a_process_that_only_calls_run_goes_on(monkeypatch):
-  from tsd_jax import config
+  from tsd_jax.base import config
 
   monkeypatch.setattr(large_pages.os, "execve", pytest.fail)
   monkeypatch.setattr(sys, "argv", ["command"])

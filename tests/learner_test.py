@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tsd_jax import decode, learner, methods, sharding
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.base.types import Responses
+from tsd_jax.inference import decode
+from tsd_jax.inference.rollout import RolloutConfig, rollout
+from tsd_jax.learning import iteration, methods
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
-from tsd_jax.rollout import RolloutConfig, rollout
+from tsd_jax.parallel import sharding
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
-from tsd_jax.types import Responses
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
 S, B, C = 64, 32, 32  # Prompts searched, sampled on, distilled.
@@ -78,11 +80,11 @@ def prompts(iterations, seed=0):
 
 def fresh(config):
   """A state of its own: the loop donates what it is given."""
-  return learner.init_state(config, jax.tree.map(jnp.copy, start()[1]))
+  return iteration.init_state(config, jax.tree.map(jnp.copy, start()[1]))
 
 
 def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
-  train_chunk = learner.make_train_chunk(start()[0], TASK, config, mesh)
+  train_chunk = iteration.make_train_chunk(start()[0], TASK, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
   reference = jax.tree.map(jnp.copy, start()[1])
@@ -298,7 +300,7 @@ def test_every_method_updates_on_as_many_tokens(algorithm, champions):
 def found(used_S, chance_S):
   """What a search of one champion a prompt found."""
   tokens_SMT = jnp.arange(len(used_S) * T, dtype=jnp.int32)
-  return learner.Found(
+  return iteration.Found(
     tokens_SMT.reshape(-1, 1, T),
     jnp.asarray(used_S)[:, None],
     jnp.asarray(chance_S, jnp.float32),
@@ -312,7 +314,9 @@ def test_prompts_with_a_champion_are_the_first_lessons():
   search = found(used_S, np.zeros(10))
   seen = set()
   for seed in range(20):
-    lessons = learner.choose_lessons(jax.random.key(seed), prompt_SP, search, 5)
+    lessons = iteration.choose_lessons(
+      jax.random.key(seed), prompt_SP, search, 5
+    )
     rows = np.asarray(lessons.prompt_CP[:, 0]) // 2
     assert len(set(rows)) == 5 and {2, 5, 7} <= set(rows)
     np.testing.assert_array_equal(lessons.used_CM[:, 0], used_S[rows])
@@ -324,7 +328,7 @@ def test_prompts_with_a_champion_are_the_first_lessons():
 def test_samples_go_where_success_is_least_certain():
   prompt_SP = jnp.arange(12).reshape(6, 2)
   search = found(np.ones(6, bool), [0.0, 0.95, 0.4, 1.0, 0.7, 0.1])
-  chosen = learner.choose_prompts(jax.random.key(0), prompt_SP, search, 3)
+  chosen = iteration.choose_prompts(jax.random.key(0), prompt_SP, search, 3)
   assert sorted(np.asarray(chosen)[:, 0] // 2) == [2, 4, 5]
 
 
@@ -351,7 +355,7 @@ def test_best_samples_are_distinct_and_best_first():
   )
   loss = LossConfig(champions=6, champion_source="samples")
   config = configure(loss=loss, rollout=RolloutConfig(prompts=16, samples=6))
-  lessons = learner.best_samples(None, Responses(**fields), config)
+  lessons = iteration.best_samples(None, Responses(**fields), config)
   for b in range(16):
     distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
     found = [tuple(map(int, t)) for t in lessons.tokens_CMT[b]]
@@ -371,21 +375,21 @@ def test_the_learning_rate_falls_linearly_to_nothing():
     state = fresh(config)._replace(iteration=jnp.int32(iteration))
     return run(config, prompts(1), state=state)[0].params
 
-  for iteration, rate in enumerate([4e-3, 3e-3, 2e-3, 1e-3]):
-    decayed = after(iteration, learning_rate=4e-3, linear_decay=True)
+  for index, rate in enumerate([4e-3, 3e-3, 2e-3, 1e-3]):
+    decayed = after(index, learning_rate=4e-3, linear_decay=True)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
       decayed,
-      after(iteration, learning_rate=rate),
+      after(index, learning_rate=rate),
     )
   for iteration in (4, 5):
-    stays = after(iteration, learning_rate=4e-3, linear_decay=True)
+    stays = after(index, learning_rate=4e-3, linear_decay=True)
     assert_equal(stays, start()[1])
 
 
 def test_programs_are_shared_between_values_of_hyper():
   def program(algorithm, **parts):
-    return learner.make_train_chunk(
+    return iteration.make_train_chunk(
       start()[0], TASK, configure(algorithm, **parts)
     )
 

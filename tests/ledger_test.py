@@ -10,9 +10,12 @@ import pytest
 from flax import nnx
 
 from experiments import compare_countdown
-from tsd_jax import costs, decode, judge, learner, objective
-from tsd_jax.ledger import BACKWARD_COST, Ledger, Tokens
+from tsd_jax.base.ledger import BACKWARD_COST, Ledger, Tokens
+from tsd_jax.comparison import judge
+from tsd_jax.inference import decode
+from tsd_jax.learning import iteration, objective
 from tsd_jax.models import presets, transformer
+from tsd_jax.run import costs
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.tasks.countdown import Countdown
 
@@ -99,7 +102,7 @@ def batch(config):
     rows = {n: jnp.zeros((B, G, T)) for n in ("log_prob", "value", "entropy")}
     rows |= {"tokens": jnp.zeros((B, G, T), jnp.int32)}
     rows |= {"mask": jnp.ones((B, G, T), bool)}
-    responses = learner.Responses(
+    responses = iteration.Responses(
       **{f"{name}_BGT": row for name, row in rows.items()},
       parent_BG=jnp.zeros((B, G), jnp.int32),
       fork_BG=jnp.zeros((B, G), jnp.int32),
@@ -126,7 +129,7 @@ def batch(config):
 @pytest.mark.parametrize("method", judge.METHODS)
 def test_an_update_is_as_much_for_every_method(method):
   config = configure(method)
-  state = shape_of(lambda params: learner.init_state(config, params), PARAMS)
+  state = shape_of(lambda params: iteration.init_state(config, params), PARAMS)
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
 
   def update(params, opt_state, reads, key):
@@ -134,7 +137,7 @@ def test_an_update_is_as_much_for_every_method(method):
       GRAPHDEF, (params, opt_state), PARAMS, reads, key, hyper, config
     )
 
-  # What learner.py books, about the same number for every method.
+  # What iteration.py books, about the same number for every method.
   tokens = config.update_tokens(TASK)
   ours = configure("tsd").update_tokens(TASK)
   assert abs(tokens / ours - 1) < judge.TOLERANCE

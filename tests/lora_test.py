@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import data, evaluate, memory, runs, train, workdir
-from tsd_jax.experiment import initial_params
+from tsd_jax.base import config as config_lib
+from tsd_jax.learning import memory
 from tsd_jax.models import lora, presets, transformer, weights
+from tsd_jax.run import directory, evaluation, load, train
+from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks import data
 
 MODEL = dataclasses.replace(
   small_experiment.get_config().model, num_layers=2, qkv_bias=True
@@ -130,7 +132,7 @@ def folder(tmp_path_factory):
 
 def test_a_run_moves_weights_by_little_rank_and_nothing_else(folder):
   _, base = initial_params(small())
-  run = runs.open_run(folder)
+  run = load.open_run(folder)
   before, after = weights.flatten(base), weights.flatten(run.params)
   moved = 0
   for name, weight in before.items():
@@ -147,13 +149,13 @@ def test_a_run_moves_weights_by_little_rank_and_nothing_else(folder):
 
 
 def test_it_is_measured_as_the_merged_model(folder):
-  config, run = small(), runs.open_run(folder)
-  found = evaluate.evaluate(
+  config, run = small(), load.open_run(folder)
+  found = evaluation.evaluate(
     run.graphdef, run.params, config.make_task(),
     data.load_problems(config.task, "validation"), "greedy",
     seed=config.seed, temperature=1.0,
   )["greedy"]  # fmt: skip
-  last = workdir.read_rows(folder)[-1]["eval"]["greedy"]
+  last = directory.read_rows(folder)[-1]["eval"]["greedy"]
   assert found["reward"] == pytest.approx(last["reward"])
   logits = nnx.merge(run.graphdef, run.params)(jnp.arange(5)[None])
   assert bool(jnp.isfinite(logits).all())
@@ -162,7 +164,7 @@ def test_it_is_measured_as_the_merged_model(folder):
 def test_it_goes_on_from_a_checkpoint(folder, tmp_path):
   train.train(small(iterations="2"), tmp_path)
   train.train(small(), tmp_path)
-  whole, resumed = runs.open_run(folder), runs.open_run(tmp_path)
+  whole, resumed = load.open_run(folder), load.open_run(tmp_path)
   for a, b in zip(
     jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True
   ):
@@ -180,7 +182,7 @@ def test_adapters_on_a_mesh_are_those_of_one_device(tmp_path):
     mesh = {f"mesh.{axis}": str(size) for axis, size in axes.items()}
     folder = tmp_path / "-".join(axes or ["one"])
     train.train(small(iterations="1", **smooth, **mesh), folder)
-    found.append(jax.tree.leaves(runs.open_run(folder).params))
+    found.append(jax.tree.leaves(load.open_run(folder).params))
   one, *others = found
   _, start = initial_params(small())
   assert (

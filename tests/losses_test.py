@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from tsd_jax import losses
+from tsd_jax.learning import losses
 
 RNG = np.random.default_rng(0)
 SHAPE, V = (4, 3, 6), 11

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+from tsd_jax.models.symbols import EOS, PAD, SEPARATOR, SymbolTokenizer
 from tsd_jax.tasks.maze import Maze, MazeConfig
 from tsd_jax.tasks.task import Task
-from tsd_jax.tokenizers import EOS, PAD, SEPARATOR, SymbolTokenizer
 
 CONFIG = MazeConfig()
 # A few hundred small problems.

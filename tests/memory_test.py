@@ -12,10 +12,12 @@ from flax import nnx
 
 from experiments.benchmarks.shapes import Unsolved
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import decode, learner, memory, train
-from tsd_jax.config import UserError
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
+from tsd_jax.inference import decode
+from tsd_jax.learning import iteration, memory
 from tsd_jax.models import transformer
+from tsd_jax.run import train
 from tsd_jax.search import tree as tree_lib
 
 MODEL = transformer.ModelConfig(
@@ -103,7 +105,7 @@ def test_so_it_is_where_prompts_are_long(search, model):
 def said_and_expected(config, task):
   """Bytes by XLA, and by us."""
   graphdef, task, shapes = inputs(config, 2 * TREES, task)
-  phase = functools.partial(learner.search_phase, graphdef)
+  phase = functools.partial(iteration.search_phase, graphdef)
   compiled = jax.jit(
     lambda params, prompt_SP, key: phase(
       params, task, prompt_SP, key, config.learner_config()

@@ -10,8 +10,9 @@ import pytest
 
 from experiments.benchmarks import modes
 from tests import small_experiment
-from tsd_jax import data, evaluate, train
-from tsd_jax.experiment import initial_params
+from tsd_jax.run import evaluation, train
+from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks import data
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,7 @@ def test_samples_are_as_many_as_spend_the_tokens_of_a_tree():
     "greedy,mean@16,vote@4,best@4,search@32,vote@8,best@8,search@64,"
     "vote@1,best@1,search@4"
   )
-  evaluate.parse_modes(names)
+  evaluation.parse_modes(names)
 
 
 @pytest.mark.slow
@@ -47,7 +48,7 @@ def test_the_command(tmp_path):
   graphdef, params = initial_params(config)
   task = config.make_task()
   prompts = data.load_problems(config.task, "test")
-  own = evaluate.evaluate(
+  own = evaluation.evaluate(
     graphdef, params, task, prompts, "mean@16,best@2", seed=config.seed
   )
   for mode, result in own.items():

@@ -12,13 +12,15 @@ from flax import nnx
 from tests import search_test
 from tests.noisy import add_noise
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
-from tsd_jax import decode, evaluate, learner, losses, methods, objective
-from tsd_jax.rollout import RolloutConfig, rollout
+from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, UNVISITED
+from tsd_jax.inference import decode
+from tsd_jax.inference.rollout import RolloutConfig, rollout
+from tsd_jax.learning import iteration, losses, methods, objective
+from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score, observed
-from tsd_jax.types import LOG_ZERO, NO_OBSERVATION, UNVISITED
 
 T, CALL, BYE = 5, 3, 7
 FULL = sum(3**depth for depth in range(1, T))  # Nodes of an exhausted tree.
@@ -138,7 +140,7 @@ def test_samples_hold_what_the_environment_writes_and_the_models_choices():
 
 def test_greedy_answers_are_an_argmax_loop_with_its_turns():
   model = nnx.split(search_test.model())
-  tokens_B1T, reward_B1, *_ = evaluate.draw(
+  tokens_B1T, reward_B1, *_ = evaluation.draw(
     *model, TASK, PROMPTS, jax.random.key(0), 1.0, samples=0
   )
   answered = 0
@@ -308,7 +310,7 @@ def batch(config):
     observed(TASK, PROMPTS, best.tokens_BMT),
   )  # fmt: skip
   r = sampled()
-  return objective.Batch(PROMPTS, r, *learner.advantages(r, config), lessons)
+  return objective.Batch(PROMPTS, r, *iteration.advantages(r, config), lessons)
 
 
 def by_hand(params, reference, graphdef, batch, hyper):
@@ -424,7 +426,7 @@ def test_advantages_are_those_of_choices():
     rollout=dataclasses.replace(SAMPLES, samples=SAMPLES.group, forks=0),
     loss=dataclasses.replace(LOSS, advantage="gae"),
   )
-  advantage_BGT, return_BGT = learner.advantages(r, config)
+  advantage_BGT, return_BGT = iteration.advantages(r, config)
   expected = np.zeros(r.mask_BGT.shape)
   for b, g in np.ndindex(B, SAMPLES.group):
     n, start = len(listed(r.tokens_BGT[b, g])), r.fork_BG[b, g]
@@ -458,17 +460,17 @@ def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
     )  # fmt: skip
     return carry, fields
 
-  monkeypatch.setattr(learner, "update", caught)
+  monkeypatch.setattr(iteration, "update", caught)
   config = configure()
   loss = dataclasses.replace(LOSS, champion_source=source, soft_weight=0.0)
   config = dataclasses.replace(config, loss=loss, searches=source == "search")
   graphdef, params = nnx.split(search_test.model())
   params = jax.tree.map(jnp.copy, params)
-  chunk = learner._train_chunk.__wrapped__(
+  chunk = iteration._train_chunk.__wrapped__(
     graphdef, TASK, config.static, None, False, None
   )
   _, metrics = chunk(
-    learner.init_state(config, params), PROMPTS[None],
+    iteration.init_state(config, params), PROMPTS[None],
     jax.tree.map(jnp.copy, params),
     {name: jnp.float32(x) for name, x in config.hyper.items()},
     jax.random.key(0),

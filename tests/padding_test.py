@@ -13,10 +13,12 @@ import pytest
 from flax import nnx
 
 from tests.noisy import add_noise
-from tsd_jax import decode, evaluate, learner, methods, scoring
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.inference import decode, scoring
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning import iteration, methods
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
-from tsd_jax.rollout import RolloutConfig
+from tsd_jax.run import evaluation
 from tsd_jax.search import tree
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
@@ -153,7 +155,7 @@ def test_trees_are_those_of_the_bare_prompts(rule, form):
 def test_measured_responses_are_those_to_the_bare_prompts(form):
   def draw(form):
     task, prompt_BP = posed(*form)
-    tokens, reward, correct, forwards = evaluate.draw(
+    tokens, reward, correct, forwards = evaluation.draw(
       *start(), task, jnp.array(prompt_BP), jax.random.key(2),
       jnp.float32(0.8), samples=5,
     )  # fmt: skip
@@ -189,12 +191,12 @@ def test_an_update_is_that_of_the_bare_prompts(form):
       refresh_every=1,
       iterations=1,
     )  # fmt: skip
-    run = learner.make_train_chunk(start()[0], task, config)
+    run = iteration.make_train_chunk(start()[0], task, config)
     params = jax.tree.map(jnp.copy, start()[1])
     reference = jax.tree.map(lambda a: a * 1.1, params)
     hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
     state, metrics = run(
-      learner.init_state(config, params), jnp.array(prompt_SP)[None],
+      iteration.init_state(config, params), jnp.array(prompt_SP)[None],
       reference, hyper, jax.random.key(3),
     )  # fmt: skip
     return jax.device_get((state, metrics)), config.update_tokens(task)
@@ -252,7 +254,7 @@ def test_full_prompts_need_no_mask():
 
   def program(by):
     task, prompt_BP = posed(by, 0)
-    lowered = evaluate.draw.lower(
+    lowered = evaluation.draw.lower(
       *start(), task, jnp.array(prompt_BP), jax.random.key(0), jnp.float32(1),
       samples=2,
     )  # fmt: skip

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import workdir as workdir_lib
+from tsd_jax.base import config as config_lib
+from tsd_jax.run import directory as workdir_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # GRPO has no search to compile; its rollouts and update go the same way.

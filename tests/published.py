@@ -7,8 +7,8 @@ import numpy as np
 
 from tests.noisy import add_noise
 from tsd_jax.models import hf, transformer
+from tsd_jax.models.symbols import SymbolTokenizer
 from tsd_jax.models.transformer import ModelConfig
-from tsd_jax.tokenizers import SymbolTokenizer
 
 LLAMA = ModelConfig(
   vocab_size=208, d_model=32, num_layers=3, num_heads=4, num_kv_heads=2,

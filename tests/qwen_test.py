@@ -12,9 +12,9 @@ pytest.importorskip("jinja2", reason="needs the extra: text")
 
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
-from tsd_jax import config, text_tokenizer
-from tsd_jax.config import UserError
-from tsd_jax.models import hf
+from tsd_jax.base import config
+from tsd_jax.base.errors import UserError
+from tsd_jax.models import hf, text_tokenizer
 from tsd_jax.models.transformer import ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from experiments import reasoning_gym_lines as gym
-from tsd_jax.config import UserError
+from experiments.recipes import reasoning_gym_lines as gym
+from tsd_jax.base.errors import UserError
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ def test_a_file_of_problems_is_made_once(tmp_path, monkeypatch):
 def test_the_command_writes_a_file_once(tmp_path):
   file = tmp_path / "sums.jsonl"
   command = [
-    sys.executable, "-m", "experiments.reasoning_gym_lines",
+    sys.executable, "-m", "experiments.recipes.reasoning_gym_lines",
     "--dataset=chain_sum", "--count=3", '--options={"max_terms": 2}',
     f"--output={file}",
   ]  # fmt: skip

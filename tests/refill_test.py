@@ -8,8 +8,8 @@ import pytest
 
 from tests import small_experiment, steps_test, transpositions_test
 from tests.search_test import PROMPTS, TASK, B, model
-from tsd_jax import config as config_lib
-from tsd_jax import decode
+from tsd_jax.base import config as config_lib
+from tsd_jax.inference import decode
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 

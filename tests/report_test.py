@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax import compare, report
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.comparison import statistics
+from tsd_jax.run import report
 from tsd_jax.search import view
 
 
@@ -64,8 +65,9 @@ def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
   html.parser.HTMLParser().feed(page)
   assert '<td class="no">2 - 1  (0.25)</td>' in page
   assert evil not in page and "&lt;script&gt;" in page
-  assert compare.summary(
-    {n: compare.read_curve(f, "mean@16") for n, f in folders.items()}, "mean@16"
+  assert statistics.summary(
+    {n: statistics.read_curve(f, "mean@16") for n, f in folders.items()},
+    "mean@16",
   ) in html.unescape(page)
   # 3 held-out figures, reward, clipped tokens, ledger; nothing for metrics
   # that no run has.
@@ -89,7 +91,7 @@ def test_folders_that_hold_no_run_are_named(tmp_path):
   with pytest.raises(UserError, match="damaged"):
     report.read_log(folder)
   with pytest.raises(UserError, match="no evaluation of pass@8"):
-    compare.read_curve(folder, "pass@8")
+    statistics.read_curve(folder, "pass@8")
 
 
 class Record(types.SimpleNamespace):

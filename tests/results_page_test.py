@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from experiments import results_page
-from tsd_jax import compare
-from tsd_jax.compare import Curve
-from tsd_jax.config import UserError
+from experiments.results import page
+from tsd_jax.base.errors import UserError
+from tsd_jax.comparison import statistics
+from tsd_jax.comparison.statistics import Curve
 
 
 def test_the_page_is_what_the_files_say():
-  """If this fails: python -m experiments.results_page."""
-  assert results_page.PAGE.read_text() == results_page.page(results_page.FOLDER)
+  """If this fails: python -m experiments.results.page."""
+  assert page.PAGE.read_text() == page.page(page.FOLDER)
 
 
 STEPS = np.array([0, 10, 20])
@@ -45,7 +45,7 @@ def content():
         "seeds": [0, 1],
         "iterations": STEPS.tolist(), "seconds": STEPS.tolist(),
         "mean@16": [c.accuracy.tolist() for c in all_],
-        "area": [compare.area(c) for c in all_],
+        "area": [statistics.area(c) for c in all_],
         "optimizer.learning_rate": "3e-4",
         "sweep": {"2e-4": 0.1, "3e-4": 0.2},
         "update_step": step
@@ -53,7 +53,7 @@ def content():
       }
       for name, all_ in runs.items()
     },
-    "ratios": compare.contrast(runs),
+    "ratios": statistics.contrast(runs),
     "training_seconds": 600.0,
     "versions": {"jax": "0.10.2"},
   }  # fmt: skip
@@ -61,7 +61,7 @@ def content():
 
 def test_a_comparison_in_words_and_numbers(tmp_path):
   (tmp_path / "compare_x.json").write_text(json.dumps(content()))
-  text = results_page.page(tmp_path)
+  text = page.page(tmp_path)
   assert "## compare_x" in text and "--workdir=DIR" in text
   assert "jax 0.10.2; 10 minutes of training." in text
   assert "seeds 0, 1." in text and "optimizer.learning_rate of 2e-4" in text
@@ -87,7 +87,7 @@ def test_prompts_are_as_many_as_searched_only_where_they_are(tmp_path):
   for row in found["methods"].values():
     row["update_step"]["searched_prompts"] = 0
   (tmp_path / "compare_x.json").write_text(json.dumps(found))
-  assert "as many as" not in results_page.page(tmp_path)
+  assert "as many as" not in page.page(tmp_path)
 
 
 def test_a_target_never_reached_is_no_win():
@@ -95,13 +95,15 @@ def test_a_target_never_reached_is_no_win():
   sometimes = {"value": 0.4, "ci95": [0.2, None]}
   undefined = {"value": None, "ci95": [None, None]}
   found = {"tsd/a": never, "tsd/b": sometimes}
-  assert results_page.verdict(found, 1.0, missing=float("inf")) == {
+  assert page.verdict(found, 1.0, missing=float("inf")) == {
     "below": [], "above": ["a"], "open": ["b"],
   }  # fmt: skip
-  assert results_page.verdict(
-    {"tsd/a": undefined}, 1.0, missing=float("nan")
-  ) == {"below": [], "above": [], "open": ["a"]}
-  assert results_page.interval(sometimes, ".1f", "never") == "0.4 [0.2, never]"
+  assert page.verdict({"tsd/a": undefined}, 1.0, missing=float("nan")) == {
+    "below": [],
+    "above": [],
+    "open": ["a"],
+  }
+  assert page.interval(sometimes, ".1f", "never") == "0.4 [0.2, never]"
 
 
 def test_any_rows_become_a_table(tmp_path):
@@ -110,7 +112,7 @@ def test_any_rows_become_a_table(tmp_path):
     {"name": "b", "solved": True},
   ]
   (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
-  text = results_page.page(tmp_path)
+  text = page.page(tmp_path)
   assert "| name | value | ratio | solved |" in text
   assert "| a | 12,346 | 0.5 [0.25, 1] | – |" in text
   assert "| b | – | – | True |" in text
@@ -132,7 +134,7 @@ def test_ablations_become_a_table(tmp_path):
     "seeds": ["0", "1"], "rows": rows,
   }  # fmt: skip
   (tmp_path / "ablations.json").write_text(json.dumps(saved))
-  text = results_page.page(tmp_path)
+  text = page.page(tmp_path)
   assert "| default | 0.350 (0.300–0.400) |  |  |  | 94,464 |" in text
   shown = "1.50 [0.75, never] | 0.90 [0.80, 1.00] | +0.010 [-0.020, +0.040]"
   assert f"| puct | 0.360 (0.310–0.410) | {shown} | 100,000 |" in text
@@ -141,9 +143,9 @@ def test_ablations_become_a_table(tmp_path):
 def test_damaged_files_are_named(tmp_path):
   (tmp_path / "x.json").write_text("{")
   with pytest.raises(UserError, match=r"x\.json is damaged"):
-    results_page.page(tmp_path)
+    page.page(tmp_path)
   broken = content()
   del broken["mode"]
   (tmp_path / "x.json").write_text(json.dumps(broken))
   with pytest.raises(UserError, match=r"x\.json has no 'mode': make it again"):
-    results_page.page(tmp_path)
+    page.page(tmp_path)

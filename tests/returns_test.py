@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsd_jax import returns
+from tsd_jax.learning import advantages
 
 RNG = np.random.default_rng(0)
 
@@ -19,7 +19,7 @@ def test_gae_is_the_sum_of_discounted_errors(gamma, lam):
   rows, T = (5, 3), 8
   reward, value = RNG.normal(size=(2, *rows, T))
   mask = prefix_mask(rows, T)
-  advantage, target = returns.gae(
+  advantage, target = advantages.gae(
     reward, value, mask, discount=gamma, lambda_=lam
   )
   for i in np.ndindex(rows):
@@ -39,20 +39,20 @@ def test_gae_is_the_sum_of_discounted_errors(gamma, lam):
 
 def test_terminal_reward_lies_on_the_last_sampled_token():
   mask = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
-  got = returns.terminal_reward(np.array([0.5, 0.7, 0.9]), mask)
+  got = advantages.terminal_reward(np.array([0.5, 0.7, 0.9]), mask)
   np.testing.assert_allclose(got, [[0, 0.5, 0], [0, 0, 0.7], [0, 0, 0]])
 
 
 def test_group_advantages_are_standard_scores():
   reward = RNG.random((6, 8))
-  got = np.asarray(returns.group_advantages(reward))
+  got = np.asarray(advantages.group_advantages(reward))
   np.testing.assert_allclose(
     got,
     (reward - reward.mean(1, keepdims=True))
     / (reward.std(1, keepdims=True) + 1e-4),
     rtol=1e-4,
   )
-  equal = returns.group_advantages(np.full((2, 8), 0.3, np.float32))
+  equal = advantages.group_advantages(np.full((2, 8), 0.3, np.float32))
   np.testing.assert_allclose(equal, 0, atol=1e-3)
 
 
@@ -96,7 +96,7 @@ def test_tree_advantages(data):
     np.float32,
   )
   local = data.draw(st.floats(0, 1))
-  got = returns.tree_advantages(
+  got = advantages.tree_advantages(
     reward[None], np.array([parent]), np.array([fork]), T, local_weight=local
   )
   expected = tree_oracle(reward.astype(float), parent, fork, T, local)
@@ -106,10 +106,10 @@ def test_tree_advantages(data):
 def test_without_forks_or_local_baseline_it_is_the_groups():
   reward = RNG.random((3, 5)).astype(np.float32)
   parent = np.broadcast_to(np.arange(5), (3, 5))
-  got = returns.tree_advantages(
+  got = advantages.tree_advantages(
     reward, parent, np.zeros((3, 5), int), 4, local_weight=0.3
   )
-  group = returns.group_advantages(reward)
+  group = advantages.group_advantages(reward)
   np.testing.assert_allclose(
     got, np.repeat(np.asarray(group)[..., None], 4, -1), rtol=1e-4, atol=1e-5
   )
@@ -142,11 +142,11 @@ def prefix_oracle(reward, tokens, local):
 def test_prefix_advantages(symbols):
   tokens = RNG.integers(0, symbols, (5, 6, 4))
   reward = RNG.random((5, 6)).astype(np.float32)
-  got = returns.prefix_advantages(reward, tokens, local_weight=0.3)
+  got = advantages.prefix_advantages(reward, tokens, local_weight=0.3)
   for b in range(5):
     np.testing.assert_allclose(
       got[b], prefix_oracle(reward[b], tokens[b], 0.3), atol=1e-4
     )
   if symbols > 2:  # Nothing is shared: the group's advantage.
-    group = returns.group_advantages(reward)
+    group = advantages.group_advantages(reward)
     np.testing.assert_allclose(got[..., -1], group, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.rewards import callback, worker
 from tsd_jax.rewards.pool import Pool, PoolConfig
 

@@ -7,9 +7,10 @@ import pytest
 
 from experiments.benchmarks import scaling
 from tests import small_experiment
-from tsd_jax import aot, roofline, sharding
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 from tsd_jax.models import transformer
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import aot, roofline
 
 # What is changed, and the program that it is held against.
 # Twice the prompts, for twice the devices.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tsd_jax import losses, scoring
+from tsd_jax.inference import scoring
+from tsd_jax.learning import losses
 from tsd_jax.models import transformer
 
 B, G, T, P, V = 3, 2, 5, 4, 4096

@@ -11,10 +11,18 @@ from experiments import countdown_teacher, smollm2_teacher
 from experiments.benchmarks import teacher
 from tests import small_experiment
 from tests.published import make
-from tsd_jax import costs, memory, runs, text_tokenizer, train, workdir
-from tsd_jax.checkpoint import Checkpointer
-from tsd_jax.experiment import search_model
-from tsd_jax.models import hf, presets, pretrained, transformer, weights
+from tsd_jax.learning import memory
+from tsd_jax.models import (
+  hf,
+  presets,
+  pretrained,
+  text_tokenizer,
+  transformer,
+  weights,
+)
+from tsd_jax.run import costs, directory, load, train
+from tsd_jax.run.checkpoint import Checkpointer
+from tsd_jax.run.experiment import search_model
 
 BASE = dataclasses.replace(
   small_experiment.get_config(), iterations=4, chunk=2, checkpoint_every=2,
@@ -31,7 +39,7 @@ def taught(tmp_path):
 
 
 def numbers(folder):
-  rows = workdir.read_rows(folder)
+  rows = directory.read_rows(folder)
   return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
@@ -53,7 +61,7 @@ def test_a_smaller_one_teaches_and_stays_as_it_is(taught, tmp_path):
   train.train(taught, folder)  # Resumes.
   train.train(taught, tmp_path / "at_once")
   assert numbers(folder) == numbers(tmp_path / "at_once")
-  run = runs.open_run(folder)
+  run = load.open_run(folder)
   assert run.step == 4
   shape = jax.tree.map(np.shape, run.params)
   assert shape == jax.tree.map(
@@ -73,7 +81,8 @@ def test_a_smaller_one_teaches_and_stays_as_it_is(taught, tmp_path):
 
 def test_trees_are_those_of_the_model_that_is_named(tmp_path):
   knowing = dataclasses.replace(
-    BASE, iterations=2, search_init="experiments/warm_start_3.safetensors",
+    BASE, iterations=2,
+    search_init="experiments/starts/warm_start_3.safetensors",
     search_model=presets.TINY,
   )  # fmt: skip
   train.train(knowing, tmp_path / "taught")
@@ -138,7 +147,9 @@ def test_the_benchmark_of_teachers_differs_in_the_teacher_alone():
   assert graphdef == transformer.abstract(small.search_model)[0]
   count = transformer.count_parameters
   assert count(small.search_model) < 0.6 * count(small.model)
-  kinds = teacher.configs("experiments/warm_start_3_small.safetensors", "01")
+  kinds = teacher.configs(
+    "experiments/starts/warm_start_3_small.safetensors", "01"
+  )
   for runs_of in kinds.values():
     assert [run.seed for run in runs_of] == [0, 1]
     alike = dataclasses.replace(

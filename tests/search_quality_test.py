@@ -16,7 +16,7 @@ from experiments.benchmarks.prefixes import Prefixes
 from experiments.benchmarks.solvable import oracle
 from tests import lazy_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
-from tsd_jax import tokenizers
+from tsd_jax.models import symbols
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.maze import Maze, MazeConfig
@@ -191,13 +191,13 @@ def test_sampling_stops_when_solved_and_a_cache_never_costs_more():
 def test_the_oracle_knows_which_beginnings_can_be_completed():
   config = CountdownConfig(numbers=3)
   task = Countdown(config)
-  operators = range(tokenizers.PLUS, tokenizers.DIVIDE + 1)
+  operators = range(symbols.PLUS, symbols.DIVIDE + 1)
 
   def results(a, b):
     return {a + b, a - b, a * b, a // b if b and a % b == 0 else 0}
 
   for given, target in (((3, 4, 5), 17), ((6, 6, 2), 3), ((1, 13, 13), 100)):
-    prompt_P = np.array([*given, tokenizers.SEPARATOR, target], np.int32)
+    prompt_P = np.array([*given, symbols.SEPARATOR, target], np.int32)
     answers = set()
     for i, j in itertools.permutations(range(3), 2):
       (k,) = {0, 1, 2} - {i, j}
@@ -205,7 +205,7 @@ def test_the_oracle_knows_which_beginnings_can_be_completed():
       for op, r in itertools.product(operators, results(a, b)):
         for x, y in ((r, rest), (rest, r)):
           for op2, last in itertools.product(operators, results(x, y)):
-            answers.add((a, op, b, r, x, op2, y, last, tokenizers.EOS))
+            answers.add((a, op, b, r, x, op2, y, last, symbols.EOS))
     answers = [x for x in answers if 0 <= min(x) and max(x) < 208]
     tokens_XT = np.array(answers, np.int32)
     prompt_XP = np.repeat(prompt_P[None], len(answers), axis=0)
@@ -232,12 +232,12 @@ def test_the_oracle_knows_which_walks_can_reach_the_goal():
   begun = [
     p for n in range(most + 1) for p in itertools.product(cells, repeat=n)
   ]
-  tokens_XT = np.full((len(begun), most + 1), tokenizers.PAD, np.int32)
+  tokens_XT = np.full((len(begun), most + 1), symbols.PAD, np.int32)
   for path, tokens_T in zip(begun, tokens_XT, strict=True):
-    tokens_T[: len(path) + 1] = [*path, tokenizers.EOS]
+    tokens_T[: len(path) + 1] = [*path, symbols.EOS]
   for prompt in ((22, 31, 15, 11, 12, 33), (12, 32, 15, 11, 21, 13)):
     prompt_P = np.array(prompt, np.int32)
-    prompt_P[config.walls] = tokenizers.SEPARATOR
+    prompt_P[config.walls] = symbols.SEPARATOR
     prompt_XP = np.repeat(prompt_P[None], len(begun), axis=0)
     right_X = np.asarray(task.score(prompt_XP, tokens_XT).correct_X)
     good = {

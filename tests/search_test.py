@@ -14,14 +14,15 @@ import scipy.stats
 from flax import nnx
 
 from tests.noisy import add_noise
-from tsd_jax import decode, sharding
+from tsd_jax.base.types import UNVISITED
+from tsd_jax.inference import decode
 from tsd_jax.models import transformer
+from tsd_jax.parallel import sharding
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import health
+from tsd_jax.search import metrics
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
-from tsd_jax.types import UNVISITED
 
 V, P, T, B, EOS, PAD = 12, 3, 4, 8, 11, 10
 
@@ -454,7 +455,7 @@ def test_health_by_counting(settings):
   result = search(**settings)
   tree, nodes = result.tree, result.tree.embeddings
   got = jax.device_get(
-    jax.jit(health.health)(tree, jnp.asarray(result.simulations))
+    jax.jit(metrics.health)(tree, jnp.asarray(result.simulations))
   )
   depths, cut, answers, repeated, entropy = [], [], 0, 0, []
   assert np.any(nodes.cut_off & nodes.has_answer) == ends_at_once(settings)

@@ -12,11 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 from tests import learner_test as tiny
 from tests import small_experiment
-from tsd_jax import aot, decode, hlo, learner, losses, sharding
-from tsd_jax import config as config_lib
-from tsd_jax.config import UserError
-from tsd_jax.methods import OptimizerConfig
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
+from tsd_jax.inference import decode
+from tsd_jax.learning import iteration, losses
+from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets, transformer
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import aot, hlo
 from tsd_jax.search import tree as tree_lib
 
 MESHES = {
@@ -61,7 +64,9 @@ def test_names_say_how_parameters_are_split():
 @pytest.mark.parametrize("preset", ["QWEN2_5_1_5B", "LLAMA3_70B", "DENSE_1T"])
 def test_parameters_and_their_moments_are_split(preset):
   shapes = transformer.abstract(getattr(presets, preset))[1]
-  state = jax.eval_shape(functools.partial(learner.init_state, CONFIG), shapes)
+  state = jax.eval_shape(
+    functools.partial(iteration.init_state, CONFIG), shapes
+  )
   devices = mesh("2x2x2")
   places = sharding.of_params(state, devices)
   whole = part = 0
@@ -246,7 +251,7 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
     tiny.prompts(1), sharding.over_prompts(devices, leading=1)
   )
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
-  chunk = learner.make_train_chunk(graphdef, tiny.TASK, config, devices)
+  chunk = iteration.make_train_chunk(graphdef, tiny.TASK, config, devices)
   lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
   tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.

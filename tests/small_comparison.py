@@ -1,7 +1,7 @@
 """A comparison of toy runs: the real command in a minute."""
 
 from tests import small_experiment
-from tsd_jax.judge import Comparison
+from tsd_jax.comparison.judge import Comparison
 
 
 def get_config() -> Comparison:

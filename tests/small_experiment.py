@@ -1,9 +1,9 @@
 """A run that compiles in seconds: the real loop at toy sizes."""
 
-from tsd_jax.experiment import EvalConfig, Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
-from tsd_jax.rollout import RolloutConfig
+from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from tests import small_experiment
-from tsd_jax.experiment import Experiment
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.maze import MazeConfig
 
 

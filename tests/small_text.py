@@ -4,8 +4,8 @@ import dataclasses
 
 from tests.grading import letters
 from tests.small_experiment import get_config
-from tsd_jax.experiment import Experiment
 from tsd_jax.rewards.pool import PoolConfig
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.text import TextConfig
 
 

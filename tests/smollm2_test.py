@@ -1,6 +1,6 @@
 """A real model, SmolLM2-135M-Instruct, against transformers.
 
-`python -m experiments.fetch_smollm2` fetches it first (98 MB).
+`python -m experiments.recipes.fetch_smollm2` fetches it first (98 MB).
 """
 
 import jax
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import fetch_smollm2
-from tsd_jax import generate, text_tokenizer
-from tsd_jax.models import hf, presets, pretrained
+from experiments.recipes import fetch_smollm2
+from tsd_jax.inference import generate
+from tsd_jax.models import hf, presets, pretrained, text_tokenizer
 
 PATH = fetch_smollm2.PATH
 torch = pytest.importorskip("torch", reason="needs the extra: interop")
@@ -20,7 +20,7 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(
     not PATH.is_file(),
-    reason=f"no {PATH}: run python -m experiments.fetch_smollm2",
+    reason=f"no {PATH}: run python -m experiments.recipes.fetch_smollm2",
   ),
 ]
 

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from experiments.baselines import step_time, step_workers
 from experiments.benchmarks import shapes
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 
 
 @pytest.fixture(autouse=True)

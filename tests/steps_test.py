@@ -14,16 +14,20 @@ from flax import nnx
 
 from tests import learner_test, search_test, small_experiment
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
-from tsd_jax import config as config_lib
-from tsd_jax import data, decode, sharding, tokenizers, train
-from tsd_jax.experiment import initial_params
-from tsd_jax.methods import LossConfig
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.types import LOG_ZERO
+from tsd_jax.inference import decode
+from tsd_jax.learning.methods import LossConfig
+from tsd_jax.models import symbols
+from tsd_jax.parallel import sharding
+from tsd_jax.run import train
+from tsd_jax.run.experiment import initial_params
 from tsd_jax.search import moves
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks import data
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.task import Score
-from tsd_jax.types import LOG_ZERO
 
 T, STOPS, A, S, N = 6, (3, 7), 4, 3, 12
 
@@ -278,7 +282,11 @@ def test_countdown_is_solved_by_whole_operations():
   solved = np.flatnonzero(nodes.correct.any(axis=1))
   assert len(solved) >= 4
   signs = dict(
-    zip(range(tokenizers.PLUS, tokenizers.DIVIDE + 1), "+-*/", strict=True)
+    zip(
+      range(symbols.PLUS, symbols.DIVIDE + 1),
+      "+-*/",
+      strict=True,
+    )
   )
   for row in solved:
     answer = nodes.answer_tokens[row, nodes.correct[row].argmax()]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tsd_jax import supervisor
+from tsd_jax.parallel import supervisor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from tsd_jax import config_json, data
-from tsd_jax.experiment import Experiment
+from tsd_jax.base import config_json
 from tsd_jax.models.presets import TINY
+from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks import data
 from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig

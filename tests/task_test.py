@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from tests import small_experiment
-from tsd_jax import config as config_lib
-from tsd_jax import runs, tokenizers, workdir
+from tsd_jax.base import config as config_lib
+from tsd_jax.models import symbols
+from tsd_jax.run import directory, load
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.task import Rewarded, Task
 
 COUNTDOWN = Countdown(CountdownConfig(numbers=3))
-ENCODE = tokenizers.SymbolTokenizer().encode
+ENCODE = symbols.SymbolTokenizer().encode
 PROMPT = np.array(ENCODE("5 12 2 = 58"))
 RESPONSE = np.array(ENCODE("12 * 5 60 60 - 2 58 <eos>"))
 
 
 def no_times(prompt_XP, response_XT, score):
-  times_X = jnp.any(response_XT == tokenizers.TIMES, axis=-1)
+  times_X = jnp.any(response_XT == symbols.TIMES, axis=-1)
   return score._replace(reward_X=jnp.where(times_X, 0.5, 1.0) * score.reward_X)
 
 
@@ -70,17 +71,17 @@ def test_a_run_takes_any_task_config_and_nothing_else():
 def test_a_run_saved_before_tasks_had_names_goes_on(tmp_path):
   """Its config.json holds Countdown's fields and no class."""
   config = small_experiment.get_config()
-  workdir.prepare(config, tmp_path)
+  directory.prepare(config, tmp_path)
   file = tmp_path / "config.json"
   saved = json.loads(file.read_text())
   assert saved["task"].pop("__class__").endswith("countdown.CountdownConfig")
   file.write_text(json.dumps(saved))
-  assert runs.read_config(tmp_path) == config
-  workdir.prepare(config, tmp_path)
+  assert load.read_config(tmp_path) == config
+  directory.prepare(config, tmp_path)
   other = config_lib.override(config, {"task.numbers": "4"})
   file.write_text(json.dumps(saved))
   with pytest.raises(config_lib.UserError, match="task.numbers: saved 3, now"):
-    workdir.prepare(other, tmp_path)
+    directory.prepare(other, tmp_path)
 
 
 def test_no_flag_can_say_a_function():

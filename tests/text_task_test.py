@@ -19,10 +19,13 @@ from tests import small_text
 from tests.grading import length, letters
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
-from tsd_jax import aot, config_json, data, text_tokenizer, train, workdir
-from tsd_jax.config import UserError
-from tsd_jax.models import hf
+from tsd_jax.base import config_json
+from tsd_jax.base.errors import UserError
+from tsd_jax.models import hf, text_tokenizer
 from tsd_jax.models.transformer import ModelConfig
+from tsd_jax.planning import aot
+from tsd_jax.run import directory, train
+from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
 from tsd_jax.tasks.text import TextConfig
 
@@ -264,7 +267,7 @@ def test_lanes_of_a_text_task_are_the_runs_alone(model, tmp_path):
   for lane, folder in zip(runs, together, strict=True):
     train.train(lane, tmp_path / f"alone{lane.seed}")
     mine, alone = map(
-      workdir.read_rows, (folder, tmp_path / f"alone{lane.seed}")
+      directory.read_rows, (folder, tmp_path / f"alone{lane.seed}")
     )
     for got, expected in zip(mine, alone, strict=True):
       assert got["ledger"] == expected["ledger"]

@@ -12,9 +12,9 @@ import pytest
 
 from tests import gguf_test
 from tests.published import LLAMA, make
-from tsd_jax import decode, text_tokenizer
-from tsd_jax.config import UserError
-from tsd_jax.models import hf, pretrained
+from tsd_jax.base.errors import UserError
+from tsd_jax.inference import decode
+from tsd_jax.models import hf, pretrained, text_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")

@@ -7,9 +7,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from tsd_jax import tokenizers
+from tsd_jax.models import symbols
 
-TOKENIZER = tokenizers.SymbolTokenizer()
+TOKENIZER = symbols.SymbolTokenizer()
 
 
 def test_ids_are_a_contract():
@@ -18,8 +18,8 @@ def test_ids_are_a_contract():
   assert TOKENIZER.encode("+ - * / =") == [200, 201, 202, 203, 204]
   assert TOKENIZER.encode("<pad> <bos> <eos>") == [205, 206, 207]
   assert TOKENIZER.vocab_size == 208
-  assert (tokenizers.PLUS, tokenizers.MINUS) == (200, 201)
-  assert (tokenizers.TIMES, tokenizers.DIVIDE) == (202, 203)
+  assert (symbols.PLUS, symbols.MINUS) == (200, 201)
+  assert (symbols.TIMES, symbols.DIVIDE) == (202, 203)
   ids = TOKENIZER.separator_id, TOKENIZER.pad_id
   assert ids == (204, 205)
   assert (TOKENIZER.bos_id, TOKENIZER.eos_id) == (206, 207)

@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 from tests import small_experiment
-from tsd_jax import aot, decode, hlo, sharding
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
+from tsd_jax.inference import decode
 from tsd_jax.models import transformer
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import aot, hlo
 from tsd_jax.search import tree as tree_lib
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,8 @@ from tests.search_test import (
   model,
   next_log_prob,
 )
-from tsd_jax import decode, tokenizers
+from tsd_jax.inference import decode
+from tsd_jax.models import symbols
 from tsd_jax.search import transpositions
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
@@ -30,7 +31,7 @@ from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
 from tsd_jax.tasks.task import Rewarded, Score
 
-encode = tokenizers.SymbolTokenizer().encode
+encode = symbols.SymbolTokenizer().encode
 SMALL = dict(max_number=4, max_target=20)
 # A task, a prompt, and what may stand in a response.
 GAMES = {
@@ -66,7 +67,7 @@ def random_responses(config, prompt_P, letters, count):
 
 
 def fill(tokens, length):
-  return [*tokens, *[tokenizers.PAD] * (length - len(tokens))]
+  return [*tokens, *[symbols.PAD] * (length - len(tokens))]
 
 
 @pytest.mark.parametrize("game", GAMES)

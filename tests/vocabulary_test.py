@@ -10,8 +10,10 @@ import scipy.special
 import scipy.stats
 
 from tests import small_experiment
-from tsd_jax import aot, hlo, sharding, vocabulary
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
+from tsd_jax.inference import vocabulary
+from tsd_jax.parallel import sharding
+from tsd_jax.planning import aot, hlo
 
 SPLIT = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
 

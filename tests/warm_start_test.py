@@ -8,8 +8,8 @@ import sys
 from safetensors import safe_open
 
 from tests import small_maze
-from tsd_jax import runs
-from tsd_jax.tokenizers import SymbolTokenizer
+from tsd_jax.models.symbols import SymbolTokenizer
+from tsd_jax.run import load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=tests/small_maze.py"
@@ -25,7 +25,7 @@ def run(module, *flags):
 def test_from_warm_start_to_export(tmp_path):
   start, workdir, exported = (tmp_path / n for n in ("s.safetensors", "r", "e"))
   done = run(
-    "experiments.warm_start", CONFIG, "--steps=20,10", "--batch=32",
+    "experiments.recipes.warm_start", CONFIG, "--steps=20,10", "--batch=32",
     f"--output={start}",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_from_warm_start_to_export(tmp_path):
   assert done.returncode == 0, done.stderr
   saved = json.loads((workdir / "config.json").read_text())
   assert saved["task"]["__class__"] == "tsd_jax.tasks.maze.MazeConfig"
-  assert runs.read_config(workdir).task == small_maze.get_config().task
+  assert load.read_config(workdir).task == small_maze.get_config().task
   assert "tsd: Maze" in (workdir / "report.html").read_text()
 
   modes = ("--mode=greedy,search@8", "--split=test")
@@ -58,11 +58,11 @@ def test_from_warm_start_to_export(tmp_path):
 
 
 def test_a_config_without_a_start_needs_a_file_to_write():
-  done = run("experiments.warm_start", CONFIG)
+  done = run("experiments.recipes.warm_start", CONFIG)
   assert done.returncode == 2
   assert "has no init: name a file, --output=" in done.stderr
 
 
 def test_another_number_of_numbers_is_refused():
-  done = run("experiments.warm_start", "--numbers=5")
+  done = run("experiments.recipes.warm_start", "--numbers=5")
   assert done.returncode == 2 and "--numbers=5" in done.stderr

@@ -13,20 +13,15 @@ import time
 import jax
 import numpy as np
 
-from tsd_jax import (
-  compare,
-  costs,
-  data,
-  evaluate,
-  progress,
-  train,
-  workdir,
-)
-from tsd_jax import config as config_lib
-from tsd_jax.experiment import Experiment, initial_params
+from tsd_jax.base import config as config_lib
+from tsd_jax.base import progress
+from tsd_jax.comparison import statistics
 from tsd_jax.models import hf, pretrained
+from tsd_jax.models.symbols import SymbolTokenizer
+from tsd_jax.run import costs, directory, evaluation, train
+from tsd_jax.run.experiment import Experiment, initial_params
+from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
-from tsd_jax.tokenizers import SymbolTokenizer
 
 
 def save_start(config: Experiment, folder: pathlib.Path) -> pathlib.Path:
@@ -68,7 +63,7 @@ class Meter:
     """
     self._name, self._config = name, config
     self._folder, self._save = folder, save
-    self._mode = evaluate.headline(config.eval.modes)
+    self._mode = evaluation.headline(config.eval.modes)
     self._task = config.make_task()
     self._held_out = data.load_problems(config.task, config.eval.split)
     self._points, self._seconds = [], 0.0
@@ -91,7 +86,7 @@ class Meter:
     _, graphdef, params = pretrained.load(
       self._folder / "now", config=self._config.model
     )
-    result = evaluate.evaluate(
+    result = evaluation.evaluate(
       graphdef, params, self._task, self._held_out, self._mode,
       seed=self._config.seed, temperature=self._config.eval.temperature,
     )[self._mode]  # fmt: skip
@@ -99,7 +94,7 @@ class Meter:
       (iteration, self._seconds, result["accuracy"], result["stderr"])
     )
     text = json.dumps(self._points)
-    workdir.write_whole(self._folder / "points.json", text)
+    directory.write_whole(self._folder / "points.json", text)
     print(
       f"{self._name}, seed {self._config.seed}: {self._points[-1]}", flush=True
     )
@@ -124,7 +119,7 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   """
   folder.mkdir(parents=True, exist_ok=True)
   fixed = config.optimizer.linear_decay
-  workdir.prepare(config, folder, fixed_length=fixed)
+  directory.prepare(config, folder, fixed_length=fixed)
   file = folder / "points.json"
   if not file.exists() or (
     json.loads(file.read_text())[-1][0] < config.iterations
@@ -134,7 +129,7 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
   iterations, seconds, accuracy, stderr = map(np.asarray, columns)
   tokens = iterations * update_tokens(config) * reads
-  return compare.Curve(iterations, tokens, accuracy, stderr, seconds)
+  return statistics.Curve(iterations, tokens, accuracy, stderr, seconds)
 
 
 def compare_with(
@@ -163,7 +158,7 @@ def compare_with(
     packages: whose versions they name.
   """
   progress.quiet_libraries()
-  mode, theirs = evaluate.headline(base.eval.modes), f"{name}_grpo"
+  mode, theirs = evaluation.headline(base.eval.modes), f"{name}_grpo"
   runs = {"grpo": [], theirs: []}
   for seed in seeds:
     config = config_lib.override(base, {"seed": str(seed)})
@@ -171,14 +166,14 @@ def compare_with(
     runs[theirs].append(curve(config, place, run, reads))
     place = folder / "ours" / str(seed)
     train.train(config, place)
-    runs["grpo"].append(compare.read_curve(place, mode))
-  curves = {n: compare.mean_curve(all_) for n, all_ in runs.items()}
+    runs["grpo"].append(statistics.read_curve(place, mode))
+  curves = {n: statistics.mean_curve(all_) for n, all_ in runs.items()}
   step = costs.update_step(base)
   backward = {
     "grpo": step["backward_tokens"],
     theirs: update_tokens(base) / base.optimizer.minibatches,
   }
-  print(compare.summary(curves, mode))
+  print(statistics.summary(curves, mode))
   if output is None:
     return
   content = {
@@ -194,7 +189,7 @@ def compare_with(
         "tokens": curves[name].tokens.tolist(),
         "seconds": curves[name].seconds.round(2).tolist(),
         mode: [c.accuracy.tolist() for c in all_],
-        "area": [compare.area(c) for c in all_],
+        "area": [statistics.area(c) for c in all_],
         "update_step": step
         | {
           "backward_tokens": backward[name],
@@ -206,9 +201,9 @@ def compare_with(
       }
       for name, all_ in runs.items()
     },
-    "ratios": compare.contrast(runs, ours="grpo"),
+    "ratios": statistics.contrast(runs, ours="grpo"),
     "versions": {p: importlib.metadata.version(p) for p in packages},
   }
-  workdir.write_whole(
+  directory.write_whole(
     pathlib.Path(output), json.dumps(content, indent=1) + "\n"
   )

@@ -42,7 +42,7 @@ import tempfile
 from absl import flags, logging
 
 from experiments.baselines import step_workers
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SHAPES = flags.DEFINE_list(

@@ -13,7 +13,7 @@ import tempfile
 import time
 import types
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 PROMPTS, _GROUP = 8, 4
 
@@ -39,7 +39,7 @@ class Words:
 
   def huggingface_files(self) -> dict[str, str]:
     """The same tokenizer for transformers."""
-    from tsd_jax import tokenizers
+    from tsd_jax.models import symbols
 
     card = dict(
       tokenizer_class="PreTrainedTokenizerFast",
@@ -49,7 +49,7 @@ class Words:
     )
     return {
       "tokenizer.json": json.dumps(
-        tokenizers.word_level(self._ids, self._special)
+        symbols.word_level(self._ids, self._special)
       ),
       "tokenizer_config.json": json.dumps(card),
     }
@@ -72,8 +72,8 @@ def make_case(vocab_size: int, length: int, steps: int):
     steps: optimiser steps.
   """
   from experiments.benchmarks.shapes import Unsolved
-  from tsd_jax import methods
-  from tsd_jax.rollout import RolloutConfig
+  from tsd_jax.inference.rollout import RolloutConfig
+  from tsd_jax.learning import methods
   from tsd_jax.search.tree import SearchConfig
   from tsd_jax.tasks.task import Score
 
@@ -173,17 +173,18 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   import numpy as np
   from flax import nnx
 
-  from tsd_jax import decode, learner
+  from tsd_jax.inference import decode
+  from tsd_jax.inference.rollout import rollout
+  from tsd_jax.learning import iteration
   from tsd_jax.models import transformer
-  from tsd_jax.rollout import rollout
 
   case = make_case(work["vocab_size"], work["length"], work["steps"])
   task, config = case.make_task(), case.learner_config()
   graphdef, params = transformer.create(model_config(work["shape"]), 0)
   reference = jax.tree.map(jnp.copy, params)
-  state = learner.init_state(config, params)
+  state = iteration.init_state(config, params)
   del params  # The loop holds them while it runs.
-  chunk = learner.make_train_chunk(graphdef, task, config)
+  chunk = iteration.make_train_chunk(graphdef, task, config)
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   key = jax.random.key(case.seed)
   prompts = np.array(work["prompts"], np.int32).reshape(

@@ -23,7 +23,7 @@ import pathlib
 from typing import Any
 
 from experiments.baselines import library_flags
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 
 def settings(config) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def make_trainer(
 def run(config, folder: pathlib.Path):
   """Trains by TRL; writes the points of its curve as they come."""
   from experiments.baselines import side_by_side
-  from tsd_jax import data
+  from tsd_jax.tasks import data
 
   trainer = make_trainer(
     side_by_side.save_start(config, folder),

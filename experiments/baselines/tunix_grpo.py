@@ -27,7 +27,7 @@ import shutil
 from absl import logging
 
 from experiments.baselines import library_flags
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 
 class Symbols:
@@ -199,8 +199,8 @@ def run(config, folder: pathlib.Path):
   import numpy as np
 
   from experiments.baselines import side_by_side
-  from tsd_jax import data
-  from tsd_jax.tokenizers import SymbolTokenizer
+  from tsd_jax.models.symbols import SymbolTokenizer
+  from tsd_jax.tasks import data
 
   start, mesh = side_by_side.save_start(config, folder), make_mesh()
   o, task = config.optimizer, config.make_task()

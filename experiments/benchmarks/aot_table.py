@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks import table
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _EFFORT = flags.DEFINE_enum("effort", "quick", ["full", "quick"], "As there.")
 _LIMIT = flags.DEFINE_integer("limit", 600, "Seconds that a shape may take.")
@@ -59,8 +59,8 @@ def run(name: str, topology: str) -> dict[str, Any] | None:
 
 def row(name: str, topology: str, plan: dict[str, Any] | None):
   """A line of the table."""
-  from tsd_jax import sharding
   from tsd_jax.models import transformer
+  from tsd_jax.parallel import sharding
 
   config = config_lib.load(f"experiments/pods/{name}.py")
   mesh = " ".join(

@@ -1,6 +1,6 @@
 """What the project's own compiled programs find, and what they spend on it.
 
-Samples come from `evaluate.draw`, trees from `tsd_jax.search`. Tokens are
+Samples come from `evaluation.draw`, trees from `tsd_jax.search`. Tokens are
 counted a prompt: its own forwards until its first correct answer, not those of
 the rows beside it in a batch.
 """
@@ -15,11 +15,12 @@ import mctx
 import numpy as np
 from flax import nnx
 
-from tsd_jax import decode, evaluate
+from tsd_jax.base.types import Array
+from tsd_jax.inference import decode
+from tsd_jax.run import evaluation
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Task
-from tsd_jax.types import Array
 
 _SAMPLES = 64  # Of a prompt in one call.
 _PROMPTS = 64  # In one call.
@@ -68,7 +69,7 @@ def sample(
       prompts = left[start : start + _PROMPTS]
       key, draw_key = jax.random.split(key)
       tokens_BGT, _, correct_BG, _ = jax.device_get(
-        evaluate.draw(
+        evaluation.draw(
           policy.graphdef,
           policy.params,
           task,

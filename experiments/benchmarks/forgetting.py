@@ -22,7 +22,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment that is trained."
@@ -38,16 +38,16 @@ _LEASH = flags.DEFINE_list("kl_weights", ["0", "0.1", "1"], "Leashes.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 METHODS = ("tsd", "grpo")
-_HINDSIGHT = 0.3  # As in the second phase of `experiments.warm_start`.
+_HINDSIGHT = 0.3  # As in the second phase of `experiments.recipes.warm_start`.
 _RATE = 1e-3
 _READ = 4096  # Responses that the perplexity is read on.
 
 
 def teach(experiment, second, file: pathlib.Path) -> None:
   """Trains on both tasks; writes the parameters that all runs start from."""
-  from experiments import supervised
-  from tsd_jax.experiment import initial_params
+  from experiments.recipes import supervised
   from tsd_jax.models import weights
+  from tsd_jax.run.experiment import initial_params
 
   rng = np.random.default_rng(0)
   tasks = [
@@ -76,12 +76,13 @@ class Exam:
 
   def __init__(self, experiment):
     """Draws the examples; another seed than that of any training."""
-    from experiments import supervised
-    from tsd_jax import data, evaluate
+    from experiments.recipes import supervised
+    from tsd_jax.run import evaluation
+    from tsd_jax.tasks import data
 
     config = experiment.task
     self._task = experiment.make_task()
-    self._mode = evaluate.headline(experiment.eval.modes)
+    self._mode = evaluation.headline(experiment.eval.modes)
     self._problems = data.load_problems(config, "validation")
     self._examples = config.warm_start(
       np.random.default_rng(1), _READ, _HINDSIGHT, supervised.held_out(config)
@@ -89,13 +90,13 @@ class Exam:
 
   def __call__(self, graphdef, params) -> dict[str, float]:
     """Perplexity and accuracy."""
-    from tsd_jax import evaluate
+    from tsd_jax.run import evaluation
 
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
       graphdef, params, self._task, self._problems, self._mode, seed=1
     )[self._mode]
     return {
-      "perplexity": evaluate.perplexity(
+      "perplexity": evaluation.perplexity(
         graphdef, params, self._task, *self._examples
       ),
       self._mode: found["accuracy"],
@@ -126,8 +127,9 @@ def main(overrides):
   }
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import progress, runs, train
-  from tsd_jax.experiment import initial_params
+  from tsd_jax.base import progress
+  from tsd_jax.run import load, train
+  from tsd_jax.run.experiment import initial_params
 
   progress.quiet_libraries()
   if not file.exists():
@@ -149,7 +151,7 @@ def main(overrides):
     for config in configs:
       place = folder / f"{method}_{weight}" / str(config.seed)
       train.train(config, place)
-      run = runs.open_run(place)
+      run = load.open_run(place)
       models.append((run.graphdef, run.params))
     rows.append(row(method, float(weight), base.iterations, models))
   words = [w for w in sys.argv[1:] if not w.startswith(("--workdir", "--out"))]

@@ -23,7 +23,7 @@ from flax import nnx
 
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.table import Table
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -34,13 +34,13 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 def compiled_size(config, graphdef, params, task, iterations):
   """Seconds to compile the loop, and instructions in the result."""
-  from tsd_jax import learner
+  from tsd_jax.learning import iteration
 
   learner_config = config.learner_config()
-  state = learner.init_state(learner_config, params)
+  state = iteration.init_state(learner_config, params)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
   shape = (iterations, learner_config.prompts, task.prompt_length)
-  chunk = learner.make_train_chunk(graphdef, task, learner_config)
+  chunk = iteration.make_train_chunk(graphdef, task, learner_config)
   key = jax.random.key(0)
   jax.clear_caches()  # The loop was compiled before, to be timed.
   start = time.perf_counter()
@@ -53,12 +53,13 @@ def compiled_size(config, graphdef, params, task, iterations):
 
 def host_loop(config):
   """Wall time of a run's dispatches, and how much of it the program ran."""
-  from tsd_jax import learner, train
+  from tsd_jax.learning import iteration
+  from tsd_jax.run import train
 
   quick = config_lib.override(
     config, {"eval.every": "0", "iterations": str(4 * config.chunk)}
   )
-  make, times = learner.make_train_chunk, []
+  make, times = iteration.make_train_chunk, []
 
   def make_timed(*args):
     chunk = make(*args)
@@ -73,7 +74,7 @@ def host_loop(config):
 
   with (
     tempfile.TemporaryDirectory() as folder,
-    mock.patch.object(learner, "make_train_chunk", make_timed),
+    mock.patch.object(iteration, "make_train_chunk", make_timed),
   ):
     train.train(quick, folder)
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -88,9 +89,12 @@ def main(overrides):
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # A compilation read from the cache would be no compilation.
   jax.config.update("jax_enable_compilation_cache", False)
-  from tsd_jax import data, decode, learner, objective, progress
-  from tsd_jax.experiment import initial_params
-  from tsd_jax.rollout import rollout
+  from tsd_jax.base import progress
+  from tsd_jax.inference import decode
+  from tsd_jax.inference.rollout import rollout
+  from tsd_jax.learning import iteration, objective
+  from tsd_jax.run.experiment import initial_params
+  from tsd_jax.tasks import data
 
   progress.quiet_libraries()
   repeats = _REPEATS.value
@@ -111,7 +115,7 @@ def main(overrides):
 
   @jax.jit
   def search(params, prompt_SP):
-    return learner.search_phase(
+    return iteration.search_phase(
       graphdef, params, task, prompt_SP, key, learner_config
     )
 
@@ -123,8 +127,8 @@ def main(overrides):
 
   responses, _ = sample(params, prompt_BP)
   found, searched, _ = search(params, prompt_SP)
-  advantage_BGT, return_BGT = learner.advantages(responses, learner_config)
-  lessons = learner.choose_lessons(key, prompt_SP, found, C)
+  advantage_BGT, return_BGT = iteration.advantages(responses, learner_config)
+  lessons = iteration.choose_lessons(key, prompt_SP, found, C)
   batch = objective.Batch(
     prompt_BP, responses, advantage_BGT, return_BGT, lessons
   )
@@ -159,12 +163,12 @@ def main(overrides):
   }
   for name, value in parts.items():
     table.note(name, value, "s", floor=value / floors[name])
-  chunk = learner.make_train_chunk(graphdef, task, learner_config)
+  chunk = iteration.make_train_chunk(graphdef, task, learner_config)
   prompt_CSP = jnp.broadcast_to(prompt_SP, (config.chunk, S, P))
 
   def whole():
     # The loop donates its state.
-    state = learner.init_state(learner_config, jax.tree.map(jnp.copy, params))
+    state = iteration.init_state(learner_config, jax.tree.map(jnp.copy, params))
     return chunk(state, prompt_CSP, params, hyper, key)
 
   total = seconds(whole, repeats) / config.chunk

@@ -13,7 +13,7 @@ Command (a minute a model): python -m experiments.benchmarks.modes
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 # A test process imports several scripts with flags of these names.
 _WORKDIRS = flags.DEFINE_list(
@@ -47,11 +47,13 @@ def main(overrides):
   folders = config_lib.required(_WORKDIRS)
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
-  from tsd_jax import data, evaluate, progress, runs
-  from tsd_jax.experiment import initial_params
+  from tsd_jax.base import progress
+  from tsd_jax.run import evaluation, load
+  from tsd_jax.run.experiment import initial_params
+  from tsd_jax.tasks import data
 
   progress.quiet_libraries()
-  opened = [runs.open_run(folder) for folder in folders]
+  opened = [load.open_run(folder) for folder in folders]
   first = opened[0].config
   for folder, run in zip(folders, opened, strict=True):
     for field in ("task", "model", "init"):
@@ -66,11 +68,11 @@ def main(overrides):
   rows, models = [], [("base", base)]
   models += [(run.config.algorithm, run.params) for run in opened]
   for model, params in models:
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
       graphdef, params, task, prompts, asked,
       seed=first.seed, search=first.search,
     )  # fmt: skip
-    print(f"{model}\n{evaluate.table(found)}", flush=True)
+    print(f"{model}\n{evaluation.table(found)}", flush=True)
     rows += [
       {
         "model": model,

@@ -20,9 +20,10 @@ from experiments.benchmarks import search
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.search import Case, Size
 from experiments.benchmarks.table import Table
-from tsd_jax import config as config_lib
-from tsd_jax import decode, learner, objective
-from tsd_jax.rollout import rollout
+from tsd_jax.base import config as config_lib
+from tsd_jax.inference import decode
+from tsd_jax.inference.rollout import rollout
+from tsd_jax.learning import iteration, objective
 
 
 def rollouts(
@@ -69,7 +70,7 @@ def update(name: str, size: Size, table: Table, repeats: int) -> None:
 
   responses, _ = sample(case.model, case.prompt_BP, case.prefix)
   batch = objective.Batch(
-    case.prompt_BP, responses, *learner.advantages(responses, config), None
+    case.prompt_BP, responses, *iteration.advantages(responses, config), None
   )
 
   @jax.jit

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax import decode
+from tsd_jax.inference import decode
 from tsd_jax.models.transformer import KV, Segment
 
 Path = tuple[int, ...]  # Response tokens.

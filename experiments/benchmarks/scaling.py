@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks import table
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 # A test process imports several scripts with flags of these names.
 _CONFIG = flags.DEFINE_string(
@@ -52,7 +52,7 @@ STRONG = (
 
 def split(config, axes: dict[str, int], *, weak: bool):
   """The run on a mesh; in weak scaling its prompts grow with the devices."""
-  from tsd_jax import sharding
+  from tsd_jax.parallel import sharding
 
   mesh = sharding.MeshConfig(**axes)
   if not weak:
@@ -70,7 +70,8 @@ def split(config, axes: dict[str, int], *, weak: bool):
 @functools.cache
 def measure(config) -> dict[str, Any]:
   """Compiles one iteration and counts."""
-  from tsd_jax import aot, hlo, roofline, sharding
+  from tsd_jax.parallel import sharding
+  from tsd_jax.planning import aot, hlo, roofline
 
   chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
   start = time.process_time()

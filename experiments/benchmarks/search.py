@@ -36,13 +36,13 @@ from experiments.benchmarks import python_trees, shapes
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.shapes import Unsolved
 from experiments.benchmarks.table import Table
-from tsd_jax import config as config_lib
-from tsd_jax import decode
+from tsd_jax.base import config as config_lib
+from tsd_jax.base.types import Array
+from tsd_jax.inference import decode
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.types import Array
 
 # A test process imports several scripts with flags of these names.
 _SHAPES = flags.DEFINE_list(

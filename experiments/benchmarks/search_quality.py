@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of trained policies and of measurements."
@@ -133,7 +133,7 @@ def with_value(config, graphdef, params, file: pathlib.Path):
   Returns:
     The parameters, and the forwards that teaching took.
   """
-  from experiments import hindsight
+  from experiments.recipes import hindsight
   from tsd_jax.models import transformer, weights
 
   steps, batch = _VALUE_STEPS.value, 256
@@ -155,8 +155,8 @@ def candidates(configs, extra):
     configs: by task.
     extra: runs by folder.
   """
-  from tsd_jax import runs, train
-  from tsd_jax.experiment import initial_params
+  from tsd_jax.run import load, train
+  from tsd_jax.run.experiment import initial_params
 
   for task, config in configs.items():
     place, value_tokens = pathlib.Path(_WORKDIR.value) / task, 0
@@ -176,7 +176,7 @@ def candidates(configs, extra):
       }
       folder = place / name.removesuffix("_taught")
       train.train(config_lib.override(config, changes), folder)
-      one = from_run(runs.open_run(folder), task, name, value_tokens)
+      one = from_run(load.open_run(folder), task, name, value_tokens)
       if folder.name != name:
         file = place / f"{name}.safetensors"
         params, more = with_value(config, one.graphdef, one.params, file)
@@ -193,7 +193,7 @@ def candidates(configs, extra):
 def measured(measurer, folder: pathlib.Path, name: str, of: dict) -> dict:
   """A measurement, from its file if that is of the same thing."""
   from experiments.benchmarks import measure
-  from tsd_jax.workdir import write_whole
+  from tsd_jax.run.directory import write_whole
 
   of = of | dict(settings=measurer.settings(name))
   file = folder / f"{name}.json"
@@ -288,8 +288,10 @@ def main(overrides):
   from experiments.benchmarks import measure, solvable, solve_rates
   from experiments.benchmarks.compiled_searches import Policy
   from experiments.benchmarks.table import origin
-  from tsd_jax import data, progress, runs
-  from tsd_jax.workdir import write_whole
+  from tsd_jax.base import progress
+  from tsd_jax.run import load
+  from tsd_jax.run.directory import write_whole
+  from tsd_jax.tasks import data
 
   only, tasks = _ONLY.value or measure.NAMES, _TASKS.value or list(TASKS)
   for flag, chosen, known in (
@@ -307,7 +309,7 @@ def main(overrides):
       "--value_steps=STEPS"
     )
   configs = {name: config_lib.load(TASKS[name]) for name in tasks}
-  extra = {place: runs.open_run(place) for place in _POLICY.value}
+  extra = {place: load.open_run(place) for place in _POLICY.value}
   progress.quiet_libraries()
   grid, rows = points(_BUDGET.value), []
 

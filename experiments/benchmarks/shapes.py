@@ -4,9 +4,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.tasks.task import Score
-from tsd_jax.types import Array
 
 TINY = ModelConfig(
   vocab_size=64,

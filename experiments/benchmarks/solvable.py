@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.prefixes import Path
-from tsd_jax import tokenizers
+from tsd_jax.models import symbols
 from tsd_jax.tasks import countdown, countdown_problems, maze, maze_problems
 from tsd_jax.tasks.task import Task
 
@@ -19,11 +19,11 @@ def _targets(numbers: tuple[int, ...], max_value: int) -> frozenset[int]:
 
 def _result(a: int, op: int, b: int, max_value: int) -> int | None:
   """What a legal step writes, None if it is illegal."""
-  if op == tokenizers.DIVIDE:
+  if op == symbols.DIVIDE:
     r = a // b if a % b == 0 else 0
   else:
     signs = {
-      tokenizers.PLUS: a + b, tokenizers.MINUS: a - b, tokenizers.TIMES: a * b
+      symbols.PLUS: a + b, symbols.MINUS: a - b, symbols.TIMES: a * b
     }  # fmt: skip
     r = signs[op]
   return r if 1 <= r <= max_value else None
@@ -34,7 +34,7 @@ def countdown_value(
 ) -> Callable[[Path], float]:
   """1 where the numbers left still reach the target, by exhaustive search."""
   *given, _, target = map(int, prompt_P)
-  operators = range(tokenizers.PLUS, tokenizers.DIVIDE + 1)
+  operators = range(symbols.PLUS, symbols.DIVIDE + 1)
 
   def next_numbers(numbers, step):
     """Numbers after each legal step that begins with the tokens of `step`."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tsd_jax import report
+from tsd_jax.run import report
 
 RATES = {"at_50": 0.5, "at_80": 0.8}
 BASELINES = ("best_of_n", "cached_sampling")

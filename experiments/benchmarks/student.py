@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.table import Table
-from tsd_jax import config as config_lib
+from tsd_jax.base import config as config_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _TURNS = flags.DEFINE_integer("turns", 200, "Answers of each model.")
@@ -26,11 +26,13 @@ def main(overrides):
   """Prints the table and writes the JSON."""
   del overrides
   folder = config_lib.required(_WORKDIR)
-  from tsd_jax import data, evaluate, progress, runs
-  from tsd_jax.experiment import initial_params
+  from tsd_jax.base import progress
+  from tsd_jax.run import evaluation, load
+  from tsd_jax.run.experiment import initial_params
+  from tsd_jax.tasks import data
 
   progress.quiet_libraries()
-  run = runs.open_run(folder)
+  run = load.open_run(folder)
   graphdef, base = initial_params(run.config)
   task = run.config.make_task()
   prompts = data.load_problems(run.config.task, "test")
@@ -41,7 +43,7 @@ def main(overrides):
     for name, params in models.items():
       start = time.perf_counter()
       tokens = jax.block_until_ready(
-        evaluate.draw(
+        evaluation.draw(
           graphdef, params, task, prompt_1P, jax.random.key(0), 1.0, samples=0
         )
       )[0]

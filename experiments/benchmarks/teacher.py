@@ -14,8 +14,9 @@ Command (a minute a run):
 import dataclasses
 import pathlib
 
-from experiments import ablations, countdown, countdown_teacher
-from tsd_jax import config as config_lib
+from experiments import countdown, countdown_teacher
+from experiments.benchmarks import ablations
+from tsd_jax.base import config as config_lib
 
 WORKDIR, SEEDS = ablations.WORKDIR, ablations.SEEDS
 
@@ -42,8 +43,8 @@ def configs(learned: str, seeds):
 
 def teach(folder: pathlib.Path) -> str:
   """Trains the smaller model by its own search; gives its parameters' file."""
-  from tsd_jax import runs, train
   from tsd_jax.models import weights
+  from tsd_jax.run import load, train
 
   small = countdown_teacher.get_config()
   train.train(
@@ -54,7 +55,7 @@ def teach(folder: pathlib.Path) -> str:
   )
   file = folder / "params.safetensors"
   if not file.is_file():
-    weights.save(str(file), runs.open_run(folder).params, metadata={})
+    weights.save(str(file), load.open_run(folder).params, metadata={})
   return str(file)
 
 

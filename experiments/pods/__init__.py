@@ -6,12 +6,12 @@ model's own vocabulary; replace it by yours to plan for its lengths.
 
 import dataclasses
 
-from tsd_jax.experiment import Experiment
-from tsd_jax.methods import LossConfig, OptimizerConfig
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
-from tsd_jax.rollout import RolloutConfig
+from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.sharding import MeshConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 

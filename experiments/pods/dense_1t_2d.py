@@ -11,9 +11,9 @@ Command: python -m launch.aot --config=experiments/pods/dense_1t_2d.py \
 import dataclasses
 
 from experiments import pods
-from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
-from tsd_jax.sharding import MeshConfig
+from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.run.experiment import Experiment
 
 
 def get_config() -> Experiment:

@@ -7,9 +7,9 @@ Command: python -m launch.aot --config=experiments/pods/llama3_8b.py \
 """
 
 from experiments import pods
-from tsd_jax.experiment import Experiment
 from tsd_jax.models import presets
-from tsd_jax.sharding import MeshConfig
+from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.run.experiment import Experiment
 
 
 def get_config() -> Experiment:

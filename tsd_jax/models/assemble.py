@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array
 from tsd_jax.models import names, transformer, weights
 from tsd_jax.models.transformer import ModelConfig, Transformer
-from tsd_jax.types import Array
 
 
 class Stored(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families
 from tsd_jax.models.transformer import ModelConfig
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, names, weights
 from tsd_jax.models.transformer import ModelConfig
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tsd_jax.base.types import Array
 from tsd_jax.models import transformer
-from tsd_jax.types import Array
 
 # How many axes of a weight, after the layers', it reads along; A keeps their
 # letters and B those of the others, with R between, so that the table of

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.types import LOG_ZERO, Array
+from tsd_jax.base.types import LOG_ZERO, Array
 
 
 def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, gguf, hf
 from tsd_jax.models.transformer import ModelConfig
 

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from tsd_jax import sharding
+from tsd_jax.base.types import Array
 from tsd_jax.models.operations import (
   apply_rope,
   attend,
@@ -28,7 +28,7 @@ from tsd_jax.models.operations import (
   rms_norm,
   rope_tables,
 )
-from tsd_jax.types import Array
+from tsd_jax.parallel import sharding
 
 _KEPT = "kept"  # Names what a layer's backward pass need not make again.
 

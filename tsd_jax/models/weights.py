@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
 from tsd_jax.models.transformer import ModelConfig, abstract
 
 

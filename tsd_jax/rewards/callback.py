@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array
 from tsd_jax.rewards import pool
-from tsd_jax.types import Array
 
 # (prompt_NP, response_NT) -> rewards of N responses, in [0, 1].
 HostReward = Callable[[np.ndarray, np.ndarray], np.ndarray]

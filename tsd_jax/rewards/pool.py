@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tsd_jax import supervisor
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.parallel import supervisor
 from tsd_jax.rewards import worker
 
 _START_SECONDS = 120  # For the imports of a reward function.

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax import sharding
+from tsd_jax.base.types import LOG_ZERO, UNVISITED, Array
+from tsd_jax.parallel import sharding
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
 from tsd_jax.search.rules import merged
-from tsd_jax.types import LOG_ZERO, UNVISITED, Array
 
 # Key of a move that cannot be expanded (any more).
 CLOSED = 2 * LOG_ZERO

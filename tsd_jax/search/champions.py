@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax.types import Array
+from tsd_jax.base.types import Array
 
 
 class Champions(NamedTuple):

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tsd_jax import sharding
-from tsd_jax.models import own_keys
+from tsd_jax.base.types import Array
+from tsd_jax.inference import own_keys
 from tsd_jax.models.transformer import KV, Segment, Transformer
-from tsd_jax.types import Array
+from tsd_jax.parallel import sharding
 
 # A simulation loop as mctx calls it: (first, last, body, state) -> state.
 LoopFn = Callable[[Any, Any, Callable[[Array, Any], Any], Any], Any]

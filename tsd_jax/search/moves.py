@@ -18,11 +18,11 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from tsd_jax import decode, vocabulary
+from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, Array
+from tsd_jax.inference import decode, vocabulary
 from tsd_jax.models.transformer import Segment, Transformer
 from tsd_jax.search.node import Node
 from tsd_jax.tasks.task import Task
-from tsd_jax.types import LOG_ZERO, NO_OBSERVATION, Array
 
 # What the prior of a drawn step is made of; see `SearchConfig.step_prior`.
 Prior = Literal["draws", "log_prob"]

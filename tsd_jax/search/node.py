@@ -3,8 +3,8 @@
 import chex
 import jax.numpy as jnp
 
+from tsd_jax.base.types import Array
 from tsd_jax.tasks.task import Task
-from tsd_jax.types import Array
 
 
 @chex.dataclass(frozen=True)

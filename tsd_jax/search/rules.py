@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from tsd_jax.base.types import LOG_ZERO, Array
 from tsd_jax.search.kv_pool import LoopFn
-from tsd_jax.types import LOG_ZERO, Array
 
 
 class Rule(Protocol):

@@ -8,9 +8,9 @@ tree of a thousand moves mistakes two for each other once in ten thousand trees.
 
 import jax.numpy as jnp
 
+from tsd_jax.base.types import Array
 from tsd_jax.search import moves
 from tsd_jax.tasks.task import Task
-from tsd_jax.types import Array
 
 
 def of_moves(task: Task, prompt_BP: Array, node) -> Array:

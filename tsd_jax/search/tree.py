@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax import decode, sharding
+from tsd_jax.base.types import Array
+from tsd_jax.inference import decode
 from tsd_jax.models.transformer import Transformer
+from tsd_jax.parallel import sharding
 from tsd_jax.search import best_first, kv_pool, moves, rules, transpositions
 from tsd_jax.search.node import empty
 from tsd_jax.tasks.task import Task, next_observation
-from tsd_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)

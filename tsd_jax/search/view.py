@@ -6,7 +6,7 @@ import jax
 import mctx
 import numpy as np
 
-from tsd_jax.types import UNVISITED
+from tsd_jax.base.types import UNVISITED
 
 Decode = Callable[[Sequence[int]], str]
 

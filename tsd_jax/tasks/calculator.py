@@ -12,7 +12,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax import tokenizers
+from tsd_jax.base.types import NO_OBSERVATION, Array
+from tsd_jax.models import symbols
 from tsd_jax.tasks.countdown import (
   Countdown,
   CountdownConfig,
@@ -21,7 +22,6 @@ from tsd_jax.tasks.countdown import (
 )
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH
 from tsd_jax.tasks.task import Score
-from tsd_jax.types import NO_OBSERVATION, Array
 
 _CALL = STEP_LENGTH  # Tokens of `a op b =`.
 
@@ -63,9 +63,9 @@ class Calculator(Countdown):
     call_XC = jnp.take_along_axis(response_XT, jnp.maximum(at_XC, 0), axis=-1)
     a_X, op_X, b_X, equals_X = jnp.moveaxis(call_XC, -1, 0)
     result_X = exact_result(a_X, op_X, b_X)
-    answers_X = (length_X >= _CALL) & (equals_X == tokenizers.SEPARATOR)
+    answers_X = (length_X >= _CALL) & (equals_X == symbols.SEPARATOR)
     for number_X in (a_X, b_X):
-      answers_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
+      answers_X &= (number_X >= 0) & (number_X <= symbols.MAX_INTEGER)
     answers_X &= (result_X >= 1) & (result_X <= self.config.max_value)
     return jnp.where(answers_X, result_X, NO_OBSERVATION)
 
@@ -78,9 +78,7 @@ class Calculator(Countdown):
     calls_XT = (at_T % self.step_length == self.step_length - 2) & (
       at_T < length_X[..., None]
     )
-    called_X = jnp.all(
-      ~calls_XT | (response_XT == tokenizers.SEPARATOR), axis=-1
-    )
+    called_X = jnp.all(~calls_XT | (response_XT == symbols.SEPARATOR), axis=-1)
     own_XK = own_situation(response_XT)
     return jnp.where(called_X[..., None], situation_XK, own_XK)
 
@@ -88,7 +86,7 @@ class Calculator(Countdown):
     """Grades as Countdown does; a response without `=` does not parse."""
     score = super().score(prompt_XP, response_XT)
     equals_XN = jnp.asarray(response_XT)[..., _CALL - 1 : -1 : self.step_length]
-    called_X = jnp.all(equals_XN == tokenizers.SEPARATOR, axis=-1)
+    called_X = jnp.all(equals_XN == symbols.SEPARATOR, axis=-1)
     return Score(
       jnp.where(called_X, score.reward_X, 0.0), score.correct_X & called_X
     )
@@ -97,4 +95,4 @@ class Calculator(Countdown):
 def _with_calls(response_XT: np.ndarray) -> np.ndarray:
   """Countdown's responses with `=` before every result."""
   results = np.arange(STEP_LENGTH - 1, response_XT.shape[-1], STEP_LENGTH)
-  return np.insert(response_XT, results, tokenizers.SEPARATOR, axis=-1)
+  return np.insert(response_XT, results, symbols.SEPARATOR, axis=-1)

@@ -13,11 +13,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax import tokenizers
+from tsd_jax.base.types import Array
+from tsd_jax.models import symbols
 from tsd_jax.tasks import countdown_problems
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH, Problem, Sizes
-from tsd_jax.tasks.task import GradedConfig, Score, check_tokens, symbols
-from tsd_jax.types import Array
+from tsd_jax.tasks.task import GradedConfig, Score, check_tokens, readable
 
 _USED = -1  # A slot whose number was consumed: no token equals it.
 
@@ -38,7 +38,7 @@ class CountdownConfig(GradedConfig):
   def __post_init__(self):
     """Refuses impossible values."""
     super().__post_init__()
-    need, top = self.need, tokenizers.MAX_INTEGER
+    need, top = self.need, symbols.MAX_INTEGER
     need(int, "numbers", lambda x: x in (3, 4), "use 3 or 4")
     remedy = f"use an integer in 1..{top}, the tokenizer's largest"
     need(int, "max_value", lambda x: 1 <= x <= top, remedy)
@@ -79,8 +79,8 @@ class CountdownConfig(GradedConfig):
     solution = countdown_problems.reachable(numbers, self.max_value)[target]
     order_M = rng.permutation(np.array(numbers, np.int32))
     return (
-      np.array([*order_M, tokenizers.SEPARATOR, target], np.int32),
-      np.array([*sum(solution, ()), tokenizers.EOS], np.int32),
+      np.array([*order_M, symbols.SEPARATOR, target], np.int32),
+      np.array([*sum(solution, ()), symbols.EOS], np.int32),
     )
 
   def canonical(self, prompt_P) -> Problem:
@@ -102,14 +102,14 @@ class Countdown:
   config: CountdownConfig = CountdownConfig()
 
   name = "countdown"
-  vocab_size = tokenizers.VOCAB_SIZE
-  eos_id = tokenizers.EOS
-  pad_id = tokenizers.PAD
+  vocab_size = symbols.VOCAB_SIZE
+  eos_id = symbols.EOS
+  pad_id = symbols.PAD
   prompt_pad_id, prompt_head = None, 0
   step_end_ids = ()  # Every operation has as many tokens.
   observe = None
   step_length = STEP_LENGTH  # Tokens of an operation, its result the last.
-  tokenizer = tokenizers.SymbolTokenizer()
+  tokenizer = symbols.SymbolTokenizer()
 
   @property
   def prompt_length(self) -> int:
@@ -145,9 +145,9 @@ class Countdown:
     target_X = prompt_XP[..., -1]
     parsed_X = (
       jnp.all((slot_XM >= 1) & (slot_XM <= config.max_value), axis=-1)
-      & (prompt_XP[..., -2] == tokenizers.SEPARATOR)
+      & (prompt_XP[..., -2] == symbols.SEPARATOR)
       & ((target_X >= 1) & (target_X <= config.max_target))
-      & (response_XT[..., -1] == tokenizers.EOS)
+      & (response_XT[..., -1] == symbols.EOS)
     )
     legal_X = jnp.ones_like(parsed_X)
     result_X = jnp.zeros_like(target_X)
@@ -156,8 +156,8 @@ class Countdown:
         response_XT[..., start + i] for i in (0, 1, 2, self.step_length - 1)
       )
       for number_X in (a_X, b_X, result_X):
-        parsed_X &= (number_X >= 0) & (number_X <= tokenizers.MAX_INTEGER)
-      parsed_X &= (op_X >= tokenizers.PLUS) & (op_X <= tokenizers.DIVIDE)
+        parsed_X &= (number_X >= 0) & (number_X <= symbols.MAX_INTEGER)
+      parsed_X &= (op_X >= symbols.PLUS) & (op_X <= symbols.DIVIDE)
 
       found_X, slot_XM, at_a_XM = _take(slot_XM, a_X, b_X)
       slot_XM = jnp.where(at_a_XM, result_X[..., None], slot_XM)
@@ -217,11 +217,11 @@ class Countdown:
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns a line such as `3 4 5 = 17 | 3*4=12 12+5=17 | exact 1.000`."""
-    prompt, response = symbols(self, prompt_P), symbols(self, response_T)
+    prompt, response = readable(self, prompt_P), readable(self, response_T)
     score = self.score(np.asarray(prompt_P), np.asarray(response_T))
     reward = float(score.reward_X)
     if reward == 0.0:
-      finished = tokenizers.EOS in np.asarray(response_T)
+      finished = symbols.EOS in np.asarray(response_T)
       verdict = "unparsable" if finished else "unfinished"
       body = " ".join(response)
     else:
@@ -242,10 +242,10 @@ def exact_result(a_X: Array, op_X: Array, b_X: Array) -> Array:
   quotient_X = a_X // jnp.maximum(b_X, 1)
   return jnp.select(
     [
-      op_X == tokenizers.PLUS,
-      op_X == tokenizers.MINUS,
-      op_X == tokenizers.TIMES,
-      (op_X == tokenizers.DIVIDE) & (quotient_X * b_X == a_X),
+      op_X == symbols.PLUS,
+      op_X == symbols.MINUS,
+      op_X == symbols.TIMES,
+      (op_X == symbols.DIVIDE) & (quotient_X * b_X == a_X),
     ],
     [a_X + b_X, a_X - b_X, a_X * b_X, quotient_X],
     0,  # No positive result equals it.

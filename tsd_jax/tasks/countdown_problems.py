@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsd_jax import tokenizers
+from tsd_jax.models import symbols
 from tsd_jax.tasks.task import check_warm_start
 
 STEP_LENGTH = 4  # Tokens of `a op b r`.
@@ -33,12 +33,12 @@ def _legal_steps(a: int, b: int, max_value: int) -> list[Step]:
   """Returns the legal steps of an unordered pair, without mirrored ones."""
   a, b = max(a, b), min(a, b)
   steps = [
-    (a, tokenizers.PLUS, b, a + b),
-    (a, tokenizers.MINUS, b, a - b),
-    (a, tokenizers.TIMES, b, a * b),
+    (a, symbols.PLUS, b, a + b),
+    (a, symbols.MINUS, b, a - b),
+    (a, symbols.TIMES, b, a * b),
   ]
   if a % b == 0:
-    steps.append((a, tokenizers.DIVIDE, b, a // b))
+    steps.append((a, symbols.DIVIDE, b, a // b))
   return [step for step in steps if 1 <= step[-1] <= max_value]
 
 
@@ -61,7 +61,7 @@ def _reachable(
 
 
 def reachable(
-  numbers: tuple[int, ...], max_value: int = tokenizers.MAX_INTEGER
+  numbers: tuple[int, ...], max_value: int = symbols.MAX_INTEGER
 ) -> dict[int, tuple[Step, ...]]:
   """Solves exactly: every target that the numbers reach, with one solution.
 
@@ -93,8 +93,8 @@ def canonical_keys(number_NM: np.ndarray, target_N: np.ndarray) -> np.ndarray:
   """Returns an int64 per problem, equal where canonical forms are equal."""
   key_N = np.zeros(len(number_NM), np.int64)
   for number_N in np.sort(number_NM, axis=1).T:
-    key_N = key_N * tokenizers.NUM_INTEGERS + number_N
-  return key_N * tokenizers.NUM_INTEGERS + target_N
+    key_N = key_N * symbols.NUM_INTEGERS + number_N
+  return key_N * symbols.NUM_INTEGERS + target_N
 
 
 def random_expressions(
@@ -124,9 +124,9 @@ def random_expressions(
     ValueError: an argument is out of range, or `excluded` leaves nothing.
   """
   check_warm_start(count, hindsight)
-  prompt_NP = np.full((count, sizes.numbers + 2), tokenizers.SEPARATOR)
+  prompt_NP = np.full((count, sizes.numbers + 2), symbols.SEPARATOR)
   length = STEP_LENGTH * (sizes.numbers - 1) + 1
-  response_NT = np.full((count, length), tokenizers.EOS)
+  response_NT = np.full((count, length), symbols.EOS)
   hindsight_N = rng.random(count) < hindsight
   excluded_keys = np.zeros(0, np.int64)
   if len(excluded):
@@ -180,7 +180,7 @@ def _random_steps(
     op_N, pair_N = np.divmod(move_N, len(i_J))
     result_N = result_NJ[rows, move_N]
     a_N, b_N = a_NJ[rows, pair_N], b_NJ[rows, pair_N]
-    steps += [a_N, op_N + tokenizers.PLUS, b_N, result_N]
+    steps += [a_N, op_N + symbols.PLUS, b_N, result_N]
     keep_NM = np.ones_like(number_NM, bool)
     keep_NM[rows, i_J[pair_N]] = keep_NM[rows, j_J[pair_N]] = False
     rest_NM = number_NM[keep_NM].reshape(len(rows), width - 2)

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax import tokenizers
+from tsd_jax.base.types import Array
+from tsd_jax.models import symbols
 from tsd_jax.tasks import maze_problems
 from tsd_jax.tasks.maze_problems import Problem
 from tsd_jax.tasks.task import (
@@ -28,9 +29,8 @@ from tsd_jax.tasks.task import (
   Score,
   check_tokens,
   check_warm_start,
-  symbols,
+  readable,
 )
-from tsd_jax.types import Array
 
 _ROW = 10  # A cell is written as 10 * row + column, both from 1.
 
@@ -172,7 +172,7 @@ class MazeConfig(GradedConfig):
   def _prompts(self, wall_NC: np.ndarray, ends_N3: np.ndarray) -> np.ndarray:
     """Writes problems as prompt_NP."""
     wall_NW = np.nonzero(wall_NC)[1].reshape(len(wall_NC), self.walls)
-    equals_N1 = np.full((len(wall_NC), 1), tokenizers.SEPARATOR, np.int32)
+    equals_N1 = np.full((len(wall_NC), 1), symbols.SEPARATOR, np.int32)
     wall_NW, ends_N3 = (
       to_tokens(cell, self.size) for cell in (wall_NW, ends_N3)
     )
@@ -182,8 +182,8 @@ class MazeConfig(GradedConfig):
     """Writes the first cells of walks, and the end, as response_NT."""
     at_1T, length_N1 = np.arange(self.max_moves + 1)[None], length_N[:, None]
     token_NT = to_tokens(np.pad(cell_NT, ((0, 0), (0, 1))), self.size)
-    token_NT = np.where(at_1T < length_N1, token_NT, tokenizers.PAD)
-    token_NT = np.where(at_1T == length_N1, tokenizers.EOS, token_NT)
+    token_NT = np.where(at_1T < length_N1, token_NT, symbols.PAD)
+    token_NT = np.where(at_1T == length_N1, symbols.EOS, token_NT)
     return token_NT.astype(np.int32)
 
 
@@ -194,13 +194,13 @@ class Maze:
   config: MazeConfig = MazeConfig()
 
   name = "maze"
-  vocab_size = tokenizers.VOCAB_SIZE
-  eos_id = tokenizers.EOS
-  pad_id = tokenizers.PAD
+  vocab_size = symbols.VOCAB_SIZE
+  eos_id = symbols.EOS
+  pad_id = symbols.PAD
   prompt_pad_id, prompt_head = None, 0
   step_end_ids = ()
   observe = None
-  tokenizer = tokenizers.SymbolTokenizer()
+  tokenizer = symbols.SymbolTokenizer()
 
   @property
   def prompt_length(self) -> int:
@@ -235,17 +235,15 @@ class Maze:
     wall_XW = prompt_XP[..., : config.walls]
     coin_X, goal_X = prompt_XP[..., -2], prompt_XP[..., -1]
 
-    ended_XT = jnp.cumsum(response_XT == tokenizers.EOS, axis=-1) > 0
+    ended_XT = jnp.cumsum(response_XT == symbols.EOS, axis=-1) > 0
     moves_X = jnp.sum(~ended_XT, axis=-1)
     at_XT = jax.lax.broadcasted_iota(
       jnp.int32, response_XT.shape, response_XT.ndim - 1
     )
-    rest_XT = jnp.where(
-      at_XT == moves_X[..., None], tokenizers.EOS, tokenizers.PAD
-    )
+    rest_XT = jnp.where(at_XT == moves_X[..., None], symbols.EOS, symbols.PAD)
     parsed_X = (
       jnp.all(_is_cell(wall_XW, config.size), axis=-1)
-      & (prompt_XP[..., config.walls] == tokenizers.SEPARATOR)
+      & (prompt_XP[..., config.walls] == symbols.SEPARATOR)
       & jnp.all(_is_cell(prompt_XP[..., -3:], config.size), axis=-1)
       & ((moves_X >= 1) & ended_XT[..., -1])
       & jnp.all(
@@ -351,14 +349,14 @@ class Maze:
     if score.correct_X:
       verdict = "exact"
     elif reward == 0.0:
-      finished = tokenizers.EOS in np.asarray(response_T)
+      finished = symbols.EOS in np.asarray(response_T)
       verdict = "unparsable" if finished else "unfinished"
     elif reward == np.float32(self.config.illegal):
       verdict = "illegal"
     else:
       table = self.config.reward_by_distance()
       verdict = f"{np.argmin(np.abs(table - reward))} moves short"
-    prompt, response = symbols(self, prompt_P), symbols(self, response_T)
+    prompt, response = readable(self, prompt_P), readable(self, response_T)
     return f"{' '.join(prompt)} | {' '.join(response)} | {verdict} {reward:.3f}"
 
 

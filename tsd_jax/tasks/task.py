@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.tokenizers import SymbolTokenizer
-from tsd_jax.types import NO_OBSERVATION, Array
+from tsd_jax.base.types import NO_OBSERVATION, Array
+from tsd_jax.models.symbols import SymbolTokenizer
 
 # The canonical form of a problem: equal for problems that differ only in what
 # does not matter, so that none is trained on in another guise.
@@ -335,7 +335,7 @@ def chosen(
   return mask_BGT if observed_BGT is None else mask_BGT & ~observed_BGT
 
 
-def symbols(task: Task, tokens: np.ndarray) -> list[str]:
+def readable(task: Task, tokens: np.ndarray) -> list[str]:
   """Returns readable symbols; ids outside the vocabulary do not stop a log."""
   return [
     task.tokenizer.decode([token])

@@ -11,7 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.config import UserError
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array
+from tsd_jax.models.text_tokenizer import TextTokenizer
 from tsd_jax.rewards import callback, pool
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.tasks import text_lines
@@ -21,8 +23,6 @@ from tsd_jax.tasks.task import (
   check_tokens,
   check_warm_start,
 )
-from tsd_jax.text_tokenizer import TextTokenizer
-from tsd_jax.types import Array
 
 # (prompt, response, example) -> reward in [0, 1]. The prompt is the text that
 # the model saw, the response what it wrote after it.

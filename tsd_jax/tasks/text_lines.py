@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tsd_jax import text_tokenizer
-from tsd_jax.config import UserError
-from tsd_jax.text_tokenizer import TextTokenizer
+from tsd_jax.base.errors import UserError
+from tsd_jax.models import text_tokenizer
+from tsd_jax.models.text_tokenizer import TextTokenizer
 
 
 class Line(NamedTuple):

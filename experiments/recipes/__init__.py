@@ -1,0 +1,1 @@
+"""Problem files, warm starts and fetchers that runs need."""

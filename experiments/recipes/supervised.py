@@ -1,0 +1,138 @@
+"""Supervised training on examples of one task or of several: warm starts.
+
+Axes beyond the legend of `types.py`: S steps.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tsd_jax.inference import scoring
+from tsd_jax.learning import losses
+from tsd_jax.models import transformer
+from tsd_jax.tasks import data
+from tsd_jax.tasks.task import Task, TaskConfig, chosen
+
+# prompt_SBP and response_SBT of a task; a step reads B of each task.
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+def held_out(config: TaskConfig) -> set:
+  """Problems that no example may ask: those of validation and of test."""
+  splits = data.split_problems(config)
+  return set(splits["validation"]) | set(splits["test"])
+
+
+def draw(
+  config: TaskConfig,
+  rng: np.random.Generator,
+  steps: int,
+  batch: int,
+  hindsight: float,
+  excluded: set,
+) -> Examples:
+  """Draws examples of a task; see `TaskConfig.warm_start`.
+
+  Args:
+    config: the task.
+    rng: advanced by the call.
+    steps: S.
+    batch: B.
+    hindsight: fraction of the prompts that ask for what the response does.
+    excluded: problems that are never asked.
+  """
+  drawn = config.warm_start(rng, steps * batch, hindsight, excluded)
+  prompt_SBP, response_SBT = (a.reshape(steps, batch, -1) for a in drawn)
+  return prompt_SBP, response_SBT
+
+
+def train(
+  graphdef,
+  params,
+  phases: Sequence[Sequence[Examples]],
+  *,
+  tasks: Sequence[Task],
+  learning_rate: float,
+):
+  """Minimises the mean over tasks of a response token's cross-entropy.
+
+  What a task's environment writes is not learned.
+
+  Args:
+    graphdef: structure of the model.
+    params: where it starts.
+    phases: the examples of each task, of one phase after another.
+    tasks: the tasks of every phase, in that order.
+    learning_rate: its peak.
+
+  Returns:
+    New parameters.
+  """
+
+  def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
+    rows_B1T = response_BT[:, None]
+    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
+    log_prob_B1T = scoring.read_log_probs(
+      model, scoring.log_prob_of, x_B1TD, rows_B1T
+    )
+    use_B1T = chosen(task, prompt_BP, rows_B1T, rows_B1T != task.pad_id)
+    return losses.cross_entropy(log_prob_B1T, use_B1T)
+
+  def loss_fn(params, examples):
+    model = nnx.merge(graphdef, params)
+    pairs = zip(tasks, examples, strict=True)
+    return sum(task_loss(model, t, *e) for t, e in pairs) / len(examples)
+
+  return fit(params, phases, loss_fn, learning_rate)
+
+
+def fit(
+  params,
+  phases: Sequence[Sequence[Examples]],
+  loss_fn: Callable,
+  learning_rate: float,
+):
+  """Minimises a loss over examples.
+
+  Adam; the learning rate rises over 50 steps and falls as a cosine over all.
+
+  Args:
+    params: where it starts.
+    phases: the examples of each task, of one phase after another.
+    loss_fn: (params, the examples of a step) -> loss.
+    learning_rate: its peak.
+
+  Returns:
+    New parameters.
+  """
+  steps = sum(len(examples[0][0]) for examples in phases)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+  @jax.jit
+  def run(carry, examples):
+    def step(carry, examples):
+      params, opt_state = carry
+      loss, grads = jax.value_and_grad(loss_fn)(params, examples)
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return (optax.apply_updates(params, updates), opt_state), loss
+
+    return jax.lax.scan(step, carry, examples)
+
+  carry = (params, optimizer.init(params))
+  for number, examples in enumerate(phases, 1):
+    start = time.time()
+    carry, loss_S = run(carry, jax.tree.map(jnp.asarray, tuple(examples)))
+    print(
+      f"phase {number}: {len(loss_S)} steps, loss {loss_S[-20:].mean():.3f}, "
+      f"{time.time() - start:.0f} s",
+      flush=True,
+    )
+  return carry[0]

@@ -1,0 +1,88 @@
+"""Warm start: a model that writes legal responses and rarely the right one.
+
+Supervised training on a task's random legal responses. In the first phase they
+rarely do what the prompt asks, so that only the rules are learned; in the
+second, 30 % of the prompts ask for what the response does (hindsight).
+Problems of the validation and test splits never occur as prompts.
+
+Command (a few minutes on two cores; writes 1 MB in half precision to the
+experiment's `init` and prints its accuracy):
+
+  python -m experiments.recipes.warm_start --config=experiments/countdown.py
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from experiments.recipes import supervised
+from tsd_jax.base import config as config_lib
+from tsd_jax.base import progress
+from tsd_jax.models import transformer, weights
+from tsd_jax.run import evaluation
+from tsd_jax.tasks import data
+
+_COUNTDOWN = {"3": "experiments/countdown.py", "4": "experiments/countdown4.py"}
+
+_CONFIG = flags.DEFINE_string(
+  "config", _COUNTDOWN["3"], "Experiment file: its task, model and init count."
+)
+_NUMBERS = flags.DEFINE_enum(
+  "numbers", None, list(_COUNTDOWN), "Short for Countdown's --config."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
+_STEPS = flags.DEFINE_list("steps", ["2000", "1000"], "Steps of each phase.")
+_BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.")
+_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
+_HINDSIGHT = flags.DEFINE_float("hindsight", 0.3, "Fraction in phase two.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "File to write; the experiment's init by default."
+)
+
+
+def main(overrides):
+  """Makes the file and prints what the model can do."""
+  progress.quiet_libraries()
+  file = _COUNTDOWN.get(_NUMBERS.value, _CONFIG.value)
+  experiment = config_lib.from_flags(file, overrides)
+  output = _OUTPUT.value
+  if output is None:
+    if experiment.init is None:
+      raise config_lib.UserError(f"{file} has no init: name a file, --output=")
+    output = str(ROOT / experiment.init)
+  config, task = experiment.task, experiment.task.make()
+  excluded = supervised.held_out(config)
+  rng, phases = np.random.default_rng(_SEED.value), []
+  for steps, fraction in zip(
+    map(int, _STEPS.value), (0.0, _HINDSIGHT.value), strict=True
+  ):
+    examples = supervised.draw(
+      config, rng, steps, _BATCH.value, fraction, excluded
+    )
+    phases.append([examples])
+  graphdef, params = transformer.create(experiment.model, _SEED.value)
+  params = supervised.train(
+    graphdef, params, phases, tasks=[task], learning_rate=_RATE.value
+  )
+  metadata = {
+    "task": f"{task.name}, {config.dataset}",
+    "phases": f"{_STEPS.value} steps of {_BATCH.value} examples",
+    "hindsight": str(_HINDSIGHT.value),
+    "seed": str(_SEED.value),
+    "value_trained": "false",
+  }
+  weights.save(output, params, metadata=metadata)
+  params, _ = weights.load(output, params)  # Measured as it is stored.
+  for split in ("validation", "test"):
+    prompts = data.load_problems(config, split)
+    results = evaluation.evaluate(
+      graphdef, params, task, prompts, "greedy,mean@16,pass@16", seed=1
+    )
+    shown = ", ".join(f"{m} {r['accuracy']:.3f}" for m, r in results.items())
+    print(f"{split}: {shown}")
+  print(f"wrote {output}, {pathlib.Path(output).stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,1 @@
+"""Results as they were measured, and the page of them."""

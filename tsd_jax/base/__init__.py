@@ -1,0 +1,1 @@
+"""What every part may use: records, errors, configs, accounts."""

@@ -1,0 +1,49 @@
+"""Token accounting: every model forward counts, wherever it happens.
+
+A token costs one where the model runs forward over it and three where it is
+also trained on (forward and backward). Rows that are computed and thrown away
+(masked, finished, revisited) count like all others: the machine paid for them.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from tsd_jax.base.types import Array
+
+BACKWARD_COST = 3
+
+
+class Tokens(NamedTuple):
+  """Token forwards of one iteration by purpose, int32 scalars."""
+
+  prefill: Array  # Prompts run forward before search and rollouts.
+  search: Array  # Node expansions and rollouts inside the search.
+  rollout: Array  # On-policy samples.
+  rescore: Array  # Forwards of the reference or of old policies.
+  update: Array  # Tokens run forward in the loss; each costs three.
+
+
+@dataclasses.dataclass
+class Ledger:
+  """Running totals on the host, in Python integers that cannot overflow."""
+
+  prefill: int = 0
+  search: int = 0
+  rollout: int = 0
+  rescore: int = 0
+  update: int = 0
+
+  def add(self, tokens) -> None:
+    """Adds one iteration's `Tokens` (host numbers)."""
+    for name in Tokens._fields:
+      setattr(self, name, getattr(self, name) + int(getattr(tokens, name)))
+
+  @property
+  def total(self) -> int:
+    """Forward-equivalent tokens: update tokens three times."""
+    forward = self.prefill + self.search + self.rollout + self.rescore
+    return forward + BACKWARD_COST * self.update
+
+  def to_dict(self) -> dict[str, int]:
+    """Fields and total, for a metrics row."""
+    return {**dataclasses.asdict(self), "total": self.total}

@@ -1,0 +1,379 @@
+"""The comparison of methods: which runs it takes, and what they add up to."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import time
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from tsd_jax.base import config as config_lib
+from tsd_jax.comparison import statistics
+from tsd_jax.comparison.jobs import train_all
+from tsd_jax.comparison.statistics import Curve
+from tsd_jax.learning.methods import Algorithm
+from tsd_jax.run import costs, directory, evaluation, report, train
+from tsd_jax.run.experiment import Experiment
+
+# Controls are tsd's loop without a tree, champions taken from own samples:
+# grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
+# samples form by themselves where they share a prefix; wide_best_of_n spends
+# the search's tokens on samples of as many prompts as its update has rows. The
+# other wide ones read as many prompts as the update holds: one row of each, or
+# two where a prompt's rows are compared with each other.
+Method = Literal[
+  Algorithm,
+  "grpo_champion",
+  "tree_prefix_values",
+  "wide_best_of_n",
+  "wide_ppo",
+  "wide_grpo",
+  "wide_cispo",
+]
+METHODS = get_args(Method)
+_WIDE_ROWS = {"wide_ppo": 1, "wide_grpo": 2, "wide_cispo": 2}
+_CONTROLS = {
+  "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
+  "tree_prefix_values": {"loss.advantage": "prefix"},
+}
+# Backward tokens of two update steps that count as equal: baselines round up to
+# whole rows.
+TOLERANCE = 0.15
+
+
+def settings(
+  method: Method, experiment: Experiment, share: float = 1.0
+) -> dict[str, str]:
+  """What a method changes of an experiment, as flags say it.
+
+  Args:
+    method: its name.
+    experiment: gives the number of samples that the update reads.
+    share: of its budget that the search spends, for what spends as much.
+  """
+  own = {
+    "algorithm": "tsd",
+    "loss.champion_source": "samples",
+    "loss.champions": "1",
+    "rollout.forks": "0",
+  }
+  if method in _CONTROLS:
+    grpo = dataclasses.replace(experiment, algorithm="grpo").learner_config()
+    return own | {
+      "loss.champion_weight": "0.5",
+      "rollout.prompts": str(grpo.rollout.prompts),
+      "rollout.samples": str(grpo.rollout.samples - 1),
+      **_CONTROLS[method],
+    }
+  if method not in ("wide_best_of_n", *_WIDE_ROWS):
+    return {"algorithm": method}
+  ours, task = experiment.learner_config(), experiment.make_task()
+  rows = _WIDE_ROWS.get(method, 1)
+  tokens = ours.update_tokens(task)
+  prompts = ours.prompts_of(task, tokens, rows)
+  if not prompts:
+    raise ValueError(
+      f"{method}: the update's {tokens} tokens are not a prompt for each of "
+      f"optimizer.minibatches={experiment.optimizer.minibatches}"
+    )
+  if method in _WIDE_ROWS:
+    return {
+      "algorithm": method.removeprefix("wide_"),
+      "rollout.baseline_prompts": str(prompts),
+    }
+  spent = share * ours.prompts * experiment.search.num_simulations
+  samples = round(spent / (prompts * (task.response_length - 1)))
+  return own | {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.champion_weight": "1",
+    "rollout.prompts": str(prompts),
+    "rollout.samples": str(max(1, samples)),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Methods on one task."""
+
+  experiment: Experiment
+  methods: tuple[Method, ...] = METHODS
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  # What every method is tried with, on validation: values of a field, or of
+  # several, joined by "+".
+  swept: str = "optimizer.learning_rate"
+  values: tuple[str, ...] = ("2e-4", "3e-4", "5e-4")
+  sweep_seed: int = 100  # None of the seeds that count.
+  mode: str = "mean@16"
+  split: str = "test"
+  # Methods whose iterations cost less than tsd's make more of them, until they
+  # have spent as many ledger tokens.
+  equal_tokens: bool = True
+  # Runs of a method in one program (`train.train_together`), for accelerators
+  # that one small model does not fill. On a CPU one is fastest.
+  lanes: int = 1
+
+  def __post_init__(self):
+    """Refuses what cannot be compared."""
+    if len(self.methods) < 2 or self.methods[0] != "tsd":
+      raise ValueError(
+        f"methods={','.join(self.methods)} must begin with tsd and name another"
+      )
+    if len(set(self.methods)) < len(self.methods):
+      raise ValueError(f"methods={','.join(self.methods)} repeats one")
+    if not self.values:
+      raise ValueError(f"values is empty: name one value of {self.swept}")
+    fields = self.swept.split("+")
+    for value in self.values if len(fields) > 1 else ():
+      if len(value.split("+")) != len(fields):
+        raise ValueError(
+          f"values={value} must give each of swept={self.swept} a value, "
+          "joined by +"
+        )
+    if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+      raise ValueError(f"seeds={self.seeds} must be distinct, at least one")
+    if self.sweep_seed in self.seeds:
+      raise ValueError(
+        f"sweep_seed={self.sweep_seed} must be none of seeds={self.seeds}"
+      )
+    if self.lanes < 1:
+      raise ValueError(f"lanes={self.lanes} must be at least 1")
+    if self.split == "validation":
+      raise ValueError("split=validation chose the settings: use test")
+    if evaluation.headline(self.experiment.eval.modes) != self.mode:
+      raise ValueError(
+        f"mode={self.mode} is not what experiment.eval.modes="
+        f"{self.experiment.eval.modes} shows"
+      )
+    steps = {}  # Every run can start, before any does.
+    for method in self.methods:
+      for value in self.values:
+        run = self.run(method, value, self.seeds[0], self.split)
+        train.check_alike([run] * min(2, self.lanes))  # Lanes, one device.
+        steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
+    first, *others = steps
+    for name in others:
+      theirs, ours = (steps[n]["backward_tokens"] for n in (name, first))
+      if abs(theirs / ours - 1) > TOLERANCE:
+        raise ValueError(
+          f"an update step of {name} reads {theirs:.0f} tokens, of {first} "
+          f"{ours:.0f}: their ratio of steps would mean nothing"
+        )
+
+  def run(
+    self, method: str, value: str, seed: int, split: str, share: float = 1.0
+  ) -> Experiment:
+    """The experiment of one run.
+
+    Args:
+      method: its name.
+      value: of what is swept.
+      seed: its seed.
+      split: the problems that it is measured on.
+      share: of its budget that tsd's search spends (`costs.search_share`).
+    """
+    changes = settings(method, self.experiment, share) | {
+      "seed": str(seed),
+      "eval.split": split,
+    }
+    fields = self.swept.split("+")
+    values = value.split("+") if len(fields) > 1 else [value]
+    changes |= dict(zip(fields, values, strict=True))
+    run = config_lib.override(self.experiment, changes)
+    if not self.equal_tokens or method == "tsd":
+      return run
+    grid = run.chunk  # A run ends with one, and with an evaluation.
+    ours = self.experiment
+    spends = ours.iterations * costs.iteration_tokens(ours, share)
+    points = round(spends / costs.iteration_tokens(run, share) / grid)
+    iterations = max(run.iterations, points * grid)
+    return dataclasses.replace(run, iterations=iterations)
+
+
+def judge(
+  config: Comparison,
+  folder: str | pathlib.Path,
+  *,
+  command: str = "",
+  jobs: int = 1,
+) -> str:
+  """Runs all that is missing and writes compare.json and compare.html.
+
+  Args:
+    config: what is compared.
+    folder: holds sweep/METHOD/VALUE and runs/METHOD/SEED.
+    command: what made it, for the record.
+    jobs: processes that train at a time (`jobs.train_all`).
+
+  Returns:
+    A table of text.
+
+  Raises:
+    UserError: if the folder holds runs of another comparison.
+  """
+  folder, start = pathlib.Path(folder), time.monotonic()
+  evaluation.parse_modes(config.mode)
+  directory.prepare(config, folder, ignore=("lanes",))
+  best, sweep, trained, share = {}, {}, 0.0, 1.0
+  runs: dict[str, list[Curve]] = {}
+  spent: dict[str, list[dict[str, int]]] = {}
+  values = config.values if len(config.values) > 1 else ()
+  # Tsd first: what it spends, the others may.
+  for methods in config.methods[:1], config.methods[1:]:
+    todo = {
+      method: {
+        value: config.run(method, value, config.sweep_seed, "validation", share)
+        for value in values
+      }
+      for method in methods
+    }
+    for method, tried in _run(todo, folder / "sweep", config, jobs).items():
+      sweep[method] = {v: sweep_score(curve) for v, (curve, _) in tried.items()}
+      trained += sum(float(curve.seconds[-1]) for curve, _ in tried.values())
+      scores = sweep[method] or dict.fromkeys(config.values, 0.0)
+      best[method] = max(scores, key=scores.__getitem__)
+    todo = {
+      method: {
+        str(seed): config.run(method, best[method], seed, config.split, share)
+        for seed in config.seeds
+      }
+      for method in methods
+    }
+    for method, made in _run(todo, folder / "runs", config, jobs).items():
+      runs[method], spent[method] = map(list, zip(*made.values(), strict=True))
+      trained += sum(float(curve.seconds[-1]) for curve in runs[method])
+      if method == "tsd":
+        share = costs.search_share(config.experiment, spent[method])
+  ratios = statistics.contrast(runs)
+  if jobs > 1:  # Runs had more of the machine at some times than at others.
+    del ratios["accuracy_at_equal_seconds"]
+  content = {
+    "command": command,
+    "task": config.experiment.make_task().name,
+    "split": config.split,
+    "mode": config.mode,
+    "swept": config.swept,
+    "methods": {
+      name: _row(config, name, best[name], share, runs[name], spent[name])
+      | {"sweep": sweep[name]}
+      for name in config.methods
+    },
+    "ratios": ratios,
+    "flops_per_token": costs.flops_per_token(config.experiment.model),
+    "training_seconds": round(trained, 1),
+    "session_seconds": round(time.monotonic() - start, 1),
+    "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
+  }
+  text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+  directory.write_whole(folder / "compare.json", text)
+  shown = statistics.table(content)
+  of_token = {
+    name: row["flops"][-1] / row["tokens"][-1]
+    for name, row in content["methods"].items()
+  }
+  page = report.comparison_page(
+    shown, curves(content), config.mode, of_token, timed=jobs == 1
+  )
+  directory.write_whole(folder / "compare.html", page)
+  return shown
+
+
+def sweep_score(curve: Curve) -> float:
+  """What a setting is chosen by: the mean of a run's last three evaluations.
+
+  The last one alone is too noisy; the start's is not counted.
+  """
+  return float(np.mean(curve.accuracy[1:][-3:]))
+
+
+def _run(
+  todo: dict[str, dict[str, Experiment]],
+  folder: pathlib.Path,
+  config: Comparison,
+  jobs: int,
+) -> dict[str, dict[str, tuple[Curve, dict[str, int]]]]:
+  """Trains what is missing in FOLDER/METHOD/NAME; gives curves and ledgers."""
+  groups = []
+  for method, named in todo.items():
+    alike: dict[Any, list[str]] = {}  # What one program can hold.
+    for name, run in named.items():
+      alike.setdefault(run.learner_config().static, []).append(name)
+    groups += [
+      {folder / method / n: named[n] for n in names[i : i + config.lanes]}
+      for names in alike.values()
+      for i in range(0, len(names), config.lanes)
+    ]
+  train_all(groups, jobs)
+
+  def read(place):
+    ledger = directory.read_rows(place)[-1]["ledger"]
+    return statistics.read_curve(place, config.mode), ledger
+
+  return {
+    method: {name: read(folder / method / name) for name in named}
+    for method, named in todo.items()
+  }
+
+
+def _row(
+  config: Comparison,
+  method: str,
+  value: str,
+  share: float,
+  runs: list[Curve],
+  spent: list[dict[str, int]],
+) -> dict[str, Any]:
+  """One method's part of compare.json."""
+  mean = statistics.mean_curve(runs)
+  run = config.run(method, value, config.seeds[0], config.split, share)
+  step, iterations = costs.update_step(run), float(mean.iterations[-1])
+  parts = {
+    part: float(np.mean([ledger[part] for ledger in spent])) / iterations
+    for part in spent[0]
+  }
+  steps = step["steps_an_iteration"]
+  learner = run.learner_config()
+  searched = learner.prompts / steps if learner.searches else 0
+  total = sum(ledger["total"] for ledger in spent)
+  of_token = (
+    sum(costs.flops(run, ledger, int(iterations)) for ledger in spent) / total
+  )
+  return {
+    "changes": settings(method, config.experiment, share),
+    "seeds": list(config.seeds),
+    config.swept: value,
+    "iterations": mean.iterations.tolist(),
+    "tokens": mean.tokens.tolist(),
+    "flops": (mean.tokens * of_token).tolist(),
+    "seconds": mean.seconds.round(2).tolist(),
+    config.mode: [curve.accuracy.tolist() for curve in runs],
+    "area": [
+      statistics.area(curve, config.experiment.iterations) for curve in runs
+    ],
+    "tokens_an_iteration": parts,
+    "update_step": step
+    | {
+      "searched_prompts": searched,
+      "ledger_tokens": parts["total"] / steps,
+    },
+  }
+
+
+def curves(content: dict[str, Any]) -> dict[str, Curve]:
+  """Mean curves of a compare.json, with standard errors over seeds."""
+
+  def curve(row):
+    accuracy_SI = np.asarray(row[content["mode"]])
+    axes = [np.asarray(row[a]) for a in ("iterations", "tokens", "seconds")]
+    shape = accuracy_SI.shape
+    iterations, tokens, seconds = (np.broadcast_to(a, shape) for a in axes)
+    runs = zip(
+      iterations, tokens, accuracy_SI, 0 * accuracy_SI, seconds, strict=True
+    )
+    return statistics.mean_curve([Curve(*run) for run in runs])
+
+  return {name: curve(row) for name, row in content["methods"].items()}

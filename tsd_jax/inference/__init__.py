@@ -1,0 +1,1 @@
+"""Reading prompts, sampling responses and scoring them."""

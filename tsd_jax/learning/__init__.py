@@ -1,0 +1,1 @@
+"""What an iteration learns, and from what."""

@@ -1,0 +1,143 @@
+"""Losses as pure functions of arrays.
+
+No function here knows a model or a config. Those with a `mask` return the mean
+over the positions that it selects; an empty mask gives zero. Those over the
+whole vocabulary return a number a token (`scoring.read_log_probs`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tsd_jax.base.types import Array
+from tsd_jax.parallel import sharding
+
+
+def masked_mean(x_X: Array, mask_X: Array) -> Array:
+  """Mean of x where mask holds; zero where it never does.
+
+  Inside `sharding.per_copy` it is what the copy's own prompts add to the mean.
+  """
+  weight_X = mask_X.astype(jnp.float32)
+  total, count = jnp.sum(x_X * weight_X), jnp.sum(weight_X)
+  return total / jnp.maximum(sharding.sum_copies(count), 1.0)
+
+
+def ppo(
+  log_prob_X: Array,
+  behaviour_X: Array,
+  advantage_X: Array,
+  mask_X: Array,
+  *,
+  clip_low: float | Array,
+  clip_high: float | Array,
+) -> tuple[Array, dict[str, Array]]:
+  """PPO's clipped surrogate, -min(rho A, clip(rho, 1-l, 1+h) A).
+
+  rho = exp(log pi - log mu) against the stored behaviour log-probability mu of
+  the sampled token (arXiv:1707.06347). Only sampled tokens may be given.
+
+  Args:
+    log_prob_X: log pi of the sampled tokens now.
+    behaviour_X: log mu when they were sampled, at the same temperature.
+    advantage_X: advantages.
+    mask_X: sampled tokens.
+    clip_low: l.
+    clip_high: h.
+
+  Returns:
+    Loss, and the ratio's mean, clip fraction and approximate KL(mu || pi).
+  """
+  log_ratio_X = jnp.where(mask_X, log_prob_X - behaviour_X, 0.0)
+  ratio_X = jnp.exp(log_ratio_X)
+  clipped_X = jnp.clip(ratio_X, 1.0 - clip_low, 1.0 + clip_high)
+  loss_X = -jnp.minimum(ratio_X * advantage_X, clipped_X * advantage_X)
+  acts_X = jnp.where(
+    advantage_X > 0, ratio_X > 1.0 + clip_high, ratio_X < 1.0 - clip_low
+  )
+  return masked_mean(loss_X, mask_X), {
+    "ratio": masked_mean(ratio_X, mask_X),
+    "clip_fraction": masked_mean(acts_X & (advantage_X != 0), mask_X),
+    "approx_kl": masked_mean(ratio_X - 1.0 - log_ratio_X, mask_X),
+  }
+
+
+def cispo(
+  log_prob_X: Array,
+  behaviour_X: Array,
+  advantage_X: Array,
+  mask_X: Array,
+  *,
+  clip_high: float | Array,
+) -> tuple[Array, dict[str, Array]]:
+  """CISPO: -sg(min(rho, 1+h)) A log pi (arXiv:2506.13585).
+
+  The importance weight is clipped, not the update: every token keeps its
+  gradient. Arguments and metrics as in `ppo`.
+  """
+  log_ratio_X = jnp.where(mask_X, log_prob_X - behaviour_X, 0.0)
+  ratio_X = jnp.exp(log_ratio_X)
+  weight_X = jax.lax.stop_gradient(jnp.minimum(ratio_X, 1.0 + clip_high))
+  loss_X = -weight_X * advantage_X * log_prob_X
+  return masked_mean(loss_X, mask_X), {
+    "ratio": masked_mean(ratio_X, mask_X),
+    "clip_fraction": masked_mean(ratio_X > 1.0 + clip_high, mask_X),
+    "approx_kl": masked_mean(ratio_X - 1.0 - log_ratio_X, mask_X),
+  }
+
+
+def cross_entropy(log_prob_X: Array, mask_X: Array) -> Array:
+  """-log pi of a champion's tokens."""
+  return -masked_mean(log_prob_X, mask_X)
+
+
+def bucket_kl(
+  log_prob_XA: Array,
+  weight_XA: Array,
+  mass_X: Array,
+  mask_X: Array,
+) -> Array:
+  """KL(target || pi) over A candidates and one bucket for all other tokens.
+
+  The target gives candidate a the probability m * w_a and the rest 1 - m, with
+  m the search model's own probability of the candidate set: search moves
+  probability between the moves it tried and says nothing of the others.
+
+  Args:
+    log_prob_XA: log pi of the candidates, which are distinct tokens.
+    weight_XA: improved distribution over them, sums to one.
+    mass_X: m in [0, 1].
+    mask_X: states that count.
+
+  Returns:
+    Mean KL in nats.
+  """
+  tiny = 1e-6
+  inside_X = jnp.clip(jnp.sum(jnp.exp(log_prob_XA), axis=-1), tiny, 1.0 - tiny)
+  mass_X = jnp.clip(mass_X, tiny, 1.0 - tiny)
+  target_XA = mass_X[..., None] * weight_XA
+  log_target_XA = jnp.log(jnp.maximum(target_XA, 1e-30))
+  kl_X = jnp.sum(target_XA * (log_target_XA - log_prob_XA), axis=-1)
+  rest_X = 1.0 - mass_X
+  kl_X += rest_X * (jnp.log(rest_X) - jnp.log1p(-inside_X))
+  return masked_mean(kl_X, mask_X)
+
+
+def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:
+  """Exact KL(pi || pi_ref) over the vocabulary, in nats, of every token."""
+  return jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)
+
+
+def entropy(log_prob_XV: Array) -> Array:
+  """Entropy of the policy in nats, of every token."""
+  return -jnp.sum(jnp.exp(log_prob_XV) * log_prob_XV, axis=-1)
+
+
+def value(value_X: Array, return_X: Array, mask_X: Array) -> Array:
+  """Half the squared error of V_pi."""
+  return 0.5 * masked_mean((value_X - return_X) ** 2, mask_X)
+
+
+def success(logit_X: Array, target_X: Array, mask_X: Array) -> Array:
+  """Binary cross-entropy of V_search against success in [0, 1]."""
+  loss_X = jax.nn.softplus(logit_X) - target_X * logit_X
+  return masked_mean(loss_X, mask_X)

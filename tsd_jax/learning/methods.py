@@ -1,0 +1,365 @@
+"""What the learner needs to know, and the methods as settings of it.
+
+`resolve` turns an algorithm's name into switches on one loop, and fills every
+method's update step with as many backward tokens, up to whole rows; the ledger
+counts what they spend beyond it.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+from tsd_jax.inference import decode
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
+from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.task import Task
+
+Algorithm = Literal[
+  "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
+]
+ALGORITHMS = get_args(Algorithm)
+_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight")
+_SAMPLE_WEIGHTS = (
+  "policy_weight",
+  "value_weight",
+  "success_weight",
+  "kl_weight",
+  "entropy_weight",
+)
+_WEIGHTS = _CHAMPION_WEIGHTS + _SAMPLE_WEIGHTS
+_CLIPS = ("clip_low", "clip_high")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Weights and forms of the terms of the loss."""
+
+  policy: Literal["ppo", "cispo"] = "ppo"
+  # tree: values of the forks; prefix: of whatever prefixes samples share.
+  advantage: Literal["tree", "prefix", "group", "gae"] = "tree"
+  policy_weight: float = 1.0
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  # Cross-entropy on the best answers found, at the samples' temperature.
+  champion_weight: float = 8.0
+  champions: int = 1  # M, distinct answers a prompt, best first.
+  # C, searched prompts whose champions an update distils, those that have one
+  # first. Own samples give a lesson for every prompt.
+  lessons: int = 448
+  # Where they come from: the tree, or the policy's own samples (no search).
+  champion_source: Literal["search", "samples"] = "search"
+  # "correct": distil champions that solve the task; "better": those whose
+  # reward beats the search model's greedy answer (the own samples' mean).
+  champion_gate: Literal["correct", "better"] = "correct"
+  # KL to the improved move distributions, which are of temperature 1.
+  soft_weight: float = 0.0
+  soft_min_visits: int = 2
+  value_weight: float = 0.0  # V_pi.
+  success_weight: float = 0.1  # V_search.
+  kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
+  entropy_weight: float = 0.0
+  local_weight: float = 0.5  # Tree advantages: parent against root baseline.
+  discount: float = 1.0
+  gae_lambda: float = 0.95
+
+  @property
+  def distils(self) -> bool:
+    """Whether the loss reads champions."""
+    return any(getattr(self, name) > 0 for name in _CHAMPION_WEIGHTS)
+
+  @property
+  def trains_on_samples(self) -> bool:
+    """Whether the loss reads the on-policy samples."""
+    return any(getattr(self, name) > 0 for name in _SAMPLE_WEIGHTS)
+
+  def __post_init__(self):
+    """Refuses negative weights and impossible clips."""
+    for name in (*_WEIGHTS, "local_weight"):
+      if (number := getattr(self, name)) < 0:
+        raise ValueError(f"loss.{name}={number} must not be negative")
+    if self.champions < 1:
+      raise ValueError(f"loss.champions={self.champions} must be at least 1")
+    if not self.distils and not self.trains_on_samples:
+      raise ValueError("every weight of the loss is 0: set loss.policy_weight")
+    if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+      raise ValueError(
+        f"loss.clip_low={self.clip_low} must lie in (0, 1) and "
+        f"loss.clip_high={self.clip_high} be positive"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Adam over minibatches of whole prompts."""
+
+  learning_rate: float = 3e-4
+  linear_decay: bool = False  # Of it, to 0 after the last iteration.
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  max_grad_norm: float = 1.0
+  epochs: int = 1
+  minibatches: int = 8
+
+  def __post_init__(self):
+    """Refuses impossible settings."""
+    for field in (
+      "learning_rate",
+      "eps",
+      "max_grad_norm",
+      "epochs",
+      "minibatches",
+    ):
+      if getattr(self, field) <= 0:
+        raise ValueError(
+          f"optimizer.{field}={getattr(self, field)} must be positive"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+  """Everything the compiled loop depends on."""
+
+  rollout: RolloutConfig
+  search: SearchConfig
+  loss: LossConfig
+  optimizer: OptimizerConfig
+  searches: bool  # Whether a tree is searched at all.
+  refresh_every: int  # theta_s <- theta every R iterations; 0 is never.
+  # Iterations in which the learning rate falls to 0; 0 where it stays.
+  decay_over: int
+  eos_id: int
+  # Of the task: what fills short prompts, how many tokens begin all of them.
+  prompt_pad_id: int | None = None
+  prompt_head: int = 0
+  lora: LoraConfig = NO_ADAPTERS
+  mesh: MeshConfig = ONE_DEVICE
+
+  def __post_init__(self):
+    """Refuses settings that do not fit together."""
+    if self.refresh_every < 0:
+      raise ValueError(f"refresh_every={self.refresh_every} must be >= 0")
+    for name, count in (
+      ("rollout.prompts", self.rollout.prompts),
+      ("loss.lessons", self.lessons),
+    ):
+      if count % self.optimizer.minibatches:
+        raise ValueError(
+          f"{name}={count} must be a multiple of "
+          f"optimizer.minibatches={self.optimizer.minibatches}"
+        )
+    if self.lessons > self.prompts:
+      raise ValueError(
+        f"loss.lessons={self.lessons} exceeds the {self.prompts} prompts that "
+        "are searched: rollout.prompts times search.width"
+      )
+    if self.loss.advantage != "tree" and self.rollout.forks:
+      raise ValueError(
+        f"loss.advantage={self.loss.advantage} knows no forks: set "
+        "rollout.forks=0 or loss.advantage=tree"
+      )
+    if self.loss.advantage == "gae" and self.loss.value_weight == 0:
+      raise ValueError(
+        "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
+      )
+    if self.loss.soft_weight > 0 and not self.searches:
+      raise ValueError(
+        "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
+        "loss.champion_source=search"
+      )
+    drawn = self.search.step_tokens > 1 or self.search.lazy
+    if self.loss.soft_weight > 0 and drawn:
+      raise ValueError(
+        "loss.soft_weight > 0 needs a node's likeliest tokens as its moves: "
+        "set search.step_tokens=1 and search.lazy=false, not "
+        f"{self.search.step_tokens} and {self.search.lazy}"
+      )
+    if self.loss.distils and not self.searches:
+      if self.loss.champions > self.rollout.group:
+        raise ValueError(
+          f"loss.champions={self.loss.champions} exceeds the "
+          f"{self.rollout.group} samples that they are chosen from"
+        )
+
+  @property
+  def prompts(self) -> int:
+    """S, prompts that an iteration reads."""
+    return self.rollout.prompts * (self.search.width if self.searches else 1)
+
+  @property
+  def lessons(self) -> int:
+    """C, prompts whose champions an update reads."""
+    if not self.loss.distils:
+      return 0
+    return self.loss.lessons if self.searches else self.rollout.prompts
+
+  @property
+  def prompt_form(self) -> tuple[int | None, int]:
+    """How `decode.prefill` is to read prompts."""
+    return self.prompt_pad_id, self.prompt_head
+
+  def prompt_tokens(self, task: Task, prompts: int, calls: int = 1) -> int:
+    """Tokens of prompts that are run in some calls of the model.
+
+    What all prompts begin with counts once a call, on however many devices.
+    """
+    return decode.prefill_tokens(
+      prompts, task.prompt_length, self.prompt_head, calls
+    )
+
+  @property
+  def search_calls(self) -> int:
+    """Calls in which the searched prompts are run."""
+    return -(-self.prompts // self.search.block(self.prompts))
+
+  def update_tokens(self, task: Task) -> int:
+    """Tokens that one epoch runs forward and backward."""
+    total = 0
+    if self.loss.trains_on_samples:
+      total += self._part_tokens(task, self.rollout.prompts, self.rollout.group)
+    if self.loss.distils:
+      total += self._part_tokens(task, self.lessons, self.loss.champions)
+    return total
+
+  def prompts_of(self, task: Task, tokens: int, rows: int) -> int:
+    """How many prompts, of so many rows each, an epoch of some tokens reads.
+
+    A multiple of the minibatches, of which each runs the common head once.
+    """
+    calls = self.optimizer.minibatches
+    heads = self._part_tokens(task, 0, rows)
+    prompt = self._part_tokens(task, 1, rows) - heads
+    return (tokens - heads) // prompt // calls * calls
+
+  def _part_tokens(self, task: Task, prompts: int, rows: int) -> int:
+    calls = self.optimizer.minibatches
+    responses = prompts * rows * (task.response_length - 1)
+    return self.prompt_tokens(task, prompts, calls) + responses
+
+  @property
+  def hyper(self) -> dict[str, float]:
+    """Scalars that are arguments of the compiled loop."""
+    return {n: getattr(self.loss, n) for n in _WEIGHTS + _CLIPS} | {
+      "learning_rate": self.optimizer.learning_rate,
+      "decay_over": self.decay_over,
+    }
+
+  @property
+  def static(self) -> "LearnerConfig":
+    """What a program is compiled for: all but the values of `hyper`.
+
+    A weight still says whether it is zero, because its term is then left out.
+    """
+    weights = {n: float(getattr(self.loss, n) > 0) for n in _WEIGHTS}
+    clips = {n: getattr(LossConfig, n) for n in _CLIPS}
+    return dataclasses.replace(
+      self,
+      decay_over=int(self.decay_over > 0),
+      loss=dataclasses.replace(self.loss, **weights, **clips),
+      optimizer=dataclasses.replace(
+        self.optimizer, learning_rate=OptimizerConfig.learning_rate
+      ),
+    )
+
+
+def resolve(
+  algorithm: Algorithm,
+  task: Task,
+  *,
+  rollout: RolloutConfig,
+  search: SearchConfig,
+  loss: LossConfig,
+  optimizer: OptimizerConfig,
+  refresh_every: int,
+  iterations: int,
+  lora: LoraConfig = NO_ADAPTERS,
+  mesh: MeshConfig = ONE_DEVICE,
+) -> LearnerConfig:
+  """Switches parts of the loop for a method.
+
+  Baselines sample as many rows of `rollout.baseline_prompts` prompts as reach
+  the number of tokens that tsd's update runs backward; the last row counts up.
+
+  Args:
+    algorithm: its name.
+    task: gives the lengths, the end token and the padding of prompts.
+    rollout: tsd's samples.
+    search: used by `tsd` and `expert_iteration`.
+    loss: `tsd`'s loss; baselines keep its clips and unrelated weights.
+    optimizer: shared.
+    refresh_every: how often the search model is refreshed.
+    iterations: of the run, over which a learning rate may decay.
+    lora: what is trained of the parameters.
+    mesh: how devices share the work.
+
+  Returns:
+    What the learner compiles.
+
+  Raises:
+    ValueError: for an unknown algorithm or settings that do not fit.
+  """
+  if algorithm not in ALGORITHMS:
+    raise ValueError(
+      f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
+    )
+
+  def config(rollout, loss, *, searches):
+    return LearnerConfig(
+      rollout=rollout,
+      search=search,
+      loss=loss,
+      optimizer=optimizer,
+      searches=searches,
+      refresh_every=refresh_every if searches else 0,
+      decay_over=iterations if optimizer.linear_decay else 0,
+      eos_id=task.eos_id,
+      prompt_pad_id=task.prompt_pad_id,
+      prompt_head=task.prompt_head,
+      lora=lora,
+      mesh=mesh,
+    )
+
+  distils_tree = loss.distils and loss.champion_source == "search"
+  ours = config(rollout, loss, searches=distils_tree)
+  if algorithm == "tsd":
+    return ours
+  # The group of a baseline, champions included.
+  prompts, T = rollout.baseline_prompts, task.response_length - 1
+  own_tokens = ours.update_tokens(task)
+  prompt_tokens = ours.prompt_tokens(task, prompts, optimizer.minibatches)
+  rows = max(1, -(-((own_tokens - prompt_tokens) // prompts) // T))
+  own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
+  supervised = own | dict(
+    advantage="group",
+    policy_weight=0.0,
+    value_weight=0.0,
+    kl_weight=0.0,
+    entropy_weight=0.0,
+    champion_weight=1.0,
+  )
+  match algorithm:
+    case "ppo":
+      own |= dict(
+        policy="ppo", advantage="gae", value_weight=loss.value_weight or 0.5
+      )
+    case "grpo":
+      own |= dict(policy="ppo", advantage="group")
+    case "cispo":
+      own |= dict(policy="cispo", advantage="group")
+    case "best_of_n":
+      own = supervised | dict(champion_source="samples", champions=rows)
+    case "expert_iteration":
+      # All rows are champions; a sample a prompt shows where the policy stands.
+      lessons = ours.prompts_of(task, own_tokens, loss.champions)
+      own = supervised | dict(
+        champion_source="search",
+        lessons=min(lessons, rollout.prompts * search.width),
+      )
+      rollout = dataclasses.replace(rollout, samples=1, forks=0)
+      loss = dataclasses.replace(loss, **own)
+      return config(rollout, loss, searches=True)
+  rollout = dataclasses.replace(
+    rollout, prompts=prompts, samples=rows, forks=0, choose="first"
+  )
+  return config(rollout, dataclasses.replace(loss, **own), searches=False)

@@ -1,0 +1,83 @@
+"""Several processes that train as one program, one a host.
+
+Every process runs the same code on the same numbers; arrays span them all. The
+first one, the leader, writes what is not an array.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from tsd_jax.base.errors import UserError
+
+
+def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
+  """Joins the other processes, before JAX touches a device.
+
+  TPU slices, GKE and Slurm tell JAX who they are. Anywhere else the variables
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+
+  Args:
+    heartbeat_seconds: a process that is silent for so long ends all others,
+      which their supervisors then start again.
+    join_seconds: how long to wait for the others. JAX then aborts this process,
+      which its supervisor starts again.
+
+  Raises:
+    UserError: if neither does.
+  """
+  names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  given = [int(os.environ[n]) if n in os.environ else None for n in names]
+  logging.warning(
+    "waiting for the other processes, at most %d s (--join_seconds)",
+    join_seconds,
+  )
+  try:
+    jax.distributed.initialize(
+      num_processes=given[0],
+      process_id=given[1],
+      initialization_timeout=join_seconds,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+    )
+  except ValueError as error:
+    raise UserError(
+      f"--distributed: {error} This is no TPU slice, Slurm job or GKE job set: "
+      f"set JAX_COORDINATOR_ADDRESS=HOST:PORT, {' and '.join(names)}"
+    ) from error
+
+
+def leads() -> bool:
+  """Whether this process writes the run's files."""
+  return jax.process_index() == 0
+
+
+def alone() -> bool:
+  """Whether there is no other process."""
+  return jax.process_count() == 1
+
+
+def any_says(flag: bool) -> bool:
+  """Whether a flag is set in any process; all must ask."""
+  if alone():
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def local_copy(tree: Any, everywhere: jax.sharding.Sharding) -> Any:
+  """Whole arrays on this process's own device; all processes must call it.
+
+  Args:
+    tree: arrays that may be split over devices of other processes.
+    everywhere: the replicated sharding of their mesh.
+
+  Returns:
+    The arrays as this process may compute with them on its own.
+  """
+  if alone():
+    return tree
+  whole = jax.jit(lambda t: t, out_shardings=everywhere)(tree)
+  return jax.tree.map(lambda a: a.addressable_data(0), whole)

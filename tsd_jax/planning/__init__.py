@@ -1,0 +1,1 @@
+"""Compiled programs, before there is a machine for them."""

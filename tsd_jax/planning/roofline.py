@@ -1,0 +1,143 @@
+"""How long an iteration must take at least, from counts and published peaks.
+
+A bound, not a forecast: each phase takes the longest of its multiplications,
+its reads from memory and its sends, as if they overlapped perfectly and every
+loop ran to its end.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tsd_jax.models import transformer
+from tsd_jax.planning import hlo
+from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published peaks of one chip.
+
+  Attributes:
+    flops: bfloat16 operations a second.
+    hbm: bytes a second from its memory.
+    ici: bytes a second to its neighbours, both ways together.
+  """
+
+  flops: float
+  hbm: float
+  ici: float
+
+
+# https://docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x.
+CHIPS = {
+  "v4": Chip(275e12, 1200e9, 300e9),
+  "v5e": Chip(197e12, 819e9, 400e9),
+  "v5p": Chip(459e12, 2765e9, 600e9),
+  "v6e": Chip(918e12, 1638e9, 800e9),
+  "tpu7x": Chip(2307e12, 7380e9, 1200e9),
+}
+
+
+def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
+  """Longest runs of the loops whose end depends on the numbers."""
+  length = config.make_task().response_length
+  simulations = config.search.num_simulations
+  if config.search.refill:
+    own = config.learner_config().prompts // config.mesh.parts
+    simulations = -(-own * simulations // config.search.rows(own))
+  return {  # The inner loop of a search is that of its leaves' rollouts.
+    "searching": (simulations, length),
+    "sampling": (length,),
+  }
+
+
+def counts(config: Experiment) -> dict[str, dict[str, float]]:
+  """Token forwards of each phase, and how often the weights are read for them.
+
+  The tokens are the ledger's at most: no response ends early, no search stops
+  before its budget. A token that is trained on counts three forwards.
+  """
+  task, learner = config.make_task(), config.learner_config()
+  T = task.response_length
+  r, s, o = learner.rollout, config.search, config.optimizer
+  phases = {
+    "sampling": dict(
+      tokens=learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T,
+      reads=1 + T * (2 if r.forks else 1),
+    ),
+    "update": dict(
+      tokens=3 * o.epochs * learner.update_tokens(task),
+      reads=3 * o.epochs * o.minibatches,
+    ),
+  }
+  if learner.searches:
+    leaf = T if s.leaf in ("rollout", "mix") else 0
+    S = learner.prompts
+    # A part's own prompts, some trees at a time.
+    rounds = max(1, S // config.mesh.parts // s.trees)
+    phases["searching"] = dict(
+      tokens=learner.prompt_tokens(task, S, learner.search_calls)
+      + S * s.num_simulations * (1 + leaf),
+      reads=rounds * (1 + s.num_simulations * (1 + leaf)),
+    )
+  return phases
+
+
+def flops_per_token(c: transformer.ModelConfig, task: Task) -> float:
+  """2 operations a weight that multiplies, 4 a head feature of the context."""
+  weights = transformer.count_parameters(c)
+  if not c.tied_embeddings:
+    weights -= c.vocab_size * c.d_model  # Looked up, not multiplied.
+  context = task.prompt_length + task.response_length / 2
+  attention = 4 * c.num_layers * c.num_heads * c.head_dim * context
+  return 2 * weights + attention
+
+
+def estimate(
+  config: Experiment, chip: Chip, devices: int, program: hlo.Program
+) -> dict[str, dict[str, float]]:
+  """Least seconds of each phase.
+
+  Args:
+    config: the run.
+    chip: peaks of one device.
+    devices: how many there are.
+    program: the compiled iteration, for what it sends.
+
+  Returns:
+    phase -> flops of all devices, seconds of multiplications, reads and sends,
+    and the longest of them; `total` is the phases' sum.
+  """
+  itemsize = np.dtype(np.float32).itemsize
+  if config.model.compute_dtype == "bfloat16":
+    itemsize //= 2
+  mesh, task, result = config.mesh, config.make_task(), {}
+  for phase, count in counts(config).items():
+    own = phase == "searching" and config.search_model
+    model = config.search_model if own else config.model
+    weights = transformer.count_parameters(model)
+    per_token = flops_per_token(model, task)
+    # All that is not of the two loops belongs to the update.
+    inside = phase if phase != "update" else ""
+    sent = program.totals(trips(config), inside)
+    sent_bytes = sum(kind["bytes"] for kind in sent.values())
+    parts = mesh.tensor if phase == "update" else mesh.size // mesh.parts
+    read_bytes = count["reads"] * weights / parts * itemsize
+    result[phase] = {
+      "flops": count["tokens"] * per_token,
+      "multiply_seconds": count["tokens"] * per_token / devices / chip.flops,
+      "read_seconds": read_bytes / chip.hbm,
+      "send_bytes": sent_bytes,
+    }
+  loops = sum(r["send_bytes"] for p, r in result.items() if p != "update")
+  result["update"]["send_bytes"] -= loops
+  for phase in result.values():
+    phase["send_seconds"] = phase["send_bytes"] / chip.ici
+    phase["seconds"] = max(v for k, v in phase.items() if "_seconds" in k)
+  total = {
+    k: sum(phase[k] for phase in result.values())
+    for k in ("flops", "send_bytes", "seconds")
+  }
+  return result | {"total": total}

@@ -1,0 +1,82 @@
+"""What a run costs: ledger tokens and operations, before and after it."""
+
+from collections.abc import Mapping, Sequence
+
+from tsd_jax.base.ledger import BACKWARD_COST
+from tsd_jax.models import transformer
+from tsd_jax.run.experiment import Experiment
+
+
+def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
+  """Ledger tokens of an iteration, if every response is full.
+
+  Args:
+    run: its config.
+    share: of its budget that a search spends.
+  """
+  task, learner = run.make_task(), run.learner_config()
+  T, r, S = task.response_length - 1, learner.rollout, learner.prompts
+  total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
+  if learner.searches:
+    total += learner.prompt_tokens(task, S, learner.search_calls)
+    total += share * S * learner.search.num_simulations
+  update = run.optimizer.epochs * learner.update_tokens(task)
+  return total + BACKWARD_COST * update
+
+
+def search_share(
+  run: Experiment, ledgers: Sequence[Mapping[str, int]]
+) -> float:
+  """Token forwards of searches, over one for every simulation of their budget.
+
+  Below 1 where solved trees make room; above it where a simulation has rollouts
+  or draws steps.
+
+  Args:
+    run: the config of some runs.
+    ledgers: what each has spent.
+  """
+  learner = run.learner_config()
+  budget = run.iterations * learner.prompts * learner.search.num_simulations
+  return sum(ledger["search"] for ledger in ledgers) / (len(ledgers) * budget)
+
+
+def update_step(run: Experiment) -> dict[str, float]:
+  """What one optimiser step of a run reads."""
+  learner, o = run.learner_config(), run.optimizer
+  return {
+    "prompts": learner.rollout.prompts / o.minibatches,
+    "lessons": learner.lessons / o.minibatches,
+    "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
+    "steps_an_iteration": o.epochs * o.minibatches,
+  }
+
+
+def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
+  """Operations of a run, whose search model may be of another size.
+
+  Args:
+    run: its config.
+    ledger: what it has spent.
+    iterations: in how many.
+  """
+  total = ledger["total"] * flops_per_token(run.model)
+  if run.search_model is None:
+    return total
+  learner, task = run.learner_config(), run.make_task()
+  prompts = learner.prompt_tokens(task, learner.prompts, learner.search_calls)
+  searched = learner.searches * (ledger["search"] + iterations * prompts)
+  saved = flops_per_token(run.model) - flops_per_token(run.search_model)
+  return total - saved * searched
+
+
+def flops_per_token(model: transformer.ModelConfig) -> int:
+  """2 x the weights that multiply one token, the output table included.
+
+  Attention scores and value outputs are left out: XLA counts 12 % more for a
+  step of sampling with the tiny model (`tests/ledger_test.py`).
+  """
+  c = model
+  heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+  layer = c.d_model * (heads + 3 * c.d_mlp)
+  return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)

@@ -1,0 +1,239 @@
+"""A whole run as one config: what it takes, and what it refuses to be."""
+
+import dataclasses
+import pathlib
+
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.paths import ROOT
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning import methods
+from tsd_jax.models import hf, pretrained, transformer, weights
+from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
+from tsd_jax.parallel import sharding
+from tsd_jax.search.tree import SearchConfig
+from tsd_jax.tasks.countdown import CountdownConfig
+from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluation during and after a run."""
+
+  every: int = 10  # Iterations; 0: at the start and the end only.
+  modes: str = "greedy,mean@16"
+  split: str = "validation"
+  temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole run."""
+
+  # Any task; a config.json that does not name its task holds the first one.
+  task: CountdownConfig | TaskConfig
+  model: transformer.ModelConfig | None = None  # None: the one of `init`.
+  seed: int = 0
+  algorithm: methods.Algorithm = "tsd"
+  iterations: int = 60
+  chunk: int = 5  # Iterations in one dispatch; keep a dispatch under 20 s.
+  checkpoint_every: int = 10
+  refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
+  # Parameters to start from: a safetensors file of our own, or a published
+  # model (a Hugging Face folder or a GGUF file).
+  init: str | None = None
+  # A search model of its own, in place of a snapshot of the policy: frozen,
+  # with the same tokens, of any shape. None: the policy's shape, or that of a
+  # published `search_init`.
+  search_init: str | None = None
+  search_model: transformer.ModelConfig | None = None
+  reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
+  rollout: RolloutConfig = RolloutConfig()
+  search: SearchConfig = SearchConfig()
+  loss: methods.LossConfig = methods.LossConfig()
+  optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
+  eval: EvalConfig = EvalConfig()
+  lora: LoraConfig = NO_ADAPTERS
+  mesh: sharding.MeshConfig = sharding.ONE_DEVICE
+
+  def __post_init__(self):
+    """Refuses what cannot run, before anything is compiled."""
+    if not isinstance(self.task, TaskConfig):
+      raise ValueError(
+        f"task={self.task!r} is no task config: use CountdownConfig(...), "
+        "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
+      )
+    if self.model is None:
+      if self.init is None or not pretrained.is_pretrained(self.init):
+        raise ValueError(
+          f"model=none is read from a published model, which init={self.init} "
+          "is not: name a Hugging Face folder or a .gguf file"
+        )
+      card = pretrained.read_card(find_init(self.init))
+      object.__setattr__(self, "model", card.config)
+    self._check_search_model()
+    for field in ("iterations", "chunk", "checkpoint_every"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+    for field, value in (
+      ("checkpoint_every", self.checkpoint_every),
+      ("eval.every", self.eval.every),
+    ):
+      if value % self.chunk:
+        raise ValueError(
+          f"{field}={value} must be a multiple of chunk={self.chunk}"
+        )
+    if self.search.num_candidates > self.model.vocab_size:
+      raise ValueError(
+        f"search.num_candidates={self.search.num_candidates} exceeds "
+        f"model.vocab_size={self.model.vocab_size}"
+      )
+    self._check_split(self.learner_config())
+    for name in ("model", "search_model"):
+      self._check_shape(name)
+    task = self.make_task()
+    if task.vocab_size > self.model.vocab_size:
+      raise ValueError(
+        f"model.vocab_size={self.model.vocab_size} is smaller than the "
+        f"task's {task.vocab_size}"
+      )
+
+  def _check_search_model(self) -> None:
+    """Refuses a search model that cannot teach; fills in its shape."""
+    if self.search_init is None:
+      if self.search_model is not None:
+        raise ValueError(
+          "search_model has no parameters: name them with search_init"
+        )
+      return
+    if self.refresh_every:
+      raise ValueError(
+        f"refresh_every={self.refresh_every} would put the policy in place of "
+        f"search_init={self.search_init}: set refresh_every=0"
+      )
+    if self.search_model is None:
+      found = self.model
+      if pretrained.is_pretrained(self.search_init):
+        found = pretrained.read_card(find_init(self.search_init)).config
+      object.__setattr__(self, "search_model", found)
+    theirs, own = self.search_model.vocab_size, self.model.vocab_size
+    if theirs != own:
+      raise ValueError(
+        f"search_model.vocab_size={theirs} is not model.vocab_size={own}: a "
+        "search model must read and write the policy's tokens"
+      )
+
+  def _check_shape(self, name: str) -> None:
+    """Refuses a model that the mesh cannot split."""
+    for field, axis in (
+      ("d_model", "fsdp"),
+      ("num_heads", "tensor"),
+      ("d_mlp", "tensor"),
+      ("vocab_size", "tensor"),
+    ):
+      size = getattr(getattr(self, name), field, 0)
+      parts = getattr(self.mesh, axis)
+      if size % parts:
+        raise ValueError(
+          f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}"
+        )
+
+  def _check_split(self, learner: methods.LearnerConfig) -> None:
+    """Refuses prompts that the mesh cannot split."""
+    parts = self.mesh.batch_size
+    for field, count in (
+      ("rollout.prompts", learner.rollout.prompts),
+      ("loss.lessons", learner.lessons),
+    ):
+      minibatch = count // self.optimizer.minibatches
+      if minibatch % parts:
+        raise ValueError(
+          f"a minibatch of {minibatch} prompts ({field} / "
+          f"optimizer.minibatches) must be a multiple of the {parts} devices "
+          "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
+        )
+    own = learner.prompts // self.mesh.parts
+    if learner.searches and own % self.search.block(own):
+      raise ValueError(
+        f"the {own} prompts that each part searches (rollout.prompts times "
+        f"search.width / {self.mesh.parts} parts) must be a multiple of "
+        f"search.trees={self.search.trees}"
+      )
+
+  def make_task(self) -> Task:
+    """The task with the run's reward."""
+    task = self.task.make()
+    return task if self.reward is None else Rewarded(task, self.reward)
+
+  def learner_config(self) -> methods.LearnerConfig:
+    """What the compiled loop depends on."""
+    return methods.resolve(
+      self.algorithm,
+      self.make_task(),
+      rollout=self.rollout,
+      search=self.search,
+      loss=self.loss,
+      optimizer=self.optimizer,
+      refresh_every=self.refresh_every,
+      iterations=self.iterations,
+      lora=self.lora,
+      mesh=self.mesh,
+    )
+
+
+def initial_params(config: Experiment):
+  """The structure and the parameters that a run starts from.
+
+  Raises:
+    UserError: if `init` cannot be read, or its V_search was never trained but
+      the search values leaves by it.
+  """
+  graphdef, params, trained = _read(config.init, config.model, config.seed)
+  if config.search_init is None:
+    _check_value(config, "init", trained)
+  return graphdef, params
+
+
+def search_model(config: Experiment):
+  """The same of the search model; two Nones where it is a snapshot.
+
+  Raises:
+    UserError: as `initial_params`, for `search_init`.
+  """
+  if config.search_init is None:
+    return None, None
+  graphdef, params, trained = _read(
+    config.search_init, config.search_model, config.seed
+  )
+  _check_value(config, "search_init", trained)
+  return graphdef, params
+
+
+def _read(init: str | None, model: transformer.ModelConfig, seed: int):
+  """Structure, parameters, and whether their V_search was ever trained."""
+  if init is not None and pretrained.is_pretrained(init):
+    path = find_init(init)
+    _, graphdef, params = pretrained.load(path, config=model)
+    return graphdef, params, hf.value_trained(path)
+  graphdef, params = transformer.create(model, seed)
+  if init is None:
+    return graphdef, params, False
+  params, metadata = weights.load(find_init(init), params)
+  return graphdef, params, metadata.get("value_trained") == "true"
+
+
+def _check_value(config: Experiment, field: str, trained: bool) -> None:
+  """Refuses to value leaves by what was never trained."""
+  searches = config.learner_config().searches
+  if searches and config.search.needs_value and not trained:
+    raise UserError(
+      f"search.leaf={config.search.leaf} values leaves by V_search, which "
+      f"{field}={getattr(config, field)} never trained: use "
+      "search.leaf=rollout or none, or start from parameters whose V_search "
+      "was trained"
+    )
+
+
+def find_init(init: str) -> pathlib.Path:
+  """A path as given, or else below the repository's root."""
+  path = pathlib.Path(init).expanduser()
+  return path if path.is_absolute() or path.exists() else ROOT / path

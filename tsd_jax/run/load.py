@@ -1,0 +1,108 @@
+"""A run's folder, read back: what was trained, and how far it got."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from tsd_jax.base import config_json
+from tsd_jax.base.errors import ConfigError, UserError
+from tsd_jax.base.ledger import Ledger
+from tsd_jax.learning import iteration, objective
+from tsd_jax.models import pretrained, transformer
+from tsd_jax.run.checkpoint import Checkpointer
+from tsd_jax.run.experiment import Experiment, find_init, initial_params
+
+
+class Run(NamedTuple):
+  """The newest whole checkpoint of a run."""
+
+  config: Experiment
+  graphdef: Any
+  params: Any
+  step: int
+  ledger: Ledger
+
+
+def read_config(workdir: str | pathlib.Path) -> Experiment:
+  """Reads a run's config.json.
+
+  Raises:
+    UserError: if there is none, or it is damaged or of other code.
+  """
+  file = pathlib.Path(workdir) / "config.json"
+  try:
+    saved = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise UserError(
+      f"no run in {workdir}: {file} is missing; train one with "
+      f"python -m launch.train --workdir={workdir}"
+    ) from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{file} is damaged ({error})") from error
+  try:
+    return config_json.from_dict(Experiment, saved)
+  except ConfigError as error:
+    raise ConfigError(f"{file}: {error}") from error
+
+
+def open_run(workdir: str | pathlib.Path) -> Run:
+  """Reads a run's newest whole checkpoint; changes nothing on disk.
+
+  Args:
+    workdir: the run's folder; the run may still be going on.
+
+  Raises:
+    UserError: if there is no run, or no whole checkpoint yet.
+  """
+  config = read_config(workdir)
+  checkpointer = Checkpointer(workdir, read_only=True)
+  learner_config = config.learner_config()
+  if learner_config.lora.rank:  # A checkpoint holds adapters alone.
+    graphdef, params = initial_params(config)
+  else:
+    graphdef, params = transformer.create(config.model, config.seed)
+  search_params = None
+  if config.search_init is not None:  # Its own parameters are not needed.
+    _, search_params = transformer.create(config.search_model, config.seed)
+  state = iteration.init_state(
+    learner_config, params, search_params=search_params
+  )
+  try:
+    restored = checkpointer.restore(state._asdict())
+  finally:
+    checkpointer.close()
+  if restored is None:
+    raise UserError(
+      f"{workdir} has no checkpoint yet: wait for its first, at iteration "
+      f"{config.checkpoint_every}"
+    )
+  arrays, record = restored
+  return Run(
+    config,
+    graphdef,
+    jax.block_until_ready(
+      objective.whole_params(arrays["params"], params, learner_config)
+    ),
+    record["step"],
+    Ledger(**record["ledger"]),
+  )
+
+
+def max_positions(config: Experiment) -> int:
+  """Positions that a run's model knows: those that it was published with.
+
+  Without a published model, or where that has gone, they are the run's own.
+  """
+  task = config.make_task()
+  own = task.prompt_length + task.response_length
+  if config.init is None or not pretrained.is_pretrained(config.init):
+    return own
+  try:
+    card = pretrained.read_card(find_init(config.init))
+  except UserError as error:
+    logging.warning("the export says %d positions: %s", own, error)
+    return own
+  return max(own, card.max_length or 0)

@@ -1,0 +1,133 @@
+"""What one run has done so far: in memory, in its folder, in checkpoints."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import logging
+
+from tsd_jax.base.ledger import Ledger
+from tsd_jax.learning.iteration import TrainState
+from tsd_jax.parallel import processes
+from tsd_jax.run import directory as workdir_lib
+from tsd_jax.run.checkpoint import Checkpointer
+from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks import data
+
+
+class Record:
+  """A run's counts, rows and checkpoints; the leading process writes them."""
+
+  def __init__(
+    self, config: Experiment, folder: pathlib.Path, prompts: data.PromptIterator
+  ):
+    """Claims the folder, and makes it where there is none.
+
+    Args:
+      config: the run.
+      folder: its folder.
+      prompts: where it takes them from; goes on with the run.
+
+    Raises:
+      UserError: if the folder holds another run, or another process trains
+        there.
+    """
+    self.config, self.folder, self.prompts = config, folder, prompts
+    self.ledger, self.step, self.seconds = Ledger(), 0, 0.0
+    self.last_eval: dict[str, dict[str, Any]] = {}
+    self._log: workdir_lib.RowLog | None = None
+    with contextlib.ExitStack() as claimed:
+      if processes.leads():
+        folder.mkdir(parents=True, exist_ok=True)
+        claimed.enter_context(workdir_lib.sole_writer(folder))
+        # A learning rate that has fallen to 0 does not rise again.
+        fixed = config.optimizer.linear_decay
+        workdir_lib.prepare(config, folder, fixed_length=fixed)
+      self._checkpointer = Checkpointer(folder)
+      claimed.callback(self._checkpointer.close)
+      self._claimed = claimed.pop_all()
+
+  def __enter__(self):
+    """Everything is open."""
+    return self
+
+  def __exit__(self, *error):
+    """Waits until all is on disk, and lets go of the folder."""
+    self._claimed.close()
+
+  @property
+  def done(self) -> bool:
+    """Whether every iteration is made."""
+    return self.step >= self.config.iterations
+
+  @property
+  def finished(self) -> bool:
+    """Whether nothing is left to do, the report included."""
+    return self.done and (self.folder / "report.html").exists()
+
+  def resume(self, state: TrainState) -> TrainState:
+    """Goes on where the newest whole checkpoint ends.
+
+    Args:
+      state: the one that a new run starts from.
+
+    Returns:
+      The checkpoint's, or the given one where there is no checkpoint.
+    """
+    restored = self._checkpointer.restore(state._asdict())
+    if restored is not None:
+      arrays, saved = restored
+      state = TrainState(**arrays)
+      self.step, self.seconds = saved["step"], saved["seconds"]
+      self.ledger, self.last_eval = Ledger(**saved["ledger"]), saved["eval"]
+      self.prompts.set_state(saved["prompts"])
+    if self.finished:
+      return state
+    if restored is not None:
+      logging.warning("resuming %s at iteration %d", self.folder, self.step)
+    if processes.leads():
+      (self.folder / "report.html").unlink(missing_ok=True)
+      rows = self.folder / "metrics.jsonl"
+      # Without a checkpoint even the start's row is written again.
+      workdir_lib.keep_rows(rows, self.step if restored is not None else -1)
+      self._log = workdir_lib.RowLog(rows)
+    return state
+
+  def write(self, rows: list[dict[str, Any]]) -> None:
+    """Appends rows to metrics.jsonl."""
+    if self._log is not None:
+      self._log.write(rows)
+
+  def end(self) -> None:
+    """Writes the rows that could not be written before.
+
+    Raises:
+      UserError: if that is still impossible.
+    """
+    if self._log is not None:
+      self._log.finish()
+
+  def behind(self) -> bool:
+    """Whether the newest save failed, in any process."""
+    return processes.any_says(self._checkpointer.behind())
+
+  def save(self, state: TrainState, *, wait: bool = False) -> None:
+    """Writes a checkpoint.
+
+    Args:
+      state: the run's.
+      wait: return only when it is on disk.
+
+    Raises:
+      UserError: if that is waited for and impossible.
+    """
+    record = dict(
+      step=self.step,
+      seconds=self.seconds,
+      ledger=dataclasses.asdict(self.ledger),
+      prompts=self.prompts.get_state(),
+      eval=self.last_eval,
+    )
+    write = self._checkpointer.save_now if wait else self._checkpointer.save
+    write(self.step, state._asdict(), record)

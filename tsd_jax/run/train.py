@@ -1,0 +1,391 @@
+"""The host loop: compile, dispatch, log, checkpoint, stop.
+
+All work happens in the compiled chunk; the host hands it prompts, writes one
+metrics row an iteration, and saves what decides the future. A run stopped at
+any moment resumes from its last checkpoint and gives the same numbers.
+
+Several runs that differ in their seeds and scalars may go through one program
+(`train_together`): small models fill an accelerator that way.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tsd_jax.base import progress
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.ledger import Ledger
+from tsd_jax.learning import iteration, memory, methods, objective
+from tsd_jax.parallel import processes, sharding
+from tsd_jax.rewards import callback
+from tsd_jax.run import directory as workdir_lib
+from tsd_jax.run import evaluation, report, samples
+from tsd_jax.run.experiment import Experiment, initial_params, search_model
+from tsd_jax.run.state import Record
+from tsd_jax.tasks import data
+from tsd_jax.tasks.task import Task
+
+SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
+
+
+def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
+  """Stops a run whose numbers broke.
+
+  Args:
+    rows: its newest metrics.
+    folder: of the run.
+
+  Raises:
+    UserError: naming the metric and the iteration.
+  """
+  for row in rows:
+    bad = [
+      k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
+    ]
+    if bad:
+      raise UserError(
+        f"{folder}, iteration {row['step']}: {', '.join(bad)} became "
+        f"{row[bad[0]]}; the last checkpoint is kept. Try a lower "
+        "--config.optimizer.learning_rate or --config.loss.clip_high"
+      )
+
+
+def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
+  """Turns a chunk's stacked metrics, on the host, into a row an iteration."""
+  tokens = metrics.pop("tokens")
+  rows = []
+  for i in range(len(metrics["loss"])):
+    ledger.add(jax.tree.map(lambda a, i=i: a[i], tokens))
+    row = {"step": step + i + 1}
+    row |= {name: float(values[i]) for name, values in metrics.items()}
+    rows.append(row | {"ledger": ledger.to_dict()})
+  return rows
+
+
+class Program(NamedTuple):
+  """What the lanes of one program share."""
+
+  graphdef: Any
+  search_graphdef: Any  # None where the search model is a snapshot.
+  task: Task
+  config: methods.LearnerConfig
+  mesh: jax.sharding.Mesh
+  held_out: np.ndarray
+
+
+@dataclasses.dataclass
+class Lane:
+  """One run of a program."""
+
+  record: Record
+  state: iteration.TrainState
+  reference: Any  # The parameters that the run started from.
+
+
+def train(
+  config: Experiment, workdir: str | pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """Runs or resumes an experiment.
+
+  Args:
+    config: the run.
+    workdir: its folder: config.json, metrics.jsonl, checkpoints/, and at the
+      end samples.json and report.html.
+
+  Returns:
+    The last evaluation.
+
+  Raises:
+    UserError: for bad input, before anything is compiled, and for a run whose
+      loss became NaN or infinite.
+    KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
+      dispatch has ended and a checkpoint is on disk.
+  """
+  return train_together([config], [workdir])[0]
+
+
+def train_together(
+  configs: Sequence[Experiment], workdirs: Sequence[str | pathlib.Path]
+) -> list[dict[str, dict[str, Any]]]:
+  """Runs or resumes experiments as lanes of one program, by vmap.
+
+  A lane's folder is that of the run alone, and so are its numbers, up to
+  rounding; `host_rewards`, in the first lane's rows, counts for all. Lanes that
+  were stopped at different iterations go on one group after another.
+
+  Args:
+    configs: runs that differ in their seeds, and in scalars that the program
+      takes as arguments (`LearnerConfig.hyper`).
+    workdirs: their folders.
+
+  Returns:
+    Their last evaluations.
+
+  Raises:
+    UserError, KeyboardInterrupt, SystemExit: as `train`.
+    ValueError: for runs that are no lanes of one program.
+  """
+  check_alike(configs)
+  config = configs[0]
+  evaluation.parse_modes(config.eval.modes)
+  mesh = sharding.make_mesh(config.mesh)
+  task, learner_config = config.make_task(), config.learner_config()
+  needs = memory.check(
+    config.model,
+    task,
+    learner_config,
+    config.mesh,
+    search_model=config.search_model,
+    lanes=len(configs),
+  )
+  held_out = data.load_problems(config.task, config.eval.split)
+  problems = data.load_problems(config.task, "train")
+
+  with contextlib.ExitStack() as stack:
+    lanes = []
+    for c, folder in zip(configs, workdirs, strict=True):
+      graphdef, params = initial_params(c)
+      search_graphdef, search_params = search_model(c)
+      prompts = data.PromptIterator(
+        problems, batch_size=learner_config.prompts, seed=c.seed
+      )
+      record = stack.enter_context(Record(c, pathlib.Path(folder), prompts))
+      reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
+      state = iteration.init_state(
+        learner_config, params, c.seed, search_params
+      )
+      state = record.resume(sharding.place(state, mesh))
+      lanes.append(Lane(record, state, reference))
+      # The loop holds them while it runs.
+      del params, search_params, state, reference
+    program = Program(
+      graphdef, search_graphdef, task, learner_config, mesh, held_out
+    )
+    todo = [lane for lane in lanes if not lane.record.finished]
+    todo.sort(key=lambda lane: lane.record.step)
+    groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
+    with signals() as asked:
+      for step, group in groups:
+        with progress.Progress(config.iterations, step) as bar:
+          bar.say(needs if processes.leads() else "")
+          advance(program, list(group), bar, asked)
+        if asked:
+          break
+    short = [lane.record.step for lane in todo if not lane.record.done]
+    if short:
+      logging.warning(
+        "stopped by a signal at iteration %d; the same command resumes",
+        min(short),
+      )
+    else:
+      for lane in todo:
+        show(program, lane)
+    if short or asked:
+      end_by_signal(asked)
+    return [lane.record.last_eval for lane in lanes]
+
+
+def check_alike(configs: Sequence[Experiment]) -> None:
+  """Refuses runs that one program cannot hold.
+
+  Raises:
+    ValueError: saying what is in the way.
+  """
+  first, *others = configs
+  if others and first.mesh.size > 1:
+    raise ValueError(
+      f"{len(configs)} runs in one program need a mesh of one device: this one "
+      f"has {first.mesh.size}"
+    )
+  for other in others:
+    like_first = dataclasses.replace(
+      other, seed=first.seed, loss=first.loss, optimizer=first.optimizer
+    )
+    if (
+      like_first != first
+      or other.learner_config().static != first.learner_config().static
+    ):
+      raise ValueError(
+        "runs in one program may differ in their seeds, learning rates, clips "
+        "and weights of the loss that are not 0, in nothing else"
+      )
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+  """Lists the SIGINTs and SIGTERMs that come, instead of ending at once."""
+  asked: list[int] = []
+  handlers = {
+    number: signal.signal(number, lambda n, _: asked.append(n))
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield asked
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+def end_by_signal(asked: Sequence[int]) -> NoReturn:
+  """Ends as the signals ask that came, or that came to another host."""
+  if signal.SIGINT in asked:
+    raise KeyboardInterrupt
+  sys.exit(128 + signal.SIGTERM)
+
+
+def advance(
+  program: Program, lanes: list[Lane], bar: progress.Progress, asked: list[int]
+) -> None:
+  """Trains lanes from the iteration where all stand to the last.
+
+  Args:
+    program: theirs.
+    lanes: changed in place.
+    bar: shows the first one's rows.
+    asked: filled by signals: then the lanes stop early, with a checkpoint.
+  """
+  records, together = [lane.record for lane in lanes], len(lanes) > 1
+  config, step = records[0].config, records[0].step
+
+  def stack(trees):
+    first, *_ = trees
+    return jax.tree.map(lambda *a: jnp.stack(a), *trees) if together else first
+
+  def pick(tree, i):
+    return jax.tree.map(lambda a: a[i], tree) if together else tree
+
+  def write(rows):
+    for record, row in zip(records, rows, strict=True):
+      record.write(row)
+    if processes.leads():
+      bar.show(rows[0][-1])
+
+  def measure(row, i):
+    params = pick((state.params, reference), i)
+    records[i].last_eval = measure_run(program, records[i], params)
+    row["eval"] = records[i].last_eval
+
+  reference = stack([lane.reference for lane in lanes])
+  state = stack([lane.state for lane in lanes])
+  for lane in lanes:  # Not twice in memory.
+    lane.reference = lane.state = None
+  key = stack([jax.random.key(record.config.seed) for record in records])
+  hypers = [record.config.learner_config().hyper for record in records]
+  hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
+  batches = sharding.over_prompts(program.mesh, leading=1 + together)
+  train_chunk = iteration.make_train_chunk(
+    program.graphdef,
+    program.task,
+    program.config,
+    program.mesh,
+    together,
+    program.search_graphdef,
+  )
+  if step == 0:
+    rows = []
+    for i, record in enumerate(records):
+      row = {"step": 0, "seconds": 0.0, "ledger": record.ledger.to_dict()}
+      measure(row, i)
+      rows.append([row | callback.report()])
+    write(rows)
+  while step < config.iterations:
+    start = time.monotonic()
+    # A run that was once shorter gets back to where it saves and evaluates.
+    size = min(config.chunk - step % config.chunk, config.iterations - step)
+    prompts = [record.prompts.next_chunk(size) for record in records]
+    prompts = np.stack(prompts) if together else prompts[0]
+    state, metrics = train_chunk(
+      state, jax.device_put(prompts, batches), reference, hyper, key
+    )
+    metrics = jax.device_get(metrics)
+    rows = [
+      to_rows(pick(metrics, i), step, record.ledger)
+      for i, record in enumerate(records)
+    ]
+    step += size
+    share = (time.monotonic() - start) / len(lanes)
+    done = step >= config.iterations
+    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
+      check_finite(row, record.folder)
+      record.step = step
+      record.seconds += share
+      row[-1]["seconds"] = round(record.seconds, 3)
+      if done or (config.eval.every and step % config.eval.every == 0):
+        measure(row[-1], i)
+      row[-1] |= callback.report()
+    write(rows)
+    stopping = processes.any_says(bool(asked))
+    behind = any([record.behind() for record in records])
+    last = done or stopping
+    if last or behind or step % config.checkpoint_every == 0:
+      for i, record in enumerate(records):
+        record.save(pick(state, i), wait=last)
+    if last:
+      break
+  for i, lane in enumerate(lanes):
+    lane.state, lane.reference = pick((state, reference), i)
+    lane.record.end()
+
+
+def measure_run(program: Program, record: Record, params):
+  """Measures a run on held-out problems, in the leading process.
+
+  Args:
+    program: the run's.
+    record: of the run.
+    params: what is trained, and the run's first parameters.
+  """
+  params = plain(program, *params)
+  if not processes.leads():
+    return {}
+  options, seed = record.config.eval, record.config.seed
+  return evaluation.evaluate(
+    program.graphdef, params, program.task, program.held_out, options.modes,
+    seed=seed, temperature=options.temperature,
+  )  # fmt: skip
+
+
+def plain(program: Program, params, reference):
+  """A run's model as this process may compute with it on its own."""
+  whole = objective.whole_params(params, reference, program.config)
+  return processes.local_copy(whole, sharding.replicated(program.mesh))
+
+
+def show(program: Program, lane: Lane) -> None:
+  """Writes samples.json and report.html of a run that has ended."""
+  config, folder = lane.record.config, lane.record.folder
+  # The others' arrays are needed for the copies; the rest is the leader's.
+  before = processes.local_copy(
+    lane.reference, sharding.replicated(program.mesh)
+  )
+  params = plain(program, lane.state.params, lane.reference)
+  if not processes.leads():
+    return
+  shown = samples.samples(
+    program.graphdef,
+    params,
+    before,
+    program.task,
+    program.held_out[:SHOWN_PROMPTS],
+    program.task.tokenizer,
+    config.search,
+    seed=config.seed,
+  )
+  workdir_lib.write_whole(
+    folder / "samples.json", json.dumps(shown, indent=2) + "\n"
+  )
+  mode = evaluation.headline(config.eval.modes)
+  report.write(folder / "report.html", {config.algorithm: folder}, mode)

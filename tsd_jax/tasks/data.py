@@ -1,0 +1,357 @@
+"""A task's problems as a tensorflow-datasets dataset, and batches of prompts.
+
+TensorFlow is never imported: records are array_record files that are read
+through `as_data_source`, and the order of the prompts comes from grain.
+
+Axes beyond the legend of `types.py`: N here counts problems.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from tsd_jax.base.errors import UserError
+from tsd_jax.tasks.task import Problem, TaskConfig
+
+SPLITS = ("train", "validation", "test")
+_DATA_DIR_VARIABLE = "TSD_JAX_DATA_DIR"
+_DIGESTS = "sha256.json"  # Lies beside the records, written last.
+_READ_SIZE = 10_000  # Records decoded at once: bounds the memory in between.
+
+
+def default_data_dir() -> pathlib.Path:
+  """Returns `$TSD_JAX_DATA_DIR`, or a folder of the user's cache."""
+  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(
+    os.environ.get(_DATA_DIR_VARIABLE) or pathlib.Path(cache) / "tsd_jax"
+  )
+
+
+def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
+  """Splits the canonical problems, so that none is in two splits in any guise.
+
+  Args:
+    config: its seed decides the split, its sizes the held-out parts.
+
+  Returns:
+    A list of canonical problems, in random order, for each of `SPLITS`.
+
+  Raises:
+    ValueError: the held-out parts leave no problem to train on.
+  """
+  problems = config.problems()
+  held_out = config.validation_size + config.test_size
+  if held_out >= len(problems):
+    raise ValueError(
+      f"validation_size + test_size = {held_out} leaves nothing to train on: "
+      f"there are {len(problems)} problems"
+    )
+  order = np.random.default_rng(config.seed).permutation(len(problems))
+  shuffled = [problems[index] for index in order]
+  # Test problems come first: they stay the same whatever validation_size is.
+  return {
+    "test": shuffled[: config.test_size],
+    "validation": shuffled[config.test_size : held_out],
+    "train": shuffled[held_out:],
+  }
+
+
+@dataclasses.dataclass(eq=False)
+class _BuilderConfig(tfds.core.BuilderConfig):
+  """A tfds config that knows the task's config."""
+
+  task: TaskConfig | None = None
+
+  def __str__(self) -> str:
+    """Keeps tfds' log line about custom configs short."""
+    return self.name
+
+
+class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
+  """Problems of a task, each with one solution."""
+
+  name = "tsd"
+  VERSION = tfds.core.Version("2.0.0")
+  RELEASE_NOTES = {"2.0.0": "Prompts and solutions as a task's own tokens."}
+
+  # Nothing is downloaded. Left unset, tfds 4.9.10 looks for checksums beside
+  # this file, with a package that it imports but does not declare.
+  url_infos = None
+
+  def __init__(self, *, config: TaskConfig, data_dir: os.PathLike | str):
+    """Names the dataset's folder after its task and settings.
+
+    Args:
+      config: the task's config.
+      data_dir: folder of all datasets.
+    """
+    self.name = f"tsd_{config.make().name}"
+    super().__init__(
+      config=_BuilderConfig(name=config.dataset, task=config),
+      data_dir=os.fspath(data_dir),
+      file_format="array_record",
+    )
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    task = self.builder_config.task.make()
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=(
+        f"Problems of {task.name}: the tokens of a prompt and of one correct "
+        "response."
+      ),
+      features=tfds.features.FeaturesDict(
+        {
+          "prompt": tfds.features.Tensor(
+            shape=(task.prompt_length,), dtype=np.int32
+          ),
+          "solution": tfds.features.Tensor(
+            shape=(task.response_length,), dtype=np.int32
+          ),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # Nothing is downloaded.
+    problems = split_problems(self.builder_config.task)
+    # tfds refuses a split without examples; such a split is simply not there.
+    return {
+      split: self._generate_examples(split, problems[split])
+      for split in SPLITS
+      if problems[split]
+    }
+
+  def _generate_examples(self, split: str, problems: list[Problem]):
+    config = self.builder_config.task
+    rng = np.random.default_rng((config.seed, SPLITS.index(split)))
+    for index, problem in enumerate(problems):
+      prompt_P, response_T = config.pose(problem, rng)
+      yield index, {"prompt": prompt_P, "solution": response_T}
+
+
+def load_problems(
+  config: TaskConfig,
+  split: str,
+  data_dir: os.PathLike | str | None = None,
+) -> np.ndarray:
+  """Returns all prompts of a split, building the dataset at its first use.
+
+  Args:
+    config: the task's config.
+    split: one of `SPLITS`.
+    data_dir: folder of all datasets; `default_data_dir()` if None.
+
+  Returns:
+    prompt_NP, int32, always in the same order.
+
+  Raises:
+    UserError: the split is unknown or empty, or the dataset's folder is
+      damaged.
+  """
+  if split not in SPLITS:
+    raise UserError(f"{split=} is unknown: use one of {', '.join(SPLITS)}")
+  if split != "train" and getattr(config, f"{split}_size") == 0:
+    raise UserError(f"{split=} is empty: set {split}_size above 0")
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
+  folder = root / f"tsd_{config.make().name}" / config.dataset
+  folder /= str(ProblemBuilder.VERSION)
+  if not folder.exists():
+    _build(config, root, folder)
+  try:
+    _check_digests(folder)
+    # Only now the reader, which may not survive a broken file.
+    builder = ProblemBuilder(config=config, data_dir=root)
+    source = builder.as_data_source(split=split)
+    prompt_NP = _read_prompts(source)
+  except Exception as error:
+    raise UserError(
+      f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
+      "delete that folder, and it is built anew at the next use"
+    ) from error
+  head = config.make().prompt_head
+  if np.any(prompt_NP[:, :head] != prompt_NP[:1, :head]):
+    raise ValueError(
+      f"prompt_head={head} of {config.make().name}, but prompts differ before"
+    )
+  return prompt_NP
+
+
+def _build(
+  config: TaskConfig, root: pathlib.Path, folder: pathlib.Path
+) -> None:
+  """Builds in a temporary folder and renames: readers see all or nothing."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  # On the same file system as `folder`, or the rename would not be atomic.
+  with tempfile.TemporaryDirectory(prefix=".building_", dir=root) as temporary:
+    builder = ProblemBuilder(config=config, data_dir=temporary)
+    logging.info("building %s", folder)
+    tfds.disable_progress_bar()
+    # Its messages name the temporary folder.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+    built = pathlib.Path(builder.data_dir)
+    digests = json.dumps(_digests(built), indent=2, sort_keys=True)
+    (built / _DIGESTS).write_text(digests, encoding="utf-8")
+    try:
+      built.rename(folder)
+    except OSError:
+      # A folder that holds files cannot be replaced. If it is there now,
+      # another process has won with the same content.
+      if not (folder / _DIGESTS).exists():
+        raise
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 of every file in the folder, but for the list."""
+  return {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.iterdir()
+    if path.name != _DIGESTS
+  }
+
+
+def _check_digests(folder: pathlib.Path) -> None:
+  """Raises ValueError where a file is missing or not what was built."""
+  expected = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+  found = _digests(folder)
+  wrong = [name for name in expected if found.get(name) != expected[name]]
+  if wrong:
+    raise ValueError(f"missing or changed: {', '.join(sorted(wrong))}")
+
+
+def _read_prompts(source: Any) -> np.ndarray:
+  """Returns prompt_NP of a tfds data source."""
+  parts = []
+  for start in range(0, len(source), _READ_SIZE):
+    rows = range(start, min(start + _READ_SIZE, len(source)))
+    examples = source.__getitems__(list(rows))
+    parts.append(np.stack([example["prompt"] for example in examples]))
+  return np.concatenate(parts)
+
+
+class PromptIterator:
+  """Endless batches of prompts, in an order that a seed decides.
+
+  Every epoch visits every prompt once, in a new order. Batches run across the
+  end of an epoch, so no prompt is dropped, and a batch larger than the data
+  holds whole epochs. The global order does not depend on the number of
+  processes: each takes its own rows of the same global batches.
+  """
+
+  def __init__(
+    self,
+    prompt_NP: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    """Starts at the first batch.
+
+    Args:
+      prompt_NP: integer tokens, the same in every process.
+      batch_size: B, over all processes.
+      seed: decides the order.
+      process_index: this process's rank; it gets rows
+        [process_index * B / process_count, (process_index + 1) * ...).
+      process_count: number of processes.
+
+    Raises:
+      ValueError: an argument does not fit.
+    """
+    prompt_NP = np.asarray(prompt_NP, np.int32)
+    if prompt_NP.ndim != 2 or not prompt_NP.size:
+      raise ValueError(f"prompt_NP needs rows of tokens: {prompt_NP.shape=}")
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"{seed=}: use an integer in 0..2**32-1")
+    if not 0 <= process_index < process_count:
+      raise ValueError(f"{process_index=} is not below {process_count=}")
+    if batch_size < 1 or batch_size % process_count:
+      raise ValueError(
+        f"{batch_size=} is not a positive multiple of {process_count=}"
+      )
+    self._prompt_NP = prompt_NP
+    self._seed = seed
+    self._batch_size = batch_size
+    self._rows = range(
+      process_index * batch_size // process_count,
+      (process_index + 1) * batch_size // process_count,
+    )
+    # `seed` mixes its number before `shuffle` adds the epoch to it: with
+    # `shuffle(seed=...)` epoch 1 of seed 0 would be epoch 0 of seed 1.
+    order = grain.MapDataset.source(range(len(prompt_NP))).seed(seed).shuffle()
+    self._order = order.repeat()
+    self._next_batch = 0
+
+  def next_chunk(self, num_iterations: int) -> np.ndarray:
+    """Returns the next batches, int32 [C, B / process_count, P].
+
+    Args:
+      num_iterations: C.
+
+    Raises:
+      ValueError: `num_iterations` is below 1.
+    """
+    if num_iterations < 1:
+      raise ValueError(f"{num_iterations=}: use 1 or more")
+    first = self._next_batch
+    index_CB = np.array(
+      [
+        [self._order[batch * self._batch_size + row] for row in self._rows]
+        for batch in range(first, first + num_iterations)
+      ]
+    )
+    self._next_batch = first + num_iterations
+    return self._prompt_NP[index_CB]
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position, fit for JSON and equal in every process."""
+    return {
+      "next_batch": self._next_batch,
+      "seed": self._seed,
+      "batch_size": self._batch_size,
+      "prompts": self._fingerprint,
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues where `get_state` was called.
+
+    Args:
+      state: from an iterator with the same prompts, batch size and seed; the
+        number of processes may differ.
+
+    Raises:
+      ValueError: the state belongs to another sequence of batches.
+    """
+    own = self.get_state()
+    if state.keys() != own.keys():
+      raise ValueError(f"a state has {sorted(own)}, got {sorted(state)}")
+    for field in ("seed", "batch_size", "prompts"):
+      if state[field] != own[field]:
+        raise ValueError(
+          f"the state was saved with {field}={state[field]!r}, this iterator "
+          f"has {own[field]!r}: the order would not continue"
+        )
+    if not isinstance(state["next_batch"], int) or state["next_batch"] < 0:
+      raise ValueError(f"next_batch={state['next_batch']!r}: use 0 or more")
+    self._next_batch = state["next_batch"]
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    """Names the prompts, shape included."""
+    digest = hashlib.sha256(self._prompt_NP.tobytes()).hexdigest()[:16]
+    return f"{self._prompt_NP.shape}:{digest}"
