@@ -4,7 +4,7 @@ Purpose: one table that says what the search buys, at equal iterations and at
 equal tokens. Every method gets the same three learning rates on validation, one
 seed; what is reported are five other seeds at its best rate, on test problems
 that chose nothing. 65 iterations of tsd cost what 60 did when solved trees
-still grew (`search.refill`).
+still grew (`search.slot_reuse`).
 
 Command: python -m launch.compare --workdir=DIR
 """

@@ -3,7 +3,7 @@
 Purpose: the same table as for Countdown on a game of another family, so that no
 claim rests on one game. Learning rates that stay and that fall are both tried:
 here methods differ in which of them they need. 75 iterations of the searches
-cost what 60 did when solved trees still grew (`search.refill`).
+cost what 60 did when solved trees still grew (`search.slot_reuse`).
 
 Command: python -m launch.compare --config=experiments/compare_maze.py
   --workdir=DIR

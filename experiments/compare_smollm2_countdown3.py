@@ -19,5 +19,5 @@ def get_config() -> Comparison:
     methods=("tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"),
     seeds=(0, 1, 2),
     values=("1e-5", "3e-5", "1e-4"),
-    lanes=3,
+    runs=3,
   )

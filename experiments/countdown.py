@@ -25,6 +25,6 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=3),
     model=presets.TINY,
     init="experiments/starts/warm_start_3.safetensors",
-    search=SearchConfig(num_simulations=16, refill=True),
+    search=SearchConfig(num_simulations=16, slot_reuse=True),
     optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
   )

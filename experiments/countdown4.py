@@ -22,5 +22,5 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=4),
     model=presets.TINY,
     init="experiments/starts/warm_start_4.safetensors",
-    search=SearchConfig(refill=True),
+    search=SearchConfig(slot_reuse=True),
   )

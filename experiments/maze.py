@@ -1,7 +1,7 @@
 """Maze: fetch a coin, then walk to the goal, in at most 8 moves.
 
 Purpose: the recipe on a game without arithmetic: 1,024 prompts searched with
-at most 24 nodes, no situation twice (`search.transpositions`), 688 champions,
+at most 24 nodes, no state_key twice (`search.transpositions`), 688 champions,
 a rate that falls from 1.2e-3. PPO is of little use beside so high a rate: 8
 prompts are sampled on, at a tenth of the weight. The maze has 5 x 5 cells, 5
 of them walls; the shortest way takes 4 to 8 moves. 24,000 problems, 9 response
@@ -9,7 +9,7 @@ tokens as with three numbers, 9 prompt tokens instead of 5. The start writes
 legal walks, some of which meet the coin and then the goal:
 
   python -m experiments.recipes.warm_start --config=experiments/maze.py
-    --steps=500,500 --hindsight=0.5
+    --steps=500,500 --relabel_fraction=0.5
 
 It printed for test: greedy .203, mean@16 .043, pass@16 .385. Rates at which
 searches learn best ruin samplers: above 8e-4 PPO, GRPO and CISPO fall to .28
@@ -38,9 +38,11 @@ def get_config() -> Experiment:
     model=presets.TINY,
     init="experiments/starts/warm_start_maze.safetensors",
     search=SearchConfig(
-      num_simulations=24, width=128, transpositions=True, refill=True
+      num_simulations=24, width=128, transpositions=True, slot_reuse=True
     ),
     rollout=RolloutConfig(prompts=8),
-    loss=LossConfig(lessons=688, champion_weight=80, success_weight=0),
+    loss=LossConfig(
+      distilled_prompts=688, champion_weight=80, success_weight=0
+    ),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )

@@ -57,7 +57,7 @@ def get_config() -> Experiment:
       pretrained.read_card(model).config, compute_dtype="bfloat16", remat=True
     ),
     iterations=200,
-    chunk=1,
+    iterations_per_call=1,
     rollout=RolloutConfig(prompts=16, baseline_prompts=16),
     search=SearchConfig(
       num_simulations=96,
@@ -66,7 +66,7 @@ def get_config() -> Experiment:
       width=8,
       trees=16,
     ),
-    loss=LossConfig(lessons=32),
+    loss=LossConfig(distilled_prompts=32),
     optimizer=OptimizerConfig(
       learning_rate=1e-6, linear_decay=True, minibatches=2
     ),

@@ -46,7 +46,7 @@ def get_config() -> Experiment:
     iterations=20,
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=24, width=4, trees=32),
-    loss=LossConfig(lessons=16),
+    loss=LossConfig(distilled_prompts=16),
     optimizer=OptimizerConfig(
       learning_rate=1e-5, linear_decay=True, minibatches=2
     ),

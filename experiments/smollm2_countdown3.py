@@ -40,10 +40,10 @@ def get_config() -> Experiment:
       test_size=512,
     ),
     iterations=30,
-    chunk=5,
+    iterations_per_call=5,
     rollout=RolloutConfig(prompts=32, baseline_prompts=64),
     search=SearchConfig(num_simulations=32, width=16, trees=256),
-    loss=LossConfig(lessons=224),
+    loss=LossConfig(distilled_prompts=224),
     optimizer=OptimizerConfig(learning_rate=3e-5, linear_decay=True),
     eval=EvalConfig(every=10),
   )

@@ -11,6 +11,7 @@ import pathlib
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.run import curves as curves_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -41,7 +42,6 @@ def main(overrides):
   }
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import progress
-  from tsd_jax.comparison import statistics
   from tsd_jax.run import evaluation, report, train
 
   progress.quiet_libraries()
@@ -51,8 +51,8 @@ def main(overrides):
     train.train(config, workdir / name)
   mode = evaluation.headline(configs["tsd"].eval.modes)
   folders = {name: workdir / name for name in _METHODS}
-  curves = {n: statistics.read_curve(f, mode) for n, f in folders.items()}
-  print("\n" + statistics.summary(curves, mode))
+  curves = {n: curves_lib.read_curve(f, mode) for n, f in folders.items()}
+  print("\n" + curves_lib.summary(curves, mode))
   report.write(workdir / "report.html", folders, mode)
   print(f"plots and samples: {workdir / 'report.html'}")
 

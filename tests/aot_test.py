@@ -80,7 +80,7 @@ def test_the_largest_batch_fills_the_room():
   # 100 held, 500 of 1000 left: half of the prompts.
   assert aot.largest_prompts(config, {8: compiled}) == 4
   smaller = aot.with_prompts(config, 4)
-  assert (smaller.loss.lessons, smaller.search.trees) == (4, 4)
+  assert (smaller.loss.distilled_prompts, smaller.search.trees) == (4, 4)
   assert smaller.rollout.baseline_prompts == 4
   parts["limit"] = 99
   assert aot.largest_prompts(config, {8: compiled}) == 0
@@ -93,7 +93,7 @@ def test_the_largest_batch_fills_the_room():
 def test_what_stays_is_found_by_a_second_try(monkeypatch, fixed, tries):
   config = config_lib.override(
     small_experiment.get_config(),
-    {"rollout.prompts": "128", "loss.lessons": "128"},
+    {"rollout.prompts": "128", "loss.distilled_prompts": "128"},
   )
   compiled = []
 

@@ -15,7 +15,7 @@ from tsd_jax.models import presets, transformer, weights
 from tsd_jax.models.symbols import EOS, PAD
 from tsd_jax.run import evaluation
 from tsd_jax.tasks.calculator import Calculator, CalculatorConfig
-from tsd_jax.tasks.task import chosen, next_observation, observed
+from tsd_jax.tasks.task import chosen, environment_tokens, next_observation
 
 CONFIGS = {n: CalculatorConfig(numbers=n) for n in (3, 4)}
 SCORE = {n: jax.jit(Calculator(config).score) for n, config in CONFIGS.items()}
@@ -94,41 +94,41 @@ def test_the_calculator_by_example(response, answer):
 def mutated(config, count):
   """Legal responses, of which most have some tokens replaced."""
   rng = np.random.default_rng(config.numbers)
-  prompt_NP, response_NT = config.warm_start(rng, count, 0.5)
+  prompt_QP, response_QT = config.warm_start(rng, count, 0.5)
   for changes in range(3):
     rows = np.flatnonzero(rng.integers(0, 4, count) > changes)
-    at = rng.integers(0, response_NT.shape[1], rows.size)
+    at = rng.integers(0, response_QT.shape[1], rows.size)
     kinds = [
-      response_NT[rows, at] + rng.integers(-2, 3, rows.size),
-      response_NT[rows, rng.integers(0, response_NT.shape[1], rows.size)],
+      response_QT[rows, at] + rng.integers(-2, 3, rows.size),
+      response_QT[rows, rng.integers(0, response_QT.shape[1], rows.size)],
       rng.integers(0, 208, rows.size),
     ]
     kind = rng.integers(0, len(kinds), rows.size)
-    response_NT[rows, at] = np.stack(kinds)[kind, np.arange(rows.size)]
-  return prompt_NP, response_NT
+    response_QT[rows, at] = np.stack(kinds)[kind, np.arange(rows.size)]
+  return prompt_QP, response_QT
 
 
 @pytest.mark.parametrize("numbers", [3, 4])
 def test_any_response_is_answered_and_judged_as_by_hand(numbers):
   config = CONFIGS[numbers]
   task = config.make()
-  prompt_NP, response_NT = mutated(config, 4_000)
-  score = SCORE[numbers](prompt_NP, response_NT)
+  prompt_QP, response_QT = mutated(config, 4_000)
+  score = SCORE[numbers](prompt_QP, response_QT)
   expected = [
-    judge(*row, config) for row in zip(prompt_NP, response_NT, strict=True)
+    judge(*row, config) for row in zip(prompt_QP, response_QT, strict=True)
   ]
-  reward_N, correct_N = map(np.array, zip(*expected, strict=True))
-  np.testing.assert_allclose(score.reward_X, reward_N, atol=1e-6)
-  np.testing.assert_array_equal(score.correct_X, correct_N)
-  counts, _ = np.histogram(reward_N, bins=[0, 0.04, 0.08, 0.99, 1.01])
+  reward_Q, correct_Q = map(np.array, zip(*expected, strict=True))
+  np.testing.assert_allclose(score.reward_X, reward_Q, atol=1e-6)
+  np.testing.assert_array_equal(score.correct_X, correct_Q)
+  counts, _ = np.histogram(reward_Q, bins=[0, 0.04, 0.08, 0.99, 1.01])
   assert np.all(counts > 100)
 
   T = task.response_length
   for t in range(T + 1):
-    before_NT = np.where(np.arange(T) < t, response_NT, PAD)
-    length_N = np.full(len(response_NT), t)
-    said_N = NEXT(task, prompt_NP, before_NT, length_N)
-    by_hand = [calculator(tokens_T[:t], config) for tokens_T in response_NT]
+    before_NT = np.where(np.arange(T) < t, response_QT, PAD)
+    length_N = np.full(len(response_QT), t)
+    said_N = NEXT(task, prompt_QP, before_NT, length_N)
+    by_hand = [calculator(tokens_T[:t], config) for tokens_T in response_QT]
     np.testing.assert_array_equal(
       said_N, [NO_OBSERVATION if x is None else x for x in by_hand]
     )
@@ -137,17 +137,17 @@ def test_any_response_is_answered_and_judged_as_by_hand(numbers):
 def test_of_examples_the_results_alone_are_not_the_models():
   config = CONFIGS[4]
   task = config.make()
-  prompt_NP, response_NT = config.warm_start(np.random.default_rng(0), 500, 0.5)
-  given = jax.jit(functools.partial(observed, task))
-  observed_NT = np.asarray(given(prompt_NP, response_NT[:, None]))[:, 0]
+  prompt_QP, response_QT = config.warm_start(np.random.default_rng(0), 500, 0.5)
+  given = jax.jit(functools.partial(environment_tokens, task))
+  observed_NT = np.asarray(given(prompt_QP, response_QT[:, None]))[:, 0]
   np.testing.assert_array_equal(
     observed_NT, np.broadcast_to(np.arange(16) % 5 == 4, observed_NT.shape)
   )
-  for tokens_T in response_NT:
+  for tokens_T in response_QT:
     assert np.flatnonzero(replay(list(tokens_T), config)).tolist() == [4, 9, 14]
   mask_N1T = np.ones((500, 1, 16), bool)
   np.testing.assert_array_equal(
-    chosen(task, prompt_NP, response_NT[:, None], mask_N1T)[:, 0], ~observed_NT
+    chosen(task, prompt_QP, response_QT[:, None], mask_N1T)[:, 0], ~observed_NT
   )
 
 

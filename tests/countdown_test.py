@@ -80,12 +80,12 @@ def oracle(prompt, response, config):
   return reward, False
 
 
-def check(prompt_NP, response_NT, config):
+def check(prompt_QP, response_QT, config):
   """Compares the parser with the oracle row by row."""
-  score = SCORE[config.numbers](prompt_NP, response_NT)
+  score = SCORE[config.numbers](prompt_QP, response_QT)
   expected = [
     oracle(prompt, response, config)
-    for prompt, response in zip(prompt_NP, response_NT, strict=True)
+    for prompt, response in zip(prompt_QP, response_QT, strict=True)
   ]
   reward, correct = map(np.array, zip(*expected, strict=True))
   np.testing.assert_allclose(score.reward_X, reward, rtol=0, atol=1e-6)
@@ -161,9 +161,9 @@ def test_mutated_responses_agree_with_the_oracle(numbers):
   config = CONFIGS[numbers]
   rng = np.random.default_rng(numbers)
   count = 12_000
-  prompt_NP, response_NT = config.warm_start(rng, count, 0.5)
-  both = np.concatenate([prompt_NP, response_NT], axis=1)
-  first = rng.choice([0, prompt_NP.shape[1]], count, p=[0.1, 0.9])
+  prompt_QP, response_QT = config.warm_start(rng, count, 0.5)
+  both = np.concatenate([prompt_QP, response_QT], axis=1)
+  first = rng.choice([0, prompt_QP.shape[1]], count, p=[0.1, 0.9])
   odd = np.array([-1, 0, 1, 2, 199, *range(200, 209), 2**31 - 1, -(2**31)])
   for changes in range(4):
     rows = np.flatnonzero(rng.integers(0, 5, count) > changes)
@@ -176,10 +176,10 @@ def test_mutated_responses_agree_with_the_oracle(numbers):
     ]
     kind = rng.integers(0, len(kinds), rows.size)
     both[rows, at] = np.stack(kinds)[kind, np.arange(rows.size)]
-  prompt_NP, response_NT = np.split(both, [prompt_NP.shape[1]], axis=1)
-  reward_N = check(prompt_NP, response_NT, config)
+  prompt_QP, response_QT = np.split(both, [prompt_QP.shape[1]], axis=1)
+  reward_Q = check(prompt_QP, response_QT, config)
   # Every level was really tested: 0, 0.05, [0.1, 1), 1.
-  counts, _ = np.histogram(reward_N, bins=[0, 0.04, 0.08, 0.99, 1.01])
+  counts, _ = np.histogram(reward_Q, bins=[0, 0.04, 0.08, 0.99, 1.01])
   assert np.all(counts > 300)
 
 
@@ -251,16 +251,16 @@ def test_jit_vmap_and_leading_axes_agree():
   config = CONFIGS[3]
   game = Countdown(config)
   rng = np.random.default_rng(0)
-  prompt_NP, response_NT = config.warm_start(rng, 24, 0.5)
-  response_NT[::3, 3] += 1
+  prompt_QP, response_QT = config.warm_start(rng, 24, 0.5)
+  response_QT[::3, 3] += 1
   with jax.numpy_rank_promotion("raise"):
-    plain = game.score(prompt_NP, response_NT)
+    plain = game.score(prompt_QP, response_QT)
     others = [
-      jax.jit(game.score)(prompt_NP, response_NT),
-      jax.jit(jax.vmap(game.score))(prompt_NP, response_NT),
-      game.score(prompt_NP.reshape(4, 6, -1), response_NT.reshape(4, 6, -1)),
-      game.score(prompt_NP.astype(np.uint8), response_NT.astype(np.uint8)),
-      jax.lax.map(lambda pair: game.score(*pair), (prompt_NP, response_NT)),
+      jax.jit(game.score)(prompt_QP, response_QT),
+      jax.jit(jax.vmap(game.score))(prompt_QP, response_QT),
+      game.score(prompt_QP.reshape(4, 6, -1), response_QT.reshape(4, 6, -1)),
+      game.score(prompt_QP.astype(np.uint8), response_QT.astype(np.uint8)),
+      jax.lax.map(lambda pair: game.score(*pair), (prompt_QP, response_QT)),
     ]
   assert plain.reward_X.dtype == np.float32
   assert plain.correct_X.dtype == bool
@@ -401,17 +401,17 @@ def test_random_expressions(numbers):
     rng = np.random.default_rng(seed)
     return config.warm_start(rng, 4_000, fraction)
 
-  prompt_NP, response_NT = draw(0, 0.3)
-  assert prompt_NP.shape == (4_000, numbers + 2)
-  assert response_NT.shape == (4_000, 4 * numbers - 3)
-  assert prompt_NP.dtype == response_NT.dtype == np.int32
-  score = Countdown(config).score(prompt_NP, response_NT)
+  prompt_QP, response_QT = draw(0, 0.3)
+  assert prompt_QP.shape == (4_000, numbers + 2)
+  assert response_QT.shape == (4_000, 4 * numbers - 3)
+  assert prompt_QP.dtype == response_QT.dtype == np.int32
+  score = Countdown(config).score(prompt_QP, response_QT)
   assert np.all(score.reward_X >= np.float32(config.legal))
   assert 0.28 < score.correct_X.mean() < 0.35  # Chance hits are few.
-  assert len(np.unique(response_NT[:, 1])) == 4  # All operators occur.
-  for again, first in zip(draw(0, 0.3), (prompt_NP, response_NT), strict=True):
+  assert len(np.unique(response_QT[:, 1])) == 4  # All operators occur.
+  for again, first in zip(draw(0, 0.3), (prompt_QP, response_QT), strict=True):
     np.testing.assert_array_equal(again, first)
-  assert not np.array_equal(draw(1, 0.3)[0], prompt_NP)
+  assert not np.array_equal(draw(1, 0.3)[0], prompt_QP)
   assert Countdown(config).score(*draw(2, 1.0)).correct_X.all()
 
 
@@ -421,8 +421,8 @@ def test_excluded_problems_are_never_drawn():
   problems = config.problems()
   excluded = set(problems[::2])
   rng = np.random.default_rng(0)
-  prompt_NP, _ = config.warm_start(rng, 20_000, 0.5, excluded)
-  drawn = {(tuple(sorted(p[:3])), p[-1]) for p in prompt_NP.tolist()}
+  prompt_QP, _ = config.warm_start(rng, 20_000, 0.5, excluded)
+  drawn = {(tuple(sorted(p[:3])), p[-1]) for p in prompt_QP.tolist()}
   assert not drawn & excluded
   assert len(drawn & set(problems)) > 1_000
   with pytest.raises(ValueError, match="exclude fewer"):
@@ -432,9 +432,9 @@ def test_excluded_problems_are_never_drawn():
 def test_random_expressions_refuses_bad_arguments():
   """And gives nothing when asked for nothing."""
   rng = np.random.default_rng(0)
-  with pytest.raises(ValueError, match="hindsight=1.5"):
+  with pytest.raises(ValueError, match="relabel_fraction=1.5"):
     CONFIGS[3].warm_start(rng, 1, 1.5)
   with pytest.raises(ValueError, match="count=-1"):
     CONFIGS[3].warm_start(rng, -1, 0.5)
-  prompt_NP, response_NT = CONFIGS[4].warm_start(rng, 0, 0.5)
-  assert (prompt_NP.shape, response_NT.shape) == ((0, 6), (0, 13))
+  prompt_QP, response_QT = CONFIGS[4].warm_start(rng, 0, 0.5)
+  assert (prompt_QP.shape, response_QT.shape) == ((0, 6), (0, 13))

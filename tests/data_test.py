@@ -19,9 +19,9 @@ from tsd_jax.tasks.countdown import CountdownConfig
 SMALL = CountdownConfig(max_number=4, validation_size=20, test_size=30)
 
 
-def canonical(prompt_NP):
+def canonical(prompt_QP):
   """Returns the set of (sorted numbers, target)."""
-  return {(tuple(sorted(p[:-2])), p[-1]) for p in prompt_NP.tolist()}
+  return {(tuple(sorted(p[:-2])), p[-1]) for p in prompt_QP.tolist()}
 
 
 def folder_of(root):
@@ -56,14 +56,14 @@ def test_stored_prompts_do_not_overlap_either(config, tmp_path):
   split_problems = data.split_problems(config)
   seen, shuffled = set(), 0
   for split in data.SPLITS:
-    prompt_NP = data.load_problems(config, split, tmp_path)
-    assert prompt_NP.dtype == np.int32
-    assert prompt_NP.shape == (len(split_problems[split]), config.numbers + 2)
-    assert np.all(prompt_NP[:, -2] == symbols.SEPARATOR)
-    assert canonical(prompt_NP) == set(split_problems[split])
-    assert not canonical(prompt_NP) & seen
-    seen |= canonical(prompt_NP)
-    numbers_NM = prompt_NP[:, :-2]
+    prompt_QP = data.load_problems(config, split, tmp_path)
+    assert prompt_QP.dtype == np.int32
+    assert prompt_QP.shape == (len(split_problems[split]), config.numbers + 2)
+    assert np.all(prompt_QP[:, -2] == symbols.SEPARATOR)
+    assert canonical(prompt_QP) == set(split_problems[split])
+    assert not canonical(prompt_QP) & seen
+    seen |= canonical(prompt_QP)
+    numbers_NM = prompt_QP[:, :-2]
     shuffled += np.any(np.diff(numbers_NM, axis=1) < 0, axis=1).sum()
   assert shuffled > len(seen) / 2  # Sorted numbers would be a hint.
 
@@ -275,7 +275,7 @@ def iterator(count=10, batch_size=4, seed=0, **kwargs):
 
 def test_every_epoch_visits_every_prompt_once_in_a_new_order():
   """No prompt is dropped where a batch runs across the end of an epoch."""
-  chunk_CBP = iterator().next_chunk(5)  # Two epochs of ten prompts.
+  chunk_CBP = iterator().next_batches(5)  # Two epochs of ten prompts.
   assert chunk_CBP.shape == (5, 4, 2) and chunk_CBP.dtype == np.int32
   first, second = chunk_CBP[..., 0].reshape(2, 10) // 2
   assert sorted(first) == sorted(second) == list(range(10))
@@ -286,9 +286,9 @@ def test_every_epoch_visits_every_prompt_once_in_a_new_order():
 
 def test_chunk_size_does_not_matter():
   """Only the number of batches taken so far does."""
-  whole = iterator().next_chunk(6)
+  whole = iterator().next_batches(6)
   parts = iterator()
-  joined = np.concatenate([parts.next_chunk(n) for n in (1, 3, 2)])
+  joined = np.concatenate([parts.next_batches(n) for n in (1, 3, 2)])
   np.testing.assert_array_equal(joined, whole)
 
 
@@ -296,14 +296,14 @@ def test_seeds_differ_in_every_epoch():
   """Epoch 1 of seed 0 is not epoch 0 of seed 1."""
   orders = collections.Counter()
   for seed in range(4):
-    epochs = iterator(count=50, batch_size=50, seed=seed).next_chunk(4)
+    epochs = iterator(count=50, batch_size=50, seed=seed).next_batches(4)
     orders.update(tuple(epoch[:, 0]) for epoch in epochs)
   assert len(orders) == 16
 
 
 def test_a_batch_may_be_larger_than_the_data():
   """It then holds whole epochs, and no prompt more often than it must."""
-  (batch_BP,) = iterator(count=3, batch_size=8).next_chunk(1)
+  (batch_BP,) = iterator(count=3, batch_size=8).next_batches(1)
   counts = np.bincount(batch_BP[:, 0] // 2)
   assert sorted(counts) == [2, 3, 3]
 
@@ -311,12 +311,12 @@ def test_a_batch_may_be_larger_than_the_data():
 def test_a_resumed_iterator_is_identical():
   """The state goes through JSON, as a checkpoint stores it."""
   original = iterator()
-  original.next_chunk(3)
+  original.next_batches(3)
   state = json.loads(json.dumps(original.get_state()))
-  expected = original.next_chunk(7)
+  expected = original.next_batches(7)
   resumed = iterator()
   resumed.set_state(state)
-  np.testing.assert_array_equal(resumed.next_chunk(7), expected)
+  np.testing.assert_array_equal(resumed.next_batches(7), expected)
   assert resumed.get_state() == original.get_state()
 
 
@@ -338,14 +338,14 @@ def test_a_state_of_other_batches_is_refused():
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_one_global_order(process_count):
   """Slices laid side by side are the batches of a single process."""
-  whole = iterator(batch_size=8).next_chunk(5)
+  whole = iterator(batch_size=8).next_batches(5)
   slices = []
   for index in range(process_count):
     part = iterator(
       batch_size=8, process_index=index, process_count=process_count
     )
     part.set_state(iterator(batch_size=8).get_state())
-    slices.append(part.next_chunk(5))
+    slices.append(part.next_batches(5))
   assert slices[0].shape == (5, 8 // process_count, 2)
   np.testing.assert_array_equal(np.concatenate(slices, axis=1), whole)
 
@@ -357,7 +357,7 @@ def test_processes_share_one_global_order(process_count):
     (dict(batch_size=3, process_count=2), "process_count=2"),
     (dict(process_index=2, process_count=2), "process_index=2"),
     (dict(seed=-1), "seed=-1"),
-    (dict(count=0), r"prompt_NP.shape=\(0, 2\)"),
+    (dict(count=0), r"prompt_QP.shape=\(0, 2\)"),
   ],
 )
 def test_iterator_refuses_bad_arguments(kwargs, message):
@@ -365,4 +365,4 @@ def test_iterator_refuses_bad_arguments(kwargs, message):
   with pytest.raises(ValueError, match=message):
     iterator(**kwargs)
   with pytest.raises(ValueError, match="num_iterations=0"):
-    iterator().next_chunk(0)
+    iterator().next_batches(0)

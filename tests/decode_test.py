@@ -312,8 +312,8 @@ TOKEN_NB = np.random.default_rng(8).integers(0, 11, (NODES, 4)).astype(np.int32)
 class ReadFirstPool(kv_pool.RefPool):
   """The order of reading and writing that `RefPool` avoids."""
 
-  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
-    read, visible_B1D = self._reading(slots_BD, depth_B[:, None] - 1)
+  def _run(self, model, token_BU, position_BU, prompt, slots_BT, depth_B):
+    read, visible_B1D = self._reading(slots_BT, depth_B[:, None] - 1)
     mask_B1S = jnp.pad(
       visible_B1D, ((0, 0), (0, 0), (0, 1)), constant_values=True
     )
@@ -327,7 +327,7 @@ class ReadFirstPool(kv_pool.RefPool):
       return *pieces, mask_B1S
 
     return model.trunk(
-      token_BS, position_BS, segments=prompt, memory=memory
+      token_BU, position_BU, segments=prompt, memory=memory
     ).x_RTD
 
 
@@ -363,10 +363,10 @@ def grow(pool_type, written):
     slots_NBD, depth_NB, logits_NBV, tokens_NBT, _ = state
     parent_B = jnp.asarray(PARENT_NB)[n]
     depth_B = depth_NB[parent_B, rows] + 1
-    slots_BD = slots_NBD[parent_B, rows].at[rows, depth_B].set(n)
+    slots_BT = slots_NBD[parent_B, rows].at[rows, depth_B].set(n)
     x_BD = pool.forward(
       model, jnp.asarray(TOKEN_NB)[n][:, None], jnp.ones_like(depth_B),
-      prefix.length_B + depth_B, prefix.segments, slots_BD, depth_B,
+      prefix.length_B + depth_B, prefix.segments, slots_BT, depth_B,
     )  # fmt: skip
     below = decode.sample(
       model,
@@ -375,10 +375,10 @@ def grow(pool_type, written):
       length=3,
       eos_id=NEVER,
       pad_id=PAD,
-      more_segments=(pool.path_segment(slots_BD, depth_B + 1),),
+      more_segments=(pool.path_segment(slots_BT, depth_B + 1),),
     )
     return (
-      slots_NBD.at[n].set(slots_BD),
+      slots_NBD.at[n].set(slots_BT),
       depth_NB.at[n].set(depth_B),
       logits_NBV.at[n].set(model.logits(x_BD)),
       tokens_NBT.at[n].set(below.tokens_RT),

@@ -140,10 +140,10 @@ def test_perplexity_follows_from_a_plain_forward():
 
 def test_the_vote_is_a_count_of_equal_finished_answers():
   rng = np.random.default_rng(0)
-  tokens_BKT = rng.integers(0, 3, (200, 7, 2))
-  chosen_B = evaluation.vote(tokens_BKT, eos_id=2)
+  tokens_BGT = rng.integers(0, 3, (200, 7, 2))
+  chosen_B = evaluation.vote(tokens_BGT, eos_id=2)
   ties = 0
-  for tokens_KT, chosen in zip(tokens_BKT, chosen_B, strict=True):
+  for tokens_KT, chosen in zip(tokens_BGT, chosen_B, strict=True):
     rows = [tuple(t) for t in tokens_KT]
     counts = {t: rows.count(t) for t in rows if 2 in t}
     if counts:

@@ -1,65 +1,124 @@
-"""Imports run one way: a module may import only what stands above it."""
+"""Imports run one way: a module imports only what stands before it."""
 
 import ast
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A folder a line, its modules in order. Each may import what stands before it.
 ORDER = """
-types config_values large_pages config config_json supervisor pod processes
-hlo ledger sharding vocabulary models tokenizers text_tokenizer rewards tasks
-decode generate scoring search rollout methods returns losses objective learner
-evaluate checkpoint workdir data compare samples report progress memory
-experiment record train jobs roofline aot costs judge runs
-""".split()
+base: errors paths types config_values large_pages config config_json ledger
+  progress
+parallel: sharding processes supervisor pod
+models: operations symbols transformer families lora presets weights names
+  assemble gguf hf pretrained text_tokenizer
+rewards: worker pool callback
+tasks: task maze_problems maze countdown_problems countdown calculator
+  text_lines text data
+inference: vocabulary own_keys decode scoring generate rollout
+search: node moves kv_pool transpositions rules best_first champions metrics
+  tree view
+learning: losses advantages methods memory objective iteration
+run: directory checkpoint experiment costs curves evaluation samples report
+  state load train
+comparison: statistics jobs judge
+planning: hlo roofline aot
+"""
+USERS = ("experiments", "launch")
 
 
-def imported(file: pathlib.Path) -> set[str]:
-  """First parts of the tsd_jax modules that a file imports."""
+def order() -> list[str]:
+  """Modules such as `search.node`, first to last."""
+  folder, modules = "", []
+  for word in ORDER.split():
+    if word.endswith(":"):
+      folder = word[:-1]
+    else:
+      modules.append(f"{folder}.{word}")
+  return modules
+
+
+def imported(source: str) -> set[str]:
+  """Full names of what a file imports, wherever in it and however."""
   names = set()
-  for node in ast.walk(ast.parse(file.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
-      parts = node.module.split(".")
-      if parts[0] == "tsd_jax":
-        names |= {parts[1]} if parts[1:] else {a.name for a in node.names}
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, "an import relative to the file's folder"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
     elif isinstance(node, ast.Import):
-      for alias in node.names:
-        parts = alias.name.split(".")
-        if parts[0] == "tsd_jax" and parts[1:]:
-          names.add(parts[1])
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.Call):
+      # importlib.import_module("x"), __import__("x"), runpy.run_module("x").
+      function = ast.unparse(node.func).rpartition(".")[2]
+      if function in ("import_module", "__import__", "run_module", "find_spec"):
+        names |= {
+          a.value
+          for a in node.args
+          if isinstance(a, ast.Constant) and isinstance(a.value, str)
+        }
   return names
 
 
-def part(file: pathlib.Path) -> str:
-  return file.relative_to(ROOT / "tsd_jax").parts[0].removesuffix(".py")
+def module(name: str) -> str | None:
+  """The module of the library that an imported name lies in."""
+  parts = name.split(".")
+  return ".".join(parts[1:3]) if parts[0] == "tsd_jax" and parts[1:] else None
+
+
+def files() -> dict[str, pathlib.Path]:
+  return {
+    ".".join(f.relative_to(ROOT / "tsd_jax").with_suffix("").parts): f
+    for f in sorted((ROOT / "tsd_jax").glob("*/*.py"))
+    if f.name != "__init__.py"
+  }
+
+
+def test_the_list_names_every_module_once():
+  assert sorted(order()) == sorted(files())
+  assert {f.name for f in (ROOT / "tsd_jax").glob("*.py")} == {"__init__.py"}
 
 
 def test_imports_run_one_way():
-  files = sorted((ROOT / "tsd_jax").rglob("*.py"))
-  files = [f for f in files if f.name != "__init__.py"]
-  assert len(files) > 20
+  place = {name: i for i, name in enumerate(order())}
   wrong = [
-    f"{file.relative_to(ROOT)} imports {name}"
-    for file in files
-    for name in imported(file) - {part(file)}
-    if ORDER.index(name) > ORDER.index(part(file))
+    f"{name} imports {theirs}"
+    for name, file in files().items()
+    for theirs in map(module, imported(file.read_text()))
+    if theirs is not None and place.get(theirs, -1) >= place[name]
   ]
   assert not wrong
 
 
-def test_the_package_never_imports_its_users():
-  for file in (ROOT / "tsd_jax").rglob("*.py"):
-    text = file.read_text()
-    assert "import launch" not in text and "import experiments" not in text
+def users_imported(source: str) -> set[str]:
+  return {n for n in imported(source) if n.split(".")[0] in USERS}
 
 
-def test_files_fit_in_a_head():
-  long = {
-    str(f.relative_to(ROOT)): n
-    for folder in ("tsd_jax", "launch", "experiments")
-    for f in (ROOT / folder).rglob("*.py")
-    if (n := len(f.read_text().splitlines())) > 400
+def test_the_library_never_imports_its_users():
+  found = {
+    str(file): names
+    for file in (ROOT / "tsd_jax").rglob("*.py")
+    if (names := users_imported(file.read_text()))
   }
-  assert not long
+  assert not found
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "import experiments",
+    "import launch.train as train",
+    "from experiments import countdown",
+    "from experiments.recipes import supervised",
+    "def f():\n  from launch import train",
+    "importlib.import_module('experiments.countdown')",
+    "import_module('launch')",
+    "__import__('experiments')",
+  ],
+)
+def test_every_way_to_import_a_user_is_seen(line):
+  assert users_imported(line)
 
 
 def test_what_commands_import_of_experiments_defines_no_flags():
@@ -68,27 +127,21 @@ def test_what_commands_import_of_experiments_defines_no_flags():
     ".".join(file.relative_to(ROOT).with_suffix("").parts): file
     for file in (ROOT / "experiments").rglob("*.py")
   }
+  trees = {name: ast.parse(file.read_text()) for name, file in files.items()}
 
   def functions(tree):
     return {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
 
-  trees = {name: ast.parse(file.read_text()) for name, file in files.items()}
   read = {
     n for n, t in trees.items() if functions(t) & {"get_config", "reward"}
   }
   assert "experiments.countdown" in read and len(read) > 10
   todo = list(read)
   while todo:
-    for node in ast.walk(trees[todo.pop()]):
-      if isinstance(node, ast.ImportFrom) and node.module in files:
-        found = {f"{node.module}.{a.name}" for a in node.names} & files.keys()
-      elif isinstance(node, ast.ImportFrom) and node.module == "experiments":
-        found = {f"experiments.{a.name}" for a in node.names} & files.keys()
-      else:
-        continue
-      found |= {node.module} & files.keys()
-      todo += found - read
-      read |= found
+    names = imported(files[todo.pop()].read_text())
+    found = names | {name.rpartition(".")[0] for name in names}
+    todo += (found & files.keys()) - read
+    read |= found & files.keys()
   defining = {
     name
     for name in read

@@ -19,10 +19,11 @@ from flax import nnx
 from experiments import compare_countdown, compare_countdown4
 from tests import small_comparison
 from tsd_jax.comparison import judge, statistics
-from tsd_jax.comparison.statistics import Curve
 from tsd_jax.models import presets, transformer
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run import costs
+from tsd_jax.run import curves as curves_lib
+from tsd_jax.run.curves import Curve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
@@ -170,10 +171,10 @@ def test_flops_are_what_xla_counts():
       "must give each of swept=",
     ),
     (dict(mode="greedy"), "is not what experiment.eval.modes"),
-    (dict(lanes=0), "lanes=0 must be at least 1"),
+    (dict(runs=0), "runs=0 must be at least 1"),
     (
       dict(
-        lanes=2,
+        runs=2,
         experiment=dataclasses.replace(
           small_comparison.get_config().experiment, mesh=MeshConfig(data=2)
         ),
@@ -215,10 +216,10 @@ def test_cheaper_iterations_are_more_iterations(share):
     run = config.run(method, "3e-4", 0, "test", share)
     an_iteration = costs.iteration_tokens(run)
     an_iteration -= saved * run.learner_config().searches
-    assert run.iterations % run.chunk == 0
+    assert run.iterations % run.iterations_per_call == 0
     missed = abs(run.iterations * an_iteration - spends)
     least = run.iterations == ours.iterations
-    assert missed <= run.chunk * an_iteration / 2 or least
+    assert missed <= run.iterations_per_call * an_iteration / 2 or least
   same = dataclasses.replace(config, equal_tokens=False)
   assert same.run("ppo", "3e-4", 0, "test").iterations == ours.iterations
 
@@ -250,7 +251,7 @@ def test_own_samples_cost_what_the_search_costs(share):
   config = compare_countdown.get_config()
   wide = config.run("wide_best_of_n", "3e-4", 0, "test", share).learner_config()
   tsd = config.experiment.learner_config()
-  assert wide.lessons == wide.prompts and wide.loss.policy_weight == 0
+  assert wide.distilled_prompts == wide.prompts and wide.loss.policy_weight == 0
   sampled = wide.prompts * wide.rollout.samples * 8
   spent = share * tsd.prompts * tsd.search.num_simulations
   # To the nearest whole row a prompt.
@@ -353,7 +354,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
     )
   assert statistics.table(content) in done.stdout
   expected = statistics.mean_curve(
-    [statistics.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
+    [curves_lib.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
   )
   got = judge.curves(json.loads((whole / "compare.json").read_text()))["grpo"]
   for a, b in zip(got, expected, strict=True):

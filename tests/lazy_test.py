@@ -43,7 +43,7 @@ def test_every_node_is_what_a_plain_forward_says(settings):
   for row in range(B):
     for parent, action, child in tried(tree, row):
       length = nodes.length_A[row, parent, action]
-      step = nodes.step_AS[row, parent, action]
+      step = nodes.step_AU[row, parent, action]
       before, path = path_of(nodes, row, parent), path_of(nodes, row, child)
       np.testing.assert_array_equal(path, [*before, *step[:length]])
       assert np.all(step[length:] == PAD)
@@ -83,7 +83,7 @@ def test_equal_draws_of_a_node_are_one_move():
       assert action == children[row, parent]
       children[row, parent] += 1
       length = nodes.length_A[row, parent, action]
-      step = tuple(map(int, nodes.step_AS[row, parent, action, :length]))
+      step = tuple(map(int, nodes.step_AU[row, parent, action, :length]))
       if is_draw_again(nodes, row, parent, action):
         assert step in steps[parent] and nodes.cut_off[row, child]
         assert np.all(tree.children_index[row, child] < 0)
@@ -150,9 +150,9 @@ def test_a_simulation_takes_the_forwards_of_one_step():
   "settings",
   [
     dict(pool="carry"),
-    pytest.param(dict(refill=True, trees=3), marks=pytest.mark.slow),
+    pytest.param(dict(slot_reuse=True, trees=3), marks=pytest.mark.slow),
     pytest.param(
-      dict(refill=True, trees=3, pool="carry"), marks=pytest.mark.slow
+      dict(slot_reuse=True, trees=3, pool="carry"), marks=pytest.mark.slow
     ),
   ],
   ids=str,
@@ -217,7 +217,7 @@ def test_what_lazy_draws_do_not_serve_is_refused(settings):
 
 def test_soft_targets_are_refused():
   search = dataclasses.replace(learner_test.SEARCH, lazy=True)
-  loss = LossConfig(lessons=learner_test.C, soft_weight=1.0)
+  loss = LossConfig(distilled_prompts=learner_test.C, soft_weight=1.0)
   with pytest.raises(ValueError, match=r"search\.lazy=false"):
     learner_test.configure(search=search, loss=loss)
 

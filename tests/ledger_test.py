@@ -51,7 +51,8 @@ def configure(method):
   """The default experiment's learner with few prompts."""
   config = compare_countdown.get_config()
   small = {
-    "rollout.prompts": B, "rollout.baseline_prompts": B, "loss.lessons": B,
+    "rollout.prompts": B, "rollout.baseline_prompts": B,
+    "loss.distilled_prompts": B,
     "search.width": 8, "search.trees": B, "optimizer.minibatches": 1,
   }  # fmt: skip
   small = {f"experiment.{name}": str(value) for name, value in small.items()}
@@ -96,7 +97,7 @@ def test_a_simulation():
 def batch(config):
   """Shapes of what an update of these prompts reads."""
   B, G = config.rollout.prompts, config.rollout.group
-  C, M = config.lessons, config.loss.champions
+  C, M = config.distilled_prompts, config.loss.champions
 
   def make():
     rows = {n: jnp.zeros((B, G, T)) for n in ("log_prob", "value", "entropy")}
@@ -109,7 +110,7 @@ def batch(config):
       reward_BG=jnp.zeros((B, G)),
       correct_BG=jnp.zeros((B, G), bool),
     )
-    lessons = objective.Lessons(
+    lessons = objective.DistillationBatch(
       jnp.zeros((C, P), jnp.int32),
       jnp.zeros((C, M, T), jnp.int32),
       jnp.ones((C, M), bool),

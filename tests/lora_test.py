@@ -84,16 +84,16 @@ def test_merged_weights_are_the_paper_s():
 
 def test_gradients_are_those_of_a_model_with_the_adapters_beside():
   """x W + (alpha / r) (x A) B, written out for the gate of a layer."""
-  x_ND = jax.random.normal(jax.random.key(3), (5, MODEL.d_model))
+  x_RD = jax.random.normal(jax.random.key(3), (5, MODEL.d_model))
   W_DF = weights.by_name(PARAMS)["layers.gate_LDF"][1]
 
   def merged(trained):
     params = weights.by_name(lora.merge(PARAMS, trained, CONFIG))
-    return jnp.sum(jnp.sin(x_ND @ params["layers.gate_LDF"][1]))
+    return jnp.sum(jnp.sin(x_RD @ params["layers.gate_LDF"][1]))
 
   def beside(pair):
-    low_NR = x_ND @ pair["a_LDR"][1]
-    return jnp.sum(jnp.sin(x_ND @ W_DF + 3.0 * low_NR @ pair["b_LRF"][1]))
+    low_NR = x_RD @ pair["a_LDR"][1]
+    return jnp.sum(jnp.sin(x_RD @ W_DF + 3.0 * low_NR @ pair["b_LRF"][1]))
 
   got = jax.grad(merged)(drawn())["gate"]
   expected = jax.grad(beside)(drawn()["gate"])

@@ -90,12 +90,12 @@ def oracle(prompt, response, config):
   return config.legal + config.near * np.exp(-left / config.near_scale), False
 
 
-def check(prompt_NP, response_NT, config):
+def check(prompt_QP, response_QT, config):
   """Compares the rewards with the oracle's row by row."""
-  score = SCORE[config](np.asarray(prompt_NP), np.asarray(response_NT))
+  score = SCORE[config](np.asarray(prompt_QP), np.asarray(response_QT))
   expected = [
     oracle(prompt, response, config)
-    for prompt, response in zip(prompt_NP, response_NT, strict=True)
+    for prompt, response in zip(prompt_QP, response_QT, strict=True)
   ]
   reward, correct = map(np.array, zip(*expected, strict=True))
   np.testing.assert_allclose(score.reward_X, reward, rtol=0, atol=1e-6)
@@ -149,15 +149,15 @@ def test_rewards_by_example(response, reward):
 @pytest.mark.parametrize("config", [CONFIG, SMALL], ids=["default", "small"])
 def test_random_walks_score_as_the_oracle_says(config):
   rng = np.random.default_rng(0)
-  prompt_NP, response_NT = config.warm_start(rng, 300, 0.5)
-  rewards = check(prompt_NP, response_NT, config)
+  prompt_QP, response_QT = config.warm_start(rng, 300, 0.5)
+  rewards = check(prompt_QP, response_QT, config)
   assert np.sum(rewards == 1) > 50 and np.all(rewards > config.illegal)
   # One token changed: mostly illegal or unparsable, sometimes still legal.
-  changed_NT = response_NT.copy()
-  at_N = rng.integers(0, response_NT.shape[1], 300)
+  changed_NT = response_QT.copy()
+  at_N = rng.integers(0, response_QT.shape[1], 300)
   other_N = rng.choice(np.r_[11:67, SEPARATOR : EOS + 1], 300)
   changed_NT[np.arange(300), at_N] = other_N
-  rewards = check(prompt_NP, changed_NT, config)
+  rewards = check(prompt_QP, changed_NT, config)
   assert {0.0, np.float32(config.illegal), 1.0} <= set(rewards)
 
 
@@ -211,15 +211,15 @@ def test_every_move_along_a_shortest_way_is_worth_more(seed):
 
 def test_jit_vmap_and_leading_axes_agree():
   rng = np.random.default_rng(0)
-  prompt_NP, response_NT = CONFIG.warm_start(rng, 24, 0.5)
+  prompt_QP, response_QT = CONFIG.warm_start(rng, 24, 0.5)
   score = jax.jit(Maze().score)
   with jax.numpy_rank_promotion("raise"):
-    plain = score(prompt_NP, response_NT)
+    plain = score(prompt_QP, response_QT)
     others = [
-      jax.jit(jax.vmap(score))(prompt_NP, response_NT),
+      jax.jit(jax.vmap(score))(prompt_QP, response_QT),
       jax.tree.map(
         lambda x: x.reshape(24),
-        score(prompt_NP.reshape(4, 6, -1), response_NT.reshape(4, 6, -1)),
+        score(prompt_QP.reshape(4, 6, -1), response_QT.reshape(4, 6, -1)),
       ),
     ]
   for other in others:
@@ -286,9 +286,9 @@ def test_default_problems_are_many_and_always_the_same():
 
 def test_walks_turn_back_only_in_dead_ends():
   rng = np.random.default_rng(0)
-  prompt_NP, response_NT = CONFIG.warm_start(rng, 2_000, 0.0)
+  prompt_QP, response_QT = CONFIG.warm_start(rng, 2_000, 0.0)
   turned = 0
-  for prompt, response in zip(prompt_NP, response_NT, strict=True):
+  for prompt, response in zip(prompt_QP, response_QT, strict=True):
     walls = {cell(t, 6) for t in prompt[:8]}
     path = [
       cell(t, 6) for t in (prompt[-3], *response[: list(response).index(EOS)])
@@ -343,7 +343,7 @@ def test_describe():
 
 def test_excluding_everything_is_refused():
   tiny = MazeConfig(size=3, walls=1, min_moves=2, max_moves=4)
-  prompt_NP, _ = tiny.warm_start(np.random.default_rng(0), 20_000, 0.5)
-  forms = {tiny.canonical(prompt_P) for prompt_P in prompt_NP}
+  prompt_QP, _ = tiny.warm_start(np.random.default_rng(0), 20_000, 0.5)
+  forms = {tiny.canonical(prompt_P) for prompt_P in prompt_QP}
   with pytest.raises(ValueError, match="0 of 5 examples .* exclude fewer"):
     tiny.warm_start(np.random.default_rng(1), 5, 0.5, forms)

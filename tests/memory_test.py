@@ -51,16 +51,18 @@ def inputs(config, rows, task=None):
   "search",
   [
     dict(num_simulations=32, step_tokens=4, num_candidates=4),
-    dict(num_simulations=32, refill=True),
+    dict(num_simulations=32, slot_reuse=True),
     *(
       pytest.param(search, marks=pytest.mark.slow)
       for search in (
         dict(num_simulations=32),
-        dict(num_simulations=32, step_tokens=4, num_candidates=4, refill=True),
+        dict(
+          num_simulations=32, step_tokens=4, num_candidates=4, slot_reuse=True
+        ),
         dict(num_simulations=64, step_tokens=4, num_candidates=4),
         dict(num_simulations=32, step_tokens=8, num_candidates=4),
         dict(num_simulations=64, step_tokens=8, lazy=True),
-        dict(num_simulations=64, step_tokens=4, lazy=True, refill=True),
+        dict(num_simulations=64, step_tokens=4, lazy=True, slot_reuse=True),
         dict(num_simulations=64, rule="puct", leaf="rollout"),
         dict(num_simulations=32, rule="gumbel", leaf="value"),
       )
@@ -79,7 +81,7 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(search):
   [
     ({}, {}),
     pytest.param(
-      dict(refill=True), dict(num_layers=12), marks=pytest.mark.slow
+      dict(slot_reuse=True), dict(num_layers=12), marks=pytest.mark.slow
     ),
     pytest.param({}, dict(unroll_layers=4), marks=pytest.mark.slow),
     pytest.param({}, dict(unroll_decode=True), marks=pytest.mark.slow),
@@ -107,8 +109,8 @@ def said_and_expected(config, task):
   graphdef, task, shapes = inputs(config, 2 * TREES, task)
   phase = functools.partial(iteration.search_phase, graphdef)
   compiled = jax.jit(
-    lambda params, prompt_SP, key: phase(
-      params, task, prompt_SP, key, config.learner_config()
+    lambda params, prompt_QP, key: phase(
+      params, task, prompt_QP, key, config.learner_config()
     )
   )
   said = compiled.lower(*shapes).compile().memory_analysis()

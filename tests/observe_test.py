@@ -20,7 +20,7 @@ from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.task import Score, observed
+from tsd_jax.tasks.task import Score, environment_tokens
 
 T, CALL, BYE = 5, 3, 7
 FULL = sum(3**depth for depth in range(1, T))  # Nodes of an exhausted tree.
@@ -112,7 +112,7 @@ def sampled():
 
 def test_samples_hold_what_the_environment_writes_and_the_models_choices():
   r, lengths, both = sampled(), set(), np.zeros(2, int)
-  assert r.observed_BGT.dtype == bool
+  assert r.environment_BGT.dtype == bool
   for b in range(B):
     for g in range(SAMPLES.group):
       tokens, shared = listed(r.tokens_BGT[b, g]), int(r.fork_BG[b, g])
@@ -120,7 +120,7 @@ def test_samples_hold_what_the_environment_writes_and_the_models_choices():
       n = len(tokens)
       lengths.add(n)
       assert np.all(r.tokens_BGT[b, g, n:] == PAD)
-      np.testing.assert_array_equal(r.observed_BGT[b, g, :n], np.invert(own))
+      np.testing.assert_array_equal(r.environment_BGT[b, g, :n], np.invert(own))
       inside = np.arange(T) < n
       np.testing.assert_array_equal(
         r.mask_BGT[b, g], inside & (np.arange(T) >= shared)
@@ -180,7 +180,7 @@ def _search(prompt_BP, config):
   prefix = decode.prefill(model, prompt_BP)
   key = jax.random.key(0)
   tree = tree_lib.search(model, TASK, prompt_BP, prefix, key, config).tree
-  return tree, champions_lib.chance_of_success(tree)
+  return tree, champions_lib.success_prob(tree)
 
 
 @functools.cache
@@ -219,7 +219,7 @@ def test_trees_replay_and_branch_only_where_the_model_chooses(settings):
         assert action == 0 and nodes.log_prob_A[row, parent, 0] == 0
         assert np.all(tree.children_index[row, parent, 1:] == UNVISITED)
         assert np.all(nodes.prior_A[row, parent, 1:] <= LOG_ZERO)
-        assert nodes.discrepancy[row, child] == nodes.discrepancy[row, parent]
+        assert nodes.log_prob_gap[row, child] == nodes.log_prob_gap[row, parent]
   assert certain
 
 
@@ -256,7 +256,7 @@ def reachable(row, prefix=(), chance=1.0):
 
 
 def test_an_exhausted_tree_holds_every_answer_once():
-  tree, chance_B = searched(**SEARCHES[0])
+  tree, success_prob_B = searched(**SEARCHES[0])
   nodes = tree.embeddings
   for row in range(B):
     expected = dict(reachable(row))
@@ -272,21 +272,24 @@ def test_an_exhausted_tree_holds_every_answer_once():
         PROMPTS[row], jnp.array([*path, *[PAD] * (T - len(path))])
       ).correct_X
     ]
-    assert chance_B[row] == pytest.approx(sum(solved), abs=1e-5)
+    assert success_prob_B[row] == pytest.approx(sum(solved), abs=1e-5)
 
 
 def test_given_responses_are_told_apart_without_sampling_them_again():
   r = sampled()
-  again_BGT = jax.jit(functools.partial(observed, TASK))(PROMPTS, r.tokens_BGT)
+  again_BGT = jax.jit(functools.partial(environment_tokens, TASK))(
+    PROMPTS, r.tokens_BGT
+  )
   inside_BGT = r.tokens_BGT != PAD
   np.testing.assert_array_equal(
-    again_BGT & inside_BGT, r.observed_BGT & inside_BGT
+    again_BGT & inside_BGT, r.environment_BGT & inside_BGT
   )
-  assert observed(Hash(), PROMPTS, r.tokens_BGT) is None
+  assert environment_tokens(Hash(), PROMPTS, r.tokens_BGT) is None
 
 
 LOSS = methods.LossConfig(
-  lessons=B, champions=2, value_weight=0.5, success_weight=0.3, kl_weight=0.2,
+  distilled_prompts=B, champions=2, value_weight=0.5,
+  success_weight=0.3, kl_weight=0.2,
   entropy_weight=0.1, soft_weight=0.7, champion_weight=2.0,
 )  # fmt: skip
 
@@ -305,9 +308,9 @@ def batch(config):
   improved_BNA = config.search.make_rule().improved(tree)
   best = search_test.best_answers(tree, 2)
   targets = search_test.targets_of(tree, improved_BNA, best.node_BM[:, 0])
-  lessons = objective.Lessons(
+  lessons = objective.DistillationBatch(
     PROMPTS, best.tokens_BMT, best.valid_BM, targets,
-    observed(TASK, PROMPTS, best.tokens_BMT),
+    environment_tokens(TASK, PROMPTS, best.tokens_BMT),
   )  # fmt: skip
   r = sampled()
   return objective.Batch(PROMPTS, r, *iteration.advantages(r, config), lessons)
@@ -357,7 +360,7 @@ def by_hand(params, reference, graphdef, batch, hyper):
   success_S = jnp.asarray(r.correct_BG.reshape(-1)[state[0]], jnp.float32)
   bce_S = jnp.logaddexp(0.0, logit_RT[state]) - success_S * logit_RT[state]
 
-  lessons = batch.lessons
+  lessons = batch.distillation
   taught_RT = np.asarray(lessons.tokens_CMT).reshape(-1, T)
   picked, soft = [], []
   for i, tokens in enumerate(map(listed, taught_RT)):
@@ -388,8 +391,8 @@ def by_hand(params, reference, graphdef, batch, hyper):
 def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   config = configure()
   made = jax.device_get(batch(config))
-  r, lessons = made.responses, made.lessons
-  assert np.any(lessons.observed_CMT & (lessons.tokens_CMT != PAD))
+  r, lessons = made.responses, made.distilled_prompts
+  assert np.any(lessons.environment_CMT & (lessons.tokens_CMT != PAD))
   graphdef, reference = nnx.split(search_test.model())
   params = add_noise(reference, scale=0.05, seed=6)  # No longer on policy.
   hyper = {name: jnp.float32(x) for name, x in config.hyper.items()}
@@ -413,8 +416,10 @@ def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   )  # fmt: skip
   # The test can tell: the same batch as if the model had chosen everything.
   blind = made._replace(
-    responses=r._replace(observed_BGT=np.zeros_like(r.observed_BGT)),
-    lessons=lessons._replace(observed_CMT=np.zeros_like(lessons.observed_CMT)),
+    responses=r._replace(environment_BGT=np.zeros_like(r.environment_BGT)),
+    distilled_prompts=lessons._replace(
+      environment_CMT=np.zeros_like(lessons.environment_CMT)
+    ),
   )
   assert abs(float(theirs(params, blind)[0]) - float(expected)) > 0.01
 
@@ -455,8 +460,9 @@ def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
   def caught(graphdef, carry, reference, batch, *rest):
     del graphdef, reference, rest
     fields = dict(
-      answer=batch.lessons.tokens_CMT, observed=batch.lessons.observed_CMT,
-      prompt=batch.lessons.prompt_CP,
+      answer=batch.distillation.tokens_CMT,
+      observed=batch.distillation.environment_CMT,
+      prompt=batch.distillation.prompt_CP,
     )  # fmt: skip
     return carry, fields
 
@@ -466,7 +472,7 @@ def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
   config = dataclasses.replace(config, loss=loss, searches=source == "search")
   graphdef, params = nnx.split(search_test.model())
   params = jax.tree.map(jnp.copy, params)
-  chunk = iteration._train_chunk.__wrapped__(
+  chunk = iteration._train_loop.__wrapped__(
     graphdef, TASK, config.static, None, False, None
   )
   _, metrics = chunk(

@@ -40,14 +40,14 @@ class Sum:
 
   prompt_length: int
   prompt_pad_id: int | None
-  prompt_head: int
+  shared_prefix_length: int
 
   name = "sum"
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
   observe = None
-  situation = None
+  state_key = None
 
   def score(self, prompt_XP, response_XT):
     """Half a point for an answer, a whole one for the right one."""
@@ -100,7 +100,7 @@ def test_given_responses_have_the_log_probs_of_a_plain_forward(by, head):
 
   @jax.jit
   def given(prompt_BP, tokens_BGT):
-    x_BGTD = scoring.features(model, prompt_BP, tokens_BGT, PAD, head)
+    x_BGTD = scoring.hidden_states(model, prompt_BP, tokens_BGT, PAD, head)
     return model.logits(x_BGTD)
 
   plain = jax.jit(model)  # What stands behind a row changes nothing in it.
@@ -139,7 +139,7 @@ def test_trees_are_those_of_the_bare_prompts(rule, form):
     def run(prompt_BP):
       model = nnx.merge(*start())
       prefix = decode.prefill(
-        model, prompt_BP, task.prompt_pad_id, task.prompt_head
+        model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
       )
       key = jax.random.key(5)
       return tree.search(model, task, prompt_BP, prefix, key, config)
@@ -160,7 +160,9 @@ def test_measured_responses_are_those_to_the_bare_prompts(form):
       jnp.float32(0.8), samples=5,
     )  # fmt: skip
     ends = np.asarray(tokens) != EOS
-    prompts = task.prompt_head + S * (prompt_BP.shape[1] - task.prompt_head)
+    prompts = task.shared_prefix_length + S * (
+      prompt_BP.shape[1] - task.shared_prefix_length
+    )
     return tokens, reward, correct, ends, forwards - prompts
 
   bare = draw(PLAIN)
@@ -174,7 +176,7 @@ def test_an_update_is_that_of_the_bare_prompts(form):
   """Search, samples, forks and every term of the loss, the KL leash too."""
 
   def train(form):
-    task, prompt_SP = posed(*form)
+    task, prompt_QP = posed(*form)
     config = methods.resolve(
       "tsd",
       task,
@@ -183,7 +185,8 @@ def test_an_update_is_that_of_the_bare_prompts(form):
         num_simulations=8, num_candidates=4, width=2, trees=4
       ),
       loss=LossConfig(
-        lessons=B, champion_gate="better", soft_weight=0.5, value_weight=0.5,
+        distilled_prompts=B, champion_gate="better",
+        soft_weight=0.5, value_weight=0.5,
         kl_weight=0.1, entropy_weight=0.01,
       ),
       # Larger steps than gradients: Adam divides tiny ones by themselves.
@@ -191,12 +194,12 @@ def test_an_update_is_that_of_the_bare_prompts(form):
       refresh_every=1,
       iterations=1,
     )  # fmt: skip
-    run = iteration.make_train_chunk(start()[0], task, config)
+    run = iteration.make_train_loop(start()[0], task, config)
     params = jax.tree.map(jnp.copy, start()[1])
     reference = jax.tree.map(lambda a: a * 1.1, params)
     hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
     state, metrics = run(
-      iteration.init_state(config, params), jnp.array(prompt_SP)[None],
+      iteration.init_state(config, params), jnp.array(prompt_QP)[None],
       reference, hyper, jax.random.key(3),
     )  # fmt: skip
     return jax.device_get((state, metrics)), config.update_tokens(task)
@@ -226,7 +229,7 @@ def test_methods_read_as_much_of_prompts_that_begin_alike(algorithm):
       task,
       rollout=RolloutConfig(prompts=32, baseline_prompts=16),
       search=SearchConfig(width=8),
-      loss=LossConfig(lessons=64),
+      loss=LossConfig(distilled_prompts=64),
       optimizer=OptimizerConfig(minibatches=4),
       refresh_every=1,
       iterations=1,
@@ -235,13 +238,15 @@ def test_methods_read_as_much_of_prompts_that_begin_alike(algorithm):
     expected = 0
     for prompts, rows in (
       (samples, config.rollout.group),
-      (config.lessons, config.loss.champions),
+      (config.distilled_prompts, config.loss.champions),
     ):
       for _ in range(
         4 if prompts else 0
       ):  # Each minibatch: its head, the rest.
-        own = task.prompt_length - task.prompt_head
-        expected += task.prompt_head + prompts // 4 * (own + rows * (T - 1))
+        own = task.prompt_length - task.shared_prefix_length
+        expected += task.shared_prefix_length + prompts // 4 * (
+          own + rows * (T - 1)
+        )
     assert config.update_tokens(task) == expected
     return expected
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
-from tsd_jax.run import directory as workdir_lib
+from tsd_jax.run import directory as directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # GRPO has no search to compile; its rollouts and update go the same way.
@@ -92,15 +92,15 @@ def test_two_processes_train_as_one_and_resume_as_either(tmp_path):
 def test_a_finished_run_waits_for_nobody(tmp_path):
   overrides = dict(flag[9:].split("=") for flag in FLAGS if "config." in flag)
   config = config_lib.override(small_experiment.get_config(), overrides)
-  workdir_lib.prepare(config, tmp_path)
+  directory.prepare(config, tmp_path)
   row = {"step": config.iterations, "eval": {"greedy": {"n": 1}}}
   (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-  assert workdir_lib.results(config, tmp_path) is None  # No report yet.
+  assert directory.results(config, tmp_path) is None  # No report yet.
   (tmp_path / "report.html").touch()
-  assert workdir_lib.results(config, tmp_path) == row["eval"]
+  assert directory.results(config, tmp_path) == row["eval"]
   # Another run's folder is refused later, by the process that writes there.
   other = dataclasses.replace(config, seed=1)
-  assert workdir_lib.results(other, tmp_path) is None
+  assert directory.results(other, tmp_path) is None
 
   # One iteration more, but nobody comes.
   (process,) = start_some(

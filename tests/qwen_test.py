@@ -26,7 +26,7 @@ REDUCED = {
   "task.grading.workers": "1",
   "rollout.prompts": "4", "rollout.baseline_prompts": "4",
   "search.num_simulations": "4", "search.step_tokens": "4",
-  "search.width": "2", "search.trees": "8", "loss.lessons": "4",
+  "search.width": "2", "search.trees": "8", "loss.distilled_prompts": "4",
   "eval.every": "2", "eval.modes": "greedy,mean@2",
 }  # fmt: skip
 

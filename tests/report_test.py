@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.comparison import statistics
+from tsd_jax.run import curves as curves_lib
 from tsd_jax.run import report
 from tsd_jax.search import view
 
@@ -65,8 +65,8 @@ def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
   html.parser.HTMLParser().feed(page)
   assert '<td class="no">2 - 1  (0.25)</td>' in page
   assert evil not in page and "&lt;script&gt;" in page
-  assert statistics.summary(
-    {n: statistics.read_curve(f, "mean@16") for n, f in folders.items()},
+  assert curves_lib.summary(
+    {n: curves_lib.read_curve(f, "mean@16") for n, f in folders.items()},
     "mean@16",
   ) in html.unescape(page)
   # 3 held-out figures, reward, clipped tokens, ledger; nothing for metrics
@@ -91,17 +91,17 @@ def test_folders_that_hold_no_run_are_named(tmp_path):
   with pytest.raises(UserError, match="damaged"):
     report.read_log(folder)
   with pytest.raises(UserError, match="no evaluation of pass@8"):
-    statistics.read_curve(folder, "pass@8")
+    curves_lib.read_curve(folder, "pass@8")
 
 
-class Record(types.SimpleNamespace):
+class RunState(types.SimpleNamespace):
   """Stands for mctx's records: only the fields that the viewer reads."""
 
 
 jax.tree_util.register_pytree_node(
-  Record,
+  RunState,
   lambda record: (list(vars(record).values()), tuple(vars(record))),
-  lambda names, values: Record(**dict(zip(names, values, strict=True))),
+  lambda names, values: RunState(**dict(zip(names, values, strict=True))),
 )
 
 
@@ -110,8 +110,8 @@ def fake_tree():
   children = np.full((1, 4, 2), -1)
   children[0, 0] = [1, 2]
   children[0, 1, 0] = 3
-  embeddings = Record(
-    step_AS=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]])[..., None],
+  embeddings = RunState(
+    step_AU=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]])[..., None],
     length_A=np.ones((1, 4, 2), int),
     log_prob_A=np.log(np.array([[[0.75, 0.25], [0.5, 0.5], [1, 1], [1, 1]]])),
     has_answer=np.array([[False, False, True, True]]),
@@ -119,7 +119,7 @@ def fake_tree():
     reward=np.array([[0.0, 0.0, 0.25, 1.0]]),
     answer_tokens=np.array([[[0, 0], [0, 0], [7, 9], [5, 9]]]),
   )
-  return Record(
+  return RunState(
     children_index=children,
     node_visits=np.array([[4, 2, 1, 1]]),
     embeddings=embeddings,

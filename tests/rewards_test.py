@@ -172,9 +172,9 @@ if __name__ == "__main__":
   assert not any(map(alive, children))
 
 
-def total(prompt_NP, response_NT):
+def total(prompt_QP, response_QT):
   """A host reward with a closed form."""
-  return (prompt_NP.sum(axis=1) + response_NT[:, 0]) / 100
+  return (prompt_QP.sum(axis=1) + response_QT[:, 0]) / 100
 
 
 def test_a_callback_sees_the_rows_under_jit_vmap_and_loops():

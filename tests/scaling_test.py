@@ -14,7 +14,7 @@ from tsd_jax.planning import aot, roofline
 
 # What is changed, and the program that it is held against.
 # Twice the prompts, for twice the devices.
-MORE = (("rollout.prompts", "16"), ("loss.lessons", "16"))
+MORE = (("rollout.prompts", "16"), ("loss.distilled_prompts", "16"))
 LONGER = {
   "layers": ((("model.num_layers", "7"),), 1, ()),
   # Trees of up to twice a response's tokens are read in place, others gathered;

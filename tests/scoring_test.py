@@ -29,7 +29,9 @@ def read(log_prob_XV, token_X):
 
 def scores(params, chunk):
   model = nnx.merge(GRAPHDEF, params)
-  x_BGTD = scoring.features(model, jnp.array(PROMPT_BP), jnp.array(TOKENS_BGT))
+  x_BGTD = scoring.hidden_states(
+    model, jnp.array(PROMPT_BP), jnp.array(TOKENS_BGT)
+  )
   return scoring.read_log_probs(
     model, read, x_BGTD, jnp.array(TOKENS_BGT), temperature=0.7, chunk=chunk
   )

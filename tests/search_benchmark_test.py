@@ -77,7 +77,7 @@ def test_every_row_is_made(monkeypatch):
   search.measure("toy", SIZE, table, 1)
   names = [row["name"] for row in table._rows]
   assert [name.split(", ")[-1] for name in names] == [
-    "tokens", "puct", "situations", "steps of 1", "naive mctx",
+    "tokens", "puct", "state_keys", "steps of 1", "naive mctx",
     "cache a node", "python tokens", "python steps",
   ]  # fmt: skip
   assert all(row["value"] > 0 for row in table._rows)

@@ -25,7 +25,8 @@ from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import search_model
 
 BASE = dataclasses.replace(
-  small_experiment.get_config(), iterations=4, chunk=2, checkpoint_every=2,
+  small_experiment.get_config(), iterations=4, iterations_per_call=2,
+  checkpoint_every=2,
   refresh_every=0,
 )  # fmt: skip
 SMALL = dataclasses.replace(BASE.model, d_mlp=8, num_layers=1)

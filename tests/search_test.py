@@ -33,9 +33,9 @@ class Hash:
 
   name = "hash"
   vocab_size, prompt_length, response_length = V, P, T
-  eos_id, pad_id, prompt_pad_id, prompt_head = EOS, PAD, None, 0
+  eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
   observe = None
-  situation = None
+  state_key = None
 
   def score(self, prompt_XP, response_XT):
     """Reward in [0, 1] of finished responses; two thirds are correct."""

@@ -108,14 +108,16 @@ def test_copies_add_up_to_the_mean_and_its_gradient(name, gather):
   batch = jax.device_put((x_BTD, mask_BT), sharding.over_prompts(devices))
   w = sharding.place({"w_D": w_D}, devices)
   both = jax.value_and_grad(square)
-  mean, gradient = jax.jit(sharding.per_copy(both, devices, gather))(w, batch)
+  mean, gradient = jax.jit(sharding.per_replica(both, devices, gather))(
+    w, batch
+  )
   gradient_D = gradient["w_D"]
   assert gradient_D.sharding.shard_shape((6,)) == w["w_D"].sharding.shard_shape(
     (6,)
   )
-  y_N, x_ND = (x_BTD @ w_D)[mask_BT], x_BTD[mask_BT]
+  y_N, x_RD = (x_BTD @ w_D)[mask_BT], x_BTD[mask_BT]
   np.testing.assert_allclose(mean, np.mean(y_N**2), rtol=1e-5)
-  expected_D = 2 * y_N @ x_ND / len(y_N)
+  expected_D = 2 * y_N @ x_RD / len(y_N)
   np.testing.assert_allclose(gradient_D, expected_D, rtol=1e-5, atol=1e-6)
 
 
@@ -132,7 +134,7 @@ def test_a_minibatchs_gradient_is_sent_once(mesh):
     {
       "loss.champion_source": "samples",
       "rollout.prompts": "16",
-      "loss.lessons": "16",
+      "loss.distilled_prompts": "16",
       "model.d_model": "64",
       "model.d_mlp": "256",
       **mesh,
@@ -174,7 +176,7 @@ def search(devices, serving="tensor", **changes):
   @jax.jit
   def run(params, prompt_BP, key):
     served = sharding.serving_copy(params, jnp.float32, devices, serving)
-    part = sharding.per_part(searching, devices, serving)
+    part = sharding.per_shard(searching, devices, serving)
     return part(served, prompt_BP, key)
 
   return jax.device_get(run(params, prompt_BP, jax.random.key(3)))
@@ -188,8 +190,8 @@ def search(devices, serving="tensor", **changes):
     ("2x2x2", "tensor", {}),
     ("2x2x2", "2d", {}),
     # A part whose trees are done waits for the others.
-    ("4x2", "tensor", dict(refill=True, trees=1)),
-    ("2x2x2", "2d", dict(refill=True, trees=1)),
+    ("4x2", "tensor", dict(slot_reuse=True, trees=1)),
+    ("2x2x2", "2d", dict(slot_reuse=True, trees=1)),
   ],
   ids=str,
 )
@@ -214,7 +216,7 @@ def test_trees_are_the_same_on_any_mesh(name, serving, changes):
 def test_an_iteration_is_the_same_on_any_mesh(name, use):
   # Prompts that begin alike: every device runs that beginning once.
   split = sharding.MeshConfig(**MESHES[name], **use)
-  config = dataclasses.replace(CONFIG, prompt_head=1, mesh=split)
+  config = dataclasses.replace(CONFIG, shared_prefix_length=1, mesh=split)
   prompt_IBP = tiny.prompts(2)
   prompt_IBP[..., 0] = 3
   one, metrics_one = tiny.run(config, prompt_IBP)
@@ -251,7 +253,7 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
     tiny.prompts(1), sharding.over_prompts(devices, leading=1)
   )
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
-  chunk = iteration.make_train_chunk(graphdef, tiny.TASK, config, devices)
+  chunk = iteration.make_train_loop(graphdef, tiny.TASK, config, devices)
   lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
   tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.

@@ -23,11 +23,11 @@ def get_config() -> Experiment:
       number_tokens=200,
     ),  # fmt: skip
     iterations=6,
-    chunk=1,
+    iterations_per_call=1,
     checkpoint_every=2,
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=8, width=2, trees=8),
-    loss=LossConfig(lessons=8),
+    loss=LossConfig(distilled_prompts=8),
     optimizer=OptimizerConfig(minibatches=2),
     eval=EvalConfig(every=2, modes="greedy,mean@2"),
   )

@@ -92,19 +92,19 @@ def path_of(nodes, row, n):
 
 def test_equal_draws_are_merged():
   rng = np.random.default_rng(0)
-  step_BAS = rng.integers(0, 2, (50, 5, 2))
+  step_BAU = rng.integers(0, 2, (50, 5, 2))
   length_BA = rng.integers(1, 3, (50, 5))
-  step_BAS[..., 1] *= length_BA == 2  # PAD is 0, and is drawn as well.
-  log_prob_BA = -1.0 - step_BAS @ [0.5, 0.25] - 0.125 * length_BA
+  step_BAU[..., 1] *= length_BA == 2  # PAD is 0, and is drawn as well.
+  log_prob_BA = -1.0 - step_BAU @ [0.5, 0.25] - 0.125 * length_BA
   for prior in ("draws", "log_prob"):
     got = moves.merged(
-      jnp.asarray(step_BAS), jnp.asarray(length_BA), jnp.asarray(log_prob_BA),
+      jnp.asarray(step_BAU), jnp.asarray(length_BA), jnp.asarray(log_prob_BA),
       prior,
     )  # fmt: skip
     for b in range(50):
       drawn = [
         tuple(map(int, step[:n]))
-        for step, n in zip(step_BAS[b], length_BA[b], strict=True)
+        for step, n in zip(step_BAU[b], length_BA[b], strict=True)
       ]
       times, worth = collections.Counter(drawn), {}
       for step, log_prob in zip(drawn, log_prob_BA[b], strict=True):
@@ -113,7 +113,7 @@ def test_equal_draws_are_merged():
       left = [
         (tuple(map(int, step[:n])), (float(p), float(q)))
         for step, n, p, q in zip(*(np.asarray(a)[b] for a in (
-          got.step_AS, got.length_A, got.prior_A, got.log_prob_A,
+          got.step_AU, got.length_A, got.prior_A, got.log_prob_A,
         )), strict=True)
         if p > LOG_ZERO
       ]  # fmt: skip
@@ -135,7 +135,7 @@ def test_every_node_is_what_a_plain_forward_says(settings):
       if nodes.finished[row, parent] or nodes.cut_off[row, parent]:
         continue
       length = nodes.length_A[row, parent, action]
-      step = nodes.step_AS[row, parent, action]
+      step = nodes.step_AU[row, parent, action]
       assert nodes.prior_A[row, parent, action] > LOG_ZERO
       before, path = path_of(nodes, row, parent), path_of(nodes, row, child)
       np.testing.assert_array_equal(path, [*before, *step[:length]])
@@ -161,7 +161,7 @@ def test_steps_end_where_they_should_and_cost_what_the_model_says(settings):
       if nodes.finished[row, n] or len(before) == T:
         assert length == 0
         continue
-      step = nodes.step_AS[row, n, action][:length]
+      step = nodes.step_AU[row, n, action][:length]
       assert 1 <= length <= min(S, T - len(before))
       assert not np.isin(step[:-1], (*STOPS, EOS)).any()
       stopped = step[-1] in (*STOPS, EOS)
@@ -196,10 +196,10 @@ def test_every_answer_is_finished_scored_and_priced(settings):
     assert nodes.answer_log_prob[row, n] == pytest.approx(
       log_prob_of(row, (), answer[: end + 1]), abs=1e-4
     )
-    ending = nodes.ending[row, n]
+    ending = nodes.eos_action[row, n]
     if settings["rule"] == "best_first" and not nodes.finished[row, n]:
-      step = nodes.step_AS[row, n, ending]
-      assert EOS in step and EOS not in nodes.step_AS[row, n, :ending]
+      step = nodes.step_AU[row, n, ending]
+      assert EOS in step and EOS not in nodes.step_AU[row, n, :ending]
       np.testing.assert_array_equal(
         answer[len(path) : end + 1], step[: end + 1 - len(path)]
       )
@@ -220,7 +220,7 @@ def test_best_first_takes_the_best_open_step_and_counts_visits():
         return
       prior = nodes.prior_A[row, n].astype(float)
       for action in np.flatnonzero(prior > LOG_ZERO):
-        if action != nodes.ending[row, n]:
+        if action != nodes.eos_action[row, n]:
           keys[n, action] = (
             surprise[n] + prior[action] - prior[0]
             + epsilon * nodes.depth[row, n]
@@ -321,6 +321,6 @@ def test_a_run_of_step_moves_trains(tmp_path):
 
 def test_soft_targets_of_steps_are_refused():
   search = dataclasses.replace(learner_test.SEARCH, step_tokens=2)
-  loss = LossConfig(lessons=learner_test.C, soft_weight=1.0)
+  loss = LossConfig(distilled_prompts=learner_test.C, soft_weight=1.0)
   with pytest.raises(ValueError, match=r"set search\.step_tokens=1 .*not 2"):
     learner_test.configure(search=search, loss=loss)

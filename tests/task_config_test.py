@@ -61,24 +61,24 @@ def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
   task, rng = config.make(), np.random.default_rng(0)
   problems = config.problems()[:100]
   posed = [config.pose(problem, rng) for problem in problems]
-  prompt_NP, response_NT = (np.stack(part) for part in zip(*posed, strict=True))
-  assert prompt_NP.dtype == response_NT.dtype == np.int32
-  assert [*map(config.canonical, prompt_NP)] == problems
-  score = jax.jit(task.score)(prompt_NP, response_NT)
+  prompt_QP, response_QT = (np.stack(part) for part in zip(*posed, strict=True))
+  assert prompt_QP.dtype == response_QT.dtype == np.int32
+  assert [*map(config.canonical, prompt_QP)] == problems
+  score = jax.jit(task.score)(prompt_QP, response_QT)
   assert np.all(score.correct_X) and np.all(score.reward_X == 1.0)
   # A problem is posed in many guises, or its form would say which one it is.
   again = [config.pose(problem, rng)[0] for problem in problems]
-  assert np.any(prompt_NP != np.stack(again), axis=1).mean() > 0.3
+  assert np.any(prompt_QP != np.stack(again), axis=1).mean() > 0.3
 
 
 @every_task
 def test_no_stored_problem_is_in_two_splits_in_any_guise(config, tmp_path):
   splits, seen = data.split_problems(config), set()
   for split in data.SPLITS:
-    prompt_NP = data.load_problems(config, split, tmp_path)
-    forms = {config.canonical(prompt_P) for prompt_P in prompt_NP}
+    prompt_QP = data.load_problems(config, split, tmp_path)
+    forms = {config.canonical(prompt_P) for prompt_P in prompt_QP}
     assert forms == set(splits[split]) and not forms & seen
-    assert len(forms) == len(prompt_NP)
+    assert len(forms) == len(prompt_QP)
     seen |= forms
 
 
@@ -88,14 +88,16 @@ def test_warm_starts_are_legal_and_never_ask_what_is_held_out(config):
   splits = data.split_problems(config)
   held_out = {*splits["validation"], *splits["test"]}
   rates = []
-  for hindsight in (0.0, 1.0):
+  for relabel_fraction in (0.0, 1.0):
     rng = np.random.default_rng(0)
-    prompt_NP, response_NT = config.warm_start(rng, 3_000, hindsight, held_out)
-    assert prompt_NP.shape == (3_000, task.prompt_length)
-    assert response_NT.shape == (3_000, task.response_length)
-    forms = {config.canonical(prompt_P) for prompt_P in prompt_NP}
+    prompt_QP, response_QT = config.warm_start(
+      rng, 3_000, relabel_fraction, held_out
+    )
+    assert prompt_QP.shape == (3_000, task.prompt_length)
+    assert response_QT.shape == (3_000, task.response_length)
+    forms = {config.canonical(prompt_P) for prompt_P in prompt_QP}
     assert not forms & held_out and forms & set(splits["train"])
-    score = jax.jit(task.score)(prompt_NP, response_NT)
+    score = jax.jit(task.score)(prompt_QP, response_QT)
     assert np.all(score.reward_X > config.illegal)
     rates.append(score.correct_X.mean())
   assert rates[0] < 0.2 and rates[1] == 1.0

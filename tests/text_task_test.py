@@ -120,8 +120,8 @@ def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
   splits, seen = data.split_problems(config), []
   assert [len(splits[s]) for s in data.SPLITS] == [18, 8, 4]
   for split in data.SPLITS:
-    prompt_NP = data.load_problems(config, split, tmp_path / "data")
-    forms = [config.canonical(prompt_P) for prompt_P in prompt_NP]
+    prompt_QP = data.load_problems(config, split, tmp_path / "data")
+    forms = [config.canonical(prompt_P) for prompt_P in prompt_QP]
     assert sorted(forms) == sorted(splits[split])
     seen += forms
   assert sorted(seen) == sorted(WORDS)
@@ -135,13 +135,13 @@ def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
   config = configure(
     model, write(tmp_path / "p.jsonl", [*lines, {"prompt": "none"}])
   )
-  prompt_NP, response_NT = config.warm_start(
+  prompt_QP, response_QT = config.warm_start(
     np.random.default_rng(0), 50, 1.0, {WORDS[0]}
   )
-  asked = {config.canonical(p) for p in prompt_NP}
+  asked = {config.canonical(p) for p in prompt_QP}
   assert asked == set(WORDS[1:5])
   decode = config.make().tokenizer.decode
-  for prompt_P, response_T in zip(prompt_NP, response_NT, strict=True):
+  for prompt_P, response_T in zip(prompt_QP, response_QT, strict=True):
     assert decode(response_T) == config.canonical(prompt_P)[::-1]
 
 
@@ -170,7 +170,7 @@ def test_what_all_prompts_begin_with_is_run_once(model, tmp_path):
     task = configure(model, write(file, lines)).make()
     encode = task.tokenizer.encode
     ids = [encode(text, add_special=True) for text in texts]
-    return task.prompt_head, os.path.commonprefix(ids), map(len, ids)
+    return task.shared_prefix_length, os.path.commonprefix(ids), map(len, ids)
 
   for texts in (["Say aa", "Say bb", "Say c"], ["aa", "bb"]):
     common, shared, _ = head(texts)
@@ -257,13 +257,13 @@ def test_a_run_is_planned_without_its_host(model, tmp_path):
 
 @pytest.mark.slow
 def test_lanes_of_a_text_task_are_the_runs_alone(model, tmp_path):
-  """A host's rewards are asked for all lanes at a time."""
+  """A host's rewards are asked for all runs at a time."""
   file = write(tmp_path / "problems.jsonl", problems())
   run = small_text.experiment(str(model), file)
   task = dataclasses.replace(run.task, reward=length)
   runs = [dataclasses.replace(run, task=task, seed=seed) for seed in (0, 1)]
   together = [tmp_path / f"together{run.seed}" for run in runs]
-  train.train_together(runs, together)
+  train.train_vmapped(runs, together)
   for lane, folder in zip(runs, together, strict=True):
     train.train(lane, tmp_path / f"alone{lane.seed}")
     mine, alone = map(

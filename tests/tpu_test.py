@@ -123,7 +123,11 @@ def test_slices_of_a_host_or_less_are_known(topology, count):
 
 def sampling_on(count):
   """GRPO, which has no search to compile, on so many prompts."""
-  names = ("rollout.prompts", "rollout.baseline_prompts", "loss.lessons")
+  names = (
+    "rollout.prompts",
+    "rollout.baseline_prompts",
+    "loss.distilled_prompts",
+  )
   return config_lib.override(
     small_experiment.get_config(),
     {"algorithm": "grpo"} | dict.fromkeys(names, f"{count}"),

@@ -150,7 +150,7 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_ended_between_two_evaluations_finds_back(tmp_path):
-  flags = ("--config.chunk=2", "--config.eval.every=4")
+  flags = ("--config.iterations_per_call=2", "--config.eval.every=4")
   assert run(tmp_path, *flags, "--config.iterations=3").returncode == 0
   assert run(tmp_path, *flags, "--config.iterations=9").returncode == 0
   evaluated = [row["step"] for row in rows(tmp_path) if "eval" in row]

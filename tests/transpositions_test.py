@@ -54,9 +54,9 @@ def random_responses(config, prompt_P, letters, count):
   given = (lambda p: p) if task.name == "maze" else np.sort
   found = []
   while len(found) < count:
-    prompt_NP, response_NT = config.warm_start(rng, 20_000, 0.0)
-    same_NP = given(prompt_NP[:, :-2]) == given(prompt_P[:-2])
-    found += response_NT[same_NP.all(axis=1)].tolist()
+    prompt_QP, response_QT = config.warm_start(rng, 20_000, 0.0)
+    same_NP = given(prompt_QP[:, :-2]) == given(prompt_P[:-2])
+    found += response_QT[same_NP.all(axis=1)].tolist()
   found = np.array(found[:count])
   change_N = rng.random(count) < 1 / 3
   at_N = rng.integers(task.response_length, size=count)
@@ -74,9 +74,9 @@ def fill(tokens, length):
 def test_what_has_come_to_the_same_is_judged_alike_ever_after(game):
   config, prompt, letters = GAMES[game]
   task, prompt_P = config.make(), np.array(encode(prompt))
-  response_NT = random_responses(config, prompt_P, letters, 300)
-  length_M = np.tile(np.arange(1, task.response_length), len(response_NT))
-  whole_MT = np.repeat(response_NT, task.response_length - 1, axis=0)
+  response_QT = random_responses(config, prompt_P, letters, 300)
+  length_M = np.tile(np.arange(1, task.response_length), len(response_QT))
+  whole_MT = np.repeat(response_QT, task.response_length - 1, axis=0)
   begun_MT = np.array(
     [
       fill(r[:n], task.response_length)
@@ -85,7 +85,7 @@ def test_what_has_come_to_the_same_is_judged_alike_ever_after(game):
   )
   prompt_MP = np.broadcast_to(prompt_P, (len(length_M), len(prompt_P)))
   situation_MK = np.asarray(
-    jax.jit(task.situation)(prompt_MP, begun_MT, length_M)
+    jax.jit(task.state_key)(prompt_MP, begun_MT, length_M)
   )
   groups = collections.defaultdict(dict)
   for i, key in enumerate(map(tuple, situation_MK)):
@@ -133,16 +133,16 @@ def test_the_numbers_left_are_all_that_counts():
           yield from ways([*rest, r], [*tokens, *step], steps - 1)
 
   found = list(ways([1, 2, 2, 3], [], 2))
-  situation_NK = task.situation(
+  situation_NK = task.state_key(
     np.tile(prompt, (len(found), 1)),
     np.array([fill(t, task.response_length) for _, t in found]),
     np.array([len(t) for _, t in found]),
   )
   hash_N = np.asarray(transpositions.hashed(situation_NK)).tolist()
-  situations = list(map(tuple, np.asarray(situation_NK)))
+  state_keys = list(map(tuple, np.asarray(situation_NK)))
   left = [numbers for numbers, _ in found]
   assert len(left) > 10 * len(set(left))
-  for keys in (situations, hash_N):
+  for keys in (state_keys, hash_N):
     assert (
       len(set(keys)) == len(set(left)) == len(set(zip(keys, left, strict=True)))
     )
@@ -155,13 +155,13 @@ def test_a_reward_of_ones_own_merges_nothing():
     return score._replace(reward_X=score.reward_X / longest)
 
   task = CountdownConfig().make()
-  assert task.situation is not None
-  assert Rewarded(task, length).situation is None
+  assert task.state_key is not None
+  assert Rewarded(task, length).state_key is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bag(Hash):
-  """A reward, and a situation, that do not depend on the order of tokens."""
+  """A reward, and a state_key, that do not depend on the order of tokens."""
 
   name = "bag"
 
@@ -171,7 +171,7 @@ class Bag(Hash):
     reward_X = jnp.where(finished_X, (total_X * 37 % 97) / 96.0, 0.0)
     return Score(reward_X, finished_X & (reward_X > 1 / 3))
 
-  def situation(self, prompt_XP, response_XT, length_X):
+  def state_key(self, prompt_XP, response_XT, length_X):
     del prompt_XP, length_X
     return jnp.sort(response_XT, axis=-1)
 
@@ -182,7 +182,7 @@ class Last(Bag):
 
   name = "last"
 
-  def situation(self, prompt_XP, response_XT, length_X):
+  def state_key(self, prompt_XP, response_XT, length_X):
     del prompt_XP
     at_X1 = jnp.maximum(length_X - 1, 0)[..., None]
     last_X1 = jnp.take_along_axis(response_XT, at_X1, axis=-1)
@@ -205,8 +205,8 @@ def _search(prompt_BP, task, config):
   )
 
 
-@pytest.mark.parametrize("task, situation", [(Bag(), bag), (Last(), last)])
-def test_a_situation_is_looked_at_once(task, situation):
+@pytest.mark.parametrize("task, state_key", [(Bag(), bag), (Last(), last)])
+def test_a_situation_is_looked_at_once(task, state_key):
   config = SearchConfig(
     num_simulations=40,
     num_candidates=5,
@@ -217,7 +217,7 @@ def test_a_situation_is_looked_at_once(task, situation):
   nodes, skipped = result.tree.embeddings, 0
   for row in range(B):
     ticket = itertools.count()
-    heap, expected, seen = [], [], {situation(()): 0}
+    heap, expected, seen = [], [], {state_key(()): 0}
 
     def push(path, discrepancy, heap=heap, ticket=ticket, row=row):
       log_prob, _ = next_log_prob((*map(int, PROMPTS[row]), *path))
@@ -232,10 +232,10 @@ def test_a_situation_is_looked_at_once(task, situation):
     push((), 0.0)
     while heap and len(expected) < 40:
       path, discrepancy = heapq.heappop(heap)[2]
-      if seen.get(situation(path), T) <= len(path):
+      if seen.get(state_key(path), T) <= len(path):
         skipped += 1
         continue
-      seen[situation(path)] = len(path)
+      seen[state_key(path)] = len(path)
       expected.append(path)
       if len(path) < T - 1:
         push(path, discrepancy)
@@ -261,4 +261,4 @@ def test_nothing_is_merged_unasked(task, settings):
   nodes = jax.eval_shape(
     lambda p: _search(p, task, config).tree.embeddings, PROMPTS
   )
-  assert nodes.situation is None and nodes.situation_A is None
+  assert nodes.state_key is None and nodes.state_key_A is None

@@ -29,7 +29,7 @@ def test_the_best_of_a_split_vocabulary_are_found_where_they_lie(count):
     value_BA, index_BA = vocabulary.top_k(x_BV, count)
     return (value_BA, index_BA), jnp.int32(0), {}
 
-  run = jax.jit(sharding.per_part(ranked, devices))
+  run = jax.jit(sharding.per_shard(ranked, devices))
   rows = jax.device_put(x_BV, sharding.over_prompts(devices))
   found, _, _ = run({}, rows, jax.random.key(0))
   expected = jax.lax.top_k(x_BV, count)
@@ -81,7 +81,7 @@ def test_a_draw_from_a_split_vocabulary_is_that_of_one_device():
     index_B = vocabulary.draw(uniform_B, weight_BV)
     return (index_B, uniform_B), jnp.int32(0), {}
 
-  run = jax.jit(sharding.per_part(drawn, devices))
+  run = jax.jit(sharding.per_shard(drawn, devices))
   rows = jax.device_put(weight_BV, sharding.over_prompts(devices))
   for seed in range(5):
     (index_B, uniform_B), _, _ = run({}, rows, jax.random.key(seed))

@@ -19,6 +19,7 @@ from tsd_jax.comparison import statistics
 from tsd_jax.models import hf, pretrained
 from tsd_jax.models.symbols import SymbolTokenizer
 from tsd_jax.run import costs, directory, evaluation, train
+from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
@@ -43,8 +44,8 @@ def make_reward(task: Task):
     tokens_NT = np.full((len(prompts), task.response_length), task.pad_id)
     for row_T, ids in zip(tokens_NT, completion_ids, strict=True):
       row_T[: len(ids)] = ids
-    prompt_NP = np.array([tokenizer.encode(text) for text in prompts])
-    return np.asarray(score(prompt_NP, tokens_NT).reward_X).tolist()
+    prompt_QP = np.array([tokenizer.encode(text) for text in prompts])
+    return np.asarray(score(prompt_QP, tokens_NT).reward_X).tolist()
 
   return reward
 
@@ -129,7 +130,7 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
   iterations, seconds, accuracy, stderr = map(np.asarray, columns)
   tokens = iterations * update_tokens(config) * reads
-  return statistics.Curve(iterations, tokens, accuracy, stderr, seconds)
+  return curves_lib.Curve(iterations, tokens, accuracy, stderr, seconds)
 
 
 def compare_with(
@@ -166,14 +167,14 @@ def compare_with(
     runs[theirs].append(curve(config, place, run, reads))
     place = folder / "ours" / str(seed)
     train.train(config, place)
-    runs["grpo"].append(statistics.read_curve(place, mode))
+    runs["grpo"].append(curves_lib.read_curve(place, mode))
   curves = {n: statistics.mean_curve(all_) for n, all_ in runs.items()}
   step = costs.update_step(base)
   backward = {
     "grpo": step["backward_tokens"],
     theirs: update_tokens(base) / base.optimizer.minibatches,
   }
-  print(statistics.summary(curves, mode))
+  print(curves_lib.summary(curves, mode))
   if output is None:
     return
   content = {

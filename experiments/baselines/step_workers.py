@@ -184,7 +184,7 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   reference = jax.tree.map(jnp.copy, params)
   state = iteration.init_state(config, params)
   del params  # The loop holds them while it runs.
-  chunk = iteration.make_train_chunk(graphdef, task, config)
+  chunk = iteration.make_train_loop(graphdef, task, config)
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   key = jax.random.key(case.seed)
   prompts = np.array(work["prompts"], np.int32).reshape(

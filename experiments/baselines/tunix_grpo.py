@@ -243,7 +243,7 @@ def run(config, folder: pathlib.Path):
       # same.
       key = jax.random.fold_in(jax.random.PRNGKey(config.seed), number)
       rollout.seed = key
-      (prompts,) = problems.next_chunk(1)
+      (prompts,) = problems.next_batches(1)
       yield {"prompts": np.array([tokenizer.decode(p) for p in prompts])}
 
   train(config, cluster, mesh, reward, batches())

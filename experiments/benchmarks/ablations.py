@@ -19,6 +19,7 @@ import pathlib
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.run import curves as curves_lib
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -37,7 +38,7 @@ KEYS = (
   "difference_at_equal_steps",
 )
 # For rules of mctx's own, and for targets of whole trees.
-_IN_STEP = {"search.refill": "false"}
+_IN_STEP = {"search.slot_reuse": "false"}
 # Where a part is taken out, another one gets its share of the update's tokens.
 VARIANTS: dict[str, dict[str, str]] = {
   "no_champion": {
@@ -48,7 +49,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   "champion_only": {
     "loss.policy_weight": "0",
     "loss.success_weight": "0",
-    "loss.lessons": "832",
+    "loss.distilled_prompts": "832",
   },
   "own_champion": {
     "loss.champion_source": "samples",
@@ -67,7 +68,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   # A tree for every prompt that is sampled on, and no other.
   "narrow_search": {
     "loss.champion_weight": "0.5",
-    "loss.lessons": "128",
+    "loss.distilled_prompts": "128",
     "rollout.prompts": "128",
     "search.width": "1",
     "search.trees": "128",
@@ -95,7 +96,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "loss.policy_weight": "0",
     "loss.success_weight": "0",
     "loss.soft_weight": "8",
-    "loss.lessons": "832",
+    "loss.distilled_prompts": "832",
     "search.leaf": "rollout",
   },
   "puct": _IN_STEP | {"search.rule": "puct", "search.leaf": "rollout"},
@@ -199,7 +200,7 @@ def measure(configs, changes, folder, command, name="ablations", jobs=1):
       continue
     for place, config in seeds.items():
       train.train(config, place)
-      curve = statistics.read_curve(place, mode)
+      curve = curves_lib.read_curve(place, mode)
       # A token of a smaller search model counts by its operations.
       ledger = directory.read_rows(place)[-1]["ledger"]
       spent = costs.flops(config, ledger, config.iterations)

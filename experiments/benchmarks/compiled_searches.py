@@ -32,7 +32,7 @@ class Policy(NamedTuple):
   graphdef: Any
   params: Any
   task: Task
-  prompt_NP: np.ndarray
+  prompt_QP: np.ndarray
 
 
 class Spent(NamedTuple):
@@ -60,9 +60,9 @@ def sample(
     Forwards of plain sampling; `other_N`: with a prefix cache, which pays for
     no prefix twice.
   """
-  N, task = len(policy.prompt_NP), policy.task
+  N, task = len(policy.prompt_QP), policy.task
   plain_N, cached_N = np.zeros(N), np.zeros(N)
-  solved_N, seen = np.zeros(N, bool), [set() for _ in range(N)]
+  solved_Q, seen = np.zeros(N, bool), [set() for _ in range(N)]
   left, samples = np.arange(N), 0
   while left.size and samples < budget:
     for start in range(0, left.size, _PROMPTS):
@@ -73,7 +73,7 @@ def sample(
           policy.graphdef,
           policy.params,
           task,
-          policy.prompt_NP[np.resize(prompts, min(N, _PROMPTS))],
+          policy.prompt_QP[np.resize(prompts, min(N, _PROMPTS))],
           draw_key,
           jnp.float32(temperature),
           samples=_SAMPLES,
@@ -82,14 +82,14 @@ def sample(
       for n, tokens_GT, correct_G in zip(
         prompts, tokens_BGT, correct_BG, strict=False
       ):
-        plain, cached, solved_N[n] = count_forwards(
+        plain, cached, solved_Q[n] = count_forwards(
           tokens_GT, correct_G, task.eos_id, seen[n]
         )
         plain_N[n] += plain
         cached_N[n] += cached
     samples += _SAMPLES
-    left = np.flatnonzero(~solved_N & (cached_N <= budget))
-  return Spent(*(np.where(solved_N, a, np.inf) for a in (plain_N, cached_N)))
+    left = np.flatnonzero(~solved_Q & (cached_N <= budget))
+  return Spent(*(np.where(solved_Q, a, np.inf) for a in (plain_N, cached_N)))
 
 
 def count_forwards(
@@ -220,7 +220,7 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
   Returns:
     Forwards made; `other_N`: without those of end tokens.
   """
-  N, found = len(policy.prompt_NP), []
+  N, found = len(policy.prompt_QP), []
   for start in range(0, N, _PROMPTS):
     key, search_key = jax.random.split(key)
     prompts = np.arange(start, start + min(N, _PROMPTS)) % N
@@ -229,7 +229,7 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
         policy.graphdef,
         policy.params,
         policy.task,
-        policy.prompt_NP[prompts],
+        policy.prompt_QP[prompts],
         search_key,
         config=config,
       )

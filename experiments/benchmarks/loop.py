@@ -40,7 +40,7 @@ def compiled_size(config, graphdef, params, task, iterations):
   state = iteration.init_state(learner_config, params)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
   shape = (iterations, learner_config.prompts, task.prompt_length)
-  chunk = iteration.make_train_chunk(graphdef, task, learner_config)
+  chunk = iteration.make_train_loop(graphdef, task, learner_config)
   key = jax.random.key(0)
   jax.clear_caches()  # The loop was compiled before, to be timed.
   start = time.perf_counter()
@@ -57,9 +57,10 @@ def host_loop(config):
   from tsd_jax.run import train
 
   quick = config_lib.override(
-    config, {"eval.every": "0", "iterations": str(4 * config.chunk)}
+    config,
+    {"eval.every": "0", "iterations": str(4 * config.iterations_per_call)},
   )
-  make, times = iteration.make_train_chunk, []
+  make, times = iteration.make_train_loop, []
 
   def make_timed(*args):
     chunk = make(*args)
@@ -74,7 +75,7 @@ def host_loop(config):
 
   with (
     tempfile.TemporaryDirectory() as folder,
-    mock.patch.object(iteration, "make_train_chunk", make_timed),
+    mock.patch.object(iteration, "make_train_loop", make_timed),
   ):
     train.train(quick, folder)
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -104,19 +105,19 @@ def main(overrides):
   S, B, C = (
     learner_config.prompts,
     learner_config.rollout.prompts,
-    learner_config.lessons,
+    learner_config.distilled_prompts,
   )
-  prompt_SP = jnp.asarray(data.load_problems(config.task, "train")[:S])
-  prompt_BP = prompt_SP[:B]
+  prompt_QP = jnp.asarray(data.load_problems(config.task, "train")[:S])
+  prompt_BP = prompt_QP[:B]
   P, T = task.prompt_length, task.response_length
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
   table = Table()
 
   @jax.jit
-  def search(params, prompt_SP):
+  def search(params, prompt_QP):
     return iteration.search_phase(
-      graphdef, params, task, prompt_SP, key, learner_config
+      graphdef, params, task, prompt_QP, key, learner_config
     )
 
   @jax.jit
@@ -126,9 +127,9 @@ def main(overrides):
     return rollout(model, task, prompt_BP, prefix, key, learner_config.rollout)
 
   responses, _ = sample(params, prompt_BP)
-  found, searched, _ = search(params, prompt_SP)
+  found, searched, _ = search(params, prompt_QP)
   advantage_BGT, return_BGT = iteration.advantages(responses, learner_config)
-  lessons = iteration.choose_lessons(key, prompt_SP, found, C)
+  lessons = iteration.choose_distillation_batch(key, prompt_QP, found, C)
   batch = objective.Batch(
     prompt_BP, responses, advantage_BGT, return_BGT, lessons
   )
@@ -157,33 +158,41 @@ def main(overrides):
     ),
   }
   parts = {
-    "search": seconds(lambda: search(params, prompt_SP), repeats),
+    "search": seconds(lambda: search(params, prompt_QP), repeats),
     "rollouts": seconds(lambda: sample(params, prompt_BP), repeats),
     "update": seconds(lambda: update(params, batch), repeats),
   }
   for name, value in parts.items():
     table.note(name, value, "s", floor=value / floors[name])
-  chunk = iteration.make_train_chunk(graphdef, task, learner_config)
-  prompt_CSP = jnp.broadcast_to(prompt_SP, (config.chunk, S, P))
+  chunk = iteration.make_train_loop(graphdef, task, learner_config)
+  prompt_IQP = jnp.broadcast_to(prompt_QP, (config.iterations_per_call, S, P))
 
   def whole():
     # The loop donates its state.
     state = iteration.init_state(learner_config, jax.tree.map(jnp.copy, params))
-    return chunk(state, prompt_CSP, params, hyper, key)
+    return chunk(state, prompt_IQP, params, hyper, key)
 
-  total = seconds(whole, repeats) / config.chunk
+  total = seconds(whole, repeats) / config.iterations_per_call
   table.note(
     "whole iteration", total, "s", sum_of_parts=total / sum(parts.values())
   )
 
   for name, changes, iterations in (
-    (f"{config.chunk} iterations", {}, config.chunk),
+    (
+      f"{config.iterations_per_call} iterations",
+      {},
+      config.iterations_per_call,
+    ),
     ("1 iteration", {}, 1),
-    ("8 simulations", {"search.num_simulations": "8"}, config.chunk),
+    (
+      "8 simulations",
+      {"search.num_simulations": "8"},
+      config.iterations_per_call,
+    ),
   ):
     changed = config_lib.override(config, changes)
     took, size = compiled_size(changed, graphdef, params, task, iterations)
-    if not changes and iterations == config.chunk:
+    if not changes and iterations == config.iterations_per_call:
       whole_size = size
     table.note(f"compile, {name}", took, "s")
     table.note(

@@ -167,11 +167,11 @@ class Measurer:
     """
     self._policy, self._repeats = policy, repeats
     self._value_trained = value_trained
-    self._prompt_length = policy.prompt_NP.shape[1]
+    self._prompt_length = policy.prompt_QP.shape[1]
     self._budget = budget - self._prompt_length
     value = None
     if oracle is not None:
-      value = lambda n: oracle(policy.prompt_NP[n])  # noqa: E731
+      value = lambda n: oracle(policy.prompt_QP[n])  # noqa: E731
     shape = Shape(policy.task.response_length, policy.task.eos_id)
     self._classics = classics(shape, value)
     self._trees = trees(self._budget)
@@ -248,7 +248,7 @@ class Measurer:
     )
 
   def _classic(self, settings, draws):
-    spent, N = [], len(self._policy.prompt_NP)
+    spent, N = [], len(self._policy.prompt_QP)
     seeds = range(self._repeats if draws else 1)
     for z, make in enumerate(settings.values()):
       self._prefixes.forget(_KEPT)
@@ -266,7 +266,7 @@ class Measurer:
   @functools.cached_property
   def _prefixes(self):
     p = self._policy
-    return Prefixes(p.graphdef, p.params, p.prompt_NP, p.task.response_length)
+    return Prefixes(p.graphdef, p.params, p.prompt_QP, p.task.response_length)
 
   @functools.cached_property
   def _score(self):
@@ -278,10 +278,10 @@ class Measurer:
     for start in range(0, len(pairs), size):
       part = pairs[start : start + size]
       tokens_XT = np.full((size, task.response_length), task.pad_id, np.int32)
-      prompt_XP = np.repeat(self._policy.prompt_NP[:1], size, axis=0)
+      prompt_XP = np.repeat(self._policy.prompt_QP[:1], size, axis=0)
       for i, (prompt, path) in enumerate(part):
         tokens_XT[i, : len(path)] = path
-        prompt_XP[i] = self._policy.prompt_NP[prompt]
+        prompt_XP[i] = self._policy.prompt_QP[prompt]
       right_X = np.asarray(self._score(prompt_XP, tokens_XT))
       found += right_X[: len(part)].tolist()
     return found

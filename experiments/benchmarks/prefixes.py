@@ -63,20 +63,20 @@ class Prefixes:
   `chain` the positions of the whole prefix.
   """
 
-  def __init__(self, graphdef, params, prompt_NP, response_length: int):
+  def __init__(self, graphdef, params, prompt_QP, response_length: int):
     """Runs the prompts.
 
     Args:
       graphdef: structure of the model.
       params: its parameters.
-      prompt_NP: prompts, as many as wanted.
+      prompt_QP: prompts, as many as wanted.
       response_length: the longest path.
     """
     self._model = graphdef, params
-    prompt_NP = np.asarray(prompt_NP)
-    N, P = prompt_NP.shape
+    prompt_QP = np.asarray(prompt_QP)
+    N, P = prompt_QP.shape
     self._prompt_length, self._length = P, P + response_length
-    log_prob_NV, kv_NPC = jax.device_get(_prefill(*self._model, prompt_NP))
+    log_prob_NV, kv_NPC = jax.device_get(_prefill(*self._model, prompt_QP))
     self._kv = kv_NPC.reshape(N * P, -1)
     self._log_prob = np.repeat(log_prob_NV, P, axis=0)
     self._chain = np.full((N * P, self._length), -1, np.int32)

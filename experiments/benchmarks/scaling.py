@@ -58,12 +58,12 @@ def split(config, axes: dict[str, int], *, weak: bool):
   if not weak:
     return dataclasses.replace(config, mesh=mesh)
   prompts = PROMPTS * mesh.batch_size
-  lessons = config.loss.lessons * prompts // config.rollout.prompts
+  lessons = config.loss.distilled_prompts * prompts // config.rollout.prompts
   return dataclasses.replace(
     config,
     mesh=mesh,
     rollout=dataclasses.replace(config.rollout, prompts=prompts),
-    loss=dataclasses.replace(config.loss, lessons=lessons),
+    loss=dataclasses.replace(config.loss, distilled_prompts=lessons),
   )
 
 

@@ -7,7 +7,7 @@ Random weights of three shapes; a search never stops early. Beside ours stand
   naive mctx     the tokens in the embedding, the whole sequence run each time
   cache a node   the keys of the whole path in the embedding
   puct           mctx's PUCT over our pool of keys, V_search at its leaves
-  situations     ours on a task that tells what responses have come to
+  state_keys     ours on a task that tells what responses have come to
   python tokens  a PUCT tree on transformers, the parent's cache copied
   python steps   the same over `generate`, four steps a node
 
@@ -117,7 +117,7 @@ SIZES = {
 class Sorted(Unsolved):
   """The order of the tokens of a response does not matter."""
 
-  def situation(self, prompt_XP: Array, response_XT: Array, length_X: Array):
+  def state_key(self, prompt_XP: Array, response_XT: Array, length_X: Array):
     """The tokens in order."""
     del prompt_XP, length_X
     return jnp.sort(response_XT, axis=-1)
@@ -299,7 +299,7 @@ def measure(
     ours_speed = speeds["tokens", trees, simulations]
     for kind, task, change in (
       ("puct", case.task, dict(rule="puct", leaf="value")),
-      ("situations", Sorted(**vars(case.task)), dict(transpositions=True)),
+      ("state_keys", Sorted(**vars(case.task)), dict(transpositions=True)),
     ):
       config = dataclasses.replace(budget(trees, simulations), **change)
       took, _ = case.timed(ours(case, config, task), repeats)

@@ -16,7 +16,7 @@ missing; --policy adds runs that exist. Searches:
   puct, gumbel                 mctx's policies as shipped, rollout leaves
   puct_tuned, gumbel_tuned     the same with this project's Q transforms
   best_first_plain             discrepancy best-first, the default search
-  best_first                   the same, no situation twice (transpositions)
+  best_first                   the same, no state_key twice (transpositions)
   best_first_value             with V_search besides, where it was trained
   steps, steps_lazy            best_first_plain over drawn steps of four tokens,
                                all of a node drawn with it, or as they are tried
@@ -26,7 +26,7 @@ Trees pay for the forwards that `tsd_jax.search` makes, those of end tokens
 included; the fields `*_without_ends` leave these out, as no search needs them
 and the other searches do without.
 
-With --value_steps, V_search is taught first (`experiments.hindsight_value`),
+With --value_steps, V_search is taught first (`experiments.relabelled_value`),
 which changes the start a little: all searches of a task then share the start so
 changed, and `mid` and `strong` begin there. `mid_taught` and `strong_taught`
 are what these became, and then V_search taught again in as many steps.
@@ -133,16 +133,16 @@ def with_value(config, graphdef, params, file: pathlib.Path):
   Returns:
     The parameters, and the forwards that teaching took.
   """
-  from experiments.recipes import hindsight
+  from experiments.recipes import relabelled_value
   from tsd_jax.models import transformer, weights
 
   steps, batch = _VALUE_STEPS.value, 256
   if not file.exists():
-    params = hindsight.teach(
+    params = relabelled_value.teach(
       graphdef, params, config.task, steps=steps, batch=batch
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    hindsight.save(file, params, config, steps, batch)
+    relabelled_value.save(file, params, config, steps, batch)
   _, shapes = transformer.abstract(config.model)
   params, metadata = weights.load(file, shapes)
   return params, int(metadata["forwards"])
@@ -315,9 +315,9 @@ def main(overrides):
 
   for candidate in candidates(configs, extra):
     config, task = candidate.config, candidate.config.make_task()
-    prompt_NP = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
+    prompt_QP = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
     measurer = measure.Measurer(
-      Policy(candidate.graphdef, candidate.params, task, prompt_NP),
+      Policy(candidate.graphdef, candidate.params, task, prompt_QP),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
       value_trained=candidate.value_trained,
@@ -325,7 +325,7 @@ def main(overrides):
     )
     of = dict(
       params=checksum(candidate.params),
-      prompts=len(prompt_NP),
+      prompts=len(prompt_QP),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
       split=_SPLIT.value,

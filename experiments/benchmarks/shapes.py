@@ -28,11 +28,11 @@ class Unsolved:
   prompt_length: int
   response_length: int
   prompt_pad_id: None = None
-  prompt_head: int = 0
+  shared_prefix_length: int = 0
   pad_id: int = 0
   step_end_ids: tuple[int, ...] = ()
   observe: None = None
-  situation: None = None
+  state_key: None = None
 
   @property
   def eos_id(self) -> int:

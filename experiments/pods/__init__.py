@@ -30,7 +30,7 @@ def experiment(
     model=dataclasses.replace(model, compute_dtype="bfloat16", remat=True),
     rollout=RolloutConfig(prompts=prompts, baseline_prompts=prompts),
     search=SearchConfig(width=4),
-    loss=LossConfig(lessons=prompts),
+    loss=LossConfig(distilled_prompts=prompts),
     optimizer=OptimizerConfig(learning_rate=1e-5, minibatches=4),
     mesh=mesh,
   )

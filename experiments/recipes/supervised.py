@@ -33,7 +33,7 @@ def draw(
   rng: np.random.Generator,
   steps: int,
   batch: int,
-  hindsight: float,
+  relabel_fraction: float,
   excluded: set,
 ) -> Examples:
   """Draws examples of a task; see `TaskConfig.warm_start`.
@@ -43,10 +43,10 @@ def draw(
     rng: advanced by the call.
     steps: S.
     batch: B.
-    hindsight: fraction of the prompts that ask for what the response does.
+    relabel_fraction: of the prompts, those that ask for what the response does.
     excluded: problems that are never asked.
   """
-  drawn = config.warm_start(rng, steps * batch, hindsight, excluded)
+  drawn = config.warm_start(rng, steps * batch, relabel_fraction, excluded)
   prompt_SBP, response_SBT = (a.reshape(steps, batch, -1) for a in drawn)
   return prompt_SBP, response_SBT
 
@@ -76,7 +76,7 @@ def train(
 
   def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
     rows_B1T = response_BT[:, None]
-    x_B1TD = scoring.features(model, prompt_BP, rows_B1T)
+    x_B1TD = scoring.hidden_states(model, prompt_BP, rows_B1T)
     log_prob_B1T = scoring.read_log_probs(
       model, scoring.log_prob_of, x_B1TD, rows_B1T
     )

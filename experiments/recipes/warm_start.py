@@ -2,7 +2,7 @@
 
 Supervised training on a task's random legal responses. In the first phase they
 rarely do what the prompt asks, so that only the rules are learned; in the
-second, 30 % of the prompts ask for what the response does (hindsight).
+second, 30 % of the prompts ask for what the response does (relabelled).
 Problems of the validation and test splits never occur as prompts.
 
 Command (a few minutes on two cores; writes 1 MB in half precision to the
@@ -19,6 +19,7 @@ from absl import flags
 from experiments.recipes import supervised
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
+from tsd_jax.base.paths import ROOT
 from tsd_jax.models import transformer, weights
 from tsd_jax.run import evaluation
 from tsd_jax.tasks import data
@@ -35,7 +36,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
 _STEPS = flags.DEFINE_list("steps", ["2000", "1000"], "Steps of each phase.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.")
 _RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
-_HINDSIGHT = flags.DEFINE_float("hindsight", 0.3, "Fraction in phase two.")
+_RELABEL = flags.DEFINE_float(
+  "relabel_fraction", 0.3, "Of the prompts of phase two."
+)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "File to write; the experiment's init by default."
 )
@@ -55,7 +58,7 @@ def main(overrides):
   excluded = supervised.held_out(config)
   rng, phases = np.random.default_rng(_SEED.value), []
   for steps, fraction in zip(
-    map(int, _STEPS.value), (0.0, _HINDSIGHT.value), strict=True
+    map(int, _STEPS.value), (0.0, _RELABEL.value), strict=True
   ):
     examples = supervised.draw(
       config, rng, steps, _BATCH.value, fraction, excluded
@@ -68,7 +71,7 @@ def main(overrides):
   metadata = {
     "task": f"{task.name}, {config.dataset}",
     "phases": f"{_STEPS.value} steps of {_BATCH.value} examples",
-    "hindsight": str(_HINDSIGHT.value),
+    "relabel_fraction": str(_RELABEL.value),
     "seed": str(_SEED.value),
     "value_trained": "false",
   }

@@ -122,7 +122,7 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
           spread(row["area"]),
           f"{row['iterations'][-1]:,.0f}",
           number(step_of[name], "prompts"),
-          number(step_of[name], "lessons"),
+          number(step_of[name], "distilled_prompts"),
           number(step_of[name], "searched_prompts"),
           number(step_of[name], "ledger_tokens"),
           number(step_of[name], "backward_tokens"),

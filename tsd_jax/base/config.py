@@ -30,7 +30,6 @@ from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
 
-
 def load(path: str) -> Any:
   """Returns what `get_config()` of a Python file returns.
 

@@ -51,11 +51,11 @@ class Responses(NamedTuple):
   reward_BG: Array  # float32.
   correct_BG: Array  # bool.
   # bool, tokens that the environment wrote; None where it never does.
-  observed_BGT: Array | None = None
+  environment_BGT: Array | None = None
 
   @property
   def chosen_BGT(self) -> Array:
     """Tokens that this row sampled itself."""
-    if self.observed_BGT is None:
+    if self.environment_BGT is None:
       return self.mask_BGT
-    return self.mask_BGT & ~self.observed_BGT
+    return self.mask_BGT & ~self.environment_BGT

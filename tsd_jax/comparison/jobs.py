@@ -26,7 +26,7 @@ from tsd_jax.run.experiment import Experiment
 _MEMORY = 0.9
 _FRACTIONS = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 
-Runs = Mapping[pathlib.Path, Experiment]  # By folder: lanes of one program.
+Runs = Mapping[pathlib.Path, Experiment]  # By folder: runs of one program.
 
 
 def train_all(groups: Sequence[Runs], jobs: int) -> None:
@@ -45,7 +45,7 @@ def train_all(groups: Sequence[Runs], jobs: int) -> None:
   if jobs == 1:
     for runs in groups:
       print(*runs, sep="\n", flush=True)
-      train.train_together(list(runs.values()), list(runs))
+      train.train_vmapped(list(runs.values()), list(runs))
     return
   todo = [
     runs
@@ -172,7 +172,7 @@ def main(overrides) -> None:
     folder: config_json.from_dict(Experiment, saved)
     for folder, saved in order["runs"].items()
   }
-  train.train_together(list(runs.values()), list(runs))
+  train.train_vmapped(list(runs.values()), list(runs))
 
 
 if __name__ == "__main__":

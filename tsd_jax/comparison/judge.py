@@ -13,9 +13,10 @@ import numpy as np
 from tsd_jax.base import config as config_lib
 from tsd_jax.comparison import statistics
 from tsd_jax.comparison.jobs import train_all
-from tsd_jax.comparison.statistics import Curve
 from tsd_jax.learning.methods import Algorithm
 from tsd_jax.run import costs, directory, evaluation, report, train
+from tsd_jax.run import curves as curves_lib
+from tsd_jax.run.curves import Curve
 from tsd_jax.run.experiment import Experiment
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
@@ -112,9 +113,9 @@ class Comparison:
   # Methods whose iterations cost less than tsd's make more of them, until they
   # have spent as many ledger tokens.
   equal_tokens: bool = True
-  # Runs of a method in one program (`train.train_together`), for accelerators
+  # Runs of a method in one program (`train.train_vmapped`), for accelerators
   # that one small model does not fill. On a CPU one is fastest.
-  lanes: int = 1
+  runs: int = 1
 
   def __post_init__(self):
     """Refuses what cannot be compared."""
@@ -139,8 +140,8 @@ class Comparison:
       raise ValueError(
         f"sweep_seed={self.sweep_seed} must be none of seeds={self.seeds}"
       )
-    if self.lanes < 1:
-      raise ValueError(f"lanes={self.lanes} must be at least 1")
+    if self.runs < 1:
+      raise ValueError(f"runs={self.runs} must be at least 1")
     if self.split == "validation":
       raise ValueError("split=validation chose the settings: use test")
     if evaluation.headline(self.experiment.eval.modes) != self.mode:
@@ -152,7 +153,7 @@ class Comparison:
     for method in self.methods:
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
-        train.check_alike([run] * min(2, self.lanes))  # Lanes, one device.
+        train.check_alike([run] * min(2, self.runs))  # Lanes, one device.
         steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
     first, *others = steps
     for name in others:
@@ -185,7 +186,9 @@ class Comparison:
     run = config_lib.override(self.experiment, changes)
     if not self.equal_tokens or method == "tsd":
       return run
-    grid = run.chunk  # A run ends with one, and with an evaluation.
+    grid = (
+      run.iterations_per_call
+    )  # A run ends with one, and with an evaluation.
     ours = self.experiment
     spends = ours.iterations * costs.iteration_tokens(ours, share)
     points = round(spends / costs.iteration_tokens(run, share) / grid)
@@ -216,7 +219,7 @@ def judge(
   """
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluation.parse_modes(config.mode)
-  directory.prepare(config, folder, ignore=("lanes",))
+  directory.prepare(config, folder, ignore=("runs",))
   best, sweep, trained, share = {}, {}, 0.0, 1.0
   runs: dict[str, list[Curve]] = {}
   spent: dict[str, list[dict[str, int]]] = {}
@@ -303,15 +306,15 @@ def _run(
     for name, run in named.items():
       alike.setdefault(run.learner_config().static, []).append(name)
     groups += [
-      {folder / method / n: named[n] for n in names[i : i + config.lanes]}
+      {folder / method / n: named[n] for n in names[i : i + config.runs]}
       for names in alike.values()
-      for i in range(0, len(names), config.lanes)
+      for i in range(0, len(names), config.runs)
     ]
   train_all(groups, jobs)
 
   def read(place):
     ledger = directory.read_rows(place)[-1]["ledger"]
-    return statistics.read_curve(place, config.mode), ledger
+    return curves_lib.read_curve(place, config.mode), ledger
 
   return {
     method: {name: read(folder / method / name) for name in named}
@@ -367,12 +370,12 @@ def curves(content: dict[str, Any]) -> dict[str, Curve]:
   """Mean curves of a compare.json, with standard errors over seeds."""
 
   def curve(row):
-    accuracy_SI = np.asarray(row[content["mode"]])
+    accuracy_XI = np.asarray(row[content["mode"]])
     axes = [np.asarray(row[a]) for a in ("iterations", "tokens", "seconds")]
-    shape = accuracy_SI.shape
+    shape = accuracy_XI.shape
     iterations, tokens, seconds = (np.broadcast_to(a, shape) for a in axes)
     runs = zip(
-      iterations, tokens, accuracy_SI, 0 * accuracy_SI, seconds, strict=True
+      iterations, tokens, accuracy_XI, 0 * accuracy_XI, seconds, strict=True
     )
     return statistics.mean_curve([Curve(*run) for run in runs])
 

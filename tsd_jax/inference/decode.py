@@ -87,7 +87,7 @@ def prefill(
     pad_id: what fills short prompts (`Task.prompt_pad_id`); None where all
       tokens are real, which then costs nothing.
     head: how many leading tokens are the same in all prompts and real
-      (`Task.prompt_head`), fewer than the shortest prompt has.
+      (`Task.shared_prefix_length`), fewer than the shortest prompt has.
 
   Returns:
     The prompts' keys and the features at their last real tokens.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tsd_jax.base.types import Array, Responses
 from tsd_jax.inference import decode
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.tasks.task import Task, chosen, observed
+from tsd_jax.tasks.task import Task, chosen, environment_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +103,17 @@ def rollout(
     # The least certain token after the first of each row; the F rows with the
     # highest such entropy are forked there, before that token.
     later_T = jnp.arange(T) > 0
-    chosen_BST = chosen(task, prompt_BP, rows["tokens"], rows["mask"])
-    entropy_BST = jnp.where(
-      chosen_BST & later_T[None, None], rows["entropy"], -1.0
+    chosen_BGT = chosen(task, prompt_BP, rows["tokens"], rows["mask"])
+    entropy_BGT = jnp.where(
+      chosen_BGT & later_T[None, None], rows["entropy"], -1.0
     )
-    at_BS = jnp.argmax(entropy_BST, axis=2)
-    most_BS = jnp.max(entropy_BST, axis=2)
-    most_BF, row_BF = jax.lax.top_k(most_BS, F)
-    parent_BR = jnp.repeat(row_BF, W, axis=1)
+    at_BG = jnp.argmax(entropy_BGT, axis=2)
+    most_BG = jnp.max(entropy_BGT, axis=2)
+    most_BY, row_BY = jax.lax.top_k(most_BG, F)
+    parent_BR = jnp.repeat(row_BY, W, axis=1)
     # A row of one token cannot be forked: its children stay empty copies.
-    possible_R = jnp.repeat(most_BF >= 0.0, W, axis=1).reshape(-1)
-    length_BR = jnp.take_along_axis(at_BS, parent_BR, axis=1)
+    possible_R = jnp.repeat(most_BY >= 0.0, W, axis=1).reshape(-1)
+    length_BR = jnp.take_along_axis(at_BG, parent_BR, axis=1)
     length_R = jnp.maximum(length_BR.reshape(-1), 1)
     source_R = (jnp.arange(B)[:, None] * S + parent_BR).reshape(-1)
     head_RT = plain.tokens_RT[source_R]
@@ -154,5 +154,5 @@ def rollout(
     fork_BG=fork_BG,
     reward_BG=score.reward_X,
     correct_BG=score.correct_X,
-    observed_BGT=observed(task, prompt_BP, rows["tokens"]),
+    environment_BGT=environment_tokens(task, prompt_BP, rows["tokens"]),
   ), forwards

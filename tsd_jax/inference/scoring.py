@@ -18,7 +18,7 @@ from tsd_jax.models.transformer import Transformer
 CHUNK = 2**24  # Log-probabilities held at a time by a copy of the weights.
 
 
-def features(
+def hidden_states(
   model: Transformer,
   prompt_BP: Array,
   tokens_BGT: Array,

@@ -3,7 +3,7 @@
 Logits of a real vocabulary are far larger than what is chosen of them. What can
 be is found in blocks of columns first: then in one of them, not in all.
 
-Inside `sharding.per_part` the columns lie on the devices of the tensor axis.
+Inside `sharding.per_shard` the columns lie on the devices of the tensor axis.
 The compiler would bring all of them together to rank or to add them; here a
 device does its own columns and sends what the others need of it.
 """
@@ -58,16 +58,16 @@ def top_k(x_XV: Array, count: int) -> tuple[Array, Array]:
     return map(jax.lax.optimization_barrier, jax.lax.top_k(x_XV, count))
 
   def best(x_XV, count):
-    block_XNC = _blocks(x_XV)
-    N, C = block_XNC.shape[-2:]
+    block_XJV = _blocks(x_XV)
+    N, C = block_XJV.shape[-2:]
     if N <= 2 * count:
       return ranked(x_XV, count)
     # No more than `count` blocks hold the best. In order, or ties were not.
-    _, number_XA = ranked(jnp.max(block_XNC, axis=-1), count)
+    _, number_XA = ranked(jnp.max(block_XJV, axis=-1), count)
     number_XA = jnp.sort(number_XA, axis=-1)
-    near_XAC = jnp.take_along_axis(block_XNC, number_XA[..., None], axis=-2)
+    near_XAV = jnp.take_along_axis(block_XJV, number_XA[..., None], axis=-2)
     value_XA, place_XA = ranked(
-      near_XAC.reshape(*x_XV.shape[:-1], count * C), count
+      near_XAV.reshape(*x_XV.shape[:-1], count * C), count
     )
     number_XA = jnp.take_along_axis(number_XA, place_XA // C, axis=-1)
     return value_XA, number_XA * C + place_XA % C
@@ -76,12 +76,12 @@ def top_k(x_XV: Array, count: int) -> tuple[Array, Array]:
     width = x_XV.shape[-1]
     value_XA, index_XA = best(x_XV, min(count, width))
     index_XA += width * jax.lax.axis_index("tensor")
-    value_XE, index_XE = (
+    gathered_XA, gathered_index_XA = (
       jax.lax.all_gather(a, "tensor", axis=a.ndim - 1, tiled=True)
       for a in (value_XA, index_XA)
     )
-    value_XA, place_XA = ranked(value_XE, count)
-    return value_XA, jnp.take_along_axis(index_XE, place_XA, axis=-1)
+    value_XA, place_XA = ranked(gathered_XA, count)
+    return value_XA, jnp.take_along_axis(gathered_index_XA, place_XA, axis=-1)
 
   if not _shared(x_XV):
     return tuple(best(x_XV, count))
@@ -99,19 +99,19 @@ def draw(uniform_R: Array, weight_RV: Array) -> Array:
   """
 
   def within(target_R, weight_RV):
-    block_RNC = _blocks(weight_RV)
-    N, C = block_RNC.shape[-2:]
+    block_RJV = _blocks(weight_RV)
+    N, C = block_RJV.shape[-2:]
     if N == 1:
       return _passes(target_R, weight_RV)[0]
-    number_R, target_R = _passes(target_R, jnp.sum(block_RNC, axis=-1))
-    block_R1C = jnp.take_along_axis(block_RNC, number_R[:, None, None], axis=1)
-    return number_R * C + _passes(target_R, block_R1C[:, 0])[0]
+    number_R, target_R = _passes(target_R, jnp.sum(block_RJV, axis=-1))
+    block_R1V = jnp.take_along_axis(block_RJV, number_R[:, None, None], axis=1)
+    return number_R * C + _passes(target_R, block_R1V[:, 0])[0]
 
   def own(weight_RV, uniform_R):
     total_R = jnp.sum(weight_RV, axis=-1)
-    total_RN = jax.lax.all_gather(total_R, "tensor", axis=1)
-    target_R = uniform_R * jnp.sum(total_RN, axis=1)
-    device_R, target_R = _passes(target_R, total_RN)
+    total_RJ = jax.lax.all_gather(total_R, "tensor", axis=1)
+    target_R = uniform_R * jnp.sum(total_RJ, axis=1)
+    device_R, target_R = _passes(target_R, total_RJ)
     index_R = within(target_R, weight_RV)
     device = jax.lax.axis_index("tensor")
     index_R += device * weight_RV.shape[-1]
@@ -122,14 +122,14 @@ def draw(uniform_R: Array, weight_RV: Array) -> Array:
   return within(uniform_R * jnp.sum(weight_RV, axis=-1), weight_RV)
 
 
-def _passes(target_R: Array, weight_RN: Array) -> tuple[Array, Array]:
+def _passes(target_R: Array, weight_RJ: Array) -> tuple[Array, Array]:
   """Where running sums pass a target, and what it is past all before that."""
-  sum_RN = jnp.cumsum(weight_RN, axis=-1)
+  sum_RJ = jnp.cumsum(weight_RJ, axis=-1)
   # What was summed in another order may reach the end of this sum.
-  target_R = jnp.minimum(target_R, sum_RN[:, -1] * (1 - 2**-24))
-  before_RN = sum_RN <= target_R[:, None]
-  index_R = jnp.sum(before_RN, axis=-1, dtype=jnp.int32)
-  return index_R, target_R - jnp.max(before_RN * sum_RN, axis=-1)
+  target_R = jnp.minimum(target_R, sum_RJ[:, -1] * (1 - 2**-24))
+  before_RJ = sum_RJ <= target_R[:, None]
+  index_R = jnp.sum(before_RJ, axis=-1, dtype=jnp.int32)
+  return index_R, target_R - jnp.max(before_RJ * sum_RJ, axis=-1)
 
 
 def _blocks(x_XV: Array) -> Array:
@@ -140,7 +140,7 @@ def _blocks(x_XV: Array) -> Array:
 
 def _shared(x_XV: Array) -> bool:
   """Whether several devices hold some of the columns each."""
-  parts = sharding.tensor_parts()
+  parts = sharding.tensor_shards()
   return parts > 1 and x_XV.shape[-1] % parts == 0
 
 

@@ -1,6 +1,6 @@
 """The compiled iteration: search, rollouts, minibatched updates.
 
-`make_train_chunk` returns one jitted function that runs several iterations:
+`make_train_loop` returns one jitted function that runs several iterations:
 state in, state and stacked metrics out. Every method is this loop with parts
 switched off (`config.search`, loss weights), so that a comparison differs in
 the algorithm alone. Randomness is a function of (seed, iteration, prompt).
@@ -22,17 +22,17 @@ from tsd_jax.learning import losses
 from tsd_jax.learning.methods import LearnerConfig
 from tsd_jax.learning.objective import (
   Batch,
-  Lessons,
+  DistillationBatch,
   make_optimizer,
+  merged_params,
   update,
-  whole_params,
 )
 from tsd_jax.models import lora
 from tsd_jax.parallel import sharding
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.metrics import search_metrics
-from tsd_jax.tasks.task import Task, observed
+from tsd_jax.tasks.task import Task, environment_tokens
 
 _ADAPTERS = 2**31 - 1  # Folded into a run's key; iterations fold their number.
 
@@ -40,7 +40,7 @@ _ADAPTERS = 2**31 - 1  # Folded into a run's key; iterations fold their number.
 class TrainState(NamedTuple):
   """Everything that an iteration changes."""
 
-  params: Any  # Of the whole model, or its adapters: see `whole_params`.
+  params: Any  # Of the whole model, or its adapters: see `merged_params`.
   opt_state: Any
   search_params: Any  # theta_s, the frozen search model; of its own shape, or
   # what `params` was.
@@ -74,23 +74,23 @@ def init_state(
 class Found(NamedTuple):
   """What the search brings home of S prompts; every leaf leads with S."""
 
-  tokens_SMT: Array  # Champions, best first.
-  used_SM: Array  # bool, whether they are distilled.
-  chance_S: (
+  tokens_QMT: Array  # Champions, best first.
+  used_QM: Array  # bool, whether they are distilled.
+  success_prob_Q: (
     Array  # The search model's chance of success, as far as it is found.
   )
   targets: champions_lib.PathTargets | None  # At the first champion's states.
 
 
-def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
+def search_phase(graphdef, params, task: Task, prompt_QP, key, config):
   """Searches with the frozen model, some trees at a time.
 
   Returns:
     What was found, token forwards below the prompts, metrics.
   """
-  block = config.search.block(prompt_SP.shape[0])
-  index_WB = sharding.prompt_indices(prompt_SP.shape[0]).reshape(-1, block)
-  prompt_WBP = prompt_SP.reshape(-1, block, prompt_SP.shape[1])
+  block = config.search.block(prompt_QP.shape[0])
+  index_WB = sharding.prompt_indices(prompt_QP.shape[0]).reshape(-1, block)
+  prompt_WBP = prompt_QP.reshape(-1, block, prompt_QP.shape[1])
   model = nnx.merge(graphdef, params)
 
   def search(inputs):
@@ -112,17 +112,17 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
         best.node_BM[:, 0],
         min_visits=config.loss.soft_min_visits,
       )
-    chance_B = champions_lib.chance_of_success(result.tree)
+    success_prob_B = champions_lib.success_prob(result.tree)
     reward = jnp.mean(best.reward_BM[:, 0])
     metrics = {
       "search_reward": reward,
       "search_gain": reward - jnp.mean(greedy_B),
       "search_correct": jnp.mean(best.correct_BM[:, 0].astype(jnp.float32)),
-      "search_chance": jnp.mean(chance_B),
+      "search_success_prob": jnp.mean(success_prob_B),
       "search_simulations": result.simulations,
       **search_metrics(result.tree, result.simulations),
     }
-    found = Found(best.tokens_BMT, used_BM, chance_B, targets)
+    found = Found(best.tokens_BMT, used_BM, success_prob_B, targets)
     return found, result.forwards, metrics
 
   found, forwards_W, metrics = jax.lax.map(search, (prompt_WBP, index_WB))
@@ -130,28 +130,30 @@ def search_phase(graphdef, params, task: Task, prompt_SP, key, config):
   return found, jnp.sum(forwards_W), jax.tree.map(jnp.mean, metrics)
 
 
-def choose_lessons(key, prompt_SP, found: Found, count: int) -> Lessons:
-  """Lessons from C of the S searched prompts: random ones with a champion."""
-  has_S = jnp.any(found.used_SM, axis=1)
-  rank_S = has_S + jax.random.uniform(key, has_S.shape)
-  _, row_C = jax.lax.top_k(rank_S, count)
-  return Lessons(
-    prompt_SP[row_C],
-    found.tokens_SMT[row_C],
-    found.used_SM[row_C],
+def choose_distillation_batch(
+  key, prompt_QP, found: Found, count: int
+) -> DistillationBatch:
+  """C of the Q searched prompts to distil: random ones that have a champion."""
+  has_Q = jnp.any(found.used_QM, axis=1)
+  rank_Q = has_Q + jax.random.uniform(key, has_Q.shape)
+  _, row_C = jax.lax.top_k(rank_Q, count)
+  return DistillationBatch(
+    prompt_QP[row_C],
+    found.tokens_QMT[row_C],
+    found.used_QM[row_C],
     jax.tree.map(lambda a: a[row_C], found.targets),
   )
 
 
-def choose_prompts(key, prompt_SP, found: Found, count: int) -> Array:
+def choose_prompts(key, prompt_QP, found: Found, count: int) -> Array:
   """The B searched prompts on which a sample's outcome is least certain.
 
   Their chance of success p, as the tree found it, has the largest p (1 - p):
   there, samples differ in their reward and have something to teach.
   """
-  spread_S = found.chance_S * (1.0 - found.chance_S)
-  ties_S = 1e-6 * jax.random.uniform(key, spread_S.shape)
-  return prompt_SP[jax.lax.top_k(spread_S + ties_S, count)[1]]
+  spread_Q = found.success_prob_Q * (1.0 - found.success_prob_Q)
+  ties_Q = 1e-6 * jax.random.uniform(key, spread_Q.shape)
+  return prompt_QP[jax.lax.top_k(spread_Q + ties_Q, count)[1]]
 
 
 def advantages(responses: Responses, config: LearnerConfig):
@@ -186,7 +188,7 @@ def advantages(responses: Responses, config: LearnerConfig):
 
 
 def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
-  """Lessons from the policy's own samples, as rejection sampling keeps them."""
+  """What to distil of the policy's own samples, as rejection sampling does."""
   count = config.loss.champions
   reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
   tokens_BMT = jnp.take_along_axis(
@@ -198,10 +200,10 @@ def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
   if config.loss.champion_gate == "better":
     mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
     used_BM = reward_BM > mean_B1
-  return Lessons(prompt_BP, tokens_BMT, first_BM & used_BM, None)
+  return DistillationBatch(prompt_BP, tokens_BMT, first_BM & used_BM, None)
 
 
-def make_train_chunk(
+def make_train_loop(
   graphdef,
   task: Task,
   config: LearnerConfig,
@@ -221,19 +223,19 @@ def make_train_chunk(
       is; by default the search model is a snapshot of the policy.
 
   Returns:
-    train_chunk(state, prompt_CBP, reference, hyper, key) -> (state, metrics),
+    train_loop(state, prompt_IBP, reference, hyper, key) -> (state, metrics),
     with the state donated; metrics lead with C and contain `tokens`. The key is
     the run's own, the same in every call: an iteration folds its number in.
   """
   if mesh is not None and mesh.size == 1:
     mesh = None
-  return _train_chunk(
+  return _train_loop(
     graphdef, task, config.static, mesh, together, search_graphdef
   )
 
 
 @functools.lru_cache(maxsize=64)
-def _train_chunk(
+def _train_loop(
   graphdef, task: Task, config: LearnerConfig, mesh, together, search_graphdef
 ):
   B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
@@ -243,13 +245,13 @@ def _train_chunk(
     dtype = nnx.merge(graphdef, params).dtype
     return sharding.serving_copy(params, dtype, mesh, config.mesh.serving)
 
-  def per_part(fn):
-    return sharding.per_part(fn, mesh, config.mesh.serving)
+  def per_shard(fn):
+    return sharding.per_shard(fn, mesh, config.mesh.serving)
 
   def search_serving(params, reference):
     if search_graphdef is not None:
       return serving(params, search_graphdef)
-    return serving(whole_params(params, reference, config))
+    return serving(merged_params(params, reference, config))
 
   def sampling(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
@@ -259,13 +261,13 @@ def _train_chunk(
     )
     return responses, forwards, {}
 
-  def searching(params, prompt_SP, key):
+  def searching(params, prompt_QP, key):
     structure = graphdef if search_graphdef is None else search_graphdef
-    return search_phase(structure, params, task, prompt_SP, key, config)
+    return search_phase(structure, params, task, prompt_QP, key, config)
 
-  def iteration(state: TrainState, prompt_SP, reference, hyper, key):
+  def iteration(state: TrainState, prompt_QP, reference, hyper, key):
     key = jax.random.fold_in(key, state.iteration)
-    search_key, lesson_key, choice_key, rollout_key, order_key = (
+    search_key, distillation_key, choice_key, rollout_key, order_key = (
       jax.random.split(key, 5)
     )
     if config.decay_over:
@@ -281,28 +283,32 @@ def _train_chunk(
         state.params,
         search_params,
       )
-    prompt_BP, lessons = prompt_SP[:B], None
+    prompt_BP, distillation = prompt_QP[:B], None
     if config.searches:
-      found, search_forwards, metrics = per_part(searching)(
-        search_serving(search_params, reference), prompt_SP, search_key
+      found, search_forwards, metrics = per_shard(searching)(
+        search_serving(search_params, reference), prompt_QP, search_key
       )
       prefill += config.prompt_tokens(task, S, config.search_calls)
-      lessons = choose_lessons(lesson_key, prompt_SP, found, config.lessons)
+      distillation = choose_distillation_batch(
+        distillation_key, prompt_QP, found, config.distilled_prompts
+      )
       if config.rollout.choose == "uncertain":
-        prompt_BP = choose_prompts(choice_key, prompt_SP, found, B)
-    policy = serving(whole_params(state.params, reference, config))
-    responses, rollout_forwards, _ = per_part(sampling)(
+        prompt_BP = choose_prompts(choice_key, prompt_QP, found, B)
+    policy = serving(merged_params(state.params, reference, config))
+    responses, rollout_forwards, _ = per_shard(sampling)(
       policy, prompt_BP, rollout_key
     )
     if config.loss.distils:
       if not config.searches:
-        lessons = best_samples(prompt_BP, responses, config)
-      lessons = lessons._replace(
-        observed_CMT=observed(task, lessons.prompt_CP, lessons.tokens_CMT)
+        distillation = best_samples(prompt_BP, responses, config)
+      distillation = distillation._replace(
+        environment_CMT=environment_tokens(
+          task, distillation.prompt_CP, distillation.tokens_CMT
+        )
       )
     policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
     advantage_BGT, return_BGT = advantages(responses, config)
-    batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, lessons)
+    batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, distillation)
 
     (params, opt_state), update_metrics = update(
       graphdef,
@@ -333,7 +339,7 @@ def _train_chunk(
       ),
     }
     if config.loss.distils:
-      metrics["champion_rate"] = jnp.mean(jnp.any(lessons.used_CM, axis=1))
+      metrics["champion_rate"] = jnp.mean(jnp.any(distillation.used_CM, axis=1))
     if config.searches:
       age = state.iteration
       if config.refresh_every:
@@ -342,13 +348,13 @@ def _train_chunk(
     state = TrainState(params, opt_state, search_params, state.iteration + 1)
     return sharding.constrain(state, metrics, mesh)
 
-  def train_chunk(state, prompt_CSP, reference, hyper, key):
+  def train_loop(state, prompt_IQP, reference, hyper, key):
     return jax.lax.scan(
-      lambda s, prompt_SP: iteration(s, prompt_SP, reference, hyper, key),
+      lambda s, prompt_QP: iteration(s, prompt_QP, reference, hyper, key),
       state,
-      prompt_CSP,
+      prompt_IQP,
     )
 
   if together:
-    train_chunk = jax.vmap(train_chunk)
-  return jax.jit(train_chunk, donate_argnums=0)
+    train_loop = jax.vmap(train_loop)
+  return jax.jit(train_loop, donate_argnums=0)

@@ -15,11 +15,12 @@ from tsd_jax.parallel import sharding
 def masked_mean(x_X: Array, mask_X: Array) -> Array:
   """Mean of x where mask holds; zero where it never does.
 
-  Inside `sharding.per_copy` it is what the copy's own prompts add to the mean.
+  Inside `sharding.per_replica` it is what the replica's own prompts add to
+  the mean.
   """
   weight_X = mask_X.astype(jnp.float32)
   total, count = jnp.sum(x_X * weight_X), jnp.sum(weight_X)
-  return total / jnp.maximum(sharding.sum_copies(count), 1.0)
+  return total / jnp.maximum(sharding.sum_replicas(count), 1.0)
 
 
 def ppo(

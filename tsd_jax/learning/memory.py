@@ -60,9 +60,9 @@ def estimate_memory(
     tensor: devices that share the heads and the vocabulary.
   """
   c, R, N = model, config.trees, config.num_simulations
-  B = prompts if prompts and config.refill else R
+  B = prompts if prompts and config.slot_reuse else R
   A, S = config.num_candidates, config.step_tokens
-  T, P, H = task.response_length, task.prompt_length, task.prompt_head
+  T, P, H = task.response_length, task.prompt_length, task.shared_prefix_length
   shared = tensor if c.num_kv_heads % tensor == 0 else 1
   itemsize = jnp.dtype(c.compute_dtype).itemsize
   keys = c.num_kv_heads * c.head_dim // shared
@@ -94,7 +94,7 @@ def estimate_memory(
   # A layer's paths, transposed once, and where the search refills the keys of
   # the prompts whose trees grow, half of them transposed.
   grown = 2 * path // c.num_layers + B * logits
-  if config.refill:
+  if config.slot_reuse:
     grown += 3 * R * (P - H) * position // 2
   parts = [grown]
   # Rows for which steps are drawn at a time.
@@ -129,7 +129,7 @@ def check(
   there: int | None = None,
   *,
   search_model: transformer.ModelConfig | None = None,
-  lanes: int = 1,
+  runs: int = 1,
 ) -> str:
   """Says what a run's search needs of a device.
 
@@ -140,7 +140,7 @@ def check(
     mesh: what it is split over.
     there: bytes of a device; `device_bytes` by default.
     search_model: shape of a search model of its own.
-    lanes: runs of that kind in one program.
+    runs: runs of that kind in one program.
 
   Returns:
     A line of text; an empty one for a run without a search.
@@ -151,7 +151,7 @@ def check(
   if not config.searches:
     return ""
   there = device_bytes(mesh) if there is None else there
-  own = config.prompts // mesh.parts
+  own = config.prompts // mesh.shards
   search = dataclasses.replace(
     config.search, trees=min(config.search.trees, own)
   )
@@ -165,16 +165,16 @@ def check(
     read = max(count, searching)
   held = floats * _NUMBER // (mesh.fsdp * mesh.tensor)
   # The copy that search and rollouts read, one after the other.
-  serves = mesh.size // mesh.parts
+  serves = mesh.size // mesh.shards
   held += read * jnp.dtype(model.compute_dtype).itemsize // serves
-  held *= lanes
+  held *= runs
 
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)
     one = estimate_memory(
       search_model or model, task, smaller, prompts=own, tensor=mesh.tensor
     )
-    return Memory(*(lanes * part for part in one))
+    return Memory(*(runs * part for part in one))
 
   def most(field, values):
     fitting = (v for v in values if held + need(**{field: v}).total <= there)
@@ -182,7 +182,7 @@ def check(
 
   now, block = need(), search.block(own)
   line = (
-    f"search: {_size(now.total)} a device for {lanes * block} trees "
+    f"search: {_size(now.total)} a device for {runs * block} trees "
     f"of {search.num_simulations} nodes (keys of the nodes {_size(now.pool)}), "
     f"beside {_size(held)} of parameters; there are {_size(there)}"
   )
@@ -196,8 +196,12 @@ def check(
     if value
   ]
   blocks = own % search.trees == 0
-  if search.refill and blocks and held + need(refill=False).total <= there:
-    ways.append("search.refill=false")
+  if (
+    search.slot_reuse
+    and blocks
+    and held + need(slot_reuse=False).total <= there
+  ):
+    ways.append("search.slot_reuse=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")
 

@@ -46,7 +46,7 @@ class LossConfig:
   champions: int = 1  # M, distinct answers a prompt, best first.
   # C, searched prompts whose champions an update distils, those that have one
   # first. Own samples give a lesson for every prompt.
-  lessons: int = 448
+  distilled_prompts: int = 448
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"
   # "correct": distil champions that solve the task; "better": those whose
@@ -132,7 +132,7 @@ class LearnerConfig:
   eos_id: int
   # Of the task: what fills short prompts, how many tokens begin all of them.
   prompt_pad_id: int | None = None
-  prompt_head: int = 0
+  shared_prefix_length: int = 0
   lora: LoraConfig = NO_ADAPTERS
   mesh: MeshConfig = ONE_DEVICE
 
@@ -142,17 +142,18 @@ class LearnerConfig:
       raise ValueError(f"refresh_every={self.refresh_every} must be >= 0")
     for name, count in (
       ("rollout.prompts", self.rollout.prompts),
-      ("loss.lessons", self.lessons),
+      ("loss.distilled_prompts", self.distilled_prompts),
     ):
       if count % self.optimizer.minibatches:
         raise ValueError(
           f"{name}={count} must be a multiple of "
           f"optimizer.minibatches={self.optimizer.minibatches}"
         )
-    if self.lessons > self.prompts:
+    if self.distilled_prompts > self.prompts:
       raise ValueError(
-        f"loss.lessons={self.lessons} exceeds the {self.prompts} prompts that "
-        "are searched: rollout.prompts times search.width"
+        f"loss.distilled_prompts={self.distilled_prompts} exceeds the "
+        f"{self.prompts} prompts that are searched: rollout.prompts times "
+        "search.width"
       )
     if self.loss.advantage != "tree" and self.rollout.forks:
       raise ValueError(
@@ -188,16 +189,18 @@ class LearnerConfig:
     return self.rollout.prompts * (self.search.width if self.searches else 1)
 
   @property
-  def lessons(self) -> int:
+  def distilled_prompts(self) -> int:
     """C, prompts whose champions an update reads."""
     if not self.loss.distils:
       return 0
-    return self.loss.lessons if self.searches else self.rollout.prompts
+    return (
+      self.loss.distilled_prompts if self.searches else self.rollout.prompts
+    )
 
   @property
   def prompt_form(self) -> tuple[int | None, int]:
     """How `decode.prefill` is to read prompts."""
-    return self.prompt_pad_id, self.prompt_head
+    return self.prompt_pad_id, self.shared_prefix_length
 
   def prompt_tokens(self, task: Task, prompts: int, calls: int = 1) -> int:
     """Tokens of prompts that are run in some calls of the model.
@@ -205,7 +208,7 @@ class LearnerConfig:
     What all prompts begin with counts once a call, on however many devices.
     """
     return decode.prefill_tokens(
-      prompts, task.prompt_length, self.prompt_head, calls
+      prompts, task.prompt_length, self.shared_prefix_length, calls
     )
 
   @property
@@ -219,7 +222,9 @@ class LearnerConfig:
     if self.loss.trains_on_samples:
       total += self._part_tokens(task, self.rollout.prompts, self.rollout.group)
     if self.loss.distils:
-      total += self._part_tokens(task, self.lessons, self.loss.champions)
+      total += self._part_tokens(
+        task, self.distilled_prompts, self.loss.champions
+      )
     return total
 
   def prompts_of(self, task: Task, tokens: int, rows: int) -> int:
@@ -315,7 +320,7 @@ def resolve(
       decay_over=iterations if optimizer.linear_decay else 0,
       eos_id=task.eos_id,
       prompt_pad_id=task.prompt_pad_id,
-      prompt_head=task.prompt_head,
+      shared_prefix_length=task.shared_prefix_length,
       lora=lora,
       mesh=mesh,
     )
@@ -354,7 +359,7 @@ def resolve(
       lessons = ours.prompts_of(task, own_tokens, loss.champions)
       own = supervised | dict(
         champion_source="search",
-        lessons=min(lessons, rollout.prompts * search.width),
+        distilled_prompts=min(lessons, rollout.prompts * search.width),
       )
       rollout = dataclasses.replace(rollout, samples=1, forks=0)
       loss = dataclasses.replace(loss, **own)

@@ -22,7 +22,7 @@ from tsd_jax.parallel import sharding
 from tsd_jax.search.champions import PathTargets
 
 
-class Lessons(NamedTuple):
+class DistillationBatch(NamedTuple):
   """Answers to distil: M of each of C prompts; every leaf leads with C."""
 
   prompt_CP: Array
@@ -30,17 +30,17 @@ class Lessons(NamedTuple):
   used_CM: Array  # bool, whether it is distilled.
   targets: PathTargets | None  # At the states of the first answer.
   # bool, tokens that the environment wrote; None where it never does.
-  observed_CMT: Array | None = None
+  environment_CMT: Array | None = None
 
 
 class Batch(NamedTuple):
-  """What the loss sees; leaves lead with B, those of `lessons` with C."""
+  """What the loss sees; leaves lead with B, those of `distillation` with C."""
 
   prompt_BP: Array
   responses: Responses
   advantage_BGT: Array
   return_BGT: Array
-  lessons: Lessons | None  # None where nothing is distilled.
+  distillation: DistillationBatch | None  # None where nothing is distilled.
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
@@ -52,7 +52,7 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
   )
 
 
-def whole_params(params, reference, config: LearnerConfig):
+def merged_params(params, reference, config: LearnerConfig):
   """What a model reads: the trained parameters, or adapters merged.
 
   Args:
@@ -65,23 +65,25 @@ def whole_params(params, reference, config: LearnerConfig):
   return lora.merge(reference, params, config.lora)
 
 
-def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
+def champion_loss(
+  read, model, distillation: DistillationBatch, hyper, config: LearnerConfig
+):
   """l_hard CE(champion) + l_soft KL(target || pi), with metrics."""
-  c, tokens_CMT = config.loss, lessons.tokens_CMT
-  x_CMTD = scoring.features(
-    model, lessons.prompt_CP, tokens_CMT, *config.prompt_form
+  c, tokens_CMT = config.loss, distillation.tokens_CMT
+  x_CMTD = scoring.hidden_states(
+    model, distillation.prompt_CP, tokens_CMT, *config.prompt_form
   )
   chosen_CMT = read(scoring.log_prob_of, x_CMTD, tokens_CMT)
   # A champion ends with its end token; nothing after it is learned.
   end_CMT = tokens_CMT == config.eos_id
   inside_CMT = jnp.cumsum(end_CMT, axis=2) - end_CMT == 0
-  use_CMT = inside_CMT & lessons.used_CM[..., None]
-  if lessons.observed_CMT is not None:
-    use_CMT &= ~lessons.observed_CMT
+  use_CMT = inside_CMT & distillation.used_CM[..., None]
+  if distillation.environment_CMT is not None:
+    use_CMT &= ~distillation.environment_CMT
   metrics = {"champion_ce": losses.cross_entropy(chosen_CMT, use_CMT)}
   total = hyper["champion_weight"] * metrics["champion_ce"]
   if c.soft_weight > 0:
-    t = lessons.targets
+    t = distillation.targets
     log_prob_C1TA = read(
       functools.partial(jnp.take_along_axis, axis=-1),
       x_CMTD[:, :1],
@@ -94,11 +96,13 @@ def champion_loss(read, model, lessons: Lessons, hyper, config: LearnerConfig):
   return total, metrics
 
 
-def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
+def sample_loss(
+  read, model, reference_model, batch: Batch, hyper, config: LearnerConfig
+):
   """The terms that read the policy's own samples, with metrics."""
   r, c = batch.responses, config.loss
   inputs = batch.prompt_BP, r.tokens_BGT, *config.prompt_form
-  x_BGTD = scoring.features(model, *inputs)
+  x_BGTD = scoring.hidden_states(model, *inputs)
   log_prob_BGT, entropy_BGT = read(
     lambda log_prob_XV, token_X: (
       scoring.log_prob_of(log_prob_XV, token_X),
@@ -135,10 +139,14 @@ def sample_loss(read, model, leash, batch: Batch, hyper, config: LearnerConfig):
     metrics["success_loss"] = losses.success(logit_BGT, success_BGT, r.mask_BGT)
     total += hyper["success_weight"] * metrics["success_loss"]
   if c.kl_weight > 0:
-    reference_BGTD = jax.lax.stop_gradient(scoring.features(leash, *inputs))
+    reference_BGTD = jax.lax.stop_gradient(
+      scoring.hidden_states(reference_model, *inputs)
+    )
 
     def kl(log_prob_XV, reference_XD):
-      logits_XV = leash.logits(reference_XD) / config.rollout.temperature
+      logits_XV = (
+        reference_model.logits(reference_XD) / config.rollout.temperature
+      )
       return losses.kl_to_reference(log_prob_XV, jax.nn.log_softmax(logits_XV))
 
     kl_BGT = read(kl, x_BGTD, reference_BGTD)
@@ -153,16 +161,20 @@ def loss_fn(params, reference, graphdef, batch: Batch, hyper, config):
   L = L_policy + l_hard CE(champion) + l_soft KL(target || pi)
       + c_v L_value + c_s L_success + beta KL(pi || ref) - c_e H
   """
-  model = nnx.merge(graphdef, whole_params(params, reference, config))
+  model = nnx.merge(graphdef, merged_params(params, reference, config))
   read = functools.partial(
     scoring.read_log_probs, model, temperature=config.rollout.temperature
   )
   total, metrics = jnp.float32(0.0), {}
   if config.loss.trains_on_samples:
-    leash = nnx.merge(graphdef, reference)
-    total, metrics = sample_loss(read, model, leash, batch, hyper, config)
+    reference_model = nnx.merge(graphdef, reference)
+    total, metrics = sample_loss(
+      read, model, reference_model, batch, hyper, config
+    )
   if config.loss.distils:
-    distilled, found = champion_loss(read, model, batch.lessons, hyper, config)
+    distilled, found = champion_loss(
+      read, model, batch.distillation, hyper, config
+    )
     total, metrics = total + distilled, metrics | found
   return total, {"loss": total, **metrics}
 
@@ -182,7 +194,7 @@ def update(
   Args:
     graphdef: structure of the model.
     carry: parameters and optimiser state.
-    reference: parameters that the KL leash is tied to.
+    reference: parameters that the KL reference_model is tied to.
     batch: what was sampled and searched.
     key: random key of the prompts' order, consumed.
     hyper: scalars, `LearnerConfig.hyper`.
@@ -203,7 +215,7 @@ def update(
 
   def step(carry, minibatch):
     params, opt_state = carry
-    grads, metrics = sharding.per_copy(gradients, mesh, config.mesh.gather)(
+    grads, metrics = sharding.per_replica(gradients, mesh, config.mesh.gather)(
       (params, reference, hyper), minibatch
     )
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -223,12 +235,14 @@ def update(
     return sharding.split_minibatches(leaves, mesh)
 
   def epoch(carry, epoch_key):
-    sample_key, lesson_key = jax.random.split(epoch_key)
-    lessons = shuffled(lesson_key, batch.lessons)
-    samples = shuffled(sample_key, batch._replace(lessons=None))
-    return jax.lax.scan(step, carry, samples._replace(lessons=lessons))
+    sample_key, distillation_key = jax.random.split(epoch_key)
+    distillation = shuffled(distillation_key, batch.distillation)
+    samples = shuffled(sample_key, batch._replace(distillation=None))
+    return jax.lax.scan(
+      step, carry, samples._replace(distillation=distillation)
+    )
 
-  carry, metrics_EM = jax.lax.scan(
+  carry, metrics_X = jax.lax.scan(
     epoch, carry, jax.random.split(key, config.optimizer.epochs)
   )
-  return carry, jax.tree.map(jnp.mean, metrics_EM)
+  return carry, jax.tree.map(jnp.mean, metrics_X)

@@ -44,19 +44,19 @@ def _project_forward(x_XD, weights, dtype):
 def _project_backward(dtype, saved, gradients):
   del dtype
   x_XD, weights = saved
-  x_ND = x_XD.reshape(-1, x_XD.shape[-1])
+  x_RD = x_XD.reshape(-1, x_XD.shape[-1])
   # Turned before it is multiplied, which XLA on CPU does on the way, slower.
-  x_DN = jax.lax.platform_dependent(
-    x_ND,
-    cpu=lambda x_ND: jax.lax.optimization_barrier(x_ND.T),
-    default=lambda x_ND: x_ND.T,
+  x_DR = jax.lax.platform_dependent(
+    x_RD,
+    cpu=lambda x_RD: jax.lax.optimization_barrier(x_RD.T),
+    default=lambda x_RD: x_RD.T,
   )
-  dx_ND, dw = 0, []
+  dx_RD, dw = 0, []
   for w_DF, g_XF in zip(weights, gradients, strict=True):
-    g_NF = g_XF.reshape(-1, g_XF.shape[-1])
-    dx_ND += g_NF @ w_DF.T
-    dw.append((x_DN @ g_NF).astype(w_DF.dtype))
-  return dx_ND.reshape(x_XD.shape).astype(x_XD.dtype), tuple(dw)
+    g_RF = g_XF.reshape(-1, g_XF.shape[-1])
+    dx_RD += g_RF @ w_DF.T
+    dw.append((x_DR @ g_RF).astype(w_DF.dtype))
+  return dx_RD.reshape(x_XD.shape).astype(x_XD.dtype), tuple(dw)
 
 
 project_each.defvjp(_project_forward, _project_backward)

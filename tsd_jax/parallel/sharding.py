@@ -21,8 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 
-COPY_AXES = ("slice", "data")  # Parameters are copied along them.
-BATCH_AXES = (*COPY_AXES, "fsdp")
+REPLICA_AXES = ("slice", "data")  # Parameters are copied along them.
+BATCH_AXES = (*REPLICA_AXES, "fsdp")
 AXES = (*BATCH_AXES, "tensor")
 
 # Logical axis -> mesh axis. One that is not divisible stays whole, and a mesh
@@ -83,7 +83,7 @@ class MeshConfig:
     return self.slice * self.data * self.fsdp
 
   @property
-  def parts(self) -> int:
+  def shards(self) -> int:
     """Number of parts that search and roll out apart from each other."""
     return self.batch_size // (self.fsdp if self.serving == "2d" else 1)
 
@@ -220,13 +220,15 @@ def split_minibatches(minibatches: Any, mesh: Mesh | None) -> Any:
   )
 
 
-def _parts() -> tuple[str, ...]:
+def _shard_axes() -> tuple[str, ...]:
   """The axes whose devices run the code at hand on prompts of their own."""
   manual = jax.sharding.get_abstract_mesh().manual_axes
   return tuple(axis for axis in BATCH_AXES if axis in manual)
 
 
-def per_copy(fn: Callable, mesh: Mesh | None, gather: bool = False) -> Callable:
+def per_replica(
+  fn: Callable, mesh: Mesh | None, gather: bool = False
+) -> Callable:
   """Runs a function of prompts on each copy of the parameters, and adds up.
 
   The compiler would send a weight's gradient once for each use of the weight;
@@ -244,7 +246,7 @@ def per_copy(fn: Callable, mesh: Mesh | None, gather: bool = False) -> Callable:
   Returns:
     The same function of all prompts; its gradients are split as parameters are.
   """
-  axes = BATCH_AXES if gather else COPY_AXES
+  axes = BATCH_AXES if gather else REPLICA_AXES
   copies = mesh is not None and (gather or mesh.shape["fsdp"] == 1)
   if not copies or all(mesh.shape[axis] == 1 for axis in axes):
     return fn
@@ -267,12 +269,12 @@ def per_copy(fn: Callable, mesh: Mesh | None, gather: bool = False) -> Callable:
   return split_sum
 
 
-def sum_copies(count: Array) -> Array:
+def sum_replicas(count: Array) -> Array:
   """Sums a count of this copy's prompts over all; elsewhere it is the sum."""
-  return jax.lax.psum(count, _parts()) if _parts() else count
+  return jax.lax.psum(count, _shard_axes()) if _shard_axes() else count
 
 
-def per_part(
+def per_shard(
   fn: Callable, mesh: Mesh | None, serving: Serving = "tensor"
 ) -> Callable:
   """Runs a function of prompts on each device's own, apart from all others.
@@ -291,7 +293,7 @@ def per_part(
   if mesh is None:
     return fn
 
-  axes = COPY_AXES if serving == "2d" else BATCH_AXES
+  axes = REPLICA_AXES if serving == "2d" else BATCH_AXES
   whole, split = PartitionSpec(), PartitionSpec(axes)
 
   def shared(tree):
@@ -322,11 +324,11 @@ def split_heads(x: Array, axis: int) -> Array:
   """Says that an array's heads stay on the devices that compute them.
 
   Args:
-    x: keys or values, inside `per_part`; anywhere else nothing is said.
+    x: keys or values, inside `per_shard`; anywhere else nothing is said.
     axis: the axis of their heads.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not _parts() or "tensor" in mesh.manual_axes:
+  if not _shard_axes() or "tensor" in mesh.manual_axes:
     return x
   if x.shape[axis] % mesh.shape["tensor"]:
     return x
@@ -339,40 +341,40 @@ def split_features(x_XD: Array) -> Array:
   """Says that features are split as the weights' rows are, over fsdp.
 
   Args:
-    x_XD: features, inside `per_part` with `serving=2d`; anywhere else nothing
+    x_XD: features, inside `per_shard` with `serving=2d`; anywhere else nothing
       is said.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not _parts() or "fsdp" in _parts() or mesh.shape["fsdp"] == 1:
+  if not _shard_axes() or "fsdp" in _shard_axes() or mesh.shape["fsdp"] == 1:
     return x_XD
   parts = [PartitionSpec.UNCONSTRAINED] * (x_XD.ndim - 1) + ["fsdp"]
   return jax.lax.with_sharding_constraint(x_XD, PartitionSpec(*parts))
 
 
-def tensor_parts() -> int:
+def tensor_shards() -> int:
   """Devices of a part that share its heads and vocabulary; 1 outside one."""
   mesh = jax.sharding.get_abstract_mesh()
-  alone = not _parts() or "tensor" in mesh.manual_axes
+  alone = not _shard_axes() or "tensor" in mesh.manual_axes
   return 1 if alone else mesh.shape["tensor"]
 
 
 def prompt_indices(count: int) -> Array:
   """Indices of this part's prompts among all: results know no mesh."""
   index_B = jnp.arange(count)
-  if _parts():
-    index_B += count * jax.lax.axis_index(_parts())
+  if _shard_axes():
+    index_B += count * jax.lax.axis_index(_shard_axes())
   return index_B
 
 
-def part_key(key: Array) -> Array:
+def shard_key(key: Array) -> Array:
   """A key of this part's own, for draws that know no prompt."""
-  if not _parts():
+  if not _shard_axes():
     return key
-  return jax.random.fold_in(key, jax.lax.axis_index(_parts()))
+  return jax.random.fold_in(key, jax.lax.axis_index(_shard_axes()))
 
 
-def all_parts(flag: Array) -> Array:
+def all_shards(flag: Array) -> Array:
   """Whether a flag is set in every part."""
-  if not _parts():
+  if not _shard_axes():
     return flag
-  return jax.lax.pmin(flag.astype(jnp.int32), _parts()) == 1
+  return jax.lax.pmin(flag.astype(jnp.int32), _shard_axes()) == 1

@@ -93,18 +93,18 @@ def arguments(
     params,
     search_params=search_params,
   )
-  prompt_CSP = jax.ShapeDtypeStruct(
+  prompt_IQP = jax.ShapeDtypeStruct(
     (iterations, learner_config.prompts, task.prompt_length),
     jnp.int32,
     sharding=sharding.over_prompts(mesh, leading=1),
   )
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  chunk = iteration.make_train_chunk(
+  chunk = iteration.make_train_loop(
     graphdef, task, learner_config, mesh, search_graphdef=search_graphdef
   )
   return chunk, (
     placed(state, sharding.of_params(state, mesh)),
-    prompt_CSP,
+    prompt_IQP,
     placed(params, sharding.of_params(params, mesh)),
     on_all(dict.fromkeys(learner_config.hyper, scalar)),
     on_all(jax.eval_shape(lambda: jax.random.key(0))),
@@ -240,7 +240,7 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
 BATCH = (
   "rollout.prompts",
   "rollout.baseline_prompts",
-  "loss.lessons",
+  "loss.distilled_prompts",
   "search.trees",
 )
 TRIES = 3  # Smaller batches that are compiled before it is given up.
@@ -284,8 +284,8 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
     return max(step, int(count * share) // step * step)
 
   trees = max(1, int(config.search.trees * share))
-  if not config.search.refill:  # Blocks of trees, all of one size.
-    trees = math.gcd(prompts * config.search.width // config.mesh.parts, trees)
+  if not config.search.slot_reuse:  # Blocks of trees, all of one size.
+    trees = math.gcd(prompts * config.search.width // config.mesh.shards, trees)
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(
@@ -293,7 +293,9 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
       prompts=prompts,
       baseline_prompts=part(config.rollout.baseline_prompts),
     ),
-    loss=dataclasses.replace(config.loss, lessons=part(config.loss.lessons)),
+    loss=dataclasses.replace(
+      config.loss, distilled_prompts=part(config.loss.distilled_prompts)
+    ),
     search=dataclasses.replace(config.search, trees=trees),
   )
 

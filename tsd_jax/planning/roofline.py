@@ -44,8 +44,8 @@ def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
   """Longest runs of the loops whose end depends on the numbers."""
   length = config.make_task().response_length
   simulations = config.search.num_simulations
-  if config.search.refill:
-    own = config.learner_config().prompts // config.mesh.parts
+  if config.search.slot_reuse:
+    own = config.learner_config().prompts // config.mesh.shards
     simulations = -(-own * simulations // config.search.rows(own))
   return {  # The inner loop of a search is that of its leaves' rollouts.
     "searching": (simulations, length),
@@ -76,7 +76,7 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
     leaf = T if s.leaf in ("rollout", "mix") else 0
     S = learner.prompts
     # A part's own prompts, some trees at a time.
-    rounds = max(1, S // config.mesh.parts // s.trees)
+    rounds = max(1, S // config.mesh.shards // s.trees)
     phases["searching"] = dict(
       tokens=learner.prompt_tokens(task, S, learner.search_calls)
       + S * s.num_simulations * (1 + leaf),
@@ -123,7 +123,7 @@ def estimate(
     inside = phase if phase != "update" else ""
     sent = program.totals(trips(config), inside)
     sent_bytes = sum(kind["bytes"] for kind in sent.values())
-    parts = mesh.tensor if phase == "update" else mesh.size // mesh.parts
+    parts = mesh.tensor if phase == "update" else mesh.size // mesh.shards
     read_bytes = count["reads"] * weights / parts * itemsize
     result[phase] = {
       "flops": count["tokens"] * per_token,

@@ -16,7 +16,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 from tsd_jax.rewards import pool
 
-# (prompt_NP, response_NT) -> rewards of N responses, in [0, 1].
+# (prompt_QP, response_QT) -> rewards of N responses, in [0, 1].
 HostReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _errors: list[str] = []
@@ -66,21 +66,21 @@ def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
     shape = response_XT.shape[:-1]
     rows = (a.reshape(-1, a.shape[-1]) for a in (prompt_XP, response_XT))
     try:
-      reward_N = np.asarray(grade(*rows))
-      if reward_N.shape != (int(np.prod(shape)),):
+      reward_Q = np.asarray(grade(*rows))
+      if reward_Q.shape != (int(np.prod(shape)),):
         raise UserError(
-          f"a reward on the host returned shape {list(reward_N.shape)} for "
+          f"a reward on the host returned shape {list(reward_Q.shape)} for "
           f"{int(np.prod(shape))} responses"
         )
-      if not np.all((reward_N >= 0) & (reward_N <= 1)):
+      if not np.all((reward_Q >= 0) & (reward_Q <= 1)):
         raise UserError(
-          f"a reward on the host lies outside [0, 1]: {reward_N.tolist()[:8]}"
+          f"a reward on the host lies outside [0, 1]: {reward_Q.tolist()[:8]}"
         )
     except Exception as error:
       own = isinstance(error, UserError)
       _errors.append(str(error) if own else f"{type(error).__name__}: {error}")
       return np.zeros(shape, np.float32)
-    return reward_N.astype(np.float32).reshape(shape)
+    return reward_Q.astype(np.float32).reshape(shape)
 
   return jax.pure_callback(
     host,

@@ -46,7 +46,7 @@ def update_step(run: Experiment) -> dict[str, float]:
   learner, o = run.learner_config(), run.optimizer
   return {
     "prompts": learner.rollout.prompts / o.minibatches,
-    "lessons": learner.lessons / o.minibatches,
+    "distilled_prompts": learner.distilled_prompts / o.minibatches,
     "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
     "steps_an_iteration": o.epochs * o.minibatches,
   }

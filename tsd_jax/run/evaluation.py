@@ -59,7 +59,7 @@ def draw(
   B, P = prompt_BP.shape
   group = max(samples, 1)
   prefix = decode.prefill(
-    model, prompt_BP, task.prompt_pad_id, task.prompt_head
+    model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
   )
   sampled = decode.sample(
     model,
@@ -74,7 +74,9 @@ def draw(
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
   prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, group, P))
   score = task.score(prompt_BGP, tokens_BGT)
-  forwards = sampled.forwards + decode.prefill_tokens(B, P, task.prompt_head)
+  forwards = sampled.forwards + decode.prefill_tokens(
+    B, P, task.shared_prefix_length
+  )
   return tokens_BGT, score.reward_X, score.correct_X, forwards
 
 
@@ -129,11 +131,11 @@ def headline(modes: str) -> str:
   return next((name for name in names if name.startswith("mean@")), names[0])
 
 
-def vote(tokens_BKT: np.ndarray, eos_id: int) -> np.ndarray:
+def vote(tokens_BGT: np.ndarray, eos_id: int) -> np.ndarray:
   """Index of each prompt's most frequent finished response, the first of it."""
-  same_BKK = np.all(tokens_BKT[:, :, None] == tokens_BKT[:, None], axis=-1)
-  finished_BK = np.any(tokens_BKT == eos_id, axis=-1)
-  return np.argmax(same_BKK.sum(axis=2) * finished_BK, axis=1)
+  same_BGG = np.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
+  finished_BG = np.any(tokens_BGT == eos_id, axis=-1)
+  return np.argmax(same_BGG.sum(axis=2) * finished_BG, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
@@ -141,12 +143,12 @@ def search_best(graphdef, params, task: Task, prompt_BP, key, *, config):
   """Searches once a prompt: reward_B, correct_B, token forwards made."""
   model = nnx.merge(graphdef, params)
   prefix = decode.prefill(
-    model, prompt_BP, task.prompt_pad_id, task.prompt_head
+    model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
   )
   result = tree_lib.search(model, task, prompt_BP, prefix, key, config)
   best = champions_lib.champions(result.tree, 1)
   forwards = result.forwards + decode.prefill_tokens(
-    *prompt_BP.shape, task.prompt_head
+    *prompt_BP.shape, task.shared_prefix_length
   )
   return best.reward_BM[:, 0], best.correct_BM[:, 0], forwards
 
@@ -155,7 +157,7 @@ def evaluate(
   graphdef,
   params,
   task: Task,
-  prompt_NP: np.ndarray,
+  prompt_QP: np.ndarray,
   modes: str,
   *,
   seed: int,
@@ -168,7 +170,7 @@ def evaluate(
     graphdef: structure of the model.
     params: its parameters.
     task: the task.
-    prompt_NP: prompts.
+    prompt_QP: prompts.
     modes: as `parse_modes` reads them.
     seed: of sampling. Sample k of a prompt is the same in every mode.
     temperature: of sampling.
@@ -181,8 +183,8 @@ def evaluate(
     UserError: a mode is unknown, or a reward on the host cannot be computed.
   """
   parsed = parse_modes(modes)
-  prompt_NP = jnp.asarray(prompt_NP)
-  key, rows_N = jax.random.key(seed), np.arange(len(prompt_NP))
+  prompt_QP = jnp.asarray(prompt_QP)
+  key, rows_Q = jax.random.key(seed), np.arange(len(prompt_QP))
 
   @functools.cache
   def drawn(samples: int):
@@ -191,7 +193,7 @@ def evaluate(
         graphdef,
         params,
         task,
-        prompt_NP,
+        prompt_QP,
         key,
         jnp.float32(temperature),
         samples=samples,
@@ -210,31 +212,31 @@ def evaluate(
         num_simulations=k,
         stop_when_solved=False,
       )
-      reward_N, correct_N, tokens = jax.device_get(
-        search_best(graphdef, params, task, prompt_NP, key, config=config)
+      reward_Q, correct_Q, tokens = jax.device_get(
+        search_best(graphdef, params, task, prompt_QP, key, config=config)
       )
-      return correct_N, reward_N, tokens
-    tokens_NKT, reward_NK, correct_NK, tokens = drawn(
+      return correct_Q, reward_Q, tokens
+    tokens_QGT, reward_QG, correct_QG, tokens = drawn(
       most if kind == "pass" else k
     )
     match kind:
       case "pass":
-        return solved_by_k(correct_NK, k), reward_NK, tokens
+        return solved_by_k(correct_QG, k), reward_QG, tokens
       case "best":
-        chosen_N = reward_NK.argmax(axis=1)
+        chosen_Q = reward_QG.argmax(axis=1)
       case "vote":
-        chosen_N = vote(tokens_NKT, task.eos_id)
+        chosen_Q = vote(tokens_QGT, task.eos_id)
       case _:
-        return correct_NK.mean(axis=1), reward_NK, tokens
-    return correct_NK[rows_N, chosen_N], reward_NK[rows_N, chosen_N], tokens
+        return correct_QG.mean(axis=1), reward_QG, tokens
+    return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens
 
   results = {}
   for kind, k in parsed:
-    solved_N, reward, tokens = measure(kind, k)
+    solved_Q, reward, tokens = measure(kind, k)
     results[f"{kind}@{k}" if k else kind] = {
-      "accuracy": float(solved_N.mean()),
-      "stderr": float(solved_N.std() / np.sqrt(len(rows_N))),
-      "n": len(rows_N),
+      "accuracy": float(solved_Q.mean()),
+      "stderr": float(solved_Q.std() / np.sqrt(len(rows_Q))),
+      "n": len(rows_Q),
       "tokens": int(tokens),
       "reward": float(reward.mean()),
     }
@@ -243,22 +245,22 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
-def mean_loss(graphdef, params, task: Task, prompt_NP, response_NT):
+def mean_loss(graphdef, params, task: Task, prompt_QP, response_QT):
   """Mean negative log-probability of what given responses choose, in nats."""
   model = nnx.merge(graphdef, params)
-  tokens_N1T = response_NT[:, None]
-  x_N1TD = scoring.features(
-    model, prompt_NP, tokens_N1T, task.prompt_pad_id, task.prompt_head
+  tokens_Q1T = response_QT[:, None]
+  x_Q1TD = scoring.hidden_states(
+    model, prompt_QP, tokens_Q1T, task.prompt_pad_id, task.shared_prefix_length
   )
-  log_prob_NT = scoring.read_log_probs(
-    model, scoring.log_prob_of, x_N1TD, tokens_N1T
+  log_prob_QT = scoring.read_log_probs(
+    model, scoring.log_prob_of, x_Q1TD, tokens_Q1T
   )[:, 0]
-  use_N1T = chosen(task, prompt_NP, tokens_N1T, tokens_N1T != task.pad_id)
-  return losses.cross_entropy(log_prob_NT, use_N1T[:, 0])
+  use_Q1T = chosen(task, prompt_QP, tokens_Q1T, tokens_Q1T != task.pad_id)
+  return losses.cross_entropy(log_prob_QT, use_Q1T[:, 0])
 
 
 def perplexity(
-  graphdef, params, task: Task, prompt_NP: np.ndarray, response_NT: np.ndarray
+  graphdef, params, task: Task, prompt_QP: np.ndarray, response_QT: np.ndarray
 ) -> float:
   """Perplexity of given responses: exp of the mean of -log pi of a token.
 
@@ -266,11 +268,11 @@ def perplexity(
     graphdef: structure of the model.
     params: its parameters.
     task: whose padding and observations are left out.
-    prompt_NP: prompts.
-    response_NT: a response to each.
+    prompt_QP: prompts.
+    response_QT: a response to each.
   """
   loss = mean_loss(
-    graphdef, params, task, jnp.asarray(prompt_NP), jnp.asarray(response_NT)
+    graphdef, params, task, jnp.asarray(prompt_QP), jnp.asarray(response_QT)
   )
   return float(jnp.exp(loss))
 

@@ -35,7 +35,9 @@ class Experiment:
   seed: int = 0
   algorithm: methods.Algorithm = "tsd"
   iterations: int = 60
-  chunk: int = 5  # Iterations in one dispatch; keep a dispatch under 20 s.
+  iterations_per_call: int = (
+    5  # Iterations in one dispatch; keep a dispatch under 20 s.
+  )
   checkpoint_every: int = 10
   refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
   # Parameters to start from: a safetensors file of our own, or a published
@@ -71,16 +73,17 @@ class Experiment:
       card = pretrained.read_card(find_init(self.init))
       object.__setattr__(self, "model", card.config)
     self._check_search_model()
-    for field in ("iterations", "chunk", "checkpoint_every"):
+    for field in ("iterations", "iterations_per_call", "checkpoint_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
     for field, value in (
       ("checkpoint_every", self.checkpoint_every),
       ("eval.every", self.eval.every),
     ):
-      if value % self.chunk:
+      if value % self.iterations_per_call:
         raise ValueError(
-          f"{field}={value} must be a multiple of chunk={self.chunk}"
+          f"{field}={value} must be a multiple of "
+          f"iterations_per_call={self.iterations_per_call}"
         )
     if self.search.num_candidates > self.model.vocab_size:
       raise ValueError(
@@ -142,7 +145,7 @@ class Experiment:
     parts = self.mesh.batch_size
     for field, count in (
       ("rollout.prompts", learner.rollout.prompts),
-      ("loss.lessons", learner.lessons),
+      ("loss.distilled_prompts", learner.distilled_prompts),
     ):
       minibatch = count // self.optimizer.minibatches
       if minibatch % parts:
@@ -151,11 +154,11 @@ class Experiment:
           f"optimizer.minibatches) must be a multiple of the {parts} devices "
           "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
         )
-    own = learner.prompts // self.mesh.parts
+    own = learner.prompts // self.mesh.shards
     if learner.searches and own % self.search.block(own):
       raise ValueError(
         f"the {own} prompts that each part searches (rollout.prompts times "
-        f"search.width / {self.mesh.parts} parts) must be a multiple of "
+        f"search.width / {self.mesh.shards} parts) must be a multiple of "
         f"search.trees={self.search.trees}"
       )
 

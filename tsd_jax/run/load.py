@@ -84,7 +84,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     config,
     graphdef,
     jax.block_until_ready(
-      objective.whole_params(arrays["params"], params, learner_config)
+      objective.merged_params(arrays["params"], params, learner_config)
     ),
     record["step"],
     Ledger(**record["ledger"]),

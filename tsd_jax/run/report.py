@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.comparison import statistics
+from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.directory import read_rows, write_whole
 
 _COLOURS = (
@@ -113,13 +113,13 @@ def write(
     UserError: if a folder holds no run.
   """
   logs = {name: read_log(folder) for name, folder in workdirs.items()}
-  curves = {n: statistics.read_curve(w, mode) for n, w in workdirs.items()}
+  curves = {n: curves_lib.read_curve(w, mode) for n, w in workdirs.items()}
   text = page(logs, curves, mode)
   write_whole(pathlib.Path(file), text)
 
 
 def page(
-  logs: dict[str, Log], curves: dict[str, statistics.Curve], mode: str
+  logs: dict[str, Log], curves: dict[str, curves_lib.Curve], mode: str
 ) -> str:
   """Returns the page's HTML."""
   # A run that does not name its task is an older one, of Countdown.
@@ -128,7 +128,7 @@ def page(
   name = name.removesuffix("Config")
   parts = [
     f"<h1>{html.escape(' and '.join(logs))}: {html.escape(str(name))}</h1>",
-    "<pre>" + html.escape(statistics.summary(curves, mode)) + "</pre>",
+    "<pre>" + html.escape(curves_lib.summary(curves, mode)) + "</pre>",
     "<p>Tokens are all tokens that a run fed to a model: prompts, search, "
     "rollouts, rescoring, and updates counted three times (forward and "
     "backward). ± is one standard error over held-out prompts.</p>",
@@ -153,7 +153,7 @@ def page(
 
 def comparison_page(
   table: str,
-  curves: dict[str, statistics.Curve],
+  curves: dict[str, curves_lib.Curve],
   mode: str,
   flops_per_token: dict[str, float],
   *,
@@ -199,7 +199,7 @@ def _document(title: str, parts: list[str]) -> str:
 
 
 def held_out_figures(
-  curves: dict[str, statistics.Curve],
+  curves: dict[str, curves_lib.Curve],
   flops_per_token: dict[str, float] | None = None,
   *,
   timed: bool = True,

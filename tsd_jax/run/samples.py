@@ -82,7 +82,7 @@ def samples(
   def grow(params, prompt_BP):
     model = nnx.merge(graphdef, params)
     prefix = decode.prefill(
-      model, prompt_BP, task.prompt_pad_id, task.prompt_head
+      model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
     )
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return tree_lib.search(model, task, prompt_BP, prefix, key, search).tree

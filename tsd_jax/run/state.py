@@ -10,13 +10,13 @@ from absl import logging
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
-from tsd_jax.run import directory as workdir_lib
+from tsd_jax.run import directory as directory
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
 
 
-class Record:
+class RunState:
   """A run's counts, rows and checkpoints; the leading process writes them."""
 
   def __init__(
@@ -36,14 +36,14 @@ class Record:
     self.config, self.folder, self.prompts = config, folder, prompts
     self.ledger, self.step, self.seconds = Ledger(), 0, 0.0
     self.last_eval: dict[str, dict[str, Any]] = {}
-    self._log: workdir_lib.RowLog | None = None
+    self._log: directory.RowLog | None = None
     with contextlib.ExitStack() as claimed:
       if processes.leads():
         folder.mkdir(parents=True, exist_ok=True)
-        claimed.enter_context(workdir_lib.sole_writer(folder))
+        claimed.enter_context(directory.sole_writer(folder))
         # A learning rate that has fallen to 0 does not rise again.
         fixed = config.optimizer.linear_decay
-        workdir_lib.prepare(config, folder, fixed_length=fixed)
+        directory.prepare(config, folder, fixed_length=fixed)
       self._checkpointer = Checkpointer(folder)
       claimed.callback(self._checkpointer.close)
       self._claimed = claimed.pop_all()
@@ -90,8 +90,8 @@ class Record:
       (self.folder / "report.html").unlink(missing_ok=True)
       rows = self.folder / "metrics.jsonl"
       # Without a checkpoint even the start's row is written again.
-      workdir_lib.keep_rows(rows, self.step if restored is not None else -1)
-      self._log = workdir_lib.RowLog(rows)
+      directory.keep_rows(rows, self.step if restored is not None else -1)
+      self._log = directory.RowLog(rows)
     return state
 
   def write(self, rows: list[dict[str, Any]]) -> None:

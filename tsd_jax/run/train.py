@@ -5,7 +5,7 @@ metrics row an iteration, and saves what decides the future. A run stopped at
 any moment resumes from its last checkpoint and gives the same numbers.
 
 Several runs that differ in their seeds and scalars may go through one program
-(`train_together`): small models fill an accelerator that way.
+(`train_vmapped`): small models fill an accelerator that way.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning import iteration, memory, methods, objective
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
-from tsd_jax.run import directory as workdir_lib
+from tsd_jax.run import directory as directory
 from tsd_jax.run import evaluation, report, samples
 from tsd_jax.run.experiment import Experiment, initial_params, search_model
-from tsd_jax.run.state import Record
+from tsd_jax.run.state import RunState
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
 
@@ -76,7 +76,7 @@ def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
 
 
 class Program(NamedTuple):
-  """What the lanes of one program share."""
+  """What the runs of one program share."""
 
   graphdef: Any
   search_graphdef: Any  # None where the search model is a snapshot.
@@ -87,10 +87,10 @@ class Program(NamedTuple):
 
 
 @dataclasses.dataclass
-class Lane:
+class VmappedRun:
   """One run of a program."""
 
-  record: Record
+  record: RunState
   state: iteration.TrainState
   reference: Any  # The parameters that the run started from.
 
@@ -114,13 +114,13 @@ def train(
     KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
       dispatch has ended and a checkpoint is on disk.
   """
-  return train_together([config], [workdir])[0]
+  return train_vmapped([config], [workdir])[0]
 
 
-def train_together(
+def train_vmapped(
   configs: Sequence[Experiment], workdirs: Sequence[str | pathlib.Path]
 ) -> list[dict[str, dict[str, Any]]]:
-  """Runs or resumes experiments as lanes of one program, by vmap.
+  """Runs or resumes experiments as runs of one program, by vmap.
 
   A lane's folder is that of the run alone, and so are its numbers, up to
   rounding; `host_rewards`, in the first lane's rows, counts for all. Lanes that
@@ -136,7 +136,7 @@ def train_together(
 
   Raises:
     UserError, KeyboardInterrupt, SystemExit: as `train`.
-    ValueError: for runs that are no lanes of one program.
+    ValueError: for runs that are no runs of one program.
   """
   check_alike(configs)
   config = configs[0]
@@ -149,32 +149,32 @@ def train_together(
     learner_config,
     config.mesh,
     search_model=config.search_model,
-    lanes=len(configs),
+    runs=len(configs),
   )
   held_out = data.load_problems(config.task, config.eval.split)
   problems = data.load_problems(config.task, "train")
 
   with contextlib.ExitStack() as stack:
-    lanes = []
+    runs = []
     for c, folder in zip(configs, workdirs, strict=True):
       graphdef, params = initial_params(c)
       search_graphdef, search_params = search_model(c)
       prompts = data.PromptIterator(
         problems, batch_size=learner_config.prompts, seed=c.seed
       )
-      record = stack.enter_context(Record(c, pathlib.Path(folder), prompts))
+      record = stack.enter_context(RunState(c, pathlib.Path(folder), prompts))
       reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
       state = iteration.init_state(
         learner_config, params, c.seed, search_params
       )
       state = record.resume(sharding.place(state, mesh))
-      lanes.append(Lane(record, state, reference))
+      runs.append(VmappedRun(record, state, reference))
       # The loop holds them while it runs.
       del params, search_params, state, reference
     program = Program(
       graphdef, search_graphdef, task, learner_config, mesh, held_out
     )
-    todo = [lane for lane in lanes if not lane.record.finished]
+    todo = [lane for lane in runs if not lane.record.finished]
     todo.sort(key=lambda lane: lane.record.step)
     groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
     with signals() as asked:
@@ -195,7 +195,7 @@ def train_together(
         show(program, lane)
     if short or asked:
       end_by_signal(asked)
-    return [lane.record.last_eval for lane in lanes]
+    return [lane.record.last_eval for lane in runs]
 
 
 def check_alike(configs: Sequence[Experiment]) -> None:
@@ -247,17 +247,20 @@ def end_by_signal(asked: Sequence[int]) -> NoReturn:
 
 
 def advance(
-  program: Program, lanes: list[Lane], bar: progress.Progress, asked: list[int]
+  program: Program,
+  runs: list[VmappedRun],
+  bar: progress.Progress,
+  asked: list[int],
 ) -> None:
-  """Trains lanes from the iteration where all stand to the last.
+  """Trains runs from the iteration where all stand to the last.
 
   Args:
     program: theirs.
-    lanes: changed in place.
+    runs: changed in place.
     bar: shows the first one's rows.
-    asked: filled by signals: then the lanes stop early, with a checkpoint.
+    asked: filled by signals: then the runs stop early, with a checkpoint.
   """
-  records, together = [lane.record for lane in lanes], len(lanes) > 1
+  records, together = [lane.record for lane in runs], len(runs) > 1
   config, step = records[0].config, records[0].step
 
   def stack(trees):
@@ -278,15 +281,15 @@ def advance(
     records[i].last_eval = measure_run(program, records[i], params)
     row["eval"] = records[i].last_eval
 
-  reference = stack([lane.reference for lane in lanes])
-  state = stack([lane.state for lane in lanes])
-  for lane in lanes:  # Not twice in memory.
+  reference = stack([lane.reference for lane in runs])
+  state = stack([lane.state for lane in runs])
+  for lane in runs:  # Not twice in memory.
     lane.reference = lane.state = None
   key = stack([jax.random.key(record.config.seed) for record in records])
   hypers = [record.config.learner_config().hyper for record in records]
   hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
   batches = sharding.over_prompts(program.mesh, leading=1 + together)
-  train_chunk = iteration.make_train_chunk(
+  train_loop = iteration.make_train_loop(
     program.graphdef,
     program.task,
     program.config,
@@ -304,10 +307,13 @@ def advance(
   while step < config.iterations:
     start = time.monotonic()
     # A run that was once shorter gets back to where it saves and evaluates.
-    size = min(config.chunk - step % config.chunk, config.iterations - step)
-    prompts = [record.prompts.next_chunk(size) for record in records]
+    size = min(
+      config.iterations_per_call - step % config.iterations_per_call,
+      config.iterations - step,
+    )
+    prompts = [record.prompts.next_batches(size) for record in records]
     prompts = np.stack(prompts) if together else prompts[0]
-    state, metrics = train_chunk(
+    state, metrics = train_loop(
       state, jax.device_put(prompts, batches), reference, hyper, key
     )
     metrics = jax.device_get(metrics)
@@ -316,7 +322,7 @@ def advance(
       for i, record in enumerate(records)
     ]
     step += size
-    share = (time.monotonic() - start) / len(lanes)
+    share = (time.monotonic() - start) / len(runs)
     done = step >= config.iterations
     for i, (record, row) in enumerate(zip(records, rows, strict=True)):
       check_finite(row, record.folder)
@@ -335,12 +341,12 @@ def advance(
         record.save(pick(state, i), wait=last)
     if last:
       break
-  for i, lane in enumerate(lanes):
+  for i, lane in enumerate(runs):
     lane.state, lane.reference = pick((state, reference), i)
     lane.record.end()
 
 
-def measure_run(program: Program, record: Record, params):
+def measure_run(program: Program, record: RunState, params):
   """Measures a run on held-out problems, in the leading process.
 
   Args:
@@ -360,11 +366,11 @@ def measure_run(program: Program, record: Record, params):
 
 def plain(program: Program, params, reference):
   """A run's model as this process may compute with it on its own."""
-  whole = objective.whole_params(params, reference, program.config)
+  whole = objective.merged_params(params, reference, program.config)
   return processes.local_copy(whole, sharding.replicated(program.mesh))
 
 
-def show(program: Program, lane: Lane) -> None:
+def show(program: Program, lane: VmappedRun) -> None:
   """Writes samples.json and report.html of a run that has ended."""
   config, folder = lane.record.config, lane.record.folder
   # The others' arrays are needed for the copies; the rest is the leader's.
@@ -384,7 +390,7 @@ def show(program: Program, lane: Lane) -> None:
     config.search,
     seed=config.seed,
   )
-  workdir_lib.write_whole(
+  directory.write_whole(
     folder / "samples.json", json.dumps(shown, indent=2) + "\n"
   )
   mode = evaluation.headline(config.eval.modes)

@@ -31,8 +31,8 @@ class BestFirst:
   whole responses arise by themselves, each expansion is one new forward and
   nothing repeats. Where the task tells what responses have come to, a move is
   closed if the tree has been there in as many tokens or fewer
-  (`transpositions.py`). Related: limited discrepancy search (Harvey & Ginsberg,
-  1995) and Levin tree search (arXiv:1811.10928).
+  (`transpositions.py`). Related: limited discrepancy search (Harvey &
+  Ginsberg, 1995) and Levin tree search (arXiv:1811.10928).
 
   Attributes:
     beta: weight of the node's learned value; 0 ignores it.
@@ -71,7 +71,7 @@ class BestFirst:
         if self.stop_when_solved:
           solved_B = jnp.any(tree.embeddings.correct, axis=1)
           # All devices stop together: a tree is the same on any mesh.
-          loop.done = sharding.all_parts(jnp.all(solved_B))
+          loop.done = sharding.all_shards(jnp.all(solved_B))
         return rng_key, tree
 
       def turn(simulation, state):
@@ -84,7 +84,7 @@ class BestFirst:
         )
         waits_B = self.waits(tree)
         # Devices that share a model must make the same simulations.
-        loop.done = sharding.all_parts(~jnp.any(waits_B))
+        loop.done = sharding.all_shards(~jnp.any(waits_B))
         return rng_key, tree, waits_B
 
       if self.trees is None:
@@ -116,15 +116,15 @@ class BestFirst:
   def keys(self, node) -> Array:
     """Keys of the moves of nodes, BA; closed where a node has none."""
     key_B = (
-      node.discrepancy
+      node.log_prob_gap
       + self.beta * jax.nn.log_sigmoid(node.value_logit)
       + self.epsilon * node.depth
     )
     log_ratio_BA = node.prior_A - node.prior_A[..., :1]
-    closed_BA = (node.finished | node.cut_off)[:, None] | endings(node)
+    closed_BA = (node.finished | node.cut_off)[:, None] | eos_actions(node)
     closed_BA |= merged(node)
-    if node.situation is not None:
-      closed_BA |= node.situation_A == node.situation[:, None]
+    if node.state_key is not None:
+      closed_BA |= node.state_key_A == node.state_key[:, None]
     return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
 
   def waits(self, tree: mctx.Tree) -> Array:
@@ -201,19 +201,19 @@ class BestFirst:
     # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
     # A node is named, and written alike, once for each token of its step; the
     # new node itself, where its step has several tokens, is overwritten below.
-    above_RD = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
-    D = above_RD.shape[1]
-    exists_RD = (jnp.arange(D)[None] < node.depth[:, None]) & exists_R[:, None]
-    at_RD = (tree_R[:, None], jnp.where(exists_RD, above_RD, N))
-    count_RD = tree.node_visits[tree_R[:, None], above_RD]
-    mean_RD = tree.node_values[tree_R[:, None], above_RD]
+    above_RT = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
+    D = above_RT.shape[1]
+    exists_RT = (jnp.arange(D)[None] < node.depth[:, None]) & exists_R[:, None]
+    at_RT = (tree_R[:, None], jnp.where(exists_RT, above_RT, N))
+    count_RT = tree.node_visits[tree_R[:, None], above_RT]
+    mean_RT = tree.node_values[tree_R[:, None], above_RT]
     # Edges above the last have no reward and no discount.
     value_R1 = (output.reward + output.discount * output.value)[:, None]
-    mean_RD = (mean_RD * count_RD + value_R1) / (count_RD + 1.0)
+    mean_RT = (mean_RT * count_RT + value_R1) / (count_RT + 1.0)
     edge = (*place, action_R)
     open_BNA = open_BNA.at[edge].set(CLOSED, mode="drop")
     key_RA = self.keys(node)
-    if node.situation is not None:
+    if node.state_key is not None:
       nodes = jax.tree.map(of_rows, tree.embeddings)
       made_RN = of_rows(tree.node_visits) > 0
       key_RA = jnp.where(
@@ -228,10 +228,10 @@ class BestFirst:
     child_R = at if turn is None else turn.slot_R + 1
     return tree.replace(
       node_visits=write(
-        tree.node_visits.at[at_RD].set(count_RD + 1, mode="drop"), 1
+        tree.node_visits.at[at_RT].set(count_RT + 1, mode="drop"), 1
       ),
       node_values=write(
-        tree.node_values.at[at_RD].set(mean_RD, mode="drop"), output.value
+        tree.node_values.at[at_RT].set(mean_RT, mode="drop"), output.value
       ),
       raw_values=write(tree.raw_values, output.value),
       parents=write(tree.parents, node_R),
@@ -263,7 +263,7 @@ class BestFirst:
       node_BN1,
     )
     nodes = tree.embeddings
-    v_BNA = jnp.where(endings(nodes), nodes.reward[..., None], v_BNA)
+    v_BNA = jnp.where(eos_actions(nodes), nodes.reward[..., None], v_BNA)
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
 
@@ -282,10 +282,10 @@ def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
   return Turn(tree_R, slot_R, waits_B[tree_R])
 
 
-def endings(nodes) -> Array:
+def eos_actions(nodes) -> Array:
   """Candidates that end a response and were judged with their node, BN A."""
   A = nodes.log_prob_A.shape[-1]
-  return jnp.arange(A) == nodes.ending[..., None]
+  return jnp.arange(A) == nodes.eos_action[..., None]
 
 
 def with_edges(tree: mctx.Tree) -> mctx.Tree:

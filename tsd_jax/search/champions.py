@@ -72,10 +72,10 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
 
 def ends(nodes) -> Array:
   """Whether the answer of a node ends there, and is no rollout; BN."""
-  return nodes.finished | (nodes.ending < nodes.log_prob_A.shape[-1])
+  return nodes.finished | (nodes.eos_action < nodes.log_prob_A.shape[-1])
 
 
-def chance_of_success(tree: mctx.Tree) -> Array:
+def success_prob(tree: mctx.Tree) -> Array:
   """Search model's probability of the correct answers found, B.
 
   A lower bound of its chance to solve the prompt in one sample: answers that
@@ -99,7 +99,7 @@ def greedy_reward(tree: mctx.Tree) -> Array:
     jnp.arange(T) >= nodes.depth[..., None]
   )
   likeliest_BN = jnp.all(first_BNT, axis=-1) & (
-    nodes.finished | (nodes.ending == 0)
+    nodes.finished | (nodes.eos_action == 0)
   )
   greedy_BN = (tree.node_visits > 0) & likeliest_BN
   return jnp.max(jnp.where(greedy_BN, nodes.reward, 0.0), axis=1)

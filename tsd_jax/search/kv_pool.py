@@ -106,34 +106,34 @@ class _Pool:
 
   def _turned(self, depth_B: Array) -> Array:
     """Which token of a step that begins at a depth lies in each column, BS."""
-    column_1S = jnp.arange(self._step_tokens)[None]
-    return (column_1S - depth_B[:, None]) % self._step_tokens
+    column_1U = jnp.arange(self._step_tokens)[None]
+    return (column_1U - depth_B[:, None]) % self._step_tokens
 
-  def _reading(self, slots_BD: Array, last_BT: Array) -> tuple[Callable, Array]:
+  def _reading(self, slots_BT: Array, last_BT: Array) -> tuple[Callable, Array]:
     """How keys of paths are read, and what tokens may see of what is read.
 
     Args:
-      slots_BD: slots of the paths.
+      slots_BT: slots of the paths.
       last_BT: index in its path of the last position that each token sees.
 
     Returns:
       A function of what is kept of some layers that gives [..., B, K, X, E];
       and a mask, BTX.
     """
-    slots_BD = slots_BD[:, : self._longest]
-    position_1D = jnp.arange(slots_BD.shape[1])[None]
-    column_1D = position_1D % self._step_tokens
-    seen_BTD = position_1D[None] <= last_BT[..., None]
+    slots_BT = slots_BT[:, : self._longest]
+    position_1T = jnp.arange(slots_BT.shape[1])[None]
+    column_1T = position_1T % self._step_tokens
+    seen_BUT = position_1T[None] <= last_BT[..., None]
     if self._whole:
-      place_BD = slots_BD * self._step_tokens + column_1D
-      on_BDX = place_BD[..., None] == jnp.arange(self._places)[None, None]
-      mask_BTX = jnp.any(seen_BTD[..., None] & on_BDX[:, None], axis=2)
+      place_BT = slots_BT * self._step_tokens + column_1T
+      on_BTX = place_BT[..., None] == jnp.arange(self._places)[None, None]
+      mask_BTX = jnp.any(seen_BUT[..., None] & on_BTX[:, None], axis=2)
       return lambda a_XBKPE: a_XBKPE, mask_BTX
-    at_BD2 = jnp.stack([slots_BD, self._columns(column_1D)], axis=-1)
+    at_BT2 = jnp.stack([slots_BT, self._columns(column_1T)], axis=-1)
 
-    def gather(a_XNCKE):
+    def gather(a_XNRKE):
       # Layers stay whole, heads are a batch: devices that share heads share it.
-      N, C, K, E = range(a_XNCKE.ndim - 4, a_XNCKE.ndim)
+      N, C, K, E = range(a_XNRKE.ndim - 4, a_XNRKE.ndim)
       dims = jax.lax.GatherDimensionNumbers(
         offset_dims=(*range(N), N + 3),
         collapsed_slice_dims=(N, C),
@@ -141,45 +141,45 @@ class _Pool:
         operand_batching_dims=(K,),
         start_indices_batching_dims=(1,),
       )
-      heads, width = a_XNCKE.shape[K], a_XNCKE.shape[E]
-      B, D, _ = at_BD2.shape
-      at_BKD2 = jnp.broadcast_to(at_BD2[:, None], (B, heads, D, 2))
-      sizes = (*a_XNCKE.shape[:N], 1, 1, 1, width)
+      heads, width = a_XNRKE.shape[K], a_XNRKE.shape[E]
+      B, D, _ = at_BT2.shape
+      at_BKT2 = jnp.broadcast_to(at_BT2[:, None], (B, heads, D, 2))
+      sizes = (*a_XNRKE.shape[:N], 1, 1, 1, width)
       return jax.lax.gather(
-        a_XNCKE, at_BKD2, dims, sizes, mode="promise_in_bounds"
+        a_XNRKE, at_BKT2, dims, sizes, mode="promise_in_bounds"
       )
 
-    return gather, seen_BTD
+    return gather, seen_BUT
 
-  def _columns(self, column_1S: Array) -> Array:
+  def _columns(self, column_1U: Array) -> Array:
     """Where in a slot of all trees a column of those that grow lies, RS."""
     tree_R = jnp.arange(self._batch) if self.turn is None else self.turn.tree_R
-    return column_1S * self._batch + tree_R[:, None]
+    return column_1U * self._batch + tree_R[:, None]
 
-  def path_segment(self, slots_BD: Array, length_B: Array) -> Segment:
+  def path_segment(self, slots_BT: Array, length_B: Array) -> Segment:
     """Keys of whole paths, first `length_B` positions visible."""
-    read, mask_B1X = self._reading(slots_BD, length_B[:, None] - 1)
+    read, mask_B1X = self._reading(slots_BT, length_B[:, None] - 1)
     return Segment(own_keys.as_read(self._kv, self._stacked, read), mask_B1X)
 
   def forward(
     self,
     model: Transformer,
-    step_BS: Array,
+    step_BU: Array,
     length_B: Array,
     position_B: Array,
     prompt: tuple[Segment, ...],
-    slots_BD: Array,
+    slots_BT: Array,
     depth_B: Array,
   ) -> Array:
     """Runs the model on one new step a tree, below its path.
 
     Args:
       model: the search model.
-      step_BS: tokens of the new steps.
+      step_BU: tokens of the new steps.
       length_B: how many of them are real; the others' keys are never read.
       position_B: positions of the first ones in the sequences.
       prompt: keys and values of the prompts.
-      slots_BD: slots of the path; its entries from depth_B on are this
+      slots_BT: slots of the path; its entries from depth_B on are this
         simulation's, as many as the step has tokens.
       depth_B: index of the step's first token in the path.
 
@@ -187,20 +187,20 @@ class _Pool:
       Normalised features at the last token of each step, BD.
     """
     # The tokens go through the model in the order of the slot's columns.
-    rows = jnp.arange(step_BS.shape[0])
-    offset_BS = self._turned(depth_B)
-    x_BSD = self._run(
+    rows = jnp.arange(step_BU.shape[0])
+    offset_BU = self._turned(depth_B)
+    x_BUD = self._run(
       model,
-      step_BS[rows[:, None], offset_BS],
-      position_B[:, None] + offset_BS,
+      step_BU[rows[:, None], offset_BU],
+      position_B[:, None] + offset_BU,
       prompt,
-      slots_BD,
+      slots_BT,
       depth_B,
     )
-    return x_BSD[rows, (depth_B + length_B - 1) % self._step_tokens]
+    return x_BUD[rows, (depth_B + length_B - 1) % self._step_tokens]
 
   def _run(
-    self, model, token_BS, position_BS, prompt, slots_BD, depth_B
+    self, model, token_BU, position_BU, prompt, slots_BT, depth_B
   ) -> Array:
     """Runs the model, writes the slot, returns features BSD."""
     raise NotImplementedError
@@ -212,10 +212,10 @@ class _Pool:
       kv: of S tokens a tree, the first one at column 0.
       depth_B: index of the step's first token in the path.
     """
-    at_B1S1 = self._turned(depth_B)[:, None, :, None]
+    at_B1U1 = self._turned(depth_B)[:, None, :, None]
 
     def ordered(a_XBKSE):
-      at = at_B1S1.reshape((1,) * (a_XBKSE.ndim - 4) + at_B1S1.shape)
+      at = at_B1U1.reshape((1,) * (a_XBKSE.ndim - 4) + at_B1U1.shape)
       return jnp.take_along_axis(a_XBKSE, at, axis=a_XBKSE.ndim - 2)
 
     self._write(jax.tree.map(ordered, kv))
@@ -223,26 +223,26 @@ class _Pool:
   def _write(self, kv: KV) -> None:
     """Writes keys and values of new steps, in the order of their columns."""
     for arrays, new in zip(self._kv, kv, strict=True):
-      for i, new_XBKSE in enumerate([new] if self._stacked else new):
-        arrays[i] = self._put(arrays[i], new_XBKSE)
+      for i, new_XBKUE in enumerate([new] if self._stacked else new):
+        arrays[i] = self._put(arrays[i], new_XBKUE)
 
-  def _put(self, a, new_XBKSE: Array):
+  def _put(self, a, new_XBKUE: Array):
     """What the pool keeps, with this simulation's slot written."""
     raise NotImplementedError
 
-  def _written(self, a, new_XBKSE: Array, layer: Array | None = None):
-    """Keys of a layer of a stack, or those of all that `new_XBKSE` has."""
+  def _written(self, a, new_XBKUE: Array, layer: Array | None = None):
+    """Keys of a layer of a stack, or those of all that `new_XBKUE` has."""
     if self.turn is not None:
-      column_RS = self._columns(jnp.arange(self._step_tokens)[None])
-      at = (self.slot[:, None], column_RS)
+      column_RU = self._columns(jnp.arange(self._step_tokens)[None])
+      at = (self.slot[:, None], column_RU)
       if self._stacked:
         at = (slice(None) if layer is None else layer, *at)
-      return a.at[at].set(new_XBKSE.swapaxes(-3, -2))
+      return a.at[at].set(new_XBKUE.swapaxes(-3, -2))
     if self._whole:
       place = self.slot * self._step_tokens
-      return own_keys.put(a, new_XBKSE, place, layer)
-    *X, B, K, S, E = new_XBKSE.shape
-    new = jnp.moveaxis(new_XBKSE, -2, -4).reshape(*X, 1, S * B, K, E)
+      return own_keys.put(a, new_XBKUE, place, layer)
+    *X, B, K, S, E = new_XBKUE.shape
+    new = jnp.moveaxis(new_XBKUE, -2, -4).reshape(*X, 1, S * B, K, E)
     return own_keys.put(a, new, self.slot, layer, axis=-4)
 
   @property
@@ -270,20 +270,20 @@ class RefPool(_Pool):
 
     return run
 
-  def _put(self, a, new_XBKSE):
-    a[...] = self._written(a[...], new_XBKSE)
+  def _put(self, a, new_XBKUE):
+    a[...] = self._written(a[...], new_XBKUE)
     return a
 
-  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
+  def _run(self, model, token_BU, position_BU, prompt, slots_BT, depth_B):
     # Tokens of the path see what lies before them and themselves.
-    last_BS = depth_B[:, None] + self._turned(depth_B)
-    read, mask_BSX = self._reading(slots_BD, last_BS)
+    last_BU = depth_B[:, None] + self._turned(depth_B)
+    read, mask_BUX = self._reading(slots_BT, last_BU)
 
     memory = own_keys.write_first(
-      self._kv, self._stacked, mask_BSX, self._written, read
+      self._kv, self._stacked, mask_BUX, self._written, read
     )
     return model.trunk(
-      token_BS, position_BS, segments=prompt, memory=memory
+      token_BU, position_BU, segments=prompt, memory=memory
     ).x_RTD
 
 
@@ -308,18 +308,18 @@ class CarryPool(_Pool):
 
     return run
 
-  def _put(self, a, new_XBKSE):
-    return self._written(a, new_XBKSE)
+  def _put(self, a, new_XBKUE):
+    return self._written(a, new_XBKUE)
 
-  def _run(self, model, token_BS, position_BS, prompt, slots_BD, depth_B):
+  def _run(self, model, token_BU, position_BU, prompt, slots_BT, depth_B):
     # Entries from depth_B on are the step's own, not in the pool yet.
-    path = self.path_segment(slots_BD, depth_B)
-    offset_BS = self._turned(depth_B)
+    path = self.path_segment(slots_BT, depth_B)
+    offset_BU = self._turned(depth_B)
     hidden = model.trunk(
-      token_BS,
-      position_BS,
+      token_BU,
+      position_BU,
       segments=[*prompt, path],
-      self_mask_RTT=offset_BS[:, None] <= offset_BS[..., None],
+      self_mask_RTT=offset_BU[:, None] <= offset_BU[..., None],
     )
     self._write(hidden.kv)
     return hidden.x_RTD

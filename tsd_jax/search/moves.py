@@ -33,7 +33,7 @@ _SPENT = 1e-4
 class Moves(NamedTuple):
   """A moves of each of B nodes, by descending prior; fields of `node.Node`."""
 
-  step_AS: Array  # int32 BAS, PAD after a step's end.
+  step_AU: Array  # int32 BAS, PAD after a step's end.
   length_A: Array  # int32 BA, tokens of each step.
   log_prob_A: Array  # float32 BA, log pi(step | path).
   prior_A: Array  # float32 BA, logits; LOG_ZERO where no move is left.
@@ -60,8 +60,8 @@ def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
   step_BA = jnp.where(first_1A, token_B[:, None], pad_id)
   certain_1A = jnp.where(first_1A, 0.0, LOG_ZERO)
   return offered._replace(
-    step_AS=jnp.where(
-      written_B1[..., None], step_BA[..., None], offered.step_AS
+    step_AU=jnp.where(
+      written_B1[..., None], step_BA[..., None], offered.step_AU
     ),
     log_prob_A=jnp.where(written_B1, certain_1A, offered.log_prob_A),
     prior_A=jnp.where(written_B1, certain_1A, offered.prior_A),
@@ -124,19 +124,19 @@ def steps(drawn: decode.Sampled, count: int) -> tuple[Array, Array, Array]:
 
 
 def merged(
-  step_BAS: Array, length_BA: Array, log_prob_BA: Array, prior: Prior
+  step_BAU: Array, length_BA: Array, log_prob_BA: Array, prior: Prior
 ) -> Moves:
   """Merges equal draws and sorts by prior, then by log-probability.
 
   Args:
-    step_BAS: the draws, PAD after their end.
+    step_BAU: the draws, PAD after their end.
     length_BA: their tokens, for PAD may have been drawn as well.
     log_prob_BA: log pi of each.
     prior: "draws" is log(times drawn / A), for the draws come from pi already;
       "log_prob" is log pi once more.
   """
   A = length_BA.shape[1]
-  same_BAA = jnp.all(step_BAS[:, :, None] == step_BAS[:, None], axis=-1)
+  same_BAA = jnp.all(step_BAU[:, :, None] == step_BAU[:, None], axis=-1)
   same_BAA &= length_BA[:, :, None] == length_BA[:, None]
   first_BA = ~jnp.any(jnp.tril(same_BAA, k=-1), axis=2)
   prior_BA = log_prob_BA
@@ -144,11 +144,13 @@ def merged(
     prior_BA = jnp.log(jnp.sum(same_BAA, axis=2) / A)
   prior_BA = jnp.where(first_BA, prior_BA, LOG_ZERO)
   order_BA = jnp.lexsort((-log_prob_BA, -prior_BA), axis=-1)
-  at = (jnp.arange(step_BAS.shape[0])[:, None], order_BA)
-  return Moves(step_BAS[at], length_BA[at], log_prob_BA[at], prior_BA[at])
+  at = (jnp.arange(step_BAU.shape[0])[:, None], order_BA)
+  return Moves(step_BAU[at], length_BA[at], log_prob_BA[at], prior_BA[at])
 
 
-def places(nodes: int, count: int, step_tokens: int, pad_id: int) -> Moves:
+def action_slots(
+  nodes: int, count: int, step_tokens: int, pad_id: int
+) -> Moves:
   """Room for steps that are drawn when they are tried; one of it is open.
 
   The prior of a place is log of the probability that is left to it: 0 for the
@@ -179,20 +181,20 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
   Returns:
     The parents' moves and the children, up to date.
   """
-  A, S = parent.step_AS.shape[1:]
+  A, S = parent.step_AU.shape[1:]
   length_B = child.depth - parent.depth
-  column_1S = jnp.arange(S)[None]
-  at_BS = jnp.minimum(
-    parent.depth[:, None] + column_1S, child.path_tokens.shape[1] - 1
+  column_1U = jnp.arange(S)[None]
+  at_BG = jnp.minimum(
+    parent.depth[:, None] + column_1U, child.path_tokens.shape[1] - 1
   )
-  step_BS = jnp.where(
-    column_1S < length_B[:, None],
-    jnp.take_along_axis(child.path_tokens, at_BS, axis=1),
+  step_BU = jnp.where(
+    column_1U < length_B[:, None],
+    jnp.take_along_axis(child.path_tokens, at_BG, axis=1),
     # PAD: places are filled in order, the last one is empty as yet.
-    parent.step_AS[:, -1],
+    parent.step_AU[:, -1],
   )
   here_BA = jnp.arange(A)[None] == place_B[:, None]
-  same_BA = jnp.all(parent.step_AS == step_BS[:, None], axis=-1)
+  same_BA = jnp.all(parent.step_AU == step_BU[:, None], axis=-1)
   same_BA &= (parent.length_A == length_B[:, None]) & ~here_BA
   again_B = jnp.any(same_BA, axis=1)
   log_prob_B = child.path_log_prob - parent.path_log_prob
@@ -205,7 +207,7 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
   )
   next_BA = jnp.arange(A)[None] == place_B[:, None] + 1
   offered = Moves(
-    jnp.where(here_BA[..., None], step_BS[:, None], parent.step_AS),
+    jnp.where(here_BA[..., None], step_BU[:, None], parent.step_AU),
     jnp.where(here_BA, length_B[:, None], parent.length_A),
     log_prob_BA,
     jnp.where(next_BA, left_B1, parent.prior_A),
@@ -219,17 +221,17 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
 
 
 def extend(
-  path_BD: Array, depth_B: Array, step_BS: Array, length_B: Array
+  path_BT: Array, depth_B: Array, step_BU: Array, length_B: Array
 ) -> tuple[Array, Array]:
   """Paths with a step at their end.
 
   Returns:
     The tokens of the longer paths, and a mask of the step's positions.
   """
-  B, D = path_BD.shape
+  B, D = path_BT.shape
   # Position in the step of each position of the path.
-  offset_BD = jnp.arange(D)[None] - depth_B[:, None]
-  at_BD = (offset_BD >= 0) & (offset_BD < length_B[:, None])
-  source_BD = jnp.clip(offset_BD, 0, step_BS.shape[1] - 1)
-  token_BD = step_BS[jnp.arange(B)[:, None], source_BD]
-  return jnp.where(at_BD, token_BD, path_BD), at_BD
+  offset_BT = jnp.arange(D)[None] - depth_B[:, None]
+  at_BT = (offset_BT >= 0) & (offset_BT < length_B[:, None])
+  source_BT = jnp.clip(offset_BT, 0, step_BU.shape[1] - 1)
+  token_BT = step_BU[jnp.arange(B)[:, None], source_BT]
+  return jnp.where(at_BT, token_BT, path_BT), at_BT

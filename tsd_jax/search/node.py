@@ -11,7 +11,7 @@ from tsd_jax.tasks.task import Task
 class Node:
   """Embedding of a node; arrays lead with B, or BN inside a tree."""
 
-  step_AS: Array  # int32, steps offered, PAD after their ends.
+  step_AU: Array  # int32, steps offered, PAD after their ends.
   length_A: Array  # int32, tokens of each step.
   log_prob_A: Array  # float32, log pi(step | path) over the whole vocabulary.
   prior_A: Array  # float32, logits, best first; LOG_ZERO where no step is left.
@@ -20,16 +20,16 @@ class Node:
   path_slots: Array  # int32 D, where each token's keys lie in the pool.
   depth: Array  # int32, number of response tokens.
   path_log_prob: Array  # float32, sum of log pi over the path.
-  discrepancy: Array  # float32, sum of log(prior / best prior) over the path.
+  log_prob_gap: Array  # float32, sum of log(prior / best prior) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
   # Features at the last token, where steps are drawn when they are tried.
   x_D: Array | None
   # uint32, what the node and its moves have come to; None: nothing is merged.
-  situation: Array | None
-  situation_A: Array | None
+  state_key: Array | None
+  state_key_A: Array | None
   # int32, the first candidate that ends the response, where its answer is
   # judged with the node itself, which has then no such move; A without one.
-  ending: Array
+  eos_action: Array
   finished: Array  # bool, the path ends with the end token.
   # bool, the path is full, or was drawn before: no move leads on from here.
   cut_off: Array
@@ -42,32 +42,32 @@ class Node:
   @property
   def candidate_A(self) -> Array:
     """First tokens of the steps offered: the tokens offered, where S = 1."""
-    return self.step_AS[..., 0]
+    return self.step_AU[..., 0]
 
 
 def empty(task: Task, B: int, A: int, S: int, value_logit_B: Array) -> Node:
   """Roots before they offer anything: no tokens, no answer."""
   zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
-  none_BD = jnp.zeros((B, task.response_length), jnp.int32)
+  none_BT = jnp.zeros((B, task.response_length), jnp.int32)
   return Node(
-    step_AS=jnp.zeros((B, A, S), jnp.int32),
+    step_AU=jnp.zeros((B, A, S), jnp.int32),
     length_A=jnp.zeros((B, A), jnp.int32),
     log_prob_A=jnp.zeros((B, A)),
     prior_A=jnp.zeros((B, A)),
-    path_tokens=jnp.full_like(none_BD, task.pad_id),
-    path_actions=none_BD,
-    path_slots=none_BD,
+    path_tokens=jnp.full_like(none_BT, task.pad_id),
+    path_actions=none_BT,
+    path_slots=none_BT,
     depth=jnp.zeros((B,), jnp.int32),
     path_log_prob=zero_B,
-    discrepancy=zero_B,
+    log_prob_gap=zero_B,
     value_logit=value_logit_B,
     x_D=None,
-    situation=None,
-    situation_A=None,
-    ending=jnp.full((B,), A),
+    state_key=None,
+    state_key_A=None,
+    eos_action=jnp.full((B,), A),
     finished=no_B,
     cut_off=no_B,
-    answer_tokens=jnp.full_like(none_BD, task.pad_id),
+    answer_tokens=jnp.full_like(none_BT, task.pad_id),
     answer_log_prob=zero_B,
     reward=zero_B,
     has_answer=no_B,

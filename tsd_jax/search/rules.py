@@ -141,7 +141,7 @@ class Gumbel:
       qtransform=self._qtransform,
       # Tokens are all distinct, and mctx would shift their logits.
       invalid_actions=(
-        merged(root.embedding) if root.embedding.step_AS.shape[-1] > 1 else None
+        merged(root.embedding) if root.embedding.step_AU.shape[-1] > 1 else None
       ),
       max_num_considered_actions=root.prior_logits.shape[-1],
       gumbel_scale=self.gumbel_scale,

@@ -1,7 +1,7 @@
 """Different responses that have come to the same: where a search need not go.
 
-A task may say what a response so far has come to (`tasks.task.Task.situation`).
-A tree then looks at every situation once, as a chess program does at positions
+A task may say what a response so far has come to (`tasks.task.Task.state_key`).
+A tree then looks at every state_key once, as a chess program does at positions
 that moves in another order lead to. Situations are held as hashes of 32 bits: a
 tree of a thousand moves mistakes two for each other once in ten thousand trees.
 """
@@ -15,15 +15,15 @@ from tsd_jax.tasks.task import Task
 
 def of_moves(task: Task, prompt_BP: Array, node) -> Array:
   """What the moves of B nodes (`node.Node`) lead to, uint32 BA."""
-  B, A, S = node.step_AS.shape
+  B, A, S = node.step_AU.shape
   row_R = jnp.arange(B * A) // A
   length_R = node.length_A.reshape(-1)
   depth_R = node.depth[row_R]
-  response_RD, _ = moves.extend(
-    node.path_tokens[row_R], depth_R, node.step_AS.reshape(-1, S), length_R
+  response_RT, _ = moves.extend(
+    node.path_tokens[row_R], depth_R, node.step_AU.reshape(-1, S), length_R
   )
-  length_R = jnp.minimum(depth_R + length_R, response_RD.shape[1])
-  hash_R = situations(task, prompt_BP[row_R], response_RD, length_R)
+  length_R = jnp.minimum(depth_R + length_R, response_RT.shape[1])
+  hash_R = state_keys(task, prompt_BP[row_R], response_RT, length_R)
   return hash_R.reshape(B, A)
 
 
@@ -36,7 +36,7 @@ def reached(nodes, exists_BN: Array, node) -> Array:
     node: the new ones, B.
   """
   length_BA1 = (node.depth[:, None] + node.length_A)[..., None]
-  same_BAN = node.situation_A[..., None] == nodes.situation[:, None]
+  same_BAN = node.state_key_A[..., None] == nodes.state_key[:, None]
   same_BAN &= exists_BN[:, None] & (nodes.depth[:, None] <= length_BA1)
   return jnp.any(same_BAN, axis=-1)
 
@@ -44,23 +44,23 @@ def reached(nodes, exists_BN: Array, node) -> Array:
 def late(nodes, node) -> Array:
   """Which moves of trees lead where their new nodes are, BNA."""
   length_BNA = nodes.depth[..., None] + nodes.length_A
-  same_BNA = nodes.situation_A == node.situation[:, None, None]
+  same_BNA = nodes.state_key_A == node.state_key[:, None, None]
   return same_BNA & (length_BNA >= node.depth[:, None, None])
 
 
-def situations(
+def state_keys(
   task: Task, prompt_XP: Array, response_XT: Array, length_X: Array
 ) -> Array:
-  """Hashes of what responses have come to, uint32 X; see `Task.situation`."""
-  return hashed(task.situation(prompt_XP, response_XT, length_X))
+  """Hashes of what responses have come to, uint32 X; see `Task.state_key`."""
+  return hashed(task.state_key(prompt_XP, response_XT, length_X))
 
 
-def hashed(situation_XK: Array) -> Array:
+def hashed(state_key_XZ: Array) -> Array:
   """Mixes K integers into one, uint32 X (FNV-1a, a finish as in MurmurHash)."""
-  word_XK = situation_XK.astype(jnp.uint32)
-  hash_X = jnp.full(word_XK.shape[:-1], 2166136261, jnp.uint32)
-  for k in range(word_XK.shape[-1]):
-    hash_X = (hash_X ^ word_XK[..., k]) * jnp.uint32(16777619)
+  word_XZ = state_key_XZ.astype(jnp.uint32)
+  hash_X = jnp.full(word_XZ.shape[:-1], 2166136261, jnp.uint32)
+  for k in range(word_XZ.shape[-1]):
+    hash_X = (hash_X ^ word_XZ[..., k]) * jnp.uint32(16777619)
     hash_X ^= hash_X >> 15
   hash_X = (hash_X ^ (hash_X >> 16)) * jnp.uint32(0x85EBCA6B)
   hash_X = (hash_X ^ (hash_X >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -33,7 +33,7 @@ class SearchConfig:
   rule: Literal["best_first", "puct", "gumbel"] = "best_first"
   num_simulations: int = 64
   # Prompts searched for each one that the policy samples on, and how many trees
-  # grow at the same time: more of them need more memory. With `refill` memory
+  # grow at the same time: more of them need more memory. With `slot_reuse` it
   # holds the trees of all prompts.
   width: int = 16
   trees: int = 256
@@ -58,11 +58,11 @@ class SearchConfig:
   beta: float = 0.5  # Weight of log V_search in best-first, with a value leaf.
   epsilon: float = 0.02
   stop_when_solved: bool = True
-  # Whether best-first leaves out what the tree has seen (`Task.situation`).
+  # Whether best-first leaves out what the tree has seen (`Task.state_key`).
   transpositions: bool = False
   # Whether all prompts are searched together, best-first, `trees` of them in a
   # simulation: one that is solved makes room for another.
-  refill: bool = False
+  slot_reuse: bool = False
   pool: Literal["ref", "carry"] = "ref"
 
   def __post_init__(self):
@@ -84,10 +84,10 @@ class SearchConfig:
       raise ValueError(
         f"search.rollout_temperature={self.rollout_temperature} must be > 0"
       )
-    if self.refill and self.rule != "best_first":
+    if self.slot_reuse and self.rule != "best_first":
       raise ValueError(
-        f"search.refill=true is of search.rule=best_first, not {self.rule}, "
-        "whose trees grow in step: set search.refill=false"
+        "search.slot_reuse=true is of search.rule=best_first, not "
+        f"{self.rule}, whose trees grow in step: set search.slot_reuse=false"
       )
     if self.lazy and (self.rule != "best_first" or self.transpositions):
       raise ValueError(
@@ -107,17 +107,17 @@ class SearchConfig:
     return self.leaf in ("value", "mix")
 
   def merges(self, task: Task) -> bool:
-    """Whether moves that lead to one situation are merged."""
+    """Whether moves that lead to one state_key are merged."""
     wanted = self.rule == "best_first" and self.transpositions
-    return wanted and task.situation is not None
+    return wanted and task.state_key is not None
 
   def block(self, prompts: int) -> int:
     """How many of some prompts have their trees at the same time."""
-    return prompts if self.refill else min(self.trees, prompts)
+    return prompts if self.slot_reuse else min(self.trees, prompts)
 
   def rows(self, prompts: int) -> int:
     """How many of the trees of such a block grow in a simulation."""
-    return min(self.trees, prompts) if self.refill else prompts
+    return min(self.trees, prompts) if self.slot_reuse else prompts
 
   def make_rule(self, prompts: int | None = None) -> rules.Rule:
     """The rule object with its tunables; to search, for so many prompts."""
@@ -135,7 +135,7 @@ class SearchConfig:
           beta=self.beta if self.needs_value else 0.0,
           epsilon=self.epsilon,
           stop_when_solved=self.stop_when_solved,
-          trees=self.rows(prompts) if self.refill and prompts else None,
+          trees=self.rows(prompts) if self.slot_reuse and prompts else None,
         )
 
 
@@ -182,7 +182,7 @@ def search(
     index_B = sharding.prompt_indices(B)
   pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
   pool = pool_type(
-    model, B, config.num_simulations, S, path=D, turns=config.refill
+    model, B, config.num_simulations, S, path=D, turns=config.slot_reuse
   )
   rolls_out = config.leaf in ("rollout", "mix")
   # Whether an ending is judged with its node; then a move to length D is of no
@@ -221,7 +221,7 @@ def search(
     prompt_BP, forwards = prompts[0], 0
     if config.lazy:
       node = node.replace(x_D=x_BD)
-      offered = moves.places(x_BD.shape[0], A, S, task.pad_id)
+      offered = moves.action_slots(x_BD.shape[0], A, S, task.pad_id)
     elif S == 1:
       offered = moves.likeliest_tokens(model.logits(x_BD), A)
       if task.observe is not None:
@@ -235,31 +235,31 @@ def search(
       forwards = drawn.forwards
     node = node.replace(**offered._asdict())
     if merges:
-      situation_A = transpositions.of_moves(task, prompt_BP, node)
-      node = node.replace(situation_A=situation_A)
+      state_key_A = transpositions.of_moves(task, prompt_BP, node)
+      node = node.replace(state_key_A=state_key_A)
     return node, forwards
 
   def end(node):
     """A node with its ending, and the answer that it holds."""
     rows = jnp.arange(node.depth.shape[0])
-    ends_BA = jnp.any(node.step_AS == task.eos_id, axis=-1) & ends_at_once
+    ends_BA = jnp.any(node.step_AU == task.eos_id, axis=-1) & ends_at_once
     has_B = jnp.any(ends_BA, axis=1)
     first_B = jnp.argmax(ends_BA, axis=1)
-    tokens_BD, _ = moves.extend(
+    tokens_BT, _ = moves.extend(
       node.path_tokens,
       node.depth,
-      node.step_AS[rows, first_B],
+      node.step_AU[rows, first_B],
       jnp.where(has_B, node.length_A[rows, first_B], 0),
     )
     log_prob_B = jnp.where(has_B, node.log_prob_A[rows, first_B], 0.0)
-    node = node.replace(ending=jnp.where(has_B, first_B, A))
+    node = node.replace(eos_action=jnp.where(has_B, first_B, A))
     log_prob_B += node.path_log_prob
-    return node, (tokens_BD, log_prob_B, has_B | node.finished)
+    return node, (tokens_BT, log_prob_B, has_B | node.finished)
 
-  def judge(prompts, node, answer):
+  def score_node(prompts, node, answer):
     """Mctx's value and reward of a node, and its stored answer."""
-    tokens_BD, log_prob_B, has_answer_B = answer
-    score = task.score(prompts[0], tokens_BD)
+    tokens_BT, log_prob_B, has_answer_B = answer
+    score = task.score(prompts[0], tokens_BT)
     reward_B = jnp.where(has_answer_B, score.reward_X, 0.0)
     done_B = node.finished | node.cut_off
     learned_B = jax.nn.sigmoid(node.value_logit)
@@ -277,7 +277,7 @@ def search(
       value=jnp.where(done_B, 0.0, leaf_B),
     )
     return output, node.replace(
-      answer_tokens=tokens_BD,
+      answer_tokens=tokens_BT,
       answer_log_prob=log_prob_B,
       reward=reward_B,
       has_answer=has_answer_B,
@@ -290,31 +290,31 @@ def search(
     prompts = shown()
     _, prefix, _ = prompts
     rows = jnp.arange(action_B.shape[0])
-    step_BS, length_B, log_prob_B, prior_B = (
+    step_BU, length_B, log_prob_B, prior_B = (
       a[rows, action_B]
       for a in (
-        parent.step_AS, parent.length_A, parent.log_prob_A, parent.prior_A,
+        parent.step_AU, parent.length_A, parent.log_prob_A, parent.prior_A,
       )
     )  # fmt: skip
     if config.lazy:
       drawn = draw(prompts, parent, parent.x_D, pool.slot, 1, run_last=True)
-      step_BS, length_B, log_prob_B = (a[:, 0] for a in moves.steps(drawn, 1))
+      step_BU, length_B, log_prob_B = (a[:, 0] for a in moves.steps(drawn, 1))
       loop.count += drawn.forwards
     # A revisit of a finished node runs the model on it again, for nothing.
     over_B = parent.finished | parent.cut_off
-    path_tokens, at_BD = moves.extend(
-      parent.path_tokens, parent.depth, step_BS, length_B
+    path_tokens, at_BT = moves.extend(
+      parent.path_tokens, parent.depth, step_BU, length_B
     )
     path_tokens = jnp.where(over_B[:, None], parent.path_tokens, path_tokens)
     slot_X1 = jnp.reshape(pool.slot, (-1, 1))
-    path_slots = jnp.where(at_BD, slot_X1, parent.path_slots)
+    path_slots = jnp.where(at_BT, slot_X1, parent.path_slots)
     if config.lazy:
       x_BD = drawn.x_RD
       pool.keep(drawn.kv, parent.depth)
     else:
       x_BD = pool.forward(
         model,
-        step_BS,
+        step_BU,
         length_B,
         prefix.length_B + parent.depth,
         prefix.segments,
@@ -323,29 +323,29 @@ def search(
       )
     _, value_logit_B = model.values(x_BD)
     depth_B = jnp.minimum(parent.depth + length_B, D)
-    ends_B = jnp.any(step_BS == task.eos_id, axis=-1)
+    ends_B = jnp.any(step_BU == task.eos_id, axis=-1)
     finished_B = parent.finished | (~over_B & ends_B)
     node = parent.replace(
       path_tokens=path_tokens,
-      path_actions=jnp.where(at_BD, action_B[:, None], parent.path_actions),
+      path_actions=jnp.where(at_BT, action_B[:, None], parent.path_actions),
       path_slots=path_slots,
       depth=depth_B,
       path_log_prob=parent.path_log_prob + log_prob_B,
-      discrepancy=parent.discrepancy + prior_B - parent.prior_A[:, 0],
+      log_prob_gap=parent.log_prob_gap + prior_B - parent.prior_A[:, 0],
       value_logit=value_logit_B,
-      situation=parent.situation_A[rows, action_B] if merges else None,
+      state_key=parent.state_key_A[rows, action_B] if merges else None,
       finished=finished_B,
       cut_off=~finished_B & (depth_B >= room),
     )
     node, forwards = offer(prompts, node, x_BD, pool.slot + 1)
     loop.count += forwards
     if ends_at_once:
-      return judge(prompts, *end(node))
+      return score_node(prompts, *end(node))
     answer = (path_tokens, node.path_log_prob, finished_B & ~over_B)
     if rolls_out:
-      tokens_BD, log_prob_B, ended_B = roll_out(prompts, node, x_BD)
-      answer = (tokens_BD, log_prob_B, ended_B & ~over_B)
-    return judge(prompts, node, answer)
+      tokens_BT, log_prob_B, ended_B = roll_out(prompts, node, x_BD)
+      answer = (tokens_BT, log_prob_B, ended_B & ~over_B)
+    return score_node(prompts, node, answer)
 
   def roll_out(prompts, node, x_BD):
     """Samples each path to its end; finished paths stay as they are."""
@@ -366,26 +366,26 @@ def search(
       observe=decode.observer(task, prompt_BP, node.path_tokens, node.depth),
     )
     loop.count += sampled.forwards
-    tokens_BD = decode.splice(node.path_tokens, node.depth, sampled.tokens_RT)
-    ended_B = jnp.any(tokens_BD == task.eos_id, axis=1)
+    tokens_BT = decode.splice(node.path_tokens, node.depth, sampled.tokens_RT)
+    ended_B = jnp.any(tokens_BT == task.eos_id, axis=1)
     log_prob_B = node.path_log_prob + jnp.sum(sampled.log_prob_RT, axis=1)
-    return tokens_BD, log_prob_B, ended_B
+    return tokens_BT, log_prob_B, ended_B
 
   _, value_logit_B = model.values(prefix.x_BD)
   root_node = empty(task, B, A, S, value_logit_B)
   if merges:
-    situation_B = transpositions.situations(
+    state_key_B = transpositions.state_keys(
       task, prompt_BP, root_node.path_tokens, root_node.depth
     )
-    root_node = root_node.replace(situation=situation_B)
+    root_node = root_node.replace(state_key=state_key_B)
   root_node, root_forwards = offer(shown(), root_node, prefix.x_BD, 0)
-  _, root_node = judge(shown(), *end(root_node))
+  _, root_node = score_node(shown(), *end(root_node))
   root_value_B = config.needs_value * jax.nn.sigmoid(value_logit_B)
   root = mctx.RootFnOutput(
     prior_logits=root_node.prior_A, value=root_value_B, embedding=root_node
   )
   tree = config.make_rule(B).run(
-    sharding.part_key(tree_key),
+    sharding.shard_key(tree_key),
     root,
     recurrent_fn,
     num_simulations=config.num_simulations,

@@ -43,7 +43,7 @@ def tree_text(
 
   def describe(parent: int, action: int, child: int) -> str:
     length = nodes.length_A[parent, action]
-    step = decode(nodes.step_AS[parent, action, :length].tolist())
+    step = decode(nodes.step_AU[parent, action, :length].tolist())
     text = (
       f"{step}  p {np.exp(nodes.log_prob_A[parent, action]):.2f}"
       f"  n {int(tree.node_visits[child])}"

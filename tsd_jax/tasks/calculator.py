@@ -18,7 +18,7 @@ from tsd_jax.tasks.countdown import (
   Countdown,
   CountdownConfig,
   exact_result,
-  own_situation,
+  own_state_key,
 )
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH
 from tsd_jax.tasks.task import Score
@@ -39,10 +39,12 @@ class CalculatorConfig(CountdownConfig):
     prompt_P, response_T = super().pose(problem, rng)
     return prompt_P, _with_calls(response_T)
 
-  def warm_start(self, rng, count, hindsight, excluded=()):
+  def warm_start(self, rng, count, relabel_fraction, excluded=()):
     """Draws random legal expressions; see `task.TaskConfig.warm_start`."""
-    prompt_NP, response_NT = super().warm_start(rng, count, hindsight, excluded)
-    return prompt_NP, _with_calls(response_NT)
+    prompt_QP, response_QT = super().warm_start(
+      rng, count, relabel_fraction, excluded
+    )
+    return prompt_QP, _with_calls(response_QT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Calculator(Countdown):
   ) -> Array:
     """Answers `a op b =` at the end of a response; see `task.Task.observe`."""
     del prompt_XP
-    at_XC = length_X[..., None] - _CALL + jnp.arange(_CALL)
-    call_XC = jnp.take_along_axis(response_XT, jnp.maximum(at_XC, 0), axis=-1)
-    a_X, op_X, b_X, equals_X = jnp.moveaxis(call_XC, -1, 0)
+    at_XU = length_X[..., None] - _CALL + jnp.arange(_CALL)
+    call_XU = jnp.take_along_axis(response_XT, jnp.maximum(at_XU, 0), axis=-1)
+    a_X, op_X, b_X, equals_X = jnp.moveaxis(call_XU, -1, 0)
     result_X = exact_result(a_X, op_X, b_X)
     answers_X = (length_X >= _CALL) & (equals_X == symbols.SEPARATOR)
     for number_X in (a_X, b_X):
@@ -69,24 +71,24 @@ class Calculator(Countdown):
     answers_X &= (result_X >= 1) & (result_X <= self.config.max_value)
     return jnp.where(answers_X, result_X, NO_OBSERVATION)
 
-  def situation(
+  def state_key(
     self, prompt_XP: Array, response_XT: Array, length_X: Array
   ) -> Array:
-    """Countdown's; a response without `=` is a situation of its own."""
-    situation_XK = super().situation(prompt_XP, response_XT, length_X)
+    """Countdown's; a response without `=` is a state_key of its own."""
+    state_key_XZ = super().state_key(prompt_XP, response_XT, length_X)
     at_T = jnp.arange(self.response_length)
     calls_XT = (at_T % self.step_length == self.step_length - 2) & (
       at_T < length_X[..., None]
     )
     called_X = jnp.all(~calls_XT | (response_XT == symbols.SEPARATOR), axis=-1)
-    own_XK = own_situation(response_XT)
-    return jnp.where(called_X[..., None], situation_XK, own_XK)
+    own_XZ = own_state_key(response_XT)
+    return jnp.where(called_X[..., None], state_key_XZ, own_XZ)
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades as Countdown does; a response without `=` does not parse."""
     score = super().score(prompt_XP, response_XT)
-    equals_XN = jnp.asarray(response_XT)[..., _CALL - 1 : -1 : self.step_length]
-    called_X = jnp.all(equals_XN == symbols.SEPARATOR, axis=-1)
+    equals_XJ = jnp.asarray(response_XT)[..., _CALL - 1 : -1 : self.step_length]
+    called_X = jnp.all(equals_XJ == symbols.SEPARATOR, axis=-1)
     return Score(
       jnp.where(called_X, score.reward_X, 0.0), score.correct_X & called_X
     )

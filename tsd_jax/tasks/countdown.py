@@ -77,9 +77,9 @@ class CountdownConfig(GradedConfig):
     """Gives the numbers in random order, and a solution."""
     numbers, target = problem
     solution = countdown_problems.reachable(numbers, self.max_value)[target]
-    order_M = rng.permutation(np.array(numbers, np.int32))
+    order_J = rng.permutation(np.array(numbers, np.int32))
     return (
-      np.array([*order_M, symbols.SEPARATOR, target], np.int32),
+      np.array([*order_J, symbols.SEPARATOR, target], np.int32),
       np.array([*sum(solution, ()), symbols.EOS], np.int32),
     )
 
@@ -88,10 +88,10 @@ class CountdownConfig(GradedConfig):
     *numbers, _, target = map(int, prompt_P)
     return tuple(sorted(numbers)), target
 
-  def warm_start(self, rng, count, hindsight, excluded=()):
+  def warm_start(self, rng, count, relabel_fraction, excluded=()):
     """Draws random legal expressions; see `task.TaskConfig.warm_start`."""
     return countdown_problems.random_expressions(
-      rng, count, self.sizes, hindsight, excluded
+      rng, count, self.sizes, relabel_fraction, excluded
     )
 
 
@@ -105,7 +105,7 @@ class Countdown:
   vocab_size = symbols.VOCAB_SIZE
   eos_id = symbols.EOS
   pad_id = symbols.PAD
-  prompt_pad_id, prompt_head = None, 0
+  prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()  # Every operation has as many tokens.
   observe = None
   step_length = STEP_LENGTH  # Tokens of an operation, its result the last.
@@ -141,10 +141,10 @@ class Countdown:
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
 
-    slot_XM = prompt_XP[..., : config.numbers]
+    slot_XJ = prompt_XP[..., : config.numbers]
     target_X = prompt_XP[..., -1]
     parsed_X = (
-      jnp.all((slot_XM >= 1) & (slot_XM <= config.max_value), axis=-1)
+      jnp.all((slot_XJ >= 1) & (slot_XJ <= config.max_value), axis=-1)
       & (prompt_XP[..., -2] == symbols.SEPARATOR)
       & ((target_X >= 1) & (target_X <= config.max_target))
       & (response_XT[..., -1] == symbols.EOS)
@@ -159,8 +159,8 @@ class Countdown:
         parsed_X &= (number_X >= 0) & (number_X <= symbols.MAX_INTEGER)
       parsed_X &= (op_X >= symbols.PLUS) & (op_X <= symbols.DIVIDE)
 
-      found_X, slot_XM, at_a_XM = _take(slot_XM, a_X, b_X)
-      slot_XM = jnp.where(at_a_XM, result_X[..., None], slot_XM)
+      found_X, slot_XJ, at_a_XJ = _take(slot_XJ, a_X, b_X)
+      slot_XJ = jnp.where(at_a_XJ, result_X[..., None], slot_XJ)
 
       exact_X = exact_result(a_X, op_X, b_X)
       positive_X = (result_X >= 1) & (result_X <= config.max_value)
@@ -173,17 +173,17 @@ class Countdown:
     reward_X = jnp.where(parsed_X, reward_X, jnp.float32(0.0))
     return Score(reward_X, parsed_X & legal_X & (distance_X == 0))
 
-  def situation(
+  def state_key(
     self, prompt_XP: Array, response_XT: Array, length_X: Array
   ) -> Array:
-    """The numbers left; see `task.Task.situation`.
+    """The numbers left; see `task.Task.state_key`.
 
     An operation counts as done when its operands are there, with its result to
-    be written: `2 * 2` and `2 + 2` are one situation. A response that breaks a
-    rule is a situation of its own.
+    be written: `2 * 2` and `2 + 2` are one state_key. A response that breaks a
+    rule is a state_key of its own.
     """
     config = self.config
-    slot_XM = prompt_XP[..., : config.numbers].astype(jnp.int32)
+    slot_XJ = prompt_XP[..., : config.numbers].astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
     legal_X = jnp.ones(length_X.shape, bool)
     # First operand and operator; then the result alone, which is to follow.
@@ -195,24 +195,24 @@ class Countdown:
       written_X = length_X - start
       operands_X, done_X = written_X >= 3, written_X >= self.step_length
       exact_X = exact_result(a_X, op_X, b_X)
-      found_X, left_XM, at_a_XM = _take(slot_XM, a_X, b_X)
+      found_X, left_XJ, at_a_XJ = _take(slot_XJ, a_X, b_X)
       positive_X = (exact_X >= 1) & (exact_X <= config.max_value)
       legal_X &= ~operands_X | (found_X & positive_X)
       legal_X &= ~done_X | (result_X == exact_X)
-      left_XM = jnp.where(at_a_XM, exact_X[..., None], left_XM)
-      slot_XM = jnp.where(operands_X[..., None], left_XM, slot_XM)
+      left_XJ = jnp.where(at_a_XJ, exact_X[..., None], left_XJ)
+      slot_XJ = jnp.where(operands_X[..., None], left_XJ, slot_XJ)
       for i, token_X in enumerate((a_X, op_X)):
         here_X = (written_X > i) & ~operands_X
         begun[i] = jnp.where(here_X, token_X, begun[i])
       begun[0] = jnp.where(operands_X & ~done_X, exact_X, begun[0])
     written_X = length_X % self.step_length  # Of the last operation.
-    parts = [jnp.sort(slot_XM, axis=-1)]
+    parts = [jnp.sort(slot_XJ, axis=-1)]
     parts += [x_X[..., None] for x_X in (*begun, written_X)]
-    own_XK = own_situation(response_XT)
-    rest = own_XK.shape[-1] - config.numbers - 3
+    own_XZ = own_state_key(response_XT)
+    rest = own_XZ.shape[-1] - config.numbers - 3
     parts.append(jnp.full((*length_X.shape, rest), -1))
     return jnp.where(
-      legal_X[..., None], jnp.concatenate(parts, axis=-1), own_XK
+      legal_X[..., None], jnp.concatenate(parts, axis=-1), own_XZ
     )
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
@@ -252,25 +252,25 @@ def exact_result(a_X: Array, op_X: Array, b_X: Array) -> Array:
   )
 
 
-def own_situation(response_XT: Array) -> Array:
-  """A situation of these tokens alone: one integer more tells it apart."""
+def own_state_key(response_XT: Array) -> Array:
+  """A state_key of these tokens alone: one integer more tells it apart."""
   tokens_XT = response_XT.astype(jnp.int32)
   return jnp.concatenate([tokens_XT, tokens_XT[..., :1] * 0], axis=-1)
 
 
-def _take(slot_XM: Array, a_X: Array, b_X: Array) -> tuple[Array, ...]:
+def _take(slot_XJ: Array, a_X: Array, b_X: Array) -> tuple[Array, ...]:
   """Takes two numbers.
 
   Returns:
     Whether both are there, the slots without them, and where the first was.
   """
-  has_a_X, at_a_XM = _first(slot_XM, a_X)
-  slot_XM = jnp.where(at_a_XM, _USED, slot_XM)
-  has_b_X, at_b_XM = _first(slot_XM, b_X)
-  return has_a_X & has_b_X, jnp.where(at_b_XM, _USED, slot_XM), at_a_XM
+  has_a_X, at_a_XJ = _first(slot_XJ, a_X)
+  slot_XJ = jnp.where(at_a_XJ, _USED, slot_XJ)
+  has_b_X, at_b_XJ = _first(slot_XJ, b_X)
+  return has_a_X & has_b_X, jnp.where(at_b_XJ, _USED, slot_XJ), at_a_XJ
 
 
-def _first(slot_XM: Array, value_X: Array) -> tuple[Array, Array]:
+def _first(slot_XJ: Array, value_X: Array) -> tuple[Array, Array]:
   """Returns whether a slot holds the value, and a mask of the first one."""
-  hit_XM = slot_XM == value_X[..., None]
-  return jnp.any(hit_XM, axis=-1), hit_XM & (jnp.cumsum(hit_XM, axis=-1) == 1)
+  hit_XJ = slot_XJ == value_X[..., None]
+  return jnp.any(hit_XJ, axis=-1), hit_XJ & (jnp.cumsum(hit_XJ, axis=-1) == 1)

@@ -89,19 +89,19 @@ def all_problems(sizes: Sizes) -> list[Problem]:
   ]
 
 
-def canonical_keys(number_NM: np.ndarray, target_N: np.ndarray) -> np.ndarray:
+def canonical_keys(number_QJ: np.ndarray, target_Q: np.ndarray) -> np.ndarray:
   """Returns an int64 per problem, equal where canonical forms are equal."""
-  key_N = np.zeros(len(number_NM), np.int64)
-  for number_N in np.sort(number_NM, axis=1).T:
-    key_N = key_N * symbols.NUM_INTEGERS + number_N
-  return key_N * symbols.NUM_INTEGERS + target_N
+  key_Q = np.zeros(len(number_QJ), np.int64)
+  for number_Q in np.sort(number_QJ, axis=1).T:
+    key_Q = key_Q * symbols.NUM_INTEGERS + number_Q
+  return key_Q * symbols.NUM_INTEGERS + target_Q
 
 
 def random_expressions(
   rng: np.random.Generator,
   count: int,
   sizes: Sizes,
-  hindsight: float,
+  relabel_fraction: float,
   excluded: Collection[Problem] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws random legal responses, for supervised warm starts.
@@ -113,21 +113,21 @@ def random_expressions(
     rng: advanced by the call.
     count: N, the number of examples.
     sizes: of the problems.
-    hindsight: probability that the target is the response's own
+    relabel_fraction: probability that the target is the response's own
       result; otherwise the target is uniform and mostly missed.
     excluded: canonical problems of which no prompt is drawn, solved or not.
 
   Returns:
-    prompt_NP and response_NT, int32.
+    prompt_QP and response_QT, int32.
 
   Raises:
     ValueError: an argument is out of range, or `excluded` leaves nothing.
   """
-  check_warm_start(count, hindsight)
-  prompt_NP = np.full((count, sizes.numbers + 2), symbols.SEPARATOR)
+  check_warm_start(count, relabel_fraction)
+  prompt_QP = np.full((count, sizes.numbers + 2), symbols.SEPARATOR)
   length = STEP_LENGTH * (sizes.numbers - 1) + 1
-  response_NT = np.full((count, length), symbols.EOS)
-  hindsight_N = rng.random(count) < hindsight
+  response_QT = np.full((count, length), symbols.EOS)
+  relabelled_Q = rng.random(count) < relabel_fraction
   excluded_keys = np.zeros(0, np.int64)
   if len(excluded):
     excluded_numbers, excluded_targets = zip(*excluded, strict=True)
@@ -139,50 +139,50 @@ def random_expressions(
     if not pending.size:
       break
     shape = (pending.size, sizes.numbers)
-    number_NM = rng.integers(1, sizes.max_number, shape, endpoint=True)
-    step_NT, result_N = _random_steps(rng, number_NM, sizes.max_value)
-    target_N = rng.integers(1, sizes.max_target, len(pending), endpoint=True)
-    target_N = np.where(hindsight_N[pending], result_N, target_N)
-    key_N = canonical_keys(number_NM, target_N)
-    keep_N = (target_N <= sizes.max_target) & ~np.isin(key_N, excluded_keys)
-    rows = pending[keep_N]
-    prompt_NP[rows, : sizes.numbers] = number_NM[keep_N]
-    prompt_NP[rows, -1] = target_N[keep_N]
-    response_NT[rows, :-1] = step_NT[keep_N]
-    pending = pending[~keep_N]
+    number_QJ = rng.integers(1, sizes.max_number, shape, endpoint=True)
+    step_QT, result_Q = _random_steps(rng, number_QJ, sizes.max_value)
+    target_Q = rng.integers(1, sizes.max_target, len(pending), endpoint=True)
+    target_Q = np.where(relabelled_Q[pending], result_Q, target_Q)
+    key_Q = canonical_keys(number_QJ, target_Q)
+    keep_Q = (target_Q <= sizes.max_target) & ~np.isin(key_Q, excluded_keys)
+    rows = pending[keep_Q]
+    prompt_QP[rows, : sizes.numbers] = number_QJ[keep_Q]
+    prompt_QP[rows, -1] = target_Q[keep_Q]
+    response_QT[rows, :-1] = step_QT[keep_Q]
+    pending = pending[~keep_Q]
   if pending.size:
     raise ValueError(
       f"no example found for {pending.size} of {count} rows after 1000 draws "
       f"each: exclude fewer problems than {len(excluded)}"
     )
-  return prompt_NP.astype(np.int32), response_NT.astype(np.int32)
+  return prompt_QP.astype(np.int32), response_QT.astype(np.int32)
 
 
 def _random_steps(
-  rng: np.random.Generator, number_NM: np.ndarray, max_value: int
+  rng: np.random.Generator, number_QJ: np.ndarray, max_value: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the tokens of random legal steps, and their last results."""
-  rows = np.arange(len(number_NM))
+  rows = np.arange(len(number_QJ))
   steps = []
-  while (width := number_NM.shape[1]) > 1:
-    i_J, j_J = np.array(list(itertools.permutations(range(width), 2))).T
-    a_NJ, b_NJ = number_NM[:, i_J], number_NM[:, j_J]
-    quotient_NJ = a_NJ // b_NJ
-    quotient_NJ = np.where(quotient_NJ * b_NJ == a_NJ, quotient_NJ, 0)
-    result_NJ = np.concatenate(
-      [a_NJ + b_NJ, a_NJ - b_NJ, a_NJ * b_NJ, quotient_NJ], axis=1
+  while (width := number_QJ.shape[1]) > 1:
+    i_Y, j_Y = np.array(list(itertools.permutations(range(width), 2))).T
+    a_QY, b_QY = number_QJ[:, i_Y], number_QJ[:, j_Y]
+    quotient_QY = a_QY // b_QY
+    quotient_QY = np.where(quotient_QY * b_QY == a_QY, quotient_QY, 0)
+    result_QY = np.concatenate(
+      [a_QY + b_QY, a_QY - b_QY, a_QY * b_QY, quotient_QY], axis=1
     )
-    legal_NJ = (result_NJ >= 1) & (result_NJ <= max_value)
+    legal_QY = (result_QY >= 1) & (result_QY <= max_value)
     # The largest of random numbers is a uniform choice. There is always a
     # legal move: a - b if a > b, and a / b if they are equal.
-    draw_NJ = rng.random(legal_NJ.shape, np.float32)
-    move_N = np.argmax(np.where(legal_NJ, draw_NJ, -1.0), axis=1)
-    op_N, pair_N = np.divmod(move_N, len(i_J))
-    result_N = result_NJ[rows, move_N]
-    a_N, b_N = a_NJ[rows, pair_N], b_NJ[rows, pair_N]
-    steps += [a_N, op_N + symbols.PLUS, b_N, result_N]
-    keep_NM = np.ones_like(number_NM, bool)
-    keep_NM[rows, i_J[pair_N]] = keep_NM[rows, j_J[pair_N]] = False
-    rest_NM = number_NM[keep_NM].reshape(len(rows), width - 2)
-    number_NM = np.concatenate([rest_NM, result_N[:, None]], axis=1)
-  return np.stack(steps, axis=1), number_NM[:, 0]
+    draw_QY = rng.random(legal_QY.shape, np.float32)
+    move_Q = np.argmax(np.where(legal_QY, draw_QY, -1.0), axis=1)
+    op_Q, pair_Q = np.divmod(move_Q, len(i_Y))
+    result_Q = result_QY[rows, move_Q]
+    a_Q, b_Q = a_QY[rows, pair_Q], b_QY[rows, pair_Q]
+    steps += [a_Q, op_Q + symbols.PLUS, b_Q, result_Q]
+    keep_QJ = np.ones_like(number_QJ, bool)
+    keep_QJ[rows, i_Y[pair_Q]] = keep_QJ[rows, j_Y[pair_Q]] = False
+    rest_QJ = number_QJ[keep_QJ].reshape(len(rows), width - 2)
+    number_QJ = np.concatenate([rest_QJ, result_Q[:, None]], axis=1)
+  return np.stack(steps, axis=1), number_QJ[:, 0]

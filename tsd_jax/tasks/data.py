@@ -155,7 +155,7 @@ def load_problems(
     data_dir: folder of all datasets; `default_data_dir()` if None.
 
   Returns:
-    prompt_NP, int32, always in the same order.
+    prompt_QP, int32, always in the same order.
 
   Raises:
     UserError: the split is unknown or empty, or the dataset's folder is
@@ -175,18 +175,19 @@ def load_problems(
     # Only now the reader, which may not survive a broken file.
     builder = ProblemBuilder(config=config, data_dir=root)
     source = builder.as_data_source(split=split)
-    prompt_NP = _read_prompts(source)
+    prompt_QP = _read_prompts(source)
   except Exception as error:
     raise UserError(
       f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
       "delete that folder, and it is built anew at the next use"
     ) from error
-  head = config.make().prompt_head
-  if np.any(prompt_NP[:, :head] != prompt_NP[:1, :head]):
+  head = config.make().shared_prefix_length
+  if np.any(prompt_QP[:, :head] != prompt_QP[:1, :head]):
     raise ValueError(
-      f"prompt_head={head} of {config.make().name}, but prompts differ before"
+      f"shared_prefix_length={head} of {config.make().name}, but prompts "
+      "differ before"
     )
-  return prompt_NP
+  return prompt_QP
 
 
 def _build(
@@ -233,7 +234,7 @@ def _check_digests(folder: pathlib.Path) -> None:
 
 
 def _read_prompts(source: Any) -> np.ndarray:
-  """Returns prompt_NP of a tfds data source."""
+  """Returns prompt_QP of a tfds data source."""
   parts = []
   for start in range(0, len(source), _READ_SIZE):
     rows = range(start, min(start + _READ_SIZE, len(source)))
@@ -253,7 +254,7 @@ class PromptIterator:
 
   def __init__(
     self,
-    prompt_NP: np.ndarray,
+    prompt_QP: np.ndarray,
     *,
     batch_size: int,
     seed: int,
@@ -263,7 +264,7 @@ class PromptIterator:
     """Starts at the first batch.
 
     Args:
-      prompt_NP: integer tokens, the same in every process.
+      prompt_QP: integer tokens, the same in every process.
       batch_size: B, over all processes.
       seed: decides the order.
       process_index: this process's rank; it gets rows
@@ -273,9 +274,9 @@ class PromptIterator:
     Raises:
       ValueError: an argument does not fit.
     """
-    prompt_NP = np.asarray(prompt_NP, np.int32)
-    if prompt_NP.ndim != 2 or not prompt_NP.size:
-      raise ValueError(f"prompt_NP needs rows of tokens: {prompt_NP.shape=}")
+    prompt_QP = np.asarray(prompt_QP, np.int32)
+    if prompt_QP.ndim != 2 or not prompt_QP.size:
+      raise ValueError(f"prompt_QP needs rows of tokens: {prompt_QP.shape=}")
     if not 0 <= seed < 2**32:
       raise ValueError(f"{seed=}: use an integer in 0..2**32-1")
     if not 0 <= process_index < process_count:
@@ -284,7 +285,7 @@ class PromptIterator:
       raise ValueError(
         f"{batch_size=} is not a positive multiple of {process_count=}"
       )
-    self._prompt_NP = prompt_NP
+    self._prompt_QP = prompt_QP
     self._seed = seed
     self._batch_size = batch_size
     self._rows = range(
@@ -293,11 +294,11 @@ class PromptIterator:
     )
     # `seed` mixes its number before `shuffle` adds the epoch to it: with
     # `shuffle(seed=...)` epoch 1 of seed 0 would be epoch 0 of seed 1.
-    order = grain.MapDataset.source(range(len(prompt_NP))).seed(seed).shuffle()
+    order = grain.MapDataset.source(range(len(prompt_QP))).seed(seed).shuffle()
     self._order = order.repeat()
     self._next_batch = 0
 
-  def next_chunk(self, num_iterations: int) -> np.ndarray:
+  def next_batches(self, num_iterations: int) -> np.ndarray:
     """Returns the next batches, int32 [C, B / process_count, P].
 
     Args:
@@ -309,14 +310,14 @@ class PromptIterator:
     if num_iterations < 1:
       raise ValueError(f"{num_iterations=}: use 1 or more")
     first = self._next_batch
-    index_CB = np.array(
+    index_IB = np.array(
       [
         [self._order[batch * self._batch_size + row] for row in self._rows]
         for batch in range(first, first + num_iterations)
       ]
     )
     self._next_batch = first + num_iterations
-    return self._prompt_NP[index_CB]
+    return self._prompt_QP[index_IB]
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position, fit for JSON and equal in every process."""
@@ -353,5 +354,5 @@ class PromptIterator:
   @functools.cached_property
   def _fingerprint(self) -> str:
     """Names the prompts, shape included."""
-    digest = hashlib.sha256(self._prompt_NP.tobytes()).hexdigest()[:16]
-    return f"{self._prompt_NP.shape}:{digest}"
+    digest = hashlib.sha256(self._prompt_QP.tobytes()).hexdigest()[:16]
+    return f"{self._prompt_QP.shape}:{digest}"

@@ -90,14 +90,14 @@ class MazeConfig(GradedConfig):
     rng = np.random.default_rng(self.seed)
     while len(found) < self.count:
       before = len(found)
-      wall_NC, ends_N3 = maze_problems.random_mazes(rng, self.size, self.walls)
-      start_N, coin_N, goal_N = ends_N3.T
-      to_coin_NC = maze_problems.distances(wall_NC, coin_N)
-      rows = np.arange(len(ends_N3))
-      way_N = to_coin_NC[rows, start_N] + to_coin_NC[rows, goal_N]
-      ok_N = (way_N >= self.min_moves) & (way_N <= self.max_moves)
-      keys_N = maze_problems.canonical_keys(wall_NC[ok_N], ends_N3[ok_N])
-      found |= dict.fromkeys(keys_N.tolist())
+      wall_QJ, ends_Q3 = maze_problems.random_mazes(rng, self.size, self.walls)
+      start_Q, coin_Q, goal_Q = ends_Q3.T
+      to_coin_QJ = maze_problems.distances(wall_QJ, coin_Q)
+      rows = np.arange(len(ends_Q3))
+      way_Q = to_coin_QJ[rows, start_Q] + to_coin_QJ[rows, goal_Q]
+      ok_Q = (way_Q >= self.min_moves) & (way_Q <= self.max_moves)
+      keys_Q = maze_problems.canonical_keys(wall_QJ[ok_Q], ends_Q3[ok_Q])
+      found |= dict.fromkeys(keys_Q.tolist())
       if len(found) == before:
         raise ValueError(
           f"MazeConfig.count={self.count}: only {before} problems found with "
@@ -107,84 +107,84 @@ class MazeConfig(GradedConfig):
 
   def pose(self, problem, rng):
     """Turns, mirrors and reverses at random; solves by a shortest way."""
-    wall_C, ends_3 = maze_problems.unpack(problem, self.size)
+    wall_J, ends_3 = maze_problems.unpack(problem, self.size)
     if rng.integers(2):
       ends_3 = ends_3[::-1]
-    turn_C = maze_problems.symmetries(self.size)[rng.integers(8)]
-    turned_C = np.zeros_like(wall_C)
-    turned_C[turn_C] = wall_C
-    start, coin, goal = turn_C[ends_3]
+    turn_J = maze_problems.symmetries(self.size)[rng.integers(8)]
+    turned_J = np.zeros_like(wall_J)
+    turned_J[turn_J] = wall_J
+    start, coin, goal = turn_J[ends_3]
     cells = [start]
-    to_2C = maze_problems.distances(
-      np.stack([turned_C] * 2), np.array([coin, goal])
+    to_2J = maze_problems.distances(
+      np.stack([turned_J] * 2), np.array([coin, goal])
     )
-    for end, distance_C in zip((coin, goal), to_2C, strict=True):
+    for end, distance_J in zip((coin, goal), to_2J, strict=True):
       while cells[-1] != end:
         near = maze_problems.neighbours(self.size)[cells[-1]]
         near = near[near >= 0]
-        cells.append(near[np.argmin(distance_C[near])])
+        cells.append(near[np.argmin(distance_J[near])])
     moves_1T = np.zeros((1, self.max_moves), int)
     moves_1T[0, : len(cells) - 1] = cells[1:]
     (response_T,) = self._responses(moves_1T, np.array([len(cells) - 1]))
-    (prompt_P,) = self._prompts(turned_C[None], turn_C[ends_3][None])
+    (prompt_P,) = self._prompts(turned_J[None], turn_J[ends_3][None])
     return prompt_P, response_T
 
   def canonical(self, prompt_P) -> Problem:
     """The least number of all 16 ways to write the problem."""
     cell_P = to_cells(prompt_P, self.size)
-    wall_1C = np.zeros((1, self.size**2), bool)
-    wall_1C[0, cell_P[: self.walls]] = True
-    return int(maze_problems.canonical_keys(wall_1C, cell_P[None, -3:])[0])
+    wall_1J = np.zeros((1, self.size**2), bool)
+    wall_1J[0, cell_P[: self.walls]] = True
+    return int(maze_problems.canonical_keys(wall_1J, cell_P[None, -3:])[0])
 
-  def warm_start(self, rng, count, hindsight, excluded=()):
+  def warm_start(self, rng, count, relabel_fraction, excluded=()):
     """Draws random walks; see `task.TaskConfig.warm_start`.
 
     A walk turns back only in a dead end, and is of a random length. With
-    hindsight its last cell is the goal and one on the way the coin.
+    relabel_fraction its last cell is the goal and one on the way the coin.
     """
-    check_warm_start(count, hindsight)
-    excluded_N = np.fromiter(excluded, np.int64, len(excluded))
+    check_warm_start(count, relabel_fraction)
+    excluded_Q = np.fromiter(excluded, np.int64, len(excluded))
     prompts = [np.zeros((0, self.walls + 4), np.int32)]
     responses = [np.zeros((0, self.max_moves + 1), np.int32)]
     while (rows := sum(map(len, prompts))) < count:
-      wall_NC, ends_N3 = maze_problems.random_mazes(rng, self.size, self.walls)
-      start_N = ends_N3[:, 0]
-      cell_NT, length_N = maze_problems.random_walks(
-        rng, wall_NC, start_N, self.max_moves
+      wall_QJ, ends_Q3 = maze_problems.random_mazes(rng, self.size, self.walls)
+      start_Q = ends_Q3[:, 0]
+      cell_QT, length_Q = maze_problems.random_walks(
+        rng, wall_QJ, start_Q, self.max_moves
       )
-      n = np.arange(len(cell_NT))
-      coin_N = cell_NT[n, rng.integers(0, length_N - 1)]
-      walked_N3 = np.stack([start_N, coin_N, cell_NT[n, length_N - 1]], axis=1)
-      asked_N1 = rng.random((len(n), 1)) < hindsight
-      ends_N3 = np.where(asked_N1, walked_N3, ends_N3)
-      keep_N = np.all(ends_N3 != np.roll(ends_N3, 1, axis=1), axis=1)
-      keys_N = maze_problems.canonical_keys(wall_NC, ends_N3)
-      keep_N &= ~np.isin(keys_N, excluded_N)
-      if not keep_N.any():
+      n = np.arange(len(cell_QT))
+      coin_Q = cell_QT[n, rng.integers(0, length_Q - 1)]
+      walked_Q3 = np.stack([start_Q, coin_Q, cell_QT[n, length_Q - 1]], axis=1)
+      asked_Q1 = rng.random((len(n), 1)) < relabel_fraction
+      ends_Q3 = np.where(asked_Q1, walked_Q3, ends_Q3)
+      keep_Q = np.all(ends_Q3 != np.roll(ends_Q3, 1, axis=1), axis=1)
+      keys_Q = maze_problems.canonical_keys(wall_QJ, ends_Q3)
+      keep_Q &= ~np.isin(keys_Q, excluded_Q)
+      if not keep_Q.any():
         raise ValueError(
           f"{rows} of {count} examples found with {self.dataset}: exclude "
           f"fewer problems than {len(excluded)}, or change the sizes"
         )
-      prompts.append(self._prompts(wall_NC, ends_N3)[keep_N])
-      responses.append(self._responses(cell_NT, length_N)[keep_N])
+      prompts.append(self._prompts(wall_QJ, ends_Q3)[keep_Q])
+      responses.append(self._responses(cell_QT, length_Q)[keep_Q])
     return np.concatenate(prompts)[:count], np.concatenate(responses)[:count]
 
-  def _prompts(self, wall_NC: np.ndarray, ends_N3: np.ndarray) -> np.ndarray:
-    """Writes problems as prompt_NP."""
-    wall_NW = np.nonzero(wall_NC)[1].reshape(len(wall_NC), self.walls)
-    equals_N1 = np.full((len(wall_NC), 1), symbols.SEPARATOR, np.int32)
-    wall_NW, ends_N3 = (
-      to_tokens(cell, self.size) for cell in (wall_NW, ends_N3)
+  def _prompts(self, wall_QJ: np.ndarray, ends_Q3: np.ndarray) -> np.ndarray:
+    """Writes problems as prompt_QP."""
+    wall_QZ = np.nonzero(wall_QJ)[1].reshape(len(wall_QJ), self.walls)
+    equals_Q1 = np.full((len(wall_QJ), 1), symbols.SEPARATOR, np.int32)
+    wall_QZ, ends_Q3 = (
+      to_tokens(cell, self.size) for cell in (wall_QZ, ends_Q3)
     )
-    return np.concatenate([wall_NW, equals_N1, ends_N3], axis=1)
+    return np.concatenate([wall_QZ, equals_Q1, ends_Q3], axis=1)
 
-  def _responses(self, cell_NT: np.ndarray, length_N: np.ndarray) -> np.ndarray:
-    """Writes the first cells of walks, and the end, as response_NT."""
-    at_1T, length_N1 = np.arange(self.max_moves + 1)[None], length_N[:, None]
-    token_NT = to_tokens(np.pad(cell_NT, ((0, 0), (0, 1))), self.size)
-    token_NT = np.where(at_1T < length_N1, token_NT, symbols.PAD)
-    token_NT = np.where(at_1T == length_N1, symbols.EOS, token_NT)
-    return token_NT.astype(np.int32)
+  def _responses(self, cell_QT: np.ndarray, length_Q: np.ndarray) -> np.ndarray:
+    """Writes the first cells of walks, and the end, as response_QT."""
+    at_1T, length_Q1 = np.arange(self.max_moves + 1)[None], length_Q[:, None]
+    token_QT = to_tokens(np.pad(cell_QT, ((0, 0), (0, 1))), self.size)
+    token_QT = np.where(at_1T < length_Q1, token_QT, symbols.PAD)
+    token_QT = np.where(at_1T == length_Q1, symbols.EOS, token_QT)
+    return token_QT.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Maze:
   vocab_size = symbols.VOCAB_SIZE
   eos_id = symbols.EOS
   pad_id = symbols.PAD
-  prompt_pad_id, prompt_head = None, 0
+  prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()
   observe = None
   tokenizer = symbols.SymbolTokenizer()
@@ -232,7 +232,7 @@ class Maze:
     # Sums of two tokens overflow narrower integers.
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
-    wall_XW = prompt_XP[..., : config.walls]
+    wall_XZ = prompt_XP[..., : config.walls]
     coin_X, goal_X = prompt_XP[..., -2], prompt_XP[..., -1]
 
     ended_XT = jnp.cumsum(response_XT == symbols.EOS, axis=-1) > 0
@@ -242,7 +242,7 @@ class Maze:
     )
     rest_XT = jnp.where(at_XT == moves_X[..., None], symbols.EOS, symbols.PAD)
     parsed_X = (
-      jnp.all(_is_cell(wall_XW, config.size), axis=-1)
+      jnp.all(_is_cell(wall_XZ, config.size), axis=-1)
       & (prompt_XP[..., config.walls] == symbols.SEPARATOR)
       & jnp.all(_is_cell(prompt_XP[..., -3:], config.size), axis=-1)
       & ((moves_X >= 1) & ended_XT[..., -1])
@@ -255,7 +255,7 @@ class Maze:
     )
     legal_X, fetched_X, last_X = self._walk(prompt_XP, response_XT, moves_X)
     to_goal_X, coin_to_goal_X, to_coin_X = self._ways(
-      wall_XW, coin_X, goal_X, last_X
+      wall_XZ, coin_X, goal_X, last_X
     )
     distance_X = jnp.where(fetched_X, to_goal_X, to_coin_X + coin_to_goal_X)
     table = jnp.asarray(config.reward_by_distance())
@@ -263,12 +263,12 @@ class Maze:
     reward_X = jnp.where(parsed_X, reward_X, 0.0).astype(jnp.float32)
     return Score(reward_X, parsed_X & legal_X & (distance_X == 0))
 
-  def situation(
+  def state_key(
     self, prompt_XP: Array, response_XT: Array, length_X: Array
   ) -> Array:
-    """The cell, and whether the coin is fetched; see `task.Task.situation`.
+    """The cell, and whether the coin is fetched; see `task.Task.state_key`.
 
-    A response that breaks a rule, or is finished, is a situation of its own.
+    A response that breaks a rule, or is finished, is a state_key of its own.
     """
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
@@ -280,7 +280,7 @@ class Maze:
 
   def _walk(self, prompt_XP, response_XT, moves_X) -> tuple[Array, ...]:
     """Whether the first `moves_X` moves are legal, fetch the coin, and end."""
-    wall_XW = prompt_XP[..., : self.config.walls]
+    wall_XZ = prompt_XP[..., : self.config.walls]
     start_X, coin_X = prompt_XP[..., -3], prompt_XP[..., -2]
     at_XT = jax.lax.broadcasted_iota(
       jnp.int32, response_XT.shape, response_XT.ndim - 1
@@ -290,7 +290,7 @@ class Maze:
     )
     step_XT = jnp.abs(response_XT - before_XT)
     blocked_XT = jnp.any(
-      response_XT[..., None] == wall_XW[..., None, :], axis=-1
+      response_XT[..., None] == wall_XZ[..., None, :], axis=-1
     )
     legal_XT = ((step_XT == 1) | (step_XT == _ROW)) & ~blocked_XT
     legal_XT &= _is_cell(response_XT, self.config.size)
@@ -304,7 +304,7 @@ class Maze:
     last_X = jnp.take_along_axis(before_XT, end_X1, axis=-1)[..., 0]
     return legal_X, fetched_X, last_X
 
-  def _ways(self, wall_XW, coin_X, goal_X, last_X) -> tuple[Array, ...]:
+  def _ways(self, wall_XZ, coin_X, goal_X, last_X) -> tuple[Array, ...]:
     """Moves from last to goal, from coin to goal and from last to coin.
 
     A row of the maze is an integer, a cell one of its bits; two floods grow by
@@ -320,24 +320,24 @@ class Maze:
       )
 
     inside = (1 << (size + 1)) - 2  # The bits of columns 1..size.
-    wall_XI = jnp.bitwise_or.reduce(rows(wall_XW), axis=-2)
-    free_X1I = (inside & ~wall_XI)[..., None, :]
-    targets_X2I = jnp.stack([rows(last_X), rows(coin_X)], axis=-2)
+    wall_XY = jnp.bitwise_or.reduce(rows(wall_XZ), axis=-2)
+    free_X1Y = (inside & ~wall_XY)[..., None, :]
+    targets_X2Y = jnp.stack([rows(last_X), rows(coin_X)], axis=-2)
 
     def grow(_, carry):
-      flood_X2I, distance_X22 = carry
-      hit_X22I = flood_X2I[..., :, None, :] & targets_X2I[..., None, :, :]
-      distance_X22 += jnp.all(hit_X22I == 0, axis=-1)
-      none_X21 = jnp.zeros_like(flood_X2I[..., :1])
-      down_X2I = jnp.concatenate([none_X21, flood_X2I[..., :-1]], axis=-1)
-      up_X2I = jnp.concatenate([flood_X2I[..., 1:], none_X21], axis=-1)
-      sides_X2I = flood_X2I << 1 | flood_X2I >> 1
-      flood_X2I |= (sides_X2I | down_X2I | up_X2I) & free_X1I
-      return flood_X2I, distance_X22
+      flood_X2Y, distance_X22 = carry
+      hit_X22Y = flood_X2Y[..., :, None, :] & targets_X2Y[..., None, :, :]
+      distance_X22 += jnp.all(hit_X22Y == 0, axis=-1)
+      none_X21 = jnp.zeros_like(flood_X2Y[..., :1])
+      down_X2Y = jnp.concatenate([none_X21, flood_X2Y[..., :-1]], axis=-1)
+      up_X2Y = jnp.concatenate([flood_X2Y[..., 1:], none_X21], axis=-1)
+      sides_X2Y = flood_X2Y << 1 | flood_X2Y >> 1
+      flood_X2Y |= (sides_X2Y | down_X2Y | up_X2Y) & free_X1Y
+      return flood_X2Y, distance_X22
 
-    flood_X2I = jnp.stack([rows(goal_X), rows(coin_X)], axis=-2)
+    flood_X2Y = jnp.stack([rows(goal_X), rows(coin_X)], axis=-2)
     zero_X22 = jnp.zeros((*last_X.shape, 2, 2), jnp.int32)
-    _, distance_X22 = jax.lax.fori_loop(0, size**2, grow, (flood_X2I, zero_X22))
+    _, distance_X22 = jax.lax.fori_loop(0, size**2, grow, (flood_X2Y, zero_X22))
     return (
       distance_X22[..., 0, 0], distance_X22[..., 0, 1], distance_X22[..., 1, 0]
     )  # fmt: skip

@@ -32,83 +32,83 @@ def neighbours(size: int) -> np.ndarray:
   )
 
 
-def canonical_keys(wall_NC: np.ndarray, ends_N3: np.ndarray) -> np.ndarray:
+def canonical_keys(wall_QJ: np.ndarray, ends_Q3: np.ndarray) -> np.ndarray:
   """Returns an int64 a problem, equal where canonical forms are equal."""
-  least_N = np.full(len(wall_NC), np.iinfo(np.int64).max)
-  for turn_C in symmetries(round(wall_NC.shape[1] ** 0.5)):
-    bits_N = wall_NC @ (1 << turn_C.astype(np.int64))
-    start_N, coin_N, goal_N = turn_C[ends_N3].T
-    for first_N, last_N in ((start_N, goal_N), (goal_N, start_N)):
-      key_N = bits_N
-      for cell_N in (first_N, coin_N, last_N):
-        key_N = key_N << _BITS | cell_N
-      least_N = np.minimum(least_N, key_N)
-  return least_N
+  least_Q = np.full(len(wall_QJ), np.iinfo(np.int64).max)
+  for turn_J in symmetries(round(wall_QJ.shape[1] ** 0.5)):
+    bits_Q = wall_QJ @ (1 << turn_J.astype(np.int64))
+    start_Q, coin_Q, goal_Q = turn_J[ends_Q3].T
+    for first_Q, last_Q in ((start_Q, goal_Q), (goal_Q, start_Q)):
+      key_Q = bits_Q
+      for cell_Q in (first_Q, coin_Q, last_Q):
+        key_Q = key_Q << _BITS | cell_Q
+      least_Q = np.minimum(least_Q, key_Q)
+  return least_Q
 
 
 def unpack(problem: Problem, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns wall_C and the cells of start, coin and goal."""
+  """Returns wall_J and the cells of start, coin and goal."""
   ends_3 = np.array([problem >> _BITS * i & 63 for i in (2, 1, 0)])
-  wall_C = (problem >> 3 * _BITS >> np.arange(size**2)) & 1
-  return wall_C.astype(bool), ends_3
+  wall_J = (problem >> 3 * _BITS >> np.arange(size**2)) & 1
+  return wall_J.astype(bool), ends_3
 
 
-def distances(wall_NC: np.ndarray, source_N: np.ndarray) -> np.ndarray:
+def distances(wall_QJ: np.ndarray, source_Q: np.ndarray) -> np.ndarray:
   """Moves from a source to each cell, int [N, C]; C where there is no way."""
-  count, cells = wall_NC.shape
+  count, cells = wall_QJ.shape
   size = round(cells**0.5)
-  distance_NC = np.full(wall_NC.shape, cells)
-  distance_NC[np.arange(count), source_N] = 0
+  distance_QJ = np.full(wall_QJ.shape, cells)
+  distance_QJ[np.arange(count), source_Q] = 0
   # The flood grows by a move a step; a closed border spares the edge cases.
   border = ((0, 0), (1, 1), (1, 1))
-  open_NIJ = np.pad(~wall_NC.reshape(count, size, size), border)
-  flood_NIJ = np.pad((distance_NC == 0).reshape(count, size, size), border)
+  open_QYY = np.pad(~wall_QJ.reshape(count, size, size), border)
+  flood_QYY = np.pad((distance_QJ == 0).reshape(count, size, size), border)
   for step in range(1, cells):
-    grown_NIJ = flood_NIJ.copy()
-    grown_NIJ[:, 1:] |= flood_NIJ[:, :-1]
-    grown_NIJ[:, :-1] |= flood_NIJ[:, 1:]
-    grown_NIJ[:, :, 1:] |= flood_NIJ[:, :, :-1]
-    grown_NIJ[:, :, :-1] |= flood_NIJ[:, :, 1:]
-    new_NIJ = grown_NIJ & open_NIJ & ~flood_NIJ
-    if not new_NIJ.any():
+    grown_QYY = flood_QYY.copy()
+    grown_QYY[:, 1:] |= flood_QYY[:, :-1]
+    grown_QYY[:, :-1] |= flood_QYY[:, 1:]
+    grown_QYY[:, :, 1:] |= flood_QYY[:, :, :-1]
+    grown_QYY[:, :, :-1] |= flood_QYY[:, :, 1:]
+    new_QYY = grown_QYY & open_QYY & ~flood_QYY
+    if not new_QYY.any():
       break
-    distance_NC[new_NIJ[:, 1:-1, 1:-1].reshape(count, cells)] = step
-    flood_NIJ |= new_NIJ
-  return distance_NC
+    distance_QJ[new_QYY[:, 1:-1, 1:-1].reshape(count, cells)] = step
+    flood_QYY |= new_QYY
+  return distance_QJ
 
 
 def random_mazes(
   rng: np.random.Generator, size: int, walls: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws mazes without closed-off cells: wall_NC, and start, coin, goal."""
+  """Draws mazes without closed-off cells: wall_QJ, and start, coin, goal."""
   cells = size**2
-  order_NC = rng.random((_BATCH, cells), np.float32).argsort(axis=1)
-  wall_NC = np.zeros((_BATCH, cells), bool)
-  np.put_along_axis(wall_NC, order_NC[:, :walls], True, axis=1)
-  ends_N3 = order_NC[:, walls : walls + 3]
-  distance_NC = distances(wall_NC, ends_N3[:, 0])
-  open_N = np.all(wall_NC | (distance_NC < cells), axis=1)
-  return wall_NC[open_N], ends_N3[open_N]
+  order_QJ = rng.random((_BATCH, cells), np.float32).argsort(axis=1)
+  wall_QJ = np.zeros((_BATCH, cells), bool)
+  np.put_along_axis(wall_QJ, order_QJ[:, :walls], True, axis=1)
+  ends_Q3 = order_QJ[:, walls : walls + 3]
+  distance_QJ = distances(wall_QJ, ends_Q3[:, 0])
+  open_Q = np.all(wall_QJ | (distance_QJ < cells), axis=1)
+  return wall_QJ[open_Q], ends_Q3[open_Q]
 
 
 def random_walks(
   rng: np.random.Generator,
-  wall_NC: np.ndarray,
-  start_N: np.ndarray,
+  wall_QJ: np.ndarray,
+  start_Q: np.ndarray,
   max_moves: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Walks that turn back only in dead ends: cell_NT and their lengths."""
-  near_C4 = neighbours(round(wall_NC.shape[1] ** 0.5))
-  at_N, before_N = start_N, np.full_like(start_N, -1)
-  rows = np.arange(len(start_N))
+  """Walks that turn back only in dead ends: cell_QT and their lengths."""
+  near_J4 = neighbours(round(wall_QJ.shape[1] ** 0.5))
+  at_Q, before_Q = start_Q, np.full_like(start_Q, -1)
+  rows = np.arange(len(start_Q))
   cells = []
   for _ in range(max_moves):
-    near_N4 = near_C4[at_N]
-    legal_N4 = (near_N4 >= 0) & ~wall_NC[rows[:, None], near_N4]
-    back_N4 = near_N4 == before_N[:, None]
+    near_Q4 = near_J4[at_Q]
+    legal_Q4 = (near_Q4 >= 0) & ~wall_QJ[rows[:, None], near_Q4]
+    back_Q4 = near_Q4 == before_Q[:, None]
     # The largest of random numbers is a uniform choice.
-    draw_N4 = rng.random(near_N4.shape) + legal_N4 * np.where(back_N4, 1, 2)
-    before_N, at_N = at_N, near_N4[rows, draw_N4.argmax(axis=1)]
-    cells.append(at_N)
-  length_N = rng.integers(2, max_moves, len(rows), endpoint=True)
-  return np.stack(cells, axis=1), length_N
+    draw_Q4 = rng.random(near_Q4.shape) + legal_Q4 * np.where(back_Q4, 1, 2)
+    before_Q, at_Q = at_Q, near_Q4[rows, draw_Q4.argmax(axis=1)]
+    cells.append(at_Q)
+  length_Q = rng.integers(2, max_moves, len(rows), endpoint=True)
+  return np.stack(cells, axis=1), length_Q

@@ -39,8 +39,8 @@ RewardFn = Callable[[Array, Array, Score], Score]
 # (prompt_XP, response_XT, length_X) -> token_X; see `Task.observe`.
 ObserveFn = Callable[[Array, Array, Array], Array]
 
-# (prompt_XP, response_XT, length_X) -> situation_XK; see `Task.situation`.
-SituationFn = Callable[[Array, Array, Array], Array]
+# (prompt_XP, response_XT, length_X) -> state_key_XZ; see `Task.state_key`.
+StateKeyFn = Callable[[Array, Array, Array], Array]
 
 
 @runtime_checkable
@@ -76,7 +76,7 @@ class Task(Protocol):
     """The token that fills short prompts on the right; None: all are full."""
 
   @property
-  def prompt_head(self) -> int:
+  def shared_prefix_length(self) -> int:
     """How many leading tokens all prompts share, which are then run once."""
 
   @property
@@ -104,7 +104,7 @@ class Task(Protocol):
     """
 
   @property
-  def situation(self) -> SituationFn | None:
+  def state_key(self) -> StateKeyFn | None:
     """What a response so far has come to; None: a search merges nothing.
 
     A method in pure JAX, of prompts, responses of which the first `length_X`
@@ -199,7 +199,7 @@ class TaskConfig(abc.ABC):
     self,
     rng: np.random.Generator,
     count: int,
-    hindsight: float,
+    relabel_fraction: float,
     excluded: Collection[Problem] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
     """Draws random legal responses, for supervised warm starts.
@@ -207,12 +207,12 @@ class TaskConfig(abc.ABC):
     Args:
       rng: advanced by the call.
       count: N, the number of examples.
-      hindsight: probability that the prompt asks for what the response does;
-        otherwise it asks for anything, and is mostly missed.
+      relabel_fraction: probability that the prompt asks for what the response
+        does; otherwise it asks for anything, and is mostly missed.
       excluded: canonical problems that are never asked.
 
     Returns:
-      prompt_NP and response_NT, int32.
+      prompt_QP and response_QT, int32.
 
     Raises:
       ValueError: an argument is out of range, or `excluded` leaves nothing.
@@ -267,12 +267,12 @@ class GradedConfig(TaskConfig):
     return (self.legal + self.near * closeness).astype(np.float32)
 
 
-def check_warm_start(count: int, hindsight: float) -> None:
+def check_warm_start(count: int, relabel_fraction: float) -> None:
   """Raises ValueError where an argument of `warm_start` is out of range."""
   if count < 0:
     raise ValueError(f"{count=}: use 0 or more")
-  if not 0.0 <= hindsight <= 1.0:
-    raise ValueError(f"{hindsight=}: use a probability in [0, 1]")
+  if not 0.0 <= relabel_fraction <= 1.0:
+    raise ValueError(f"{relabel_fraction=}: use a probability in [0, 1]")
 
 
 def check_tokens(task: Task, prompt_XP: Array, response_XT: Array) -> None:
@@ -308,7 +308,9 @@ def next_observation(
   return jnp.where(length_X > 0, token_X, NO_OBSERVATION)
 
 
-def observed(task: Task, prompt_BP: Array, response_BGT: Array) -> Array | None:
+def environment_tokens(
+  task: Task, prompt_BP: Array, response_BGT: Array
+) -> Array | None:
   """Which tokens of given responses the environment wrote, BGT.
 
   None where it never does. Entries after a response's end mean nothing.
@@ -331,8 +333,8 @@ def chosen(
   task: Task, prompt_BP: Array, response_BGT: Array, mask_BGT: Array
 ) -> Array:
   """The part of a mask at which the model chose the token."""
-  observed_BGT = observed(task, prompt_BP, response_BGT)
-  return mask_BGT if observed_BGT is None else mask_BGT & ~observed_BGT
+  environment_BGT = environment_tokens(task, prompt_BP, response_BGT)
+  return mask_BGT if environment_BGT is None else mask_BGT & ~environment_BGT
 
 
 def readable(task: Task, tokens: np.ndarray) -> list[str]:
@@ -353,7 +355,7 @@ class Rewarded:
   task: Task
   reward: RewardFn
 
-  situation = None  # The reward may tell apart what the task's own does not.
+  state_key = None  # The reward may tell apart what the task's own does not.
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith("_"):

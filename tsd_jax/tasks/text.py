@@ -142,11 +142,11 @@ class TextConfig(TaskConfig):
     self,
     rng: np.random.Generator,
     count: int,
-    hindsight: float,
+    relabel_fraction: float,
     excluded: Collection[str] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws lines with their solutions; all are right, whatever `hindsight`."""
-    check_warm_start(count, hindsight)
+    """Draws lines with their solutions; nothing is relabelled."""
+    check_warm_start(count, relabel_fraction)
     solved = [
       line
       for line in self.lines
@@ -172,7 +172,7 @@ class Text:
 
   name = "text"
   observe = None
-  situation = None
+  state_key = None
 
   @property
   def tokenizer(self) -> TextTokenizer:
@@ -200,7 +200,7 @@ class Text:
     return self.tokenizer.pad_id
 
   @property
-  def prompt_head(self) -> int:
+  def shared_prefix_length(self) -> int:
     """The beginning that all lines of the file share."""
     return text_lines.common_head(*self.config.file_key)
 
@@ -239,13 +239,13 @@ class Text:
     finished_X = jnp.any(response_XT == self.eos_id, axis=-1)
     return Score(reward_X, finished_X & (reward_X >= self.config.correct_at))
 
-  def grade(self, prompt_NP: np.ndarray, response_NT: np.ndarray) -> np.ndarray:
+  def grade(self, prompt_QP: np.ndarray, response_QT: np.ndarray) -> np.ndarray:
     """Rewards of responses; those that say the same are graded once."""
     requests, request_of_row = {}, {}
-    for row, response_T in enumerate(response_NT):
+    for row, response_T in enumerate(response_QT):
       text = self._text(response_T)
       if text is not None:
-        line = self.config.line_of(prompt_NP[row])
+        line = self.config.line_of(prompt_QP[row])
         request = requests.setdefault(
           (line.prompt, text), (len(requests), line.example)
         )
@@ -253,10 +253,10 @@ class Text:
     graded = self._workers().grade(
       [(*texts, example) for texts, (_, example) in requests.items()]
     )
-    reward_N = np.zeros(len(response_NT), np.float32)
+    reward_Q = np.zeros(len(response_QT), np.float32)
     for row, request in request_of_row.items():
-      reward_N[row] = graded[request]
-    return reward_N
+      reward_Q[row] = graded[request]
+    return reward_Q
 
   def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
     """Returns a line such as `'2 + 3 =' | '5' | reward 1.000`."""

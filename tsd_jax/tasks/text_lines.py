@@ -146,11 +146,11 @@ def common_head(*key) -> int:
 
   Every prompt keeps a token of its own, so that none is all head.
   """
-  prompt_NP = np.array([line.prompt_P for line in read(*key)])
+  prompt_QP = np.array([line.prompt_P for line in read(*key)])
   _, tokenizer, *_ = key
-  real_NP = prompt_NP != load_tokenizer(tokenizer).pad_id
-  shortest = prompt_NP.shape[1] - np.argmax(real_NP[:, ::-1], axis=1).max()
-  same_P = np.all(prompt_NP == prompt_NP[:1], axis=0)
+  real_QP = prompt_QP != load_tokenizer(tokenizer).pad_id
+  shortest = prompt_QP.shape[1] - np.argmax(real_QP[:, ::-1], axis=1).max()
+  same_P = np.all(prompt_QP == prompt_QP[:1], axis=0)
   return int(min(np.cumprod(same_P).sum(), shortest - 1))
 
 

@@ -1,4 +1,4 @@
-"""A value for searches from hindsight: which answers can still be reached.
+"""A value for searches, taught by relabelling: what can still be reached.
 
 V_search learns from random legal responses (`TaskConfig.warm_start`). Half of
 them are asked for what they do, and are right; the others for anything, and are
@@ -102,6 +102,6 @@ def save(file, params, experiment: Experiment, steps: int, batch: int) -> None:
 
 def _read(model: transformer.Transformer, prompt_BP, response_BT):
   """Before every token: log pi over the vocabulary, and V_search's logit."""
-  x_BTD = scoring.features(model, prompt_BP, response_BT[:, None])[:, 0]
+  x_BTD = scoring.hidden_states(model, prompt_BP, response_BT[:, None])[:, 0]
   _, logit_BT = model.values(x_BTD)
   return jax.nn.log_softmax(model.logits(x_BTD)), logit_BT

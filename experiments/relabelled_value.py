@@ -1,14 +1,15 @@
-"""A start for --config.search.leaf=value: V_search from hindsight.
+"""A start for --config.search.leaf=value: V_search taught by relabelling.
 
-See `hindsight.py`. Command (a quarter of an hour on one core, four numbers):
+See `recipes/relabelled_value.py`. Command (a quarter of an hour on one core,
+four numbers):
 
-  python -m experiments.hindsight_value --config=experiments/countdown4.py
+  python -m experiments.relabelled_value --config=experiments/countdown4.py
     --output=FILE.safetensors
 """
 
 from absl import flags
 
-from experiments.recipes import hindsight
+from experiments.recipes import relabelled_value
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.models import weights
@@ -34,7 +35,7 @@ def main(overrides):
   task = experiment.task.make()
   graphdef, params = initial_params(experiment)
   steps, batch = _STEPS.value, _BATCH.value
-  params = hindsight.teach(
+  params = relabelled_value.teach(
     graphdef,
     params,
     experiment.task,
@@ -44,7 +45,7 @@ def main(overrides):
     kl_weight=_KL.value,
     seed=experiment.seed,
   )
-  hindsight.save(output, params, experiment, steps, batch)
+  relabelled_value.save(output, params, experiment, steps, batch)
   params, _ = weights.load(output, params)  # Measured as it is stored.
   results = evaluation.evaluate(
     graphdef,
@@ -55,7 +56,7 @@ def main(overrides):
     seed=1,
   )
   shown = ", ".join(f"{m} {r['accuracy']:.3f}" for m, r in results.items())
-  spent = hindsight.forwards(task, steps, batch)
+  spent = relabelled_value.forwards(task, steps, batch)
   print(f"validation: {shown}; taught by {spent:,} forwards of a token")
 
 

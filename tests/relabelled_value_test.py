@@ -1,4 +1,4 @@
-"""The value from hindsight: what it learns and what it leaves alone."""
+"""The value taught by relabelling: what it learns and what it leaves alone."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.recipes import hindsight, supervised
+from experiments.recipes import relabelled_value, supervised
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference import scoring
@@ -24,7 +24,7 @@ def taught():
   """A small model before and after, and what both say of other examples."""
   experiment = small_experiment.get_config()
   graphdef, params = initial_params(experiment)
-  new = hindsight.teach(graphdef, params, experiment.task, **SIZES)
+  new = relabelled_value.teach(graphdef, params, experiment.task, **SIZES)
   config = experiment.task
   prompt_BP, response_BT = config.warm_start(
     np.random.default_rng(99), 1_000, 0.5, supervised.held_out(config)
@@ -33,7 +33,7 @@ def taught():
   @jax.jit
   def read(params):
     model = nnx.merge(graphdef, params)
-    x_BTD = scoring.features(model, prompt_BP, response_BT[:, None])[:, 0]
+    x_BTD = scoring.hidden_states(model, prompt_BP, response_BT[:, None])[:, 0]
     return jax.nn.log_softmax(model.logits(x_BTD)), model.values(x_BTD)[1]
 
   right_B = config.make().score(prompt_BP, response_BT).correct_X
@@ -69,7 +69,7 @@ def test_held_out_problems_are_never_asked(monkeypatch):
     supervised, "fit", lambda params, phases, *_: asked.extend(phases[0])
   )
   config = small_experiment.get_config().task
-  hindsight.teach(None, None, config, steps=20, batch=64)
+  relabelled_value.teach(None, None, config, steps=20, batch=64)
   ((prompt_SBP, _),) = asked
   held = {
     config.canonical(p)
@@ -89,7 +89,7 @@ def test_its_file_may_value_leaves(tmp_path):
   graphdef, params = initial_params(experiment)
   with pytest.raises(config_lib.UserError, match="search.leaf=value"):
     initial_params(valued)
-  hindsight.save(file, params, experiment, 1, 1)
+  relabelled_value.save(file, params, experiment, 1, 1)
   initial_params(config_lib.override(valued, {"init": file}))
   del graphdef
 
@@ -97,4 +97,4 @@ def test_its_file_may_value_leaves(tmp_path):
 def test_forwards_are_counted():
   task = small_experiment.get_config().make_task()
   tokens = task.prompt_length + task.response_length - 1
-  assert hindsight.forwards(task, 3, 5) == 3 * 5 * tokens * 4
+  assert relabelled_value.forwards(task, 3, 5) == 3 * 5 * tokens * 4

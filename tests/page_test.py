@@ -8,7 +8,7 @@ import pytest
 from experiments.results import page
 from tsd_jax.base.errors import UserError
 from tsd_jax.comparison import statistics
-from tsd_jax.comparison.statistics import Curve
+from tsd_jax.run.curves import Curve
 
 
 def test_the_page_is_what_the_files_say():

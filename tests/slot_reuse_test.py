@@ -18,7 +18,7 @@ CASES = {
   "tokens": (TASK, {}),
   "value": (TASK, dict(leaf="value", pool="carry")),
   "rollouts": (TASK, dict(leaf="mix")),
-  "situations": (transpositions_test.Bag(), dict(transpositions=True)),
+  "state_keys": (transpositions_test.Bag(), dict(transpositions=True)),
   "steps": (steps_test.TASK, dict(step_tokens=3)),
 }
 
@@ -53,14 +53,14 @@ def turns(needs, rows):
 
 @pytest.mark.parametrize(
   "case",
-  ["tokens", "situations"]
+  ["tokens", "state_keys"]
   + [
     pytest.param(case, marks=pytest.mark.slow)
     for case in ("value", "rollouts", "steps")
   ],
 )
 def test_a_tree_knows_nothing_of_the_others(case):
-  in_step, in_turns = search(case), search(case, refill=True, trees=TREES)
+  in_step, in_turns = search(case), search(case, slot_reuse=True, trees=TREES)
   for a, b in zip(
     jax.tree.leaves(in_step.tree),
     jax.tree.leaves(in_turns.tree),
@@ -70,15 +70,15 @@ def test_a_tree_knows_nothing_of_the_others(case):
   made_B = np.sum(in_step.tree.node_visits > 0, axis=1) - 1
   rows = turns(made_B, TREES) * TREES
   np.testing.assert_allclose(in_turns.simulations, rows / B)
-  if case in ("tokens", "value", "situations"):
+  if case in ("tokens", "value", "state_keys"):
     assert in_turns.forwards == rows
 
 
-@pytest.mark.parametrize("case", ["tokens", "situations"])
+@pytest.mark.parametrize("case", ["tokens", "state_keys"])
 def test_a_solved_tree_makes_room(case):
   """It holds what it held when it was solved, and the others are whole."""
   whole = search(case).tree
-  short = search(case, refill=True, trees=TREES, stop_when_solved=True)
+  short = search(case, slot_reuse=True, trees=TREES, stop_when_solved=True)
   needs = []
   for row in range(B):
     made = np.flatnonzero(whole.node_visits[row] > 0)
@@ -100,14 +100,16 @@ def test_a_solved_tree_makes_room(case):
 
 
 def test_more_places_than_prompts_are_as_many():
-  few, many = (search("tokens", refill=True, trees=t) for t in (B, 5 * B))
+  few, many = (search("tokens", slot_reuse=True, trees=t) for t in (B, 5 * B))
   for a, b in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_mctx_s_own_rules_have_no_turns():
-  with pytest.raises(ValueError, match=r"search\.refill=true is of .*not puct"):
-    SearchConfig(rule="puct", leaf="rollout", refill=True)
+  with pytest.raises(
+    ValueError, match=r"search\.slot_reuse=true is of .*not puct"
+  ):
+    SearchConfig(rule="puct", leaf="rollout", slot_reuse=True)
 
 
 def test_prompts_need_be_no_multiple_of_trees():
@@ -115,5 +117,5 @@ def test_prompts_need_be_no_multiple_of_trees():
   sizes = {"rollout.prompts": "8", "search.width": "1", "search.trees": "3"}
   with pytest.raises(config_lib.ConfigError, match="multiple of search.trees"):
     config_lib.override(config, sizes)
-  config = config_lib.override(config, sizes | {"search.refill": "true"})
+  config = config_lib.override(config, sizes | {"search.slot_reuse": "true"})
   assert config.learner_config().search_calls == 1

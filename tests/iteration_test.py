@@ -29,9 +29,9 @@ class Copy:
 
   name = "copy"
   vocab_size, prompt_length, response_length = V, P, T
-  eos_id, pad_id, prompt_pad_id, prompt_head = EOS, PAD, None, 0
+  eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
   observe = None
-  situation = None
+  state_key = None
 
   def score(self, prompt_XP, response_XT):
     """Counts what is right."""
@@ -60,7 +60,7 @@ def configure(algorithm="tsd", **parts):
   options = dict(
     rollout=ROLLOUT,
     search=SEARCH,
-    loss=LossConfig(lessons=C),
+    loss=LossConfig(distilled_prompts=C),
     optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4),
     refresh_every=1,
     iterations=4,
@@ -84,7 +84,7 @@ def fresh(config):
 
 
 def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
-  train_chunk = iteration.make_train_chunk(start()[0], TASK, config, mesh)
+  train_loop = iteration.make_train_loop(start()[0], TASK, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
   reference = jax.tree.map(jnp.copy, start()[1])
@@ -95,7 +95,7 @@ def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
     if mesh is not None:
       state, reference = sharding.place((state, reference), mesh)
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
-    state, metrics = train_chunk(state, piece, reference, hyper, key)
+    state, metrics = train_loop(state, piece, reference, hyper, key)
     all_metrics.append(jax.device_get(metrics))
   stacked = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
   return jax.device_get(state), stacked
@@ -169,7 +169,7 @@ def test_a_seed_decides_everything():
 
 def test_a_tighter_clip_acts_more_and_changes_the_update():
   def one(clip):
-    loss = LossConfig(lessons=C, clip_low=clip, clip_high=clip)
+    loss = LossConfig(distilled_prompts=C, clip_low=clip, clip_high=clip)
     steps = OptimizerConfig(learning_rate=3e-3, minibatches=4, epochs=2)
     return run(configure(loss=loss, optimizer=steps), prompts(1))
 
@@ -201,7 +201,7 @@ def test_the_ledger_is_a_hand_count():
       algorithm,
       search=dataclasses.replace(SEARCH, stop_when_solved=False),
       rollout=dataclasses.replace(ROLLOUT, choose="first"),
-      loss=LossConfig(lessons=C, kl_weight=0.1),
+      loss=LossConfig(distilled_prompts=C, kl_weight=0.1),
       optimizer=OptimizerConfig(minibatches=4, epochs=3),
     )
     _, metrics = run(config, prompts(1))
@@ -263,12 +263,18 @@ def test_forks_share_what_they_say_and_differ_after_it():
   [
     (dict(refresh_every=-1), "refresh_every=-1"),
     (dict(optimizer=OptimizerConfig(minibatches=5)), "multiple of"),
-    (dict(loss=LossConfig(lessons=6)), "loss.lessons=6 must be a multiple"),
-    (dict(loss=LossConfig(lessons=128)), "exceeds the 64 prompts"),
-    (dict(loss=LossConfig(advantage="group", lessons=C)), "knows no forks"),
+    (
+      dict(loss=LossConfig(distilled_prompts=6)),
+      "loss.distilled_prompts=6 must be a multiple",
+    ),
+    (dict(loss=LossConfig(distilled_prompts=128)), "exceeds the 64 prompts"),
+    (
+      dict(loss=LossConfig(advantage="group", distilled_prompts=C)),
+      "knows no forks",
+    ),
     (
       dict(
-        loss=LossConfig(advantage="gae", lessons=C),
+        loss=LossConfig(advantage="gae", distilled_prompts=C),
         rollout=dataclasses.replace(ROLLOUT, forks=0),
       ),
       "set loss.value_weight > 0",
@@ -288,7 +294,7 @@ def test_an_unknown_method_is_refused():
 @pytest.mark.parametrize("champions", [1, 3])
 @pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
 def test_every_method_updates_on_as_many_tokens(algorithm, champions):
-  loss = LossConfig(lessons=C, champions=champions)
+  loss = LossConfig(distilled_prompts=C, champions=champions)
   ours = configure(loss=loss).update_tokens(TASK)
   config = configure(algorithm, loss=loss)
   count = config.update_tokens(TASK)
@@ -297,25 +303,25 @@ def test_every_method_updates_on_as_many_tokens(algorithm, champions):
   assert config.prompts == S
 
 
-def found(used_S, chance_S):
+def found(used_S, success_prob_Q):
   """What a search of one champion a prompt found."""
-  tokens_SMT = jnp.arange(len(used_S) * T, dtype=jnp.int32)
+  tokens_QMT = jnp.arange(len(used_S) * T, dtype=jnp.int32)
   return iteration.Found(
-    tokens_SMT.reshape(-1, 1, T),
+    tokens_QMT.reshape(-1, 1, T),
     jnp.asarray(used_S)[:, None],
-    jnp.asarray(chance_S, jnp.float32),
+    jnp.asarray(success_prob_Q, jnp.float32),
     None,
   )
 
 
 def test_prompts_with_a_champion_are_the_first_lessons():
-  prompt_SP = jnp.arange(20).reshape(10, 2)
+  prompt_QP = jnp.arange(20).reshape(10, 2)
   used_S = np.isin(np.arange(10), [2, 5, 7])
   search = found(used_S, np.zeros(10))
   seen = set()
   for seed in range(20):
-    lessons = iteration.choose_lessons(
-      jax.random.key(seed), prompt_SP, search, 5
+    lessons = iteration.choose_distillation_batch(
+      jax.random.key(seed), prompt_QP, search, 5
     )
     rows = np.asarray(lessons.prompt_CP[:, 0]) // 2
     assert len(set(rows)) == 5 and {2, 5, 7} <= set(rows)
@@ -326,15 +332,15 @@ def test_prompts_with_a_champion_are_the_first_lessons():
 
 
 def test_samples_go_where_success_is_least_certain():
-  prompt_SP = jnp.arange(12).reshape(6, 2)
+  prompt_QP = jnp.arange(12).reshape(6, 2)
   search = found(np.ones(6, bool), [0.0, 0.95, 0.4, 1.0, 0.7, 0.1])
-  chosen = iteration.choose_prompts(jax.random.key(0), prompt_SP, search, 3)
+  chosen = iteration.choose_prompts(jax.random.key(0), prompt_QP, search, 3)
   assert sorted(np.asarray(chosen)[:, 0] // 2) == [2, 4, 5]
 
 
 def test_own_champions_need_no_search():
   config = configure(loss=LossConfig(champion_source="samples"))
-  assert config.prompts == config.lessons == B
+  assert config.prompts == config.distilled_prompts == B
   assert not config.searches
   _, metrics = run(config, prompts(1)[:, :B])
   assert metrics["tokens"].search[0] == 0
@@ -382,19 +388,19 @@ def test_the_learning_rate_falls_linearly_to_nothing():
       decayed,
       after(index, learning_rate=rate),
     )
-  for iteration in (4, 5):
+  for index in (4, 5):
     stays = after(index, learning_rate=4e-3, linear_decay=True)
     assert_equal(stays, start()[1])
 
 
 def test_programs_are_shared_between_values_of_hyper():
   def program(algorithm, **parts):
-    return iteration.make_train_chunk(
+    return iteration.make_train_loop(
       start()[0], TASK, configure(algorithm, **parts)
     )
 
   faster = OptimizerConfig(learning_rate=1e-4, minibatches=4)
-  lighter = LossConfig(lessons=C, champion_weight=0.1, clip_high=0.3)
+  lighter = LossConfig(distilled_prompts=C, champion_weight=0.1, clip_high=0.3)
   first = program("tsd")
   assert program("tsd", optimizer=faster) is first
   falling = dataclasses.replace(faster, linear_decay=True)
@@ -403,6 +409,7 @@ def test_programs_are_shared_between_values_of_hyper():
   assert decaying is not first
   assert program("tsd", loss=lighter) is first
   assert (
-    program("tsd", loss=LossConfig(champion_weight=0, lessons=C)) is not first
+    program("tsd", loss=LossConfig(champion_weight=0, distilled_prompts=C))
+    is not first
   )
   assert program("ppo") is not first

@@ -52,12 +52,12 @@ def close(got, expected):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """The lanes alone, and together."""
-  root = tmp_path_factory.mktemp("lanes")
+  """The runs alone, and together."""
+  root = tmp_path_factory.mktemp("runs")
   for lane in LANES:
     train.train(lane, root / "alone" / str(lane.seed))
   together = [root / "together" / str(lane.seed) for lane in LANES]
-  train.train_together(LANES, together)
+  train.train_vmapped(LANES, together)
   return root
 
 
@@ -86,7 +86,7 @@ def test_lanes_that_were_stopped_all_end(folders, tmp_path, lost):
       shutil.rmtree(place / "checkpoints" / str(step))
       (place / "report.html").unlink(missing_ok=True)
   before = (places[0] / "metrics.jsonl").read_bytes()
-  found = train.train_together(LANES, places)
+  found = train.train_vmapped(LANES, places)
   assert found == [rows(place)[-1]["eval"] for place in places]
   for place, steps in zip(places, lost, strict=True):
     close(rows(place), rows(folders / "alone" / place.name))
@@ -105,30 +105,30 @@ def test_lanes_that_were_stopped_all_end(folders, tmp_path, lost):
   ],
 )
 def test_runs_of_other_programs_are_refused(change, words, tmp_path):
-  lanes = [config(seed="0"), config(seed="1", **change)]
+  runs = [config(seed="0"), config(seed="1", **change)]
   with pytest.raises(ValueError, match=words):
-    train.train_together(lanes, [tmp_path / "0", tmp_path / "1"])
+    train.train_vmapped(runs, [tmp_path / "0", tmp_path / "1"])
   assert not list(tmp_path.iterdir())
 
 
 def test_lanes_want_one_device(tmp_path):
-  lanes = [config(seed=seed, **{"mesh.data": "2"}) for seed in ("0", "1")]
+  runs = [config(seed=seed, **{"mesh.data": "2"}) for seed in ("0", "1")]
   with pytest.raises(ValueError, match="a mesh of one device"):
-    train.train_together(lanes, [tmp_path / "0", tmp_path / "1"])
+    train.train_vmapped(runs, [tmp_path / "0", tmp_path / "1"])
 
 
 def test_memory_is_counted_for_all_lanes():
   lane = dataclasses.replace(LANES[0], iterations=2)
   arguments = (lane.model, lane.make_task(), lane.learner_config(), lane.mesh)
 
-  def fits(there, lanes):
+  def fits(there, runs):
     try:
-      memory.check(*arguments, there, lanes=lanes)
+      memory.check(*arguments, there, runs=runs)
     except UserError:
       return False
     return True
 
   least = next(k for k in range(10, 40) if fits(2**k, 1))
   assert not fits(2 ** (least - 1), 1)
-  # Four lanes are four times as much.
+  # Four runs are four times as much.
   assert fits(2 ** (least + 2), 4) and not fits(2 ** (least + 1), 4)
