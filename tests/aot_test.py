@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import aot_table
-from tests import learner_test as tiny
+from tests import iteration_test as tiny
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import learner_test, search_test, steps_test
+from tests import iteration_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import STOPS, TASK, T, log_prob_of, path_of
 from tsd_jax.base.types import LOG_ZERO
@@ -216,10 +216,10 @@ def test_what_lazy_draws_do_not_serve_is_refused(settings):
 
 
 def test_soft_targets_are_refused():
-  search = dataclasses.replace(learner_test.SEARCH, lazy=True)
-  loss = LossConfig(distilled_prompts=learner_test.C, soft_weight=1.0)
+  search = dataclasses.replace(iteration_test.SEARCH, lazy=True)
+  loss = LossConfig(distilled_prompts=iteration_test.C, soft_weight=1.0)
   with pytest.raises(ValueError, match=r"search\.lazy=false"):
-    learner_test.configure(search=search, loss=loss)
+    iteration_test.configure(search=search, loss=loss)
 
 
 def test_eager_steps_take_more_forwards():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests import learner_test, search_test, small_experiment
+from tests import iteration_test, search_test, small_experiment
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import LOG_ZERO
@@ -320,7 +320,7 @@ def test_a_run_of_step_moves_trains(tmp_path):
 
 
 def test_soft_targets_of_steps_are_refused():
-  search = dataclasses.replace(learner_test.SEARCH, step_tokens=2)
-  loss = LossConfig(distilled_prompts=learner_test.C, soft_weight=1.0)
+  search = dataclasses.replace(iteration_test.SEARCH, step_tokens=2)
+  loss = LossConfig(distilled_prompts=iteration_test.C, soft_weight=1.0)
   with pytest.raises(ValueError, match=r"set search\.step_tokens=1 .*not 2"):
-    learner_test.configure(search=search, loss=loss)
+    iteration_test.configure(search=search, loss=loss)
