@@ -22,7 +22,7 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.calculator import CalculatorConfig
 
 

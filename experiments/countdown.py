@@ -15,7 +15,7 @@ same loop without search, at its best rate).
 from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 

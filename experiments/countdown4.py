@@ -12,7 +12,7 @@ Both methods: bash launch/local.sh --config=experiments/countdown4.py
 
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 

@@ -18,7 +18,8 @@ Command: python -m launch.train --config=experiments/countdown4_value.py
 
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.best_first import BestFirst
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 
@@ -28,5 +29,7 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=4),
     model=presets.TINY,
     init="experiments/starts/value_start_4.safetensors",
-    search=SearchConfig(num_simulations=48, leaf="value", transpositions=True),
+    search=SearchConfig(
+      BestFirst(transpositions=True), num_simulations=48, leaf="value"
+    ),
   )

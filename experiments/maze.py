@@ -27,7 +27,8 @@ from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.best_first import BestFirst
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.maze import MazeConfig
 
 
@@ -38,7 +39,10 @@ def get_config() -> Experiment:
     model=presets.TINY,
     init="experiments/starts/warm_start_maze.safetensors",
     search=SearchConfig(
-      num_simulations=24, width=128, transpositions=True, slot_reuse=True
+      BestFirst(transpositions=True),
+      num_simulations=24,
+      width=128,
+      slot_reuse=True,
     ),
     rollout=RolloutConfig(prompts=8),
     loss=LossConfig(

@@ -29,7 +29,8 @@ from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import pretrained
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.best_first import BestFirst
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.text import TextConfig
 
 
@@ -62,7 +63,7 @@ def get_config() -> Experiment:
     search=SearchConfig(
       num_simulations=96,
       step_tokens=40,
-      lazy=True,
+      rule=BestFirst(lazy=True),
       width=8,
       trees=16,
     ),

@@ -20,7 +20,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.text import TextConfig
 
 

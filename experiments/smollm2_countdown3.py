@@ -23,7 +23,7 @@ from experiments.recipes import countdown_words
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 
 
 def get_config() -> Experiment:

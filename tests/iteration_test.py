@@ -16,7 +16,7 @@ from tsd_jax.learning import iteration, methods
 from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Score
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7

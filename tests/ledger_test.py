@@ -16,7 +16,7 @@ from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, objective
 from tsd_jax.models import presets, transformer
 from tsd_jax.run import costs
-from tsd_jax.search import tree as tree_lib
+from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.countdown import Countdown
 
 TASK, MODEL = Countdown(), presets.TINY
@@ -85,7 +85,7 @@ def test_a_simulation():
 
   def search(params, prefix, prompt_BP, key):
     model = nnx.merge(GRAPHDEF, params)
-    result = tree_lib.search(model, TASK, prompt_BP, prefix, key, config)
+    result = search_lib.search(model, TASK, prompt_BP, prefix, key, config)
     return result.tree.embeddings
 
   # One simulation, and the moves at the root before the first one.

@@ -18,7 +18,7 @@ from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, memory
 from tsd_jax.models import transformer
 from tsd_jax.run import train
-from tsd_jax.search import tree as tree_lib
+from tsd_jax.search import search as search_lib
 
 MODEL = transformer.ModelConfig(
   vocab_size=208, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2,
@@ -137,7 +137,7 @@ def test_the_bytes_of_a_tree_are_those_of_its_arrays(search):
   def grow(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
     prefix = decode.prefill(model, prompt_BP)
-    return tree_lib.search(
+    return search_lib.search(
       model, task, prompt_BP, prefix, key, config.search
     ).tree
 

@@ -18,8 +18,8 @@ from tsd_jax.inference.rollout import RolloutConfig, rollout
 from tsd_jax.learning import iteration, losses, methods, objective
 from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Score, environment_tokens
 
 T, CALL, BYE = 5, 3, 7
@@ -179,7 +179,7 @@ def _search(prompt_BP, config):
   model = search_test.model()
   prefix = decode.prefill(model, prompt_BP)
   key = jax.random.key(0)
-  tree = tree_lib.search(model, TASK, prompt_BP, prefix, key, config).tree
+  tree = search_lib.search(model, TASK, prompt_BP, prefix, key, config).tree
   return tree, champions_lib.success_prob(tree)
 
 

@@ -20,7 +20,7 @@ from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
 from tsd_jax.run import evaluation
 from tsd_jax.search import tree
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Score
 
 V, T, EOS, PAD = 9, 3, 7, 8

@@ -17,7 +17,7 @@ from experiments.benchmarks.solvable import oracle
 from tests import lazy_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
 from tsd_jax.models import symbols
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.maze import Maze, MazeConfig
 

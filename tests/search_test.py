@@ -20,8 +20,8 @@ from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import metrics
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Score
 
 V, P, T, B, EOS, PAD = 12, 3, 4, 8, 11, 10
@@ -71,7 +71,7 @@ PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P))
 @functools.partial(jax.jit, static_argnums=1)
 def _search(prompt_BP, config):
   prefix = decode.prefill(model(), prompt_BP)
-  return tree_lib.search(
+  return search_lib.search(
     model(), TASK, prompt_BP, prefix, jax.random.key(0), config
   )
 

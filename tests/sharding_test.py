@@ -20,7 +20,7 @@ from tsd_jax.learning.methods import OptimizerConfig
 from tsd_jax.models import presets, transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
-from tsd_jax.search import tree as tree_lib
+from tsd_jax.search import search as search_lib
 
 MESHES = {
   "4x2": dict(data=4, tensor=2),
@@ -157,7 +157,7 @@ def search(devices, serving="tensor", **changes):
 
   def searching(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
-    result = tree_lib.search(
+    result = search_lib.search(
       model,
       tiny.TASK,
       prompt_BP,

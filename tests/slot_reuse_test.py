@@ -10,8 +10,8 @@ from tests import small_experiment, steps_test, transpositions_test
 from tests.search_test import PROMPTS, TASK, B, model
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference import decode
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 
 N, TREES = 16, 3
 CASES = {
@@ -27,7 +27,7 @@ CASES = {
 def _search(prompt_BP, task, config):
   prefix = decode.prefill(model(), prompt_BP)
   key = jax.random.key(0)
-  return tree_lib.search(model(), task, prompt_BP, prefix, key, config)
+  return search_lib.search(model(), task, prompt_BP, prefix, key, config)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 

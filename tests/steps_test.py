@@ -23,8 +23,8 @@ from tsd_jax.parallel import sharding
 from tsd_jax.run import train
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.search import moves
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks import data
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.task import Score
@@ -65,7 +65,7 @@ def _search(prompt_BP, config):
   model = search_test.model()
   prefix = decode.prefill(model, prompt_BP)
   key = jax.random.key(4)
-  return tree_lib.search(model, TASK, prompt_BP, prefix, key, config)
+  return search_lib.search(model, TASK, prompt_BP, prefix, key, config)
 
 
 @functools.cache
@@ -273,7 +273,7 @@ def test_countdown_is_solved_by_whole_operations():
   @jax.jit
   def grow(params, prompt_BP):
     model = nnx.merge(graphdef, params)
-    return tree_lib.search(
+    return search_lib.search(
       model, task.make(), prompt_BP, decode.prefill(model, prompt_BP),
       jax.random.key(0), SearchConfig(num_simulations=16, step_tokens=4),
     ).tree.embeddings  # fmt: skip

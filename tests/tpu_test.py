@@ -14,7 +14,7 @@ from tsd_jax.inference import decode
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
-from tsd_jax.search import tree as tree_lib
+from tsd_jax.search import search as search_lib
 
 pytestmark = pytest.mark.slow
 QUICK = {"xla_optimization_level": "EFFORT_O0"}
@@ -70,7 +70,7 @@ def test_a_search_compiles_for_tpu(pool, settings):
   def search(params, prompt_BP):
     model = nnx.merge(graphdef, params)
     prefix = decode.prefill(model, prompt_BP)
-    return tree_lib.search(
+    return search_lib.search(
       model, task, prompt_BP, prefix, jax.random.key(0), config.search
     )
 

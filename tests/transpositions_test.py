@@ -24,8 +24,8 @@ from tests.search_test import (
 from tsd_jax.inference import decode
 from tsd_jax.models import symbols
 from tsd_jax.search import transpositions
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
@@ -200,7 +200,7 @@ def last(path):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _search(prompt_BP, task, config):
   prefix = decode.prefill(model(), prompt_BP)
-  return tree_lib.search(
+  return search_lib.search(
     model(), task, prompt_BP, prefix, jax.random.key(0), config
   )
 

@@ -74,7 +74,7 @@ def make_case(vocab_size: int, length: int, steps: int):
   from experiments.benchmarks.shapes import Unsolved
   from tsd_jax.inference.rollout import RolloutConfig
   from tsd_jax.learning import methods
-  from tsd_jax.search.tree import SearchConfig
+  from tsd_jax.search.config import SearchConfig
   from tsd_jax.tasks.task import Score
 
   class Low(Unsolved):

@@ -18,8 +18,8 @@ from flax import nnx
 from tsd_jax.base.types import Array
 from tsd_jax.inference import decode
 from tsd_jax.run import evaluation
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
 _SAMPLES = 64  # Of a prompt in one call.
@@ -154,7 +154,7 @@ class ShippedSearch(SearchConfig):
 def _search(graphdef, params, task: Task, prompt_BP, key, *, config):
   """Searches; forwards made and needed until solved, B each."""
   model = nnx.merge(graphdef, params)
-  result = tree_lib.search(
+  result = search_lib.search(
     model, task, prompt_BP, decode.prefill(model, prompt_BP), key, config
   )
   return forwards_to_solve(result.tree, task, config)

@@ -15,7 +15,7 @@ from experiments.benchmarks import compiled_searches, searches
 from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
 from experiments.benchmarks.prefixes import Path, Prefixes
 from experiments.benchmarks.searches import Search, Shape
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 
 SAMPLING = ("best_of_n", "cached_sampling")
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.3)

@@ -41,8 +41,8 @@ from tsd_jax.base.types import Array
 from tsd_jax.inference import decode
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
 
 # A test process imports several scripts with flags of these names.
 _SHAPES = flags.DEFINE_list(
@@ -168,7 +168,7 @@ def ours(case: Case, config: SearchConfig, task: Unsolved | None = None):
   task = task or case.task
 
   def run(model, prompt_BP, prefix):
-    found = tree_lib.search(
+    found = search_lib.search(
       model, task, prompt_BP, prefix, jax.random.key(2), config
     )
     return found.tree.node_visits.sum(), found.forwards

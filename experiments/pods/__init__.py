@@ -11,7 +11,7 @@ from tsd_jax.learning.methods import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 
 

@@ -15,7 +15,9 @@ other flags are ordinary absl flags.
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import pathlib
+import re
 import sys
 import traceback
 import typing
@@ -85,14 +87,20 @@ def override(config: Any, overrides: Mapping[str, str]) -> Any:
       a `__post_init__` refuses.
   """
   nested: dict[str, Any] = {}
+  chosen: dict[str, Any] = {}
+  # What is chosen by its class comes first: other names may lie within it.
+  for name in sorted(overrides, key=lambda name: name.count(".")):
+    parent, leaf = _descend(config, name, chosen)
+    choice = _chosen(parent, leaf, overrides[name])
+    if choice is not None:
+      chosen[name] = choice
+      _branch(nested, name)[leaf] = _Choice(choice, {})
   for name, text in overrides.items():
-    parent, leaf = _descend(config, name)
+    if name in chosen:
+      continue
+    parent, leaf = _descend(config, name, chosen)
     value = _parse_field(parent, name, leaf, text)
-    *heads, last = name.split(".")
-    branch = nested
-    for head in heads:
-      branch = branch.setdefault(head, {})
-    branch[last] = _Value(value)
+    _branch(nested, name)[leaf] = _Value(value)
   return _rebuild(config, nested, "")
 
 
@@ -208,6 +216,56 @@ class _Value:
   value: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+  """A part of a config chosen by its class, with changes of its fields."""
+
+  value: Any
+  changes: dict[str, Any]
+
+
+def _branch(nested: dict[str, Any], name: str) -> dict[str, Any]:
+  """The changes beside which those of a dotted name stand."""
+  for head in name.split(".")[:-1]:
+    nested = nested.setdefault(head, {})
+    if isinstance(nested, _Choice):
+      nested = nested.changes
+  return nested
+
+
+def _snake(name: str) -> str:
+  """BestFirst -> best_first, PUCT -> puct."""
+  return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _choices(parent: Any, leaf: str) -> dict[str, type]:
+  """Classes that a field may hold, by the names that a flag gives them."""
+  annotation = _hints(parent)[leaf]
+  members = typing.get_args(annotation)
+  return {
+    _snake(m.__name__): m
+    for m in members
+    if dataclasses.is_dataclass(m) and not inspect.isabstract(m)
+  }
+
+
+def _chosen(parent: Any, leaf: str, text: str) -> Any:
+  """An instance of the class that a text names; None where it names none."""
+  cls = _choices(parent, leaf).get(text.lower())
+  if cls is None or _needs_arguments(cls):
+    return None
+  current = getattr(parent, leaf)
+  return current if type(current) is cls else cls()
+
+
+def _needs_arguments(cls: type) -> bool:
+  none = dataclasses.MISSING
+  return any(
+    f.init and f.default is none and f.default_factory is none
+    for f in dataclasses.fields(cls)
+  )
+
+
 def _print_error(error: Exception) -> None:
   print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
 
@@ -274,8 +332,16 @@ def _nearest(name: str, known: list[str]) -> str:
   return max(known, key=likeness)
 
 
-def _descend(config: Any, name: str) -> tuple[Any, str]:
-  """Returns the dataclass that owns a dotted name, and its last part."""
+def _descend(
+  config: Any, name: str, chosen: Mapping[str, Any]
+) -> tuple[Any, str]:
+  """Returns the dataclass that owns a dotted name, and its last part.
+
+  Args:
+    config: the whole config.
+    name: of a field.
+    chosen: parts that take the place of the config's, by their names.
+  """
   *heads, last = name.split(".")
   parent = config
   for depth, head in enumerate([*heads, last]):
@@ -290,7 +356,8 @@ def _descend(config: Any, name: str) -> tuple[Any, str]:
       near = _nearest(name, _leaf_names(config))
       raise ConfigError(f"no field config.{name}; did you mean config.{near}?")
     if depth < len(heads):
-      parent = getattr(parent, head)
+      at = ".".join(heads[: depth + 1])
+      parent = chosen.get(at, getattr(parent, head))
   return parent, last
 
 
@@ -303,7 +370,9 @@ def _parse_field(parent: Any, name: str, leaf: str, text: str) -> Any:
     text.lower() == "none" and type(None) in typing.get_args(annotation)
   ):
     inner = ", ".join(f"config.{name}.{n}" for n in _field_names(current))
-    raise ConfigError(f"config.{name} is set field by field: {inner}")
+    names = ", ".join(n for n in _choices(parent, leaf) if n != "none")
+    which = f"is one of {names}, or " if names else "is "
+    raise ConfigError(f"config.{name} {which}set field by field: {inner}")
   expected = config_values.type_name(annotation)
   try:
     return config_values.parse(text, annotation)
@@ -320,6 +389,8 @@ def _rebuild(config: Any, changes: Mapping[str, Any], path: str) -> Any:
   values = {
     name: change.value
     if isinstance(change, _Value)
+    else _rebuild(change.value, change.changes, f"{path}.{name}")
+    if isinstance(change, _Choice)
     else _rebuild(getattr(config, name), change, f"{path}.{name}")
     for name, change in changes.items()
   }

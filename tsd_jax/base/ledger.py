@@ -21,6 +21,8 @@ class Tokens(NamedTuple):
   rollout: Array  # On-policy samples.
   rescore: Array  # Forwards of the reference or of old policies.
   update: Array  # Tokens run forward in the loss; each costs three.
+  # Operations of reward models, as forwards of the policy over tokens.
+  reward: Array
 
 
 @dataclasses.dataclass
@@ -32,6 +34,7 @@ class Ledger:
   rollout: int = 0
   rescore: int = 0
   update: int = 0
+  reward: int = 0
 
   def add(self, tokens) -> None:
     """Adds one iteration's `Tokens` (host numbers)."""
@@ -42,6 +45,7 @@ class Ledger:
   def total(self) -> int:
     """Forward-equivalent tokens: update tokens three times."""
     forward = self.prefill + self.search + self.rollout + self.rescore
+    forward += self.reward
     return forward + BACKWARD_COST * self.update
 
   def to_dict(self) -> dict[str, int]:

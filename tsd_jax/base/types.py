@@ -13,9 +13,11 @@ Shapes are written in names: `logits_BTV` has axes batch, position, vocabulary.
   C  iterations in one dispatch    I  iterations of a run
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -26,8 +28,48 @@ LOG_ZERO = -1e9
 # mctx's index of a child that was never expanded.
 UNVISITED = -1
 
-# What an environment says where the next token is the model's to choose.
-NO_OBSERVATION = -1
+
+class PromptForm(NamedTuple):
+  """How prompts are laid out; known before anything is compiled."""
+
+  padded: bool = False  # Whether some are shorter than P.
+  shared_prefix_length: int = 0  # Leading tokens that all have, run once.
+
+
+class Media(NamedTuple):
+  """Embeddings of pictures or sound that stand at placeholder tokens.
+
+  Leaves lead with B. A model reads them in place of the tokens' own embeddings.
+  """
+
+  embedding_BJD: Array  # float32.
+  position_BJ: Array  # int32, where in the prompt; P or more is nowhere.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """What is asked: a batch of prompts; leaves lead with B.
+
+  `prompts[index]` takes some of them, as an array's leading axis is indexed.
+  """
+
+  tokens_BP: Array  # int32, padded on the right.
+  length_B: Array  # int32, tokens without padding.
+  # int32, the problem's index in its task: by it graders, reward models and
+  # logs find the problem, for two problems may share their text.
+  example_B: Array
+  media: Media | None = None
+
+  def __len__(self) -> int:
+    return self.tokens_BP.shape[0]
+
+  def __getitem__(self, index: Any) -> "Prompts":
+    return jax.tree.map(lambda a: a[index], self)
+
+  def repeat(self, count: int) -> "Prompts":
+    """Every prompt `count` times, one after the other."""
+    return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), self)
 
 
 class Responses(NamedTuple):
@@ -49,7 +91,7 @@ class Responses(NamedTuple):
   parent_BG: Array  # int32, row this one forked from (itself if it did not).
   fork_BG: Array  # int32, number of leading tokens shared with the parent.
   reward_BG: Array  # float32.
-  correct_BG: Array  # bool.
+  correct_BG: Array | None  # bool; None without ground truth.
   # bool, tokens that the environment wrote; None where it never does.
   environment_BGT: Array | None = None
 

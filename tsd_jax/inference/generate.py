@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.base.types import Array
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Array, PromptForm, Prompts
+from tsd_jax.inference import sampling
+from tsd_jax.inference.prefill import prefill
 from tsd_jax.models import pretrained
 from tsd_jax.models.text_tokenizer import TextTokenizer
+from tsd_jax.tasks.task import real_tokens
 
 _STEP = 64  # Prompt lengths are rounded up to multiples: fewer compilations.
 
@@ -104,10 +106,12 @@ def complete(
   model = nnx.merge(graphdef, params)
   prompt_BP = jnp.asarray(prompt_BP)
   rows = prompt_BP.shape[0]
-  sampled = decode.sample(
+  length_B = jnp.sum(real_tokens(prompt_BP, pad_id), axis=1, dtype=jnp.int32)
+  prompts = Prompts(prompt_BP, length_B, jnp.arange(rows))
+  sampled = sampling.sample(
     model,
-    decode.prefill(model, prompt_BP, pad_id),
-    None if key is None else decode.row_keys(key, rows, 1),
+    prefill(model, prompts, PromptForm(padded=True)),
+    None if key is None else sampling.row_keys(key, rows, 1),
     length=length,
     eos_id=eos_id,
     pad_id=pad_id,

@@ -90,7 +90,7 @@ class OwnKeys:
       length: T.
     """
     c = model.config
-    self._stacked, self._length = not c.unrolled, length
+    self._stacked, self.length = not c.unrolled, length
     shape = (rows, c.num_kv_heads, length, c.head_dim)
     if self._stacked:
       shape = (c.num_layers, *shape)
@@ -102,7 +102,7 @@ class OwnKeys:
 
   def at(self, column: Array | int) -> LayerMemory:
     """What a call sees whose one token belongs in a column: all up to it."""
-    mask_11T = (jnp.arange(self._length) <= column)[None, None]
+    mask_11T = (jnp.arange(self.length) <= column)[None, None]
     return write_first(
       self._refs,
       self._stacked,

@@ -1,33 +1,54 @@
 """On-policy responses: G rows a prompt, some forked from others.
 
 Forks turn plain samples into a small on-policy tree whose inner values show
-which part of a response earned its reward (`returns.tree_advantages`). A fork
-reuses the keys of its parent's prefix: shared tokens are sampled once.
+which part of a response earned its reward (`advantages.tree_advantages`). A
+fork reuses the keys of its parent's prefix: shared tokens are sampled once.
 """
 
+import abc
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from tsd_jax.base.types import Array, Responses
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Array, Prompts
+from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.tasks.task import Task, chosen, environment_tokens
+from tsd_jax.tasks.task import Task, chosen, environment_tokens, prompt_form
+
+
+class Samples(NamedTuple):
+  """Responses before they are scored; fields as in `types.Responses`."""
+
+  tokens_BGT: Array
+  mask_BGT: Array
+  log_prob_BGT: Array
+  value_BGT: Array
+  entropy_BGT: Array
+  parent_BG: Array
+  fork_BG: Array
+  environment_BGT: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-  """How many responses are sampled, and how."""
+class Sampler(abc.ABC):
+  """How the policy answers; a frozen config that is also what samples.
+
+  A subclass adds its own fields. Whatever it does, `log_prob_BGT` is that of
+  the distribution that each token was drawn from: importance ratios need it.
+
+  Raises:
+    ValueError: a field has an impossible value.
+  """
+
+  forked: ClassVar[bool] = False  # Whether rows may fork from one another.
 
   prompts: int = 64  # B, prompts an iteration.
   samples: int = 4  # Rows that start at the prompt.
-  forks: int = 2  # How many of them are forked, at their least certain token.
-  fork_width: int = 2  # New rows a fork.
-  temperature: float = 1.0
+  temperature: float = 1.0  # At which the loss reads the policy.
   # Which of the searched prompts are sampled on: the first ones, or those whose
-  # chance of success, as the tree found it, is least certain.
+  # success probability, as the tree found it, is least certain.
   choose: Literal["first", "uncertain"] = "uncertain"
   baseline_prompts: int = 128  # Prompts an iteration of methods without a tree.
 
@@ -38,6 +59,45 @@ class RolloutConfig:
         raise ValueError(
           f"rollout.{field}={getattr(self, field)} must be at least 1"
         )
+    if self.temperature <= 0:
+      raise ValueError(f"rollout.temperature={self.temperature} must be > 0")
+
+  @property
+  def group(self) -> int:
+    """G, responses a prompt."""
+    return self.samples
+
+  def without_forks(self, **changes) -> "Sampler":
+    """The same sampler with other fields, all rows from the prompt."""
+    return dataclasses.replace(self, **changes)
+
+  @abc.abstractmethod
+  def __call__(
+    self, model: Transformer, task: Task, prompts: Prompts, key: Array
+  ) -> tuple[Samples, Array]:
+    """Samples G responses to each prompt.
+
+    Args:
+      model: the policy.
+      task: lengths, end token, what the environment writes.
+      prompts: B prompts.
+      key: random key, consumed.
+
+    Returns:
+      The responses, and the number of token forwards below the prompts.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig(Sampler):
+  """Plain samples, some of them forked at their least certain token."""
+
+  forks: int = 2  # How many samples are forked.
+  fork_width: int = 2  # New rows a fork.
+
+  def __post_init__(self):
+    """Refuses impossible sizes."""
+    super().__post_init__()
     if not 0 <= self.forks <= self.samples:
       raise ValueError(
         f"rollout.forks={self.forks} must lie between 0 and "
@@ -47,112 +107,137 @@ class RolloutConfig:
       raise ValueError(
         f"rollout.fork_width={self.fork_width} must be at least 1 with forks"
       )
-    if self.temperature <= 0:
-      raise ValueError(f"rollout.temperature={self.temperature} must be > 0")
+
+  @property
+  def forked(self) -> bool:
+    """Whether rows may fork from one another."""
+    return self.forks > 0
 
   @property
   def group(self) -> int:
-    """G, responses a prompt."""
+    """G: the plain rows, then the forks' children."""
     return self.samples + self.forks * self.fork_width
 
+  def without_forks(self, **changes) -> "RolloutConfig":
+    """The same sampler with other fields, all rows from the prompt."""
+    return dataclasses.replace(self, forks=0, **changes)
 
-def rollout(
-  model: Transformer,
-  task: Task,
-  prompt_BP: Array,
-  prefix: decode.Prefix,
-  key: Array,
-  config: RolloutConfig,
-) -> tuple[Responses, Array]:
-  """Samples G responses to each prompt.
-
-  Args:
-    model: the policy.
-    task: scores responses.
-    prompt_BP: prompts.
-    prefix: the prompts after prefill by the same model.
-    key: random key, consumed.
-    config: group size, forks, temperature.
-
-  Returns:
-    The responses and the number of token forwards below the prompts.
-  """
-  B, T = prompt_BP.shape[0], task.response_length
-  S, F, W = config.samples, config.forks, config.fork_width
-  sample_key, fork_key = jax.random.split(key)
-  options = dict(
-    length=T,
-    eos_id=task.eos_id,
-    pad_id=task.pad_id,
-    temperature=config.temperature,
-  )
-  plain = decode.sample(
-    model,
-    decode.repeat_rows(prefix, S),
-    decode.row_keys(sample_key, B, S),
-    observe=decode.observer(task, prompt_BP),
-    **options,
-  )
-  names = ("tokens", "mask", "log_prob", "value", "entropy")
-  rows = {n: getattr(plain, f"{n}_RT").reshape(B, S, T) for n in names}
-  parent_BG = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
-  fork_BG = jnp.zeros((B, S), jnp.int32)
-  forwards = plain.forwards
-
-  if F:
-    # The least certain token after the first of each row; the F rows with the
-    # highest such entropy are forked there, before that token.
-    later_T = jnp.arange(T) > 0
-    chosen_BGT = chosen(task, prompt_BP, rows["tokens"], rows["mask"])
-    entropy_BGT = jnp.where(
-      chosen_BGT & later_T[None, None], rows["entropy"], -1.0
+  def __call__(self, model, task, prompts, key):
+    """Samples the plain rows, then grows the forks from them."""
+    B, G = len(prompts), self.samples
+    sample_key, fork_key = jax.random.split(key)
+    prefix = prefill.prefill(model, prompts, prompt_form(task))
+    plain = sampling.sample(
+      model,
+      prefill.repeat_rows(prefix, G),
+      sampling.row_keys(sample_key, B, G),
+      observe=sampling.observer(task, prompts),
+      **self._options(task),
     )
-    at_BG = jnp.argmax(entropy_BGT, axis=2)
-    most_BG = jnp.max(entropy_BGT, axis=2)
-    most_BY, row_BY = jax.lax.top_k(most_BG, F)
-    parent_BR = jnp.repeat(row_BY, W, axis=1)
-    # A row of one token cannot be forked: its children stay empty copies.
-    possible_R = jnp.repeat(most_BY >= 0.0, W, axis=1).reshape(-1)
-    length_BR = jnp.take_along_axis(at_BG, parent_BR, axis=1)
-    length_R = jnp.maximum(length_BR.reshape(-1), 1)
-    source_R = (jnp.arange(B)[:, None] * S + parent_BR).reshape(-1)
+    rows = {n: getattr(plain, f"{n}_RT").reshape(B, G, -1) for n in _ROWS}
+    parent_BG = jnp.broadcast_to(jnp.arange(G)[None], (B, G))
+    fork_BG = jnp.zeros((B, G), jnp.int32)
+    forwards = plain.forwards
+    if self.forks:
+      forks = choose_forks(task, prompts, rows, self.forks, self.fork_width)
+      grown, more = self._grow(
+        model, task, prompts, prefix, plain, forks, fork_key
+      )
+      rows = {n: jnp.concatenate([rows[n], grown[n]], axis=1) for n in _ROWS}
+      parent_BG = jnp.concatenate([parent_BG, forks.parent_BG], axis=1)
+      fork_BG = jnp.concatenate([fork_BG, forks.length_BG], axis=1)
+      forwards += more
+    return Samples(
+      **{f"{n}_BGT": rows[n] for n in _ROWS},
+      parent_BG=parent_BG,
+      fork_BG=fork_BG,
+      environment_BGT=environment_tokens(task, prompts, rows["tokens"]),
+    ), forwards
+
+  def _options(self, task: Task) -> dict:
+    return dict(
+      length=task.response_length,
+      eos_id=task.eos_id,
+      pad_id=task.pad_id,
+      temperature=self.temperature,
+    )
+
+  def _grow(self, model, task, prompts, prefix, plain, forks: "Forks", key):
+    """New rows from the middle of others, BGT each, and token forwards."""
+    B, G = forks.parent_BG.shape
+    T = task.response_length
+    length_R = forks.length_BG.reshape(-1)
+    possible_R = forks.possible_BG.reshape(-1)
+    source_R = (
+      jnp.arange(B)[:, None] * self.samples + forks.parent_BG
+    ).reshape(-1)
     head_RT = plain.tokens_RT[source_R]
     last_R = jnp.take_along_axis(head_RT, length_R[:, None] - 1, axis=1)[:, 0]
-    grown = decode.sample(
+    grown = sampling.sample(
       model,
-      decode.repeat_rows(prefix, F * W),
-      decode.row_keys(fork_key, B, F * W),
-      fork=decode.Fork(
-        kv=decode.take_rows(plain.kv, source_R),
+      prefill.repeat_rows(prefix, G),
+      sampling.row_keys(key, B, G),
+      fork=sampling.Fork(
+        kv=prefill.take_rows(plain.kv, source_R),
         length_R=length_R,
         last_token_R=last_R,
       ),
       room_R=jnp.where(possible_R, T - length_R, 0),
-      observe=decode.observer(task, prompt_BP, head_RT, length_R),
-      **options,
+      observe=sampling.observer(task, prompts, head_RT, length_R),
+      **self._options(task),
     )
-    forwards += grown.forwards
-    heads = dict.fromkeys(names[2:], jnp.zeros(head_RT.shape))
+    heads = dict.fromkeys(_ROWS[2:], jnp.zeros(head_RT.shape))
     heads["tokens"] = head_RT
     heads["mask"] = jnp.zeros(head_RT.shape, bool)
-    for n in names:
-      joined_RT = decode.splice(heads[n], length_R, getattr(grown, f"{n}_RT"))
+    rows = {}
+    for n in _ROWS:
+      joined_RT = sampling.splice(heads[n], length_R, getattr(grown, f"{n}_RT"))
       # An empty copy keeps its parent's tokens to the end.
       joined_RT = jnp.where(possible_R[:, None], joined_RT, heads[n])
-      joined_BRT = joined_RT.reshape(B, F * W, T)
-      rows[n] = jnp.concatenate([rows[n], joined_BRT], axis=1)
-    parent_BG = jnp.concatenate([parent_BG, parent_BR], axis=1)
-    fork_BG = jnp.concatenate([fork_BG, length_R.reshape(B, F * W)], axis=1)
+      rows[n] = joined_RT.reshape(B, G, T)
+    return rows, grown.forwards
 
-  prompt_BGP = jnp.broadcast_to(
-    prompt_BP[:, None], (B, config.group, prompt_BP.shape[1])
+
+_ROWS = ("tokens", "mask", "log_prob", "value", "entropy")  # Of a row, RT.
+
+
+class Forks(NamedTuple):
+  """Where G new rows a prompt begin."""
+
+  parent_BG: Array  # int32, the row that each forks from.
+  length_BG: Array  # int32 >= 1, tokens that it keeps.
+  possible_BG: Array  # bool; a row of one token cannot be forked.
+
+
+def choose_forks(
+  task: Task,
+  prompts: Prompts,
+  rows: dict[str, Array],
+  forks: int,
+  width: int,
+) -> Forks:
+  """The rows whose least certain token is least certain, forked before it.
+
+  Args:
+    task: says which tokens the environment wrote: none of them is forked at.
+    prompts: B prompts.
+    rows: tokens, mask and entropy of G rows, BGT each.
+    forks: rows that are forked.
+    width: new rows a fork.
+  """
+  T = task.response_length
+  later_T = jnp.arange(T) > 0
+  chosen_BGT = chosen(task, prompts, rows["tokens"], rows["mask"])
+  entropy_BGT = jnp.where(
+    chosen_BGT & later_T[None, None], rows["entropy"], -1.0
   )
-  score = task.score(prompt_BGP, rows["tokens"])
-  return Responses(
-    **{f"{n}_BGT": rows[n] for n in names},
-    parent_BG=parent_BG,
-    fork_BG=fork_BG,
-    reward_BG=score.reward_X,
-    correct_BG=score.correct_X,
-    environment_BGT=environment_tokens(task, prompt_BP, rows["tokens"]),
-  ), forwards
+  at_BG = jnp.argmax(entropy_BGT, axis=2)
+  most_BG = jnp.max(entropy_BGT, axis=2)
+  most_BY, row_BY = jax.lax.top_k(most_BG, forks)
+  parent_BG = jnp.repeat(row_BY, width, axis=1)
+  length_BG = jnp.take_along_axis(at_BG, parent_BG, axis=1)
+  return Forks(
+    parent_BG,
+    jnp.maximum(length_BG, 1),
+    jnp.repeat(most_BY >= 0.0, width, axis=1),
+  )

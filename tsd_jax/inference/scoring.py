@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tsd_jax.base.types import Array
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Array, PromptForm, Prompts
+from tsd_jax.inference import prefill as prefill_lib
 from tsd_jax.models.transformer import Transformer
 
 CHUNK = 2**24  # Log-probabilities held at a time by a copy of the weights.
@@ -20,19 +20,23 @@ CHUNK = 2**24  # Log-probabilities held at a time by a copy of the weights.
 
 def hidden_states(
   model: Transformer,
-  prompt_BP: Array,
+  prompts: Prompts,
   tokens_BGT: Array,
-  pad_id: int | None = None,
-  head: int = 0,
+  form: PromptForm = prefill_lib.FULL,
 ) -> Array:
-  """Features before every token of given responses, BGTD.
+  """Hidden states before every token of given responses, BGTD.
 
   The prompt is run once and shared by its rows, with gradients through it.
-  `pad_id` fills short prompts, `head` tokens begin all (`decode.prefill`).
+
+  Args:
+    model: the model.
+    prompts: B prompts.
+    tokens_BGT: G responses to each.
+    form: of the prompts, as in `prefill.prefill`.
   """
   B, G, T = tokens_BGT.shape
-  prefix = decode.prefill(model, prompt_BP, pad_id, head)
-  rows = decode.repeat_rows(prefix, G)
+  prefix = prefill_lib.prefill(model, prompts, form)
+  rows = prefill_lib.repeat_rows(prefix, G)
   hidden = model.trunk(
     tokens_BGT.reshape(B * G, T)[:, :-1],
     rows.length_B[:, None] + jnp.arange(T - 1)[None],
@@ -58,7 +62,7 @@ def read_log_probs(
     model: its output matrix makes the logits.
     read: (log_prob_BXV, *inputs_BX) -> arrays that lead with BX, for any number
       X of the positions.
-    x_BGTD: features.
+    x_BGTD: hidden states.
     *inputs: what else it reads of every position; arrays that lead with BGT.
     temperature: divides the logits.
     chunk: the most log-probabilities that are held.

@@ -1,9 +1,11 @@
 """The compiled iteration: search, rollouts, minibatched updates.
 
-`make_train_loop` returns one jitted function that runs several iterations:
-state in, state and stacked metrics out. Every method is this loop with parts
-switched off (`config.search`, loss weights), so that a comparison differs in
-the algorithm alone. Randomness is a function of (seed, iteration, prompt).
+`iteration` is one page: refresh the search model, search, choose what to distil
+and where to sample, sample, update. `make_train_loop` returns one jitted
+function that runs several: state in, state and stacked metrics out. Every
+method is this loop with parts switched off (`config.searches`, loss weights),
+so that a comparison differs in the algorithm alone. Randomness is a function of
+(seed, iteration, prompt).
 """
 
 import functools
@@ -14,24 +16,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tsd_jax.base.ledger import Tokens
-from tsd_jax.base.types import Array, Responses
-from tsd_jax.inference import decode
-from tsd_jax.inference.rollout import rollout
-from tsd_jax.learning import advantages as advantages_lib
-from tsd_jax.learning import losses
+from tsd_jax.base.types import Array, Prompts, Responses
+from tsd_jax.learning import advantages, losses
 from tsd_jax.learning.methods import LearnerConfig
-from tsd_jax.learning.objective import (
+from tsd_jax.learning.update import (
   Batch,
   DistillationBatch,
+  Frozen,
   make_optimizer,
   merged_params,
   update,
 )
 from tsd_jax.models import lora
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.metrics import search_metrics
+from tsd_jax.search.search import search
 from tsd_jax.tasks.task import Task, environment_tokens
 
 _ADAPTERS = 2**31 - 1  # Folded into a run's key; iterations fold their number.
@@ -45,6 +46,51 @@ class TrainState(NamedTuple):
   search_params: Any  # theta_s, the frozen search model; of its own shape, or
   # what `params` was.
   iteration: Array  # int32 scalar.
+
+
+class Program(NamedTuple):
+  """What an iteration is compiled for; hashable."""
+
+  graphdef: Any  # Structure of the model.
+  # That of a search model of its own, which stays as it is; None: the search
+  # model is a snapshot of the policy.
+  search_graphdef: Any
+  task: Task
+  config: LearnerConfig
+  mesh: jax.sharding.Mesh | None  # None leaves placement to the arguments.
+
+  def per_shard(self, fn):
+    """`sharding.per_shard` on this mesh."""
+    return sharding.per_shard(fn, self.mesh, self.config.mesh.serving)
+
+  def served(self, params: Any, graphdef: Any) -> Any:
+    """Parameters as search and rollouts read them."""
+    dtype = nnx.merge(graphdef, params).dtype
+    return sharding.serving_copy(
+      params, dtype, self.mesh, self.config.mesh.serving
+    )
+
+  def scorer(self, params: Any) -> Scorer:
+    """The task's reward with its parameters."""
+    return Scorer(self.task.reward, self.task.eos_id, params)
+
+
+class Found(NamedTuple):
+  """What the search brings home of Q prompts; every leaf leads with Q."""
+
+  tokens_QMT: Array  # Champions, best first.
+  used_QM: Array  # bool, whether they may be distilled.
+  reward_QM: Array  # Theirs; that of no answer is the least there is.
+  # The search model's probability of success, as far as it is found.
+  success_prob_Q: Array
+  targets: champions_lib.PathTargets | None  # At the first champion's states.
+
+
+class Work(NamedTuple):
+  """What a phase has taken; int32 scalars, summed over devices."""
+
+  forwards: Array | int = 0  # Token forwards below the prompts.
+  scored: Array | int = 0  # Responses that the reward has scored.
 
 
 def init_state(
@@ -71,96 +117,279 @@ def init_state(
   )
 
 
-class Found(NamedTuple):
-  """What the search brings home of S prompts; every leaf leads with S."""
+def iteration(
+  program: Program, state: TrainState, prompts: Prompts, frozen: Frozen, hyper,
+  key: Array,
+):  # fmt: skip
+  """One iteration.
 
-  tokens_QMT: Array  # Champions, best first.
-  used_QM: Array  # bool, whether they are distilled.
-  success_prob_Q: (
-    Array  # The search model's chance of success, as far as it is found.
-  )
-  targets: champions_lib.PathTargets | None  # At the first champion's states.
-
-
-def search_phase(graphdef, params, task: Task, prompt_QP, key, config):
-  """Searches with the frozen model, some trees at a time.
+  Args:
+    program: structure, task, config, devices.
+    state: before it.
+    prompts: Q of them, B of which the policy samples on.
+    frozen: parameters that stay: the reference model's, the reward's.
+    hyper: scalars, `LearnerConfig.hyper`.
+    key: the run's random key; the iteration folds its number in.
 
   Returns:
-    What was found, token forwards below the prompts, metrics.
+    The state after it, and metrics, `tokens` among them.
   """
-  block = config.search.block(prompt_QP.shape[0])
-  index_WB = sharding.prompt_indices(prompt_QP.shape[0]).reshape(-1, block)
-  prompt_WBP = prompt_QP.reshape(-1, block, prompt_QP.shape[1])
+  config, B = program.config, program.config.rollout.prompts
+  key = jax.random.fold_in(key, state.iteration)
+  search_key, distillation_key, choice_key, rollout_key, order_key = (
+    jax.random.split(key, 5)
+  )
+  search_params = refreshed(config, state)
+  own, distillation, searched, metrics = prompts[:B], None, Work(), {}
+  if config.searches:
+    found, searched, metrics = search_phase(
+      program, search_params, prompts, frozen, search_key
+    )
+    distillation = choose_distillation_batch(
+      distillation_key, prompts, found, config
+    )
+    if config.rollout.choose == "uncertain":
+      own = prompts[choose_prompts(choice_key, found, B)]
+  responses, sampled, sample_metrics = sample_phase(
+    program, state, own, frozen, rollout_key
+  )
+  if config.loss.distils and not config.searches:
+    distillation = best_samples(own, responses, config)
+  batch = make_batch(program, own, responses, distillation)
+  (params, opt_state), update_metrics = update(
+    program.graphdef, (state.params, state.opt_state), frozen, batch, order_key,
+    decayed(config, state, hyper), config, program.mesh,
+  )  # fmt: skip
+  metrics |= update_metrics | sample_metrics
+  pad_id = program.task.pad_id
+  metrics |= iteration_metrics(config, state, batch, pad_id)
+  metrics["tokens"] = count_tokens(program, searched, sampled)
+  state = TrainState(params, opt_state, search_params, state.iteration + 1)
+  return sharding.constrain(state, metrics, program.mesh)
+
+
+def refreshed(config: LearnerConfig, state: TrainState) -> Any:
+  """theta_s: the policy's parameters every `refresh_every` iterations."""
+  if not config.refresh_every:
+    return state.search_params
+  fresh = state.iteration % config.refresh_every == 0
+  return jax.tree.map(
+    lambda new, old: jnp.where(fresh, new, old),
+    state.params,
+    state.search_params,
+  )
+
+
+def decayed(config: LearnerConfig, state: TrainState, hyper):
+  """The scalars, with the learning rate of this iteration."""
+  if not config.decay_over:
+    return hyper
+  left = jnp.maximum(1.0 - state.iteration / hyper["decay_over"], 0.0)
+  return hyper | {"learning_rate": left * hyper["learning_rate"]}
+
+
+def search_phase(
+  program: Program, search_params, prompts: Prompts, frozen: Frozen, key: Array
+) -> tuple[Found, Work, dict[str, Array]]:
+  """Searches all prompts with the frozen model, each device its own."""
+  config, graphdef = program.config, program.search_graphdef
+  if graphdef is None:
+    graphdef = program.graphdef
+    search_params = merged_params(search_params, frozen.reference, config)
+
+  def searching(params, prompts, key):
+    return search_shard(program, graphdef, params, prompts, key)
+
+  params = program.served(search_params, graphdef), frozen.reward
+  return program.per_shard(searching)(params, prompts, key)
+
+
+def search_shard(
+  program: Program, graphdef, params, prompts: Prompts, key: Array
+) -> tuple[Found, Work, dict[str, Array]]:
+  """Searches a device's prompts, some trees at a time.
+
+  Args:
+    program: the search is that of its config.
+    graphdef: structure of the search model.
+    params: of the search model, and of the reward.
+    prompts: of this device.
+    key: random key, consumed.
+
+  Returns:
+    What was found, what it took, metrics.
+  """
+  config, (params, reward_params) = program.config, params
+  scorer = program.scorer(reward_params)
+  block = config.search.block(len(prompts))
+  index_WB = sharding.prompt_indices(len(prompts)).reshape(-1, block)
+  waves = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), prompts)
   model = nnx.merge(graphdef, params)
 
-  def search(inputs):
-    prompt_BP, index_B = inputs
-    prefix = decode.prefill(model, prompt_BP, *config.prompt_form)
-    result = tree_lib.search(
-      model, task, prompt_BP, prefix, key, config.search, index_B
-    )
-    best = champions_lib.champions(result.tree, config.loss.champions)
-    greedy_B = champions_lib.greedy_reward(result.tree)
-    used_BM = best.correct_BM
-    if config.loss.champion_gate == "better":
-      used_BM = best.valid_BM & (best.reward_BM > greedy_B[:, None])
-    targets = None
-    if config.loss.soft_weight > 0:
-      targets = champions_lib.path_targets(
-        result.tree,
-        config.search.make_rule().improved(result.tree),
-        best.node_BM[:, 0],
-        min_visits=config.loss.soft_min_visits,
-      )
-    success_prob_B = champions_lib.success_prob(result.tree)
-    reward = jnp.mean(best.reward_BM[:, 0])
-    metrics = {
-      "search_reward": reward,
-      "search_gain": reward - jnp.mean(greedy_B),
-      "search_correct": jnp.mean(best.correct_BM[:, 0].astype(jnp.float32)),
-      "search_success_prob": jnp.mean(success_prob_B),
-      "search_simulations": result.simulations,
-      **search_metrics(result.tree, result.simulations),
-    }
-    found = Found(best.tokens_BMT, used_BM, success_prob_B, targets)
-    return found, result.forwards, metrics
+  def wave(inputs):
+    prompts, index_B = inputs
+    result = search(
+      model, program.task, prompts, key, config.search, scorer=scorer,
+      index_B=index_B,
+    )  # fmt: skip
+    found, metrics = bring_home(config, scorer, result.tree)
+    metrics["search_simulations"] = result.simulations
+    metrics |= search_metrics(result.tree, result.simulations)
+    return found, Work(result.forwards, result.scored), metrics
 
-  found, forwards_W, metrics = jax.lax.map(search, (prompt_WBP, index_WB))
+  found, work_W, metrics = jax.lax.map(wave, (waves, index_WB))
   found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
-  return found, jnp.sum(forwards_W), jax.tree.map(jnp.mean, metrics)
+  return (
+    found,
+    jax.tree.map(jnp.sum, work_W),
+    jax.tree.map(jnp.mean, metrics),
+  )
+
+
+def bring_home(
+  config: LearnerConfig, scorer: Scorer, tree
+) -> tuple[Found, dict[str, Array]]:
+  """What finished trees teach, with metrics."""
+  best = champions_lib.champions(tree, config.loss.champions)
+  greedy_B = champions_lib.greedy_reward(tree)
+  used_BM = best.valid_BM
+  match config.loss.champion_gate:
+    case "correct":
+      used_BM = best.correct_BM
+    case "better":
+      margin = config.loss.champion_margin / scorer.span
+      bar_B1 = greedy_B[:, None] + margin
+      used_BM = best.valid_BM & (best.reward_BM > bar_B1)
+  targets = None
+  if config.loss.soft_weight > 0:
+    targets = champions_lib.path_targets(
+      tree,
+      config.search.rule.improved(tree),
+      best.node_BM[:, 0],
+      min_visits=config.loss.soft_min_visits,
+    )
+  success_prob_B = champions_lib.success_prob(tree)
+  reward = jnp.mean(best.reward_BM[:, 0])
+  metrics = {
+    "search_reward": scorer.from_unit(reward),
+    "search_gain": (reward - jnp.mean(greedy_B)) * scorer.span,
+    "search_correct": jnp.mean(best.correct_BM[:, 0].astype(jnp.float32)),
+    "search_success_prob": jnp.mean(success_prob_B),
+  }
+  found = Found(
+    best.tokens_BMT, used_BM, best.reward_BM, success_prob_B, targets
+  )
+  return found, metrics
 
 
 def choose_distillation_batch(
-  key, prompt_QP, found: Found, count: int
+  key: Array, prompts: Prompts, found: Found, config: LearnerConfig
 ) -> DistillationBatch:
   """C of the Q searched prompts to distil: random ones that have a champion."""
-  has_Q = jnp.any(found.used_QM, axis=1)
+  used_QM = found.used_QM
+  if config.loss.champion_gate == "quantile":
+    reward_QM = jnp.where(used_QM, found.reward_QM, jnp.nan)
+    bar = jnp.nanquantile(reward_QM, config.loss.champion_quantile)
+    used_QM &= found.reward_QM > bar
+  has_Q = jnp.any(used_QM, axis=1)
   rank_Q = has_Q + jax.random.uniform(key, has_Q.shape)
-  _, row_C = jax.lax.top_k(rank_Q, count)
+  _, row_C = jax.lax.top_k(rank_Q, config.distilled_prompts)
   return DistillationBatch(
-    prompt_QP[row_C],
+    prompts[row_C],
     found.tokens_QMT[row_C],
-    found.used_QM[row_C],
+    used_QM[row_C],
     jax.tree.map(lambda a: a[row_C], found.targets),
   )
 
 
-def choose_prompts(key, prompt_QP, found: Found, count: int) -> Array:
-  """The B searched prompts on which a sample's outcome is least certain.
+def choose_prompts(key: Array, found: Found, count: int) -> Array:
+  """Indices of B searched prompts whose samples' outcome is least certain.
 
-  Their chance of success p, as the tree found it, has the largest p (1 - p):
+  Their success probability p, as the tree found it, has the largest p (1 - p):
   there, samples differ in their reward and have something to teach.
   """
   spread_Q = found.success_prob_Q * (1.0 - found.success_prob_Q)
   ties_Q = 1e-6 * jax.random.uniform(key, spread_Q.shape)
-  return prompt_QP[jax.lax.top_k(spread_Q + ties_Q, count)[1]]
+  return jax.lax.top_k(spread_Q + ties_Q, count)[1]
 
 
-def advantages(responses: Responses, config: LearnerConfig):
-  """Advantages and value targets of sampled tokens."""
+def sample_phase(
+  program: Program, state: TrainState, prompts: Prompts, frozen: Frozen,
+  key: Array,
+) -> tuple[Responses, Work, dict[str, Array]]:  # fmt: skip
+  """The policy's responses, scored, each device its own prompts."""
+  config, graphdef = program.config, program.graphdef
+
+  def sampling(params, prompts, key):
+    params, reward_params = params
+    model = nnx.merge(graphdef, params)
+    samples, forwards = config.rollout(model, program.task, prompts, key)
+    score = program.scorer(reward_params)(prompts, samples.tokens_BGT)
+    responses = Responses(
+      **samples._asdict(),
+      reward_BG=score.reward_X,
+      correct_BG=score.correct_X,
+    )
+    parts = {f"reward_{n}": jnp.mean(x) for n, x in score.parts.items()}
+    scored = jnp.int32(score.reward_X.size)
+    return responses, Work(forwards, scored), parts
+
+  policy = merged_params(state.params, frozen.reference, config)
+  params = program.served(policy, graphdef), frozen.reward
+  return program.per_shard(sampling)(params, prompts, key)
+
+
+def best_samples(
+  prompts: Prompts, responses: Responses, config: LearnerConfig
+) -> DistillationBatch:
+  """What to distil of the policy's own samples, as rejection sampling does."""
+  count = config.loss.champions
+  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
+  tokens_BMT = jnp.take_along_axis(
+    responses.tokens_BGT, row_BM[..., None], axis=1
+  )
+  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
+  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  match config.loss.champion_gate:
+    case "correct":
+      used_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
+    case "better":
+      mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
+      used_BM = reward_BM > mean_B1 + config.loss.champion_margin
+    case "quantile":
+      bar = jnp.quantile(responses.reward_BG, config.loss.champion_quantile)
+      used_BM = reward_BM > bar
+  return DistillationBatch(prompts, tokens_BMT, first_BM & used_BM, None)
+
+
+def make_batch(
+  program: Program,
+  prompts: Prompts,
+  responses: Responses,
+  distillation: DistillationBatch | None,
+) -> Batch:
+  """What the loss reads: samples with advantages, champions with masks."""
+  if distillation is not None:
+    d = distillation
+    distillation = d._replace(
+      environment_CMT=environment_tokens(program.task, d.prompts, d.tokens_CMT)
+    )
+  advantage_BGT, return_BGT = token_advantages(responses, program.config)
+  success_BG = program.scorer(()).unit(responses.reward_BG)
+  if responses.correct_BG is not None:
+    success_BG = responses.correct_BG.astype(jnp.float32)
+  return Batch(
+    prompts, responses, advantage_BGT, return_BGT, success_BG, distillation
+  )
+
+
+def token_advantages(
+  responses: Responses, config: LearnerConfig
+) -> tuple[Array, Array]:
+  """Advantages and value targets of sampled tokens, BGT each."""
   r, c = responses, config.loss
-  rewards_BGT = advantages_lib.terminal_reward(r.reward_BG, r.mask_BGT)
-  gae_BGT, return_BGT = advantages_lib.gae(
+  rewards_BGT = advantages.terminal_reward(r.reward_BG, r.mask_BGT)
+  gae_BGT, return_BGT = advantages.gae(
     rewards_BGT,
     r.value_BGT,
     r.mask_BGT,
@@ -170,15 +399,15 @@ def advantages(responses: Responses, config: LearnerConfig):
   T = r.tokens_BGT.shape[-1]
   match c.advantage:
     case "tree":
-      a_BGT = advantages_lib.tree_advantages(
+      a_BGT = advantages.tree_advantages(
         r.reward_BG, r.parent_BG, r.fork_BG, T, local_weight=c.local_weight
       )
     case "prefix":
-      a_BGT = advantages_lib.prefix_advantages(
+      a_BGT = advantages.prefix_advantages(
         r.reward_BG, r.tokens_BGT, local_weight=c.local_weight
       )
     case "group":
-      a_BG = advantages_lib.group_advantages(r.reward_BG)
+      a_BG = advantages.group_advantages(r.reward_BG)
       a_BGT = jnp.broadcast_to(a_BG[..., None], r.mask_BGT.shape)
     case "gae":
       mean = losses.masked_mean(gae_BGT, r.chosen_BGT)
@@ -187,20 +416,49 @@ def advantages(responses: Responses, config: LearnerConfig):
   return jnp.where(r.chosen_BGT, a_BGT, 0.0), return_BGT
 
 
-def best_samples(prompt_BP, responses: Responses, config: LearnerConfig):
-  """What to distil of the policy's own samples, as rejection sampling does."""
-  count = config.loss.champions
-  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
-  tokens_BMT = jnp.take_along_axis(
-    responses.tokens_BGT, row_BM[..., None], axis=1
+def iteration_metrics(
+  config: LearnerConfig, state: TrainState, batch: Batch, pad_id: int
+) -> dict[str, Array]:
+  """What an iteration says of its samples and champions."""
+  r = batch.responses
+  B, G = r.reward_BG.shape
+  metrics = {
+    "reward": jnp.mean(jnp.mean(r.reward_BG, axis=1)),
+    "correct": jnp.mean(batch.success_BG),
+    "response_length": jnp.sum(r.tokens_BGT != pad_id) / (B * G),
+  }
+  if config.loss.distils:
+    used_CM = batch.distillation.used_CM
+    metrics["champion_rate"] = jnp.mean(jnp.any(used_CM, axis=1))
+  if config.searches:
+    age = state.iteration
+    if config.refresh_every:
+      age %= config.refresh_every
+    metrics["search_age"] = age.astype(jnp.float32)
+  return metrics
+
+
+def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
+  """The ledger of an iteration."""
+  config, task = program.config, program.task
+  B, G = config.rollout.prompts, config.rollout.group
+  epochs = config.optimizer.epochs
+  prefill = config.prompt_tokens(task, B)
+  if config.searches:
+    prefill += config.prompt_tokens(task, config.prompts, config.search_calls)
+  rescored = 0
+  if config.loss.kl_weight > 0:
+    own = B * G * (task.response_length - 1)
+    own += config.prompt_tokens(task, B, config.optimizer.minibatches)
+    rescored = epochs * own
+  return Tokens(
+    prefill=jnp.int32(prefill),
+    search=jnp.int32(searched.forwards),
+    rollout=sampled.forwards,
+    rescore=jnp.int32(rescored),
+    update=jnp.int32(epochs * config.update_tokens(task)),
+    reward=(searched.scored + sampled.scored) * config.reward_tokens,
   )
-  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
-  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
-  used_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
-  if config.loss.champion_gate == "better":
-    mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
-    used_BM = reward_BM > mean_B1
-  return DistillationBatch(prompt_BP, tokens_BMT, first_BM & used_BM, None)
 
 
 def make_train_loop(
@@ -208,7 +466,7 @@ def make_train_loop(
   task: Task,
   config: LearnerConfig,
   mesh: jax.sharding.Mesh | None = None,
-  together: bool = False,
+  vmapped: bool = False,
   search_graphdef=None,
 ):
   """Builds the compiled loop; equal programs are built and compiled once.
@@ -218,143 +476,30 @@ def make_train_loop(
     task: prompts' rewards.
     config: sizes and switches; scalars that a sweep varies come in `hyper`.
     mesh: devices; None, or a mesh of one, leaves placement to the arguments.
-    together: several runs at a time; all arguments and results lead with them.
+    vmapped: several runs at a time; all arguments and results lead with them.
     search_graphdef: structure of a search model of its own, which stays as it
       is; by default the search model is a snapshot of the policy.
 
   Returns:
-    train_loop(state, prompt_IBP, reference, hyper, key) -> (state, metrics),
-    with the state donated; metrics lead with C and contain `tokens`. The key is
-    the run's own, the same in every call: an iteration folds its number in.
+    train_loop(state, prompts, frozen, hyper, key) -> (state, metrics), with the
+    state donated; leaves of the prompts lead with I and Q, metrics with I, and
+    contain `tokens`. The key is the run's own, the same in every call.
   """
   if mesh is not None and mesh.size == 1:
     mesh = None
-  return _train_loop(
-    graphdef, task, config.static, mesh, together, search_graphdef
-  )
+  program = Program(graphdef, search_graphdef, task, config.static, mesh)
+  return _train_loop(program, vmapped)
 
 
 @functools.lru_cache(maxsize=64)
-def _train_loop(
-  graphdef, task: Task, config: LearnerConfig, mesh, together, search_graphdef
-):
-  B, G, T = config.rollout.prompts, config.rollout.group, task.response_length
-  S = config.prompts
-
-  def serving(params, graphdef=graphdef):
-    dtype = nnx.merge(graphdef, params).dtype
-    return sharding.serving_copy(params, dtype, mesh, config.mesh.serving)
-
-  def per_shard(fn):
-    return sharding.per_shard(fn, mesh, config.mesh.serving)
-
-  def search_serving(params, reference):
-    if search_graphdef is not None:
-      return serving(params, search_graphdef)
-    return serving(merged_params(params, reference, config))
-
-  def sampling(params, prompt_BP, key):
-    model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP, *config.prompt_form)
-    responses, forwards = rollout(
-      model, task, prompt_BP, prefix, key, config.rollout
-    )
-    return responses, forwards, {}
-
-  def searching(params, prompt_QP, key):
-    structure = graphdef if search_graphdef is None else search_graphdef
-    return search_phase(structure, params, task, prompt_QP, key, config)
-
-  def iteration(state: TrainState, prompt_QP, reference, hyper, key):
-    key = jax.random.fold_in(key, state.iteration)
-    search_key, distillation_key, choice_key, rollout_key, order_key = (
-      jax.random.split(key, 5)
-    )
-    if config.decay_over:
-      left = jnp.maximum(1.0 - state.iteration / hyper["decay_over"], 0.0)
-      hyper = hyper | {"learning_rate": left * hyper["learning_rate"]}
-    metrics, search_forwards = {}, jnp.int32(0)
-    prefill = config.prompt_tokens(task, B)
-    search_params = state.search_params
-    if config.refresh_every:
-      fresh = state.iteration % config.refresh_every == 0
-      search_params = jax.tree.map(
-        lambda new, old: jnp.where(fresh, new, old),
-        state.params,
-        search_params,
-      )
-    prompt_BP, distillation = prompt_QP[:B], None
-    if config.searches:
-      found, search_forwards, metrics = per_shard(searching)(
-        search_serving(search_params, reference), prompt_QP, search_key
-      )
-      prefill += config.prompt_tokens(task, S, config.search_calls)
-      distillation = choose_distillation_batch(
-        distillation_key, prompt_QP, found, config.distilled_prompts
-      )
-      if config.rollout.choose == "uncertain":
-        prompt_BP = choose_prompts(choice_key, prompt_QP, found, B)
-    policy = serving(merged_params(state.params, reference, config))
-    responses, rollout_forwards, _ = per_shard(sampling)(
-      policy, prompt_BP, rollout_key
-    )
-    if config.loss.distils:
-      if not config.searches:
-        distillation = best_samples(prompt_BP, responses, config)
-      distillation = distillation._replace(
-        environment_CMT=environment_tokens(
-          task, distillation.prompt_CP, distillation.tokens_CMT
-        )
-      )
-    policy_reward_B = jnp.mean(responses.reward_BG, axis=1)
-    advantage_BGT, return_BGT = advantages(responses, config)
-    batch = Batch(prompt_BP, responses, advantage_BGT, return_BGT, distillation)
-
-    (params, opt_state), update_metrics = update(
-      graphdef,
-      (state.params, state.opt_state),
-      reference,
-      batch,
-      order_key,
-      hyper,
-      config,
-      mesh,
-    )
-    update_tokens = config.optimizer.epochs * config.update_tokens(task)
-    rescored = config.optimizer.epochs * (
-      config.prompt_tokens(task, B, config.optimizer.minibatches)
-      + B * G * (T - 1)
-    )
-    metrics |= update_metrics
-    metrics |= {
-      "reward": jnp.mean(policy_reward_B),
-      "correct": jnp.mean(responses.correct_BG.astype(jnp.float32)),
-      "response_length": jnp.sum(responses.tokens_BGT != task.pad_id) / (B * G),
-      "tokens": Tokens(
-        prefill=jnp.int32(prefill),
-        search=search_forwards,
-        rollout=rollout_forwards,
-        rescore=jnp.int32(rescored if config.loss.kl_weight > 0 else 0),
-        update=jnp.int32(update_tokens),
-      ),
-    }
-    if config.loss.distils:
-      metrics["champion_rate"] = jnp.mean(jnp.any(distillation.used_CM, axis=1))
-    if config.searches:
-      age = state.iteration
-      if config.refresh_every:
-        age %= config.refresh_every
-      metrics["search_age"] = age.astype(jnp.float32)
-    state = TrainState(params, opt_state, search_params, state.iteration + 1)
-    return sharding.constrain(state, metrics, mesh)
-
-  def train_loop(state, prompt_IQP, reference, hyper, key):
+def _train_loop(program: Program, vmapped: bool):
+  def train_loop(state, prompts, frozen, hyper, key):
     return jax.lax.scan(
-      lambda s, prompt_QP: iteration(s, prompt_QP, reference, hyper, key),
+      lambda s, batch: iteration(program, s, batch, frozen, hyper, key),
       state,
-      prompt_IQP,
+      prompts,
     )
 
-  if together:
+  if vmapped:
     train_loop = jax.vmap(train_loop)
   return jax.jit(train_loop, donate_argnums=0)

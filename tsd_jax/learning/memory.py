@@ -11,7 +11,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.learning.methods import LearnerConfig
 from tsd_jax.models import lora, transformer
 from tsd_jax.parallel.sharding import MeshConfig
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
 _NUMBER = 4  # Bytes of an int32 and of a float32.

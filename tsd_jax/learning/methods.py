@@ -8,26 +8,20 @@ counts what they spend beyond it.
 import dataclasses
 from typing import Literal, get_args
 
-from tsd_jax.inference import decode
-from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.base.types import PromptForm
+from tsd_jax.inference.prefill import prefill_tokens
+from tsd_jax.inference.rollout import Sampler
+from tsd_jax.learning.loss_terms import TERMS, LossTerm
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
-from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.task import Task
+from tsd_jax.search.config import SearchConfig
+from tsd_jax.tasks.task import Task, prompt_form
 
 Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-_CHAMPION_WEIGHTS = ("champion_weight", "soft_weight")
-_SAMPLE_WEIGHTS = (
-  "policy_weight",
-  "value_weight",
-  "success_weight",
-  "kl_weight",
-  "entropy_weight",
-)
-_WEIGHTS = _CHAMPION_WEIGHTS + _SAMPLE_WEIGHTS
+_WEIGHTS = tuple(term.weight_name for term in TERMS)
 _CLIPS = ("clip_low", "clip_high")
 
 
@@ -49,9 +43,13 @@ class LossConfig:
   distilled_prompts: int = 448
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"
-  # "correct": distil champions that solve the task; "better": those whose
-  # reward beats the search model's greedy answer (the own samples' mean).
-  champion_gate: Literal["correct", "better"] = "correct"
+  # Which champions are distilled. correct: those that solve the task; better:
+  # those whose reward beats that of the search model's greedy answer (the own
+  # samples' mean) by a margin; quantile: the best of an iteration's. The last
+  # two need no ground truth.
+  champion_gate: Literal["correct", "better", "quantile"] = "correct"
+  champion_margin: float = 0.0  # Reward, for "better".
+  champion_quantile: float = 0.5  # Of rewards, for "quantile": above it.
   # KL to the improved move distributions, which are of temperature 1.
   soft_weight: float = 0.0
   soft_min_visits: int = 2
@@ -62,22 +60,56 @@ class LossConfig:
   local_weight: float = 0.5  # Tree advantages: parent against root baseline.
   discount: float = 1.0
   gae_lambda: float = 0.95
+  terms: tuple[LossTerm, ...] = ()  # Of your own; see `loss_terms`.
+
+  @property
+  def all_terms(self) -> tuple[LossTerm, ...]:
+    """The terms of the loss, those of `terms` last."""
+    return TERMS + self.terms
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """The terms' weights by their names."""
+    own = {term.weight_name: term.weight for term in self.terms}
+    return {name: getattr(self, name) for name in _WEIGHTS} | own
+
+  def active(self, reads: str) -> tuple[LossTerm, ...]:
+    """The terms that read samples, or champions, and whose weight is not 0."""
+    weights = self.weights
+    return tuple(
+      term
+      for term in self.all_terms
+      if term.reads == reads and weights[term.weight_name] > 0
+    )
 
   @property
   def distils(self) -> bool:
     """Whether the loss reads champions."""
-    return any(getattr(self, name) > 0 for name in _CHAMPION_WEIGHTS)
+    return bool(self.active("champions"))
 
   @property
   def trains_on_samples(self) -> bool:
     """Whether the loss reads the on-policy samples."""
-    return any(getattr(self, name) > 0 for name in _SAMPLE_WEIGHTS)
+    return bool(self.active("samples"))
 
   def __post_init__(self):
     """Refuses negative weights and impossible clips."""
-    for name in (*_WEIGHTS, "local_weight"):
-      if (number := getattr(self, name)) < 0:
+    names = [term.name for term in self.all_terms]
+    if twice := {name for name in names if names.count(name) > 1}:
+      raise ValueError(
+        f"two terms of the loss are called {', '.join(sorted(twice))}"
+      )
+    numbers = self.weights | {
+      "local_weight": self.local_weight,
+      "champion_margin": self.champion_margin,
+    }
+    for name, number in numbers.items():
+      if number < 0:
         raise ValueError(f"loss.{name}={number} must not be negative")
+    if not 0 <= self.champion_quantile < 1:
+      raise ValueError(
+        f"loss.champion_quantile={self.champion_quantile} must lie in [0, 1)"
+      )
     if self.champions < 1:
       raise ValueError(f"loss.champions={self.champions} must be at least 1")
     if not self.distils and not self.trains_on_samples:
@@ -121,7 +153,7 @@ class OptimizerConfig:
 class LearnerConfig:
   """Everything the compiled loop depends on."""
 
-  rollout: RolloutConfig
+  rollout: Sampler
   search: SearchConfig
   loss: LossConfig
   optimizer: OptimizerConfig
@@ -130,9 +162,9 @@ class LearnerConfig:
   # Iterations in which the learning rate falls to 0; 0 where it stays.
   decay_over: int
   eos_id: int
-  # Of the task: what fills short prompts, how many tokens begin all of them.
-  prompt_pad_id: int | None = None
-  shared_prefix_length: int = 0
+  prompt_form: PromptForm = PromptForm()  # The task's.
+  # What the reward's models do for one response, as tokens of the policy.
+  reward_tokens: int = 0
   lora: LoraConfig = NO_ADAPTERS
   mesh: MeshConfig = ONE_DEVICE
 
@@ -155,7 +187,7 @@ class LearnerConfig:
         f"{self.prompts} prompts that are searched: rollout.prompts times "
         "search.width"
       )
-    if self.loss.advantage != "tree" and self.rollout.forks:
+    if self.loss.advantage != "tree" and self.rollout.forked:
       raise ValueError(
         f"loss.advantage={self.loss.advantage} knows no forks: set "
         "rollout.forks=0 or loss.advantage=tree"
@@ -197,19 +229,12 @@ class LearnerConfig:
       self.loss.distilled_prompts if self.searches else self.rollout.prompts
     )
 
-  @property
-  def prompt_form(self) -> tuple[int | None, int]:
-    """How `decode.prefill` is to read prompts."""
-    return self.prompt_pad_id, self.shared_prefix_length
-
   def prompt_tokens(self, task: Task, prompts: int, calls: int = 1) -> int:
     """Tokens of prompts that are run in some calls of the model.
 
     What all prompts begin with counts once a call, on however many devices.
     """
-    return decode.prefill_tokens(
-      prompts, task.prompt_length, self.shared_prefix_length, calls
-    )
+    return prefill_tokens(prompts, task.prompt_length, self.prompt_form, calls)
 
   @property
   def search_calls(self) -> int:
@@ -245,10 +270,15 @@ class LearnerConfig:
   @property
   def hyper(self) -> dict[str, float]:
     """Scalars that are arguments of the compiled loop."""
-    return {n: getattr(self.loss, n) for n in _WEIGHTS + _CLIPS} | {
-      "learning_rate": self.optimizer.learning_rate,
-      "decay_over": self.decay_over,
-    }
+    clips = {name: getattr(self.loss, name) for name in _CLIPS}
+    return (
+      self.loss.weights
+      | clips
+      | {
+        "learning_rate": self.optimizer.learning_rate,
+        "decay_over": self.decay_over,
+      }
+    )
 
   @property
   def static(self) -> "LearnerConfig":
@@ -257,11 +287,15 @@ class LearnerConfig:
     A weight still says whether it is zero, because its term is then left out.
     """
     weights = {n: float(getattr(self.loss, n) > 0) for n in _WEIGHTS}
+    terms = tuple(
+      dataclasses.replace(term, weight=float(term.weight > 0))
+      for term in self.loss.terms
+    )
     clips = {n: getattr(LossConfig, n) for n in _CLIPS}
     return dataclasses.replace(
       self,
       decay_over=int(self.decay_over > 0),
-      loss=dataclasses.replace(self.loss, **weights, **clips),
+      loss=dataclasses.replace(self.loss, terms=terms, **weights, **clips),
       optimizer=dataclasses.replace(
         self.optimizer, learning_rate=OptimizerConfig.learning_rate
       ),
@@ -272,7 +306,7 @@ def resolve(
   algorithm: Algorithm,
   task: Task,
   *,
-  rollout: RolloutConfig,
+  rollout: Sampler,
   search: SearchConfig,
   loss: LossConfig,
   optimizer: OptimizerConfig,
@@ -280,6 +314,7 @@ def resolve(
   iterations: int,
   lora: LoraConfig = NO_ADAPTERS,
   mesh: MeshConfig = ONE_DEVICE,
+  reward_tokens: int = 0,
 ) -> LearnerConfig:
   """Switches parts of the loop for a method.
 
@@ -297,6 +332,7 @@ def resolve(
     iterations: of the run, over which a learning rate may decay.
     lora: what is trained of the parameters.
     mesh: how devices share the work.
+    reward_tokens: see `LearnerConfig`.
 
   Returns:
     What the learner compiles.
@@ -319,12 +355,18 @@ def resolve(
       refresh_every=refresh_every if searches else 0,
       decay_over=iterations if optimizer.linear_decay else 0,
       eos_id=task.eos_id,
-      prompt_pad_id=task.prompt_pad_id,
-      shared_prefix_length=task.shared_prefix_length,
+      prompt_form=prompt_form(task),
+      reward_tokens=reward_tokens,
       lora=lora,
       mesh=mesh,
     )
 
+  if loss.champion_gate == "correct" and loss.distils:
+    if not task.reward.knows_correct:
+      raise ValueError(
+        f"loss.champion_gate=correct, but {type(task.reward).__name__} knows "
+        "no correct answers: use loss.champion_gate=better or quantile"
+      )
   distils_tree = loss.distils and loss.champion_source == "search"
   ours = config(rollout, loss, searches=distils_tree)
   if algorithm == "tsd":
@@ -334,14 +376,11 @@ def resolve(
   own_tokens = ours.update_tokens(task)
   prompt_tokens = ours.prompt_tokens(task, prompts, optimizer.minibatches)
   rows = max(1, -(-((own_tokens - prompt_tokens) // prompts) // T))
-  own = dict(champion_weight=0.0, soft_weight=0.0, success_weight=0.0)
-  supervised = own | dict(
-    advantage="group",
-    policy_weight=0.0,
-    value_weight=0.0,
-    kl_weight=0.0,
-    entropy_weight=0.0,
-    champion_weight=1.0,
+  # Terms that read champions, and V_search, are the tree's.
+  no_champions = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
+  own = no_champions | dict(success_weight=0.0, terms=())
+  supervised = dict.fromkeys(_WEIGHTS, 0.0) | dict(
+    advantage="group", champion_weight=1.0, terms=()
   )
   match algorithm:
     case "ppo":
@@ -361,10 +400,8 @@ def resolve(
         champion_source="search",
         distilled_prompts=min(lessons, rollout.prompts * search.width),
       )
-      rollout = dataclasses.replace(rollout, samples=1, forks=0)
+      rollout = rollout.without_forks(samples=1)
       loss = dataclasses.replace(loss, **own)
       return config(rollout, loss, searches=True)
-  rollout = dataclasses.replace(
-    rollout, prompts=prompts, samples=rows, forks=0, choose="first"
-  )
+  rollout = rollout.without_forks(prompts=prompts, samples=rows, choose="first")
   return config(rollout, dataclasses.replace(loss, **own), searches=False)

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from tsd_jax.base.types import Array
+from tsd_jax.base.types import Array, Media
 from tsd_jax.models.operations import (
   apply_rope,
   attend,
@@ -191,6 +191,20 @@ class Transformer(nnx.Module):
     """Dtype of matrix multiplications and caches."""
     return jnp.dtype(self.config.compute_dtype)
 
+  def embed(self, tokens_RT: Array, media: Media | None = None) -> Array:
+    """What the layers read: embeddings of tokens, RTD, or of media."""
+    x_RTD = self.embedding_VD[...][tokens_RT]
+    if media is not None:
+      row_R1 = jnp.arange(x_RTD.shape[0])[:, None]
+      # Positions outside of these tokens are dropped, negative ones as well.
+      at_RJ = jnp.where(
+        media.position_BJ < 0, x_RTD.shape[1], media.position_BJ
+      )
+      x_RTD = x_RTD.at[row_R1, at_RJ].set(
+        media.embedding_BJD.astype(x_RTD.dtype), mode="drop"
+      )
+    return x_RTD.astype(self.dtype)
+
   def trunk(
     self,
     tokens_RT: Array,
@@ -203,7 +217,7 @@ class Transformer(nnx.Module):
     """Runs the layers over some new tokens.
 
     Args:
-      tokens_RT: int32 token ids.
+      tokens_RT: int32 token ids, or what `embed` made of them.
       positions_RT: int32 positions of the tokens in their sequences.
       segments: earlier keys and values, with what each token may see of them.
       self_mask_RTT: what each token may see of the call's own tokens
@@ -215,11 +229,11 @@ class Transformer(nnx.Module):
       Normalised features and the keys and values of the call's own tokens.
     """
     c = self.config
-    R, T = tokens_RT.shape
+    R, T = tokens_RT.shape[:2]
     if self_mask_RTT is None:
       self_mask_RTT = jnp.tril(jnp.ones((1, T, T), bool))
     tables = rope_tables(positions_RT, c.head_dim, c.rope_theta)
-    x_RTD = self.embedding_VD[...][tokens_RT].astype(self.dtype)
+    x_RTD = tokens_RT if tokens_RT.ndim == 3 else self.embed(tokens_RT)
     x_RTD = sharding.split_features(x_RTD)
 
     kept = functools.partial(checkpoint_name, name=_KEPT)

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration
+from tsd_jax.learning.update import Frozen
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import hlo, roofline
@@ -93,19 +95,23 @@ def arguments(
     params,
     search_params=search_params,
   )
-  prompt_IQP = jax.ShapeDtypeStruct(
-    (iterations, learner_config.prompts, task.prompt_length),
-    jnp.int32,
-    sharding=sharding.over_prompts(mesh, leading=1),
+  lead = (iterations, learner_config.prompts)
+  over_prompts = sharding.over_prompts(mesh, leading=1)
+  prompts = Prompts(
+    *(
+      jax.ShapeDtypeStruct((*lead, *shape), jnp.int32, sharding=over_prompts)
+      for shape in ((task.prompt_length,), (), ())
+    )
   )
+  frozen = Frozen(params, jax.eval_shape(task.reward.load))
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  chunk = iteration.make_train_loop(
+  train_loop = iteration.make_train_loop(
     graphdef, task, learner_config, mesh, search_graphdef=search_graphdef
   )
-  return chunk, (
+  return train_loop, (
     placed(state, sharding.of_params(state, mesh)),
-    prompt_IQP,
-    placed(params, sharding.of_params(params, mesh)),
+    prompts,
+    placed(frozen, sharding.of_params(frozen, mesh)),
     on_all(dict.fromkeys(learner_config.hyper, scalar)),
     on_all(jax.eval_shape(lambda: jax.random.key(0))),
   )
@@ -203,20 +209,21 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
   Raises:
     UserError: if the compiler fails for another reason than memory.
   """
-  chunk, shapes = arguments(config, mesh)
-  state, prompts, reference, *_ = shapes
+  train_loop, shapes = arguments(config, mesh)
+  state, prompts, frozen, *_ = shapes
   parts = {
     "parameters": part_bytes(state.params),
     "optimizer": part_bytes(state.opt_state),
     "search_model": part_bytes(state.search_params),
-    "reference": part_bytes(reference),
+    "reference": part_bytes(frozen.reference),
+    "reward_model": part_bytes(frozen.reward),
     "prompts": part_bytes(prompts),
   }
   held = sum(parts.values())
   limit = memory_limit(mesh.devices.flat[0])
   start = time.monotonic()
   with callback.left_out():
-    lowered = chunk.lower(*shapes)
+    lowered = train_loop.lower(*shapes)
   try:
     compiled = lowered.compile(EFFORTS[effort])
   except Exception as error:  # jaxlib's own type; only its text tells.

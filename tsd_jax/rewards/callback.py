@@ -16,7 +16,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 from tsd_jax.rewards import pool
 
-# (prompt_QP, response_QT) -> rewards of N responses, in [0, 1].
+# (example_Q, response_QT) -> rewards of Q responses, in [0, 1].
 HostReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _errors: list[str] = []
@@ -38,12 +38,12 @@ def left_out() -> Iterator[None]:
     _left_out = False
 
 
-def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
+def graded(grade: HostReward, example_X: Array, response_XT: Array) -> Array:
   """Rewards that a host function gives, one call for all responses.
 
   Args:
     grade: called on the host; its result is checked.
-    prompt_XP: integer tokens.
+    example_X: indices of the problems that were asked.
     response_XT: integer tokens, with the same leading axes.
 
   Returns:
@@ -61,12 +61,12 @@ def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
   if _left_out:
     return jnp.mean((response_XT % 2).astype(jnp.float32), axis=-1)
 
-  def host(prompt_XP, response_XT):
-    prompt_XP, response_XT = np.asarray(prompt_XP), np.asarray(response_XT)
-    shape = response_XT.shape[:-1]
-    rows = (a.reshape(-1, a.shape[-1]) for a in (prompt_XP, response_XT))
+  def host(example_X, response_XT):
+    example_X, response_XT = np.asarray(example_X), np.asarray(response_XT)
+    shape = example_X.shape
+    response_QT = response_XT.reshape(-1, response_XT.shape[-1])
     try:
-      reward_Q = np.asarray(grade(*rows))
+      reward_Q = np.asarray(grade(example_X.reshape(-1), response_QT))
       if reward_Q.shape != (int(np.prod(shape)),):
         raise UserError(
           f"a reward on the host returned shape {list(reward_Q.shape)} for "
@@ -84,8 +84,8 @@ def graded(grade: HostReward, prompt_XP: Array, response_XT: Array) -> Array:
 
   return jax.pure_callback(
     host,
-    jax.ShapeDtypeStruct(response_XT.shape[:-1], jnp.float32),
-    prompt_XP,
+    jax.ShapeDtypeStruct(example_X.shape, jnp.float32),
+    example_X,
     response_XT,
     vmap_method="broadcast_all",
   )

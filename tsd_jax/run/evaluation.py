@@ -21,13 +21,15 @@ import numpy as np
 from flax import nnx
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.base.types import Array
-from tsd_jax.inference import decode, scoring
+from tsd_jax.base.types import Array, Prompts
+from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses
 from tsd_jax.rewards import callback
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import tree as tree_lib
-from tsd_jax.tasks.task import Task, chosen
+from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
+from tsd_jax.tasks.task import Task, chosen, prompt_form
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "samples"))
@@ -35,9 +37,10 @@ def draw(
   graphdef,
   params,
   task: Task,
-  prompt_BP: Array,
+  prompts: Prompts,
   key: Array,
   temperature: Array,
+  reward_params: Any = (),
   *,
   samples: int,
 ):
@@ -47,37 +50,37 @@ def draw(
     graphdef: structure of the model.
     params: its parameters.
     task: prompts' rewards.
-    prompt_BP: prompts.
+    prompts: B prompts.
     key: random key, consumed.
     temperature: of sampling; ignored where samples is 0.
+    reward_params: the reward's parameters.
     samples: responses a prompt; 0 decodes one greedily.
 
   Returns:
-    tokens_BGT, reward_BG, correct_BG, token forwards made.
+    tokens_BGT, reward_BG, correct_BG, token forwards made. Without ground truth
+    what is correct is how high the reward is, from 0 to 1.
   """
   model = nnx.merge(graphdef, params)
-  B, P = prompt_BP.shape
-  group = max(samples, 1)
-  prefix = decode.prefill(
-    model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
-  )
-  sampled = decode.sample(
+  B, P = prompts.tokens_BP.shape
+  group, form = max(samples, 1), prompt_form(task)
+  sampled = sampling.sample(
     model,
-    decode.repeat_rows(prefix, group),
-    decode.row_keys(key, B, group) if samples else None,
+    prefill.repeat_rows(prefill.prefill(model, prompts, form), group),
+    sampling.row_keys(key, B, group) if samples else None,
     length=task.response_length,
     eos_id=task.eos_id,
     pad_id=task.pad_id,
     temperature=temperature if samples else 1.0,
-    observe=decode.observer(task, prompt_BP),
+    observe=sampling.observer(task, prompts),
   )
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
-  prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, group, P))
-  score = task.score(prompt_BGP, tokens_BGT)
-  forwards = sampled.forwards + decode.prefill_tokens(
-    B, P, task.shared_prefix_length
-  )
-  return tokens_BGT, score.reward_X, score.correct_X, forwards
+  scorer = Scorer(task.reward, task.eos_id, reward_params)
+  score = scorer(prompts, tokens_BGT)
+  correct_BG = score.correct_X
+  if correct_BG is None:
+    correct_BG = scorer.unit(score.reward_X)
+  forwards = sampled.forwards + prefill.prefill_tokens(B, P, form)
+  return tokens_BGT, score.reward_X, correct_BG, forwards
 
 
 def solved_by_k(correct_BN: np.ndarray, k: int) -> np.ndarray:
@@ -139,30 +142,34 @@ def vote(tokens_BGT: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
-def search_best(graphdef, params, task: Task, prompt_BP, key, *, config):
+def search_best(
+  graphdef, params, task: Task, prompts, key, reward_params=(), *, config
+):
   """Searches once a prompt: reward_B, correct_B, token forwards made."""
   model = nnx.merge(graphdef, params)
-  prefix = decode.prefill(
-    model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
-  )
-  result = tree_lib.search(model, task, prompt_BP, prefix, key, config)
+  scorer = Scorer(task.reward, task.eos_id, reward_params)
+  result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
   best = champions_lib.champions(result.tree, 1)
-  forwards = result.forwards + decode.prefill_tokens(
-    *prompt_BP.shape, task.shared_prefix_length
+  forwards = result.forwards + prefill.prefill_tokens(
+    *prompts.tokens_BP.shape, prompt_form(task)
   )
-  return best.reward_BM[:, 0], best.correct_BM[:, 0], forwards
+  correct_B = best.correct_BM[:, 0]
+  if not task.reward.knows_correct:
+    correct_B = best.reward_BM[:, 0]
+  return scorer.from_unit(best.reward_BM[:, 0]), correct_B, forwards
 
 
 def evaluate(
   graphdef,
   params,
   task: Task,
-  prompt_QP: np.ndarray,
+  prompts: Prompts,
   modes: str,
   *,
   seed: int,
   temperature: float = 1.0,
-  search: tree_lib.SearchConfig | None = None,
+  search: SearchConfig | None = None,
+  reward_params: Any = (),
 ) -> dict[str, dict[str, Any]]:
   """Measures a model on a set of prompts.
 
@@ -170,11 +177,12 @@ def evaluate(
     graphdef: structure of the model.
     params: its parameters.
     task: the task.
-    prompt_QP: prompts.
+    prompts: Q prompts.
     modes: as `parse_modes` reads them.
     seed: of sampling. Sample k of a prompt is the same in every mode.
     temperature: of sampling.
     search: rule and leaves of search@N; the default search if None.
+    reward_params: the reward's parameters.
 
   Returns:
     mode -> accuracy, its standard error over prompts, n, tokens, reward.
@@ -183,60 +191,20 @@ def evaluate(
     UserError: a mode is unknown, or a reward on the host cannot be computed.
   """
   parsed = parse_modes(modes)
-  prompt_QP = jnp.asarray(prompt_QP)
-  key, rows_Q = jax.random.key(seed), np.arange(len(prompt_QP))
-
-  @functools.cache
-  def drawn(samples: int):
-    return jax.device_get(
-      draw(
-        graphdef,
-        params,
-        task,
-        prompt_QP,
-        key,
-        jnp.float32(temperature),
-        samples=samples,
-      )
-    )
-
-  # An estimate of pass@K is the better, the more samples it is made from.
-  most = max((k for kind, k in parsed if kind in SAMPLED), default=0)
-
-  def measure(kind: str, k: int):
-    """How far each prompt is solved, rewards, and tokens."""
-    if kind == "search":
-      # Every prompt gets its N simulations, whatever the others do.
-      config = dataclasses.replace(
-        search or tree_lib.SearchConfig(),
-        num_simulations=k,
-        stop_when_solved=False,
-      )
-      reward_Q, correct_Q, tokens = jax.device_get(
-        search_best(graphdef, params, task, prompt_QP, key, config=config)
-      )
-      return correct_Q, reward_Q, tokens
-    tokens_QGT, reward_QG, correct_QG, tokens = drawn(
-      most if kind == "pass" else k
-    )
-    match kind:
-      case "pass":
-        return solved_by_k(correct_QG, k), reward_QG, tokens
-      case "best":
-        chosen_Q = reward_QG.argmax(axis=1)
-      case "vote":
-        chosen_Q = vote(tokens_QGT, task.eos_id)
-      case _:
-        return correct_QG.mean(axis=1), reward_QG, tokens
-    return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens
-
+  measure = _Measure(
+    graphdef, params, task, jax.tree.map(jnp.asarray, prompts),
+    key=jax.random.key(seed), temperature=temperature,
+    search=search or SearchConfig(), reward_params=reward_params,
+    # An estimate of pass@K is the better, the more samples it is made from.
+    most=max((k for kind, k in parsed if kind in SAMPLED), default=0),
+  )  # fmt: skip
   results = {}
   for kind, k in parsed:
     solved_Q, reward, tokens = measure(kind, k)
     results[f"{kind}@{k}" if k else kind] = {
       "accuracy": float(solved_Q.mean()),
-      "stderr": float(solved_Q.std() / np.sqrt(len(rows_Q))),
-      "n": len(rows_Q),
+      "stderr": float(solved_Q.std() / np.sqrt(len(prompts))),
+      "n": len(prompts),
       "tokens": int(tokens),
       "reward": float(reward.mean()),
     }
@@ -244,23 +212,81 @@ def evaluate(
   return results
 
 
+@dataclasses.dataclass(eq=False)
+class _Measure:
+  """Measures modes on one set of prompts; samples are drawn once."""
+
+  graphdef: Any
+  params: Any
+  task: Task
+  prompts: Prompts
+  _: dataclasses.KW_ONLY
+  key: Array
+  temperature: float
+  search: SearchConfig
+  reward_params: Any
+  most: int  # Samples that pass@K is estimated from.
+  _draws: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+  def __call__(self, kind: str, k: int):
+    """How far each prompt is solved, rewards, and tokens."""
+    if kind == "search":
+      return self._searched(k)
+    tokens_QGT, reward_QG, correct_QG, tokens = self._drawn(
+      self.most if kind == "pass" else k
+    )
+    rows_Q = np.arange(len(self.prompts))
+    match kind:
+      case "pass":
+        return solved_by_k(correct_QG, k), reward_QG, tokens
+      case "best":
+        chosen_Q = reward_QG.argmax(axis=1)
+      case "vote":
+        chosen_Q = vote(tokens_QGT, self.task.eos_id)
+      case _:
+        return correct_QG.mean(axis=1), reward_QG, tokens
+    return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens
+
+  def _drawn(self, samples: int):
+    if samples not in self._draws:
+      self._draws[samples] = self._draw(samples)
+    return self._draws[samples]
+
+  def _draw(self, samples: int):
+    return jax.device_get(
+      draw(
+        self.graphdef, self.params, self.task, self.prompts, self.key,
+        jnp.float32(self.temperature), self.reward_params, samples=samples,
+      )
+    )  # fmt: skip
+
+  def _searched(self, simulations: int):
+    # Every prompt gets its N simulations, whatever the others do.
+    config = self.search.exhaustive(simulations)
+    reward_Q, correct_Q, tokens = jax.device_get(
+      search_best(
+        self.graphdef, self.params, self.task, self.prompts, self.key,
+        self.reward_params, config=config,
+      )
+    )  # fmt: skip
+    return correct_Q, reward_Q, tokens
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
-def mean_loss(graphdef, params, task: Task, prompt_QP, response_QT):
+def mean_loss(graphdef, params, task: Task, prompts: Prompts, response_QT):
   """Mean negative log-probability of what given responses choose, in nats."""
   model = nnx.merge(graphdef, params)
   tokens_Q1T = response_QT[:, None]
-  x_Q1TD = scoring.hidden_states(
-    model, prompt_QP, tokens_Q1T, task.prompt_pad_id, task.shared_prefix_length
-  )
+  x_Q1TD = scoring.hidden_states(model, prompts, tokens_Q1T, prompt_form(task))
   log_prob_QT = scoring.read_log_probs(
     model, scoring.log_prob_of, x_Q1TD, tokens_Q1T
   )[:, 0]
-  use_Q1T = chosen(task, prompt_QP, tokens_Q1T, tokens_Q1T != task.pad_id)
+  use_Q1T = chosen(task, prompts, tokens_Q1T, tokens_Q1T != task.pad_id)
   return losses.cross_entropy(log_prob_QT, use_Q1T[:, 0])
 
 
 def perplexity(
-  graphdef, params, task: Task, prompt_QP: np.ndarray, response_QT: np.ndarray
+  graphdef, params, task: Task, prompts: Prompts, response_QT: np.ndarray
 ) -> float:
   """Perplexity of given responses: exp of the mean of -log pi of a token.
 
@@ -268,12 +294,10 @@ def perplexity(
     graphdef: structure of the model.
     params: its parameters.
     task: whose padding and observations are left out.
-    prompt_QP: prompts.
+    prompts: Q prompts.
     response_QT: a response to each.
   """
-  loss = mean_loss(
-    graphdef, params, task, jnp.asarray(prompt_QP), jnp.asarray(response_QT)
-  )
+  loss = mean_loss(graphdef, params, task, prompts, jnp.asarray(response_QT))
   return float(jnp.exp(loss))
 
 

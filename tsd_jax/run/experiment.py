@@ -1,18 +1,21 @@
 """A whole run as one config: what it takes, and what it refuses to be."""
 
 import dataclasses
+import math
 import pathlib
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.paths import ROOT
-from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
 from tsd_jax.models import hf, pretrained, transformer, weights
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
-from tsd_jax.search.tree import SearchConfig
+from tsd_jax.rewards.reward import Reward
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
+from tsd_jax.tasks.task import Rewarded, RewardFn, Shaped, Task, TaskConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,10 @@ class Experiment:
   # published `search_init`.
   search_init: str | None = None
   search_model: transformer.ModelConfig | None = None
-  reward: RewardFn | None = None  # Replaces the task's own; see tasks/task.py.
-  rollout: RolloutConfig = RolloutConfig()
+  # Replaces the task's own: a reward, or a function in JAX of (prompts,
+  # tokens_BGT, the task's own score) that returns another score.
+  reward: Reward | RewardFn | None = None
+  rollout: RolloutConfig | Sampler = RolloutConfig()
   search: SearchConfig = SearchConfig()
   loss: methods.LossConfig = methods.LossConfig()
   optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
@@ -164,14 +169,19 @@ class Experiment:
 
   def make_task(self) -> Task:
     """The task with the run's reward."""
-    task = self.task.make()
-    return task if self.reward is None else Rewarded(task, self.reward)
+    task, reward = self.task.make(), self.reward
+    if reward is None:
+      return task
+    if not isinstance(reward, Reward):
+      reward = Shaped(task.reward, reward)
+    return Rewarded(task, reward)
 
   def learner_config(self) -> methods.LearnerConfig:
     """What the compiled loop depends on."""
+    task = self.make_task()
     return methods.resolve(
       self.algorithm,
-      self.make_task(),
+      task,
       rollout=self.rollout,
       search=self.search,
       loss=self.loss,
@@ -180,7 +190,14 @@ class Experiment:
       iterations=self.iterations,
       lora=self.lora,
       mesh=self.mesh,
+      reward_tokens=reward_tokens(self.model, task),
     )
+
+
+def reward_tokens(model: transformer.ModelConfig, task: Task) -> int:
+  """Operations of scoring one response, as tokens that the policy runs."""
+  flops = task.reward.flops(task.prompt_length, task.response_length)
+  return math.ceil(flops / flops_per_token(model))
 
 
 def initial_params(config: Experiment):

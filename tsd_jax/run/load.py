@@ -10,8 +10,10 @@ from absl import logging
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.ledger import Ledger
-from tsd_jax.learning import iteration, objective
+from tsd_jax.learning import iteration
+from tsd_jax.learning.update import merged_params
 from tsd_jax.models import pretrained, transformer
+from tsd_jax.run import reward_params
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment, find_init, initial_params
 
@@ -24,6 +26,7 @@ class Run(NamedTuple):
   params: Any
   step: int
   ledger: Ledger
+  reward_params: Any = ()  # Of the run's reward.
 
 
 def read_config(workdir: str | pathlib.Path) -> Experiment:
@@ -84,10 +87,11 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     config,
     graphdef,
     jax.block_until_ready(
-      objective.merged_params(arrays["params"], params, learner_config)
+      merged_params(arrays["params"], params, learner_config)
     ),
     record["step"],
     Ledger(**record["ledger"]),
+    reward_params.read(config.make_task().reward, pathlib.Path(workdir)),
   )
 
 

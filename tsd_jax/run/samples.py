@@ -7,15 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Prompts
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import evaluation
-from tsd_jax.search import tree as tree_lib
+from tsd_jax.search import search as search_lib
 from tsd_jax.search import view
+from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
 
 def responses_to(
-  graphdef, params, task: Task, prompt_BP, tokenizer, *, seed: int, count: int
+  graphdef,
+  params,
+  task: Task,
+  prompts: Prompts,
+  tokenizer,
+  *,
+  seed: int,
+  count: int,
+  reward_params: Any = (),
 ) -> list[list[dict[str, Any]]]:
   """Samples `count` responses a prompt: text, reward and correct of each."""
   tokens_BGT, reward_BG, correct_BG, _ = jax.device_get(
@@ -23,9 +33,10 @@ def responses_to(
       graphdef,
       params,
       task,
-      jnp.asarray(prompt_BP),
+      prompts,
       jax.random.key(seed),
       jnp.float32(1),
+      reward_params,
       samples=count,
     )
   )
@@ -47,12 +58,13 @@ def samples(
   params,
   before,
   task: Task,
-  prompt_BP: np.ndarray,
+  prompts: Prompts,
   tokenizer,
-  search: tree_lib.SearchConfig,
+  search: SearchConfig,
   *,
   seed: int,
   count: int = 4,
+  reward_params: Any = (),
 ) -> list[dict[str, Any]]:
   """Samples responses to a few prompts and searches once for each.
 
@@ -61,11 +73,12 @@ def samples(
     params: its parameters.
     before: parameters that training started from.
     task: scores responses.
-    prompt_BP: a few prompts.
+    prompts: a few prompts.
     tokenizer: token ids -> text.
     search: how the trees are searched.
     seed: of sampling; the same draws before and after.
     count: responses a prompt.
+    reward_params: the reward's parameters.
 
   Returns:
     One record a prompt: prompt, before and after (lists of text, reward,
@@ -73,21 +86,28 @@ def samples(
   """
   first, last = (
     responses_to(
-      graphdef, p, task, prompt_BP, tokenizer, seed=seed, count=count
+      graphdef,
+      p,
+      task,
+      prompts,
+      tokenizer,
+      seed=seed,
+      count=count,
+      reward_params=reward_params,
     )
     for p in (before, params)
   )
 
   @jax.jit
-  def grow(params, prompt_BP):
+  def grow(params, prompts, reward_params):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(
-      model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
-    )
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return tree_lib.search(model, task, prompt_BP, prefix, key, search).tree
+    scorer = Scorer(task.reward, task.eos_id, reward_params)
+    return search_lib.search(
+      model, task, prompts, key, search, scorer=scorer
+    ).tree
 
-  tree = jax.device_get(grow(params, jnp.asarray(prompt_BP)))
+  tree = jax.device_get(grow(params, prompts, reward_params))
   return [
     {
       "prompt": tokenizer.decode(prompt_P),
@@ -95,5 +115,5 @@ def samples(
       "after": last[i],
       "tree": view.tree_text(tree, i, tokenizer.decode),
     }
-    for i, prompt_P in enumerate(np.asarray(prompt_BP))
+    for i, prompt_P in enumerate(np.asarray(prompts.tokens_BP))
   ]

@@ -1,6 +1,6 @@
 """The host loop: compile, dispatch, log, checkpoint, stop.
 
-All work happens in the compiled chunk; the host hands it prompts, writes one
+All work happens in the compiled loop; the host hands it prompts, writes one
 metrics row an iteration, and saves what decides the future. A run stopped at
 any moment resumes from its last checkpoint and gives the same numbers.
 
@@ -28,11 +28,13 @@ from absl import logging
 from tsd_jax.base import progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
-from tsd_jax.learning import iteration, memory, methods, objective
+from tsd_jax.base.types import Prompts
+from tsd_jax.learning import iteration, memory, methods
+from tsd_jax.learning.iteration import TrainState
+from tsd_jax.learning.update import Frozen, merged_params
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
-from tsd_jax.run import directory as directory
-from tsd_jax.run import evaluation, report, samples
+from tsd_jax.run import directory, evaluation, report, reward_params, samples
 from tsd_jax.run.experiment import Experiment, initial_params, search_model
 from tsd_jax.run.state import RunState
 from tsd_jax.tasks import data
@@ -64,7 +66,7 @@ def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
 
 
 def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
-  """Turns a chunk's stacked metrics, on the host, into a row an iteration."""
+  """Turns a call's stacked metrics, on the host, into a row an iteration."""
   tokens = metrics.pop("tokens")
   rows = []
   for i in range(len(metrics["loss"])):
@@ -75,7 +77,7 @@ def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
   return rows
 
 
-class Program(NamedTuple):
+class Shared(NamedTuple):
   """What the runs of one program share."""
 
   graphdef: Any
@@ -83,16 +85,16 @@ class Program(NamedTuple):
   task: Task
   config: methods.LearnerConfig
   mesh: jax.sharding.Mesh
-  held_out: np.ndarray
+  held_out: Prompts
 
 
 @dataclasses.dataclass
 class VmappedRun:
   """One run of a program."""
 
-  record: RunState
-  state: iteration.TrainState
-  reference: Any  # The parameters that the run started from.
+  run: RunState
+  state: TrainState
+  frozen: Frozen
 
 
 def train(
@@ -122,8 +124,8 @@ def train_vmapped(
 ) -> list[dict[str, dict[str, Any]]]:
   """Runs or resumes experiments as runs of one program, by vmap.
 
-  A lane's folder is that of the run alone, and so are its numbers, up to
-  rounding; `host_rewards`, in the first lane's rows, counts for all. Lanes that
+  A run's folder is that of the run alone, and so are its numbers, up to
+  rounding; `host_rewards`, in the first run's rows, counts for all. Runs that
   were stopped at different iterations go on one group after another.
 
   Args:
@@ -162,40 +164,44 @@ def train_vmapped(
       prompts = data.PromptIterator(
         problems, batch_size=learner_config.prompts, seed=c.seed
       )
-      record = stack.enter_context(RunState(c, pathlib.Path(folder), prompts))
-      reference = sharding.place(jax.tree.map(jnp.copy, params), mesh)
+      run = stack.enter_context(RunState(c, pathlib.Path(folder), prompts))
+      frozen = Frozen(
+        jax.tree.map(jnp.copy, params),
+        reward_params.read(task.reward, run.folder, keep=True),
+      )
+      frozen = sharding.place(frozen, mesh)
       state = iteration.init_state(
         learner_config, params, c.seed, search_params
       )
-      state = record.resume(sharding.place(state, mesh))
-      runs.append(VmappedRun(record, state, reference))
+      state = run.resume(sharding.place(state, mesh))
+      runs.append(VmappedRun(run, state, frozen))
       # The loop holds them while it runs.
-      del params, search_params, state, reference
-    program = Program(
+      del params, search_params, state, frozen
+    shared = Shared(
       graphdef, search_graphdef, task, learner_config, mesh, held_out
     )
-    todo = [lane for lane in runs if not lane.record.finished]
-    todo.sort(key=lambda lane: lane.record.step)
-    groups = itertools.groupby(todo, key=lambda lane: lane.record.step)
+    todo = [r for r in runs if not r.run.finished]
+    todo.sort(key=lambda r: r.run.step)
+    groups = itertools.groupby(todo, key=lambda r: r.run.step)
     with signals() as asked:
       for step, group in groups:
         with progress.Progress(config.iterations, step) as bar:
           bar.say(needs if processes.leads() else "")
-          advance(program, list(group), bar, asked)
+          Group(shared, list(group), bar, asked).advance()
         if asked:
           break
-    short = [lane.record.step for lane in todo if not lane.record.done]
+    short = [r.run.step for r in todo if not r.run.done]
     if short:
       logging.warning(
         "stopped by a signal at iteration %d; the same command resumes",
         min(short),
       )
     else:
-      for lane in todo:
-        show(program, lane)
+      for r in todo:
+        show(shared, r)
     if short or asked:
       end_by_signal(asked)
-    return [lane.record.last_eval for lane in runs]
+    return [r.run.last_eval for r in runs]
 
 
 def check_alike(configs: Sequence[Experiment]) -> None:
@@ -246,149 +252,185 @@ def end_by_signal(asked: Sequence[int]) -> NoReturn:
   sys.exit(128 + signal.SIGTERM)
 
 
-def advance(
-  program: Program,
-  runs: list[VmappedRun],
-  bar: progress.Progress,
-  asked: list[int],
-) -> None:
-  """Trains runs from the iteration where all stand to the last.
+class Group:
+  """Runs that stand at the same iteration, in one program."""
 
-  Args:
-    program: theirs.
-    runs: changed in place.
-    bar: shows the first one's rows.
-    asked: filled by signals: then the runs stop early, with a checkpoint.
-  """
-  records, together = [lane.record for lane in runs], len(runs) > 1
-  config, step = records[0].config, records[0].step
+  def __init__(
+    self,
+    shared: Shared,
+    runs: list[VmappedRun],
+    bar: progress.Progress,
+    asked: list[int],
+  ):
+    """Stacks the runs' arrays, and takes them out of the runs.
 
-  def stack(trees):
-    first, *_ = trees
-    return jax.tree.map(lambda *a: jnp.stack(a), *trees) if together else first
+    Args:
+      shared: the program.
+      runs: changed in place.
+      bar: shows the first one's rows.
+      asked: filled by signals: then the runs stop early, with a checkpoint.
+    """
+    self._shared, self._vmapped, self._bar = shared, runs, bar
+    self._runs, self._asked = [r.run for r in runs], asked
+    self._config, self._step = self._runs[0].config, self._runs[0].step
+    self._state = self._stack([r.state for r in runs])
+    self._frozen = self._stack([r.frozen for r in runs])
+    for r in runs:  # Not twice in memory.
+      r.frozen = r.state = None
+    self._key = self._stack([jax.random.key(r.config.seed) for r in self._runs])
+    hypers = [r.config.learner_config().hyper for r in self._runs]
+    self._hyper = self._stack(
+      [{k: jnp.float32(v) for k, v in h.items()} for h in hypers]
+    )
+    self._batches = sharding.over_prompts(
+      shared.mesh, leading=1 + (len(runs) > 1)
+    )
+    self._train_loop = iteration.make_train_loop(
+      shared.graphdef,
+      shared.task,
+      shared.config,
+      shared.mesh,
+      len(runs) > 1,
+      shared.search_graphdef,
+    )
 
-  def pick(tree, i):
-    return jax.tree.map(lambda a: a[i], tree) if together else tree
+  def _stack(self, trees):
+    first, *others = trees
+    if not others:
+      return first
+    return jax.tree.map(lambda *a: jnp.stack(a), *trees)
 
-  def write(rows):
-    for record, row in zip(records, rows, strict=True):
-      record.write(row)
-    if processes.leads():
-      bar.show(rows[0][-1])
+  def _pick(self, tree, i):
+    return jax.tree.map(lambda a: a[i], tree) if len(self._runs) > 1 else tree
 
-  def measure(row, i):
-    params = pick((state.params, reference), i)
-    records[i].last_eval = measure_run(program, records[i], params)
-    row["eval"] = records[i].last_eval
+  def advance(self) -> None:
+    """Trains the runs to their last iteration, or until a signal asks."""
+    if self._step == 0:
+      self._start()
+    while self._step < self._config.iterations:
+      if self._call():
+        break
+    for i, r in enumerate(self._vmapped):
+      r.state, r.frozen = self._pick((self._state, self._frozen), i)
+      r.run.end()
 
-  reference = stack([lane.reference for lane in runs])
-  state = stack([lane.state for lane in runs])
-  for lane in runs:  # Not twice in memory.
-    lane.reference = lane.state = None
-  key = stack([jax.random.key(record.config.seed) for record in records])
-  hypers = [record.config.learner_config().hyper for record in records]
-  hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
-  batches = sharding.over_prompts(program.mesh, leading=1 + together)
-  train_loop = iteration.make_train_loop(
-    program.graphdef,
-    program.task,
-    program.config,
-    program.mesh,
-    together,
-    program.search_graphdef,
-  )
-  if step == 0:
+  def _start(self) -> None:
+    """Writes the row of what the runs start from."""
     rows = []
-    for i, record in enumerate(records):
-      row = {"step": 0, "seconds": 0.0, "ledger": record.ledger.to_dict()}
-      measure(row, i)
+    for i, run in enumerate(self._runs):
+      row = {"step": 0, "seconds": 0.0, "ledger": run.ledger.to_dict()}
+      self._measure(row, i)
       rows.append([row | callback.report()])
-    write(rows)
-  while step < config.iterations:
-    start = time.monotonic()
+    self._write(rows)
+
+  def _call(self) -> bool:
+    """Makes some iterations, writes their rows; whether to stop."""
+    config, start = self._config, time.monotonic()
     # A run that was once shorter gets back to where it saves and evaluates.
-    size = min(
-      config.iterations_per_call - step % config.iterations_per_call,
-      config.iterations - step,
-    )
-    prompts = [record.prompts.next_batches(size) for record in records]
-    prompts = np.stack(prompts) if together else prompts[0]
-    state, metrics = train_loop(
-      state, jax.device_put(prompts, batches), reference, hyper, key
-    )
+    per_call = config.iterations_per_call
+    size = min(per_call - self._step % per_call, config.iterations - self._step)
+    prompts, *others = prompts_of = [
+      run.prompts.next_batches(size) for run in self._runs
+    ]
+    if others:
+      prompts = jax.tree.map(lambda *a: np.stack(a), *prompts_of)
+    self._state, metrics = self._train_loop(
+      self._state, jax.device_put(prompts, self._batches), self._frozen,
+      self._hyper, self._key,
+    )  # fmt: skip
     metrics = jax.device_get(metrics)
     rows = [
-      to_rows(pick(metrics, i), step, record.ledger)
-      for i, record in enumerate(records)
+      to_rows(self._pick(metrics, i), self._step, run.ledger)
+      for i, run in enumerate(self._runs)
     ]
-    step += size
-    share = (time.monotonic() - start) / len(runs)
-    done = step >= config.iterations
-    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
-      check_finite(row, record.folder)
-      record.step = step
-      record.seconds += share
-      row[-1]["seconds"] = round(record.seconds, 3)
-      if done or (config.eval.every and step % config.eval.every == 0):
-        measure(row[-1], i)
+    self._step += size
+    share = (time.monotonic() - start) / len(self._runs)
+    self._close_rows(rows, share)
+    self._write(rows)
+    return self._save()
+
+  def _close_rows(self, rows, seconds: float) -> None:
+    """Adds to the last row of every run what is known once a call."""
+    step, every = self._step, self._config.eval.every
+    done = step >= self._config.iterations
+    for i, (run, row) in enumerate(zip(self._runs, rows, strict=True)):
+      check_finite(row, run.folder)
+      run.step = step
+      run.seconds += seconds
+      row[-1]["seconds"] = round(run.seconds, 3)
+      if done or (every and step % every == 0):
+        self._measure(row[-1], i)
       row[-1] |= callback.report()
-    write(rows)
-    stopping = processes.any_says(bool(asked))
-    behind = any([record.behind() for record in records])
+
+  def _measure(self, row, i: int) -> None:
+    params = self._pick((self._state.params, self._frozen), i)
+    run = self._runs[i]
+    run.last_eval = row["eval"] = measure_run(self._shared, run, *params)
+
+  def _write(self, rows) -> None:
+    for run, row in zip(self._runs, rows, strict=True):
+      run.write(row)
+    if processes.leads():
+      self._bar.show(rows[0][-1])
+
+  def _save(self) -> bool:
+    """Saves the runs where it is time; whether to stop."""
+    done = self._step >= self._config.iterations
+    stopping = processes.any_says(bool(self._asked))
+    behind = any([run.behind() for run in self._runs])
     last = done or stopping
-    if last or behind or step % config.checkpoint_every == 0:
-      for i, record in enumerate(records):
-        record.save(pick(state, i), wait=last)
-    if last:
-      break
-  for i, lane in enumerate(runs):
-    lane.state, lane.reference = pick((state, reference), i)
-    lane.record.end()
+    if last or behind or self._step % self._config.checkpoint_every == 0:
+      for i, run in enumerate(self._runs):
+        run.save(self._pick(self._state, i), wait=last)
+    return last
 
 
-def measure_run(program: Program, record: RunState, params):
+def measure_run(shared: Shared, run: RunState, params, frozen: Frozen):
   """Measures a run on held-out problems, in the leading process.
 
   Args:
-    program: the run's.
-    record: of the run.
-    params: what is trained, and the run's first parameters.
+    shared: the run's program.
+    run: the run.
+    params: what is trained.
+    frozen: what is not.
   """
-  params = plain(program, *params)
+  params = plain(shared, params, frozen)
+  reward = processes.local_copy(frozen.reward, sharding.replicated(shared.mesh))
   if not processes.leads():
     return {}
-  options, seed = record.config.eval, record.config.seed
+  options, seed = run.config.eval, run.config.seed
   return evaluation.evaluate(
-    program.graphdef, params, program.task, program.held_out, options.modes,
-    seed=seed, temperature=options.temperature,
+    shared.graphdef, params, shared.task, shared.held_out, options.modes,
+    seed=seed, temperature=options.temperature, reward_params=reward,
   )  # fmt: skip
 
 
-def plain(program: Program, params, reference):
+def plain(shared: Shared, params, frozen: Frozen):
   """A run's model as this process may compute with it on its own."""
-  whole = objective.merged_params(params, reference, program.config)
-  return processes.local_copy(whole, sharding.replicated(program.mesh))
+  merged = merged_params(params, frozen.reference, shared.config)
+  return processes.local_copy(merged, sharding.replicated(shared.mesh))
 
 
-def show(program: Program, lane: VmappedRun) -> None:
+def show(shared: Shared, ended: VmappedRun) -> None:
   """Writes samples.json and report.html of a run that has ended."""
-  config, folder = lane.record.config, lane.record.folder
+  config, folder = ended.run.config, ended.run.folder
   # The others' arrays are needed for the copies; the rest is the leader's.
-  before = processes.local_copy(
-    lane.reference, sharding.replicated(program.mesh)
+  before, reward = processes.local_copy(
+    tuple(ended.frozen), sharding.replicated(shared.mesh)
   )
-  params = plain(program, lane.state.params, lane.reference)
+  params = plain(shared, ended.state.params, ended.frozen)
   if not processes.leads():
     return
   shown = samples.samples(
-    program.graphdef,
+    shared.graphdef,
     params,
     before,
-    program.task,
-    program.held_out[:SHOWN_PROMPTS],
-    program.task.tokenizer,
+    shared.task,
+    shared.held_out[:SHOWN_PROMPTS],
+    shared.task.tokenizer,
     config.search,
     seed=config.seed,
+    reward_params=reward,
   )
   directory.write_whole(
     folder / "samples.json", json.dumps(shown, indent=2) + "\n"

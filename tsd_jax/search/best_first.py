@@ -6,6 +6,8 @@ without one, and closes moves that lead where the tree has been.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,91 +17,83 @@ from tsd_jax.base.types import LOG_ZERO, UNVISITED, Array
 from tsd_jax.parallel import sharding
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
-from tsd_jax.search.rules import merged
+from tsd_jax.search.node import Node
+from tsd_jax.search.rules import Budget, Rule, all_solved, merged
 
 # Key of a move that cannot be expanded (any more).
 CLOSED = 2 * LOG_ZERO
 
+# (action_R, parent) -> (what mctx wants to know of the new nodes, the nodes).
+Expand = Callable[[Array, Node], tuple[mctx.RecurrentFnOutput, Node]]
+
 
 @dataclasses.dataclass(frozen=True)
-class BestFirst:
+class BestFirst(Rule):
   """Discrepancy best-first: expand the least surprising untried move.
 
   The open list holds every untried (node, move). Its key is
     sum over the path of log(p / p_max) + beta * log V(node) + epsilon * depth
   plus the move's own log(p / p_max), p its prior: the best one is free, so
   whole responses arise by themselves, each expansion is one new forward and
-  nothing repeats. Where the task tells what responses have come to, a move is
-  closed if the tree has been there in as many tokens or fewer
-  (`transpositions.py`). Related: limited discrepancy search (Harvey &
-  Ginsberg, 1995) and Levin tree search (arXiv:1811.10928).
+  nothing repeats. Related: limited discrepancy search (Harvey & Ginsberg,
+  1995) and Levin tree search (arXiv:1811.10928).
 
   Attributes:
-    beta: weight of the node's learned value; 0 ignores it.
+    beta: weight of the node's learned value, where leaves are valued by it.
     epsilon: bonus a token, so that ties go to the deeper node.
-    stop_when_solved: end when every tree holds a correct response.
-    trees: how many grow in a simulation, at most all there are: the smallest of
-      those that are not finished; None is all, in step.
+    lazy: draw a step when it is tried, and no other; a node then has at most
+      `SearchConfig.num_candidates` draws.
+    transpositions: where the task tells what responses have come to, close a
+      move if the tree has been there in as many tokens or fewer
+      (`transpositions.py`).
   """
 
-  beta: float = 0.0
-  epsilon: float = 0.02
-  stop_when_solved: bool = True
-  trees: int | None = None
+  compares_values = False
+  ends_with_node = True
+  reuses_slots = True
 
-  def run(
-    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
-  ):
+  beta: float = 0.5
+  epsilon: float = 0.02
+  lazy: bool = False
+  transpositions: bool = False
+
+  def __post_init__(self):
+    """Refuses what does not go together."""
+    if self.lazy and self.transpositions:
+      raise ValueError(
+        "search.rule.lazy=true knows no states of moves that are not drawn: "
+        "set search.rule.lazy=false or search.rule.transpositions=false"
+      )
+
+  @property
+  def draws_lazily(self) -> bool:
+    """Whether it draws a step when it is tried."""
+    return self.lazy
+
+  @property
+  def merges_states(self) -> bool:
+    """Whether moves that lead to one state are merged."""
+    return self.transpositions
+
+  def run(self, key, root, recurrent_fn, budget):
     """Searches with `mctx.search`, its simulations replaced by `grow`.
 
     mctx walks down from the root and back up, all trees in step and their
     arrays copied at every node. Here the next leaf is known without a walk,
     and its path is known from its embedding.
     """
-
-    B = root.value.shape[0]
-
-    def grown(first, last, body, state):
-      del body
-
-      def step(simulation, state):
-        rng_key, tree = state
-        rng_key, expand_key = jax.random.split(rng_key)
-        tree = self.grow(
-          tree, functools.partial(recurrent_fn, (), expand_key), simulation + 1
-        )
-        if self.stop_when_solved:
-          solved_B = jnp.any(tree.embeddings.correct, axis=1)
-          # All devices stop together: a tree is the same on any mesh.
-          loop.done = sharding.all_shards(jnp.all(solved_B))
-        return rng_key, tree
-
-      def turn(simulation, state):
-        del simulation
-        rng_key, tree, waits_B = state
-        rng_key, expand_key = jax.random.split(rng_key)
-        now = next_turn(tree, waits_B, self.trees)
-        tree = self.grow(
-          tree, functools.partial(recurrent_fn, now, expand_key), now
-        )
-        waits_B = self.waits(tree)
-        # Devices that share a model must make the same simulations.
-        loop.done = sharding.all_shards(~jnp.any(waits_B))
-        return rng_key, tree, waits_B
-
-      if self.trees is None:
-        rng_key, tree = loop_fn(first, last, step, state)
-      else:
-        state = (*state, self.waits(state[1]))
-        # Full turns, and those in which the last trees end.
-        most = (B // self.trees + 1) * num_simulations
-        rng_key, tree, _ = loop_fn(first, most, turn, state)
-      return rng_key, with_edges(tree).replace(extra_data=None)
-
+    beta = self.beta if budget.valued else 0.0
+    keys = functools.partial(move_keys, beta=beta, epsilon=self.epsilon)
     # The open list: keys of all moves of all nodes.
     closed_BNA = jnp.full(
-      (B, num_simulations + 1, root.prior_logits.shape[1]), CLOSED
+      (
+        root.value.shape[0],
+        budget.num_simulations + 1,
+        root.prior_logits.shape[1],
+      ),
+      CLOSED,
     )
+    simulate = self._in_step if budget.rows is None else self._in_turns
     return mctx.search(
       (),
       key,
@@ -107,25 +101,54 @@ class BestFirst:
       recurrent_fn=recurrent_fn,
       root_action_selection_fn=None,  # Used by mctx's own simulations only.
       interior_action_selection_fn=None,
-      num_simulations=num_simulations,
-      max_depth=max_depth,
-      extra_data=closed_BNA.at[:, 0].set(self.keys(root.embedding)),
-      loop_fn=grown,
+      num_simulations=budget.num_simulations,
+      max_depth=budget.max_depth,
+      extra_data=closed_BNA.at[:, 0].set(keys(root.embedding)),
+      loop_fn=functools.partial(simulate, budget, keys, recurrent_fn),
     )
 
-  def keys(self, node) -> Array:
-    """Keys of the moves of nodes, BA; closed where a node has none."""
-    key_B = (
-      node.log_prob_gap
-      + self.beta * jax.nn.log_sigmoid(node.value_logit)
-      + self.epsilon * node.depth
-    )
-    log_ratio_BA = node.prior_A - node.prior_A[..., :1]
-    closed_BA = (node.finished | node.cut_off)[:, None] | eos_actions(node)
-    closed_BA |= merged(node)
-    if node.state_key is not None:
-      closed_BA |= node.state_key_A == node.state_key[:, None]
-    return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
+  def _in_step(
+    self, budget: Budget, keys, recurrent_fn, first, last, body, state
+  ):
+    """Every simulation grows all trees."""
+    del body
+
+    def step(simulation, state):
+      rng_key, tree = state
+      rng_key, expand_key = jax.random.split(rng_key)
+      expand = functools.partial(recurrent_fn, (), expand_key)
+      tree = grow(tree, expand, keys, simulation + 1)
+      if self.stop_when_solved:
+        budget.loop.done = all_solved(tree)
+      return rng_key, tree
+
+    rng_key, tree = budget.loop_fn(first, last, step, state)
+    return rng_key, with_edges(tree).replace(extra_data=None)
+
+  def _in_turns(
+    self, budget: Budget, keys, recurrent_fn, first, last, body, state
+  ):
+    """Every simulation grows the smallest of the trees that are not done."""
+    del body, last
+
+    def turn(simulation, state):
+      del simulation
+      rng_key, tree, waits_B = state
+      rng_key, expand_key = jax.random.split(rng_key)
+      now = next_turn(tree, waits_B, budget.rows)
+      expand = functools.partial(recurrent_fn, now, expand_key)
+      tree = grow(tree, expand, keys, now)
+      waits_B = self.waits(tree)
+      # Devices that share a model must make the same simulations.
+      budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
+      return rng_key, tree, waits_B
+
+    B = state[1].node_visits.shape[0]
+    # Full turns, and those in which the last trees end.
+    most = (B // budget.rows + 1) * budget.num_simulations
+    state = (*state, self.waits(state[1]))
+    rng_key, tree, _ = budget.loop_fn(first, most, turn, state)
+    return rng_key, with_edges(tree).replace(extra_data=None)
 
   def waits(self, tree: mctx.Tree) -> Array:
     """Which trees may grow further, B."""
@@ -134,119 +157,6 @@ class BestFirst:
     if self.stop_when_solved:
       waits_B &= ~jnp.any(tree.embeddings.correct, axis=1)
     return waits_B
-
-  def grow(self, tree: mctx.Tree, expand, at: Array | Turn) -> mctx.Tree:
-    """Expands the best untried move of trees as a new node of each.
-
-    Visits and values of nodes are kept as mctx does. A tree in which nothing
-    is left to expand stays as it is.
-
-    Args:
-      tree: the trees, with their open lists as extra data.
-      expand: (action_R, parent) -> (mctx.RecurrentFnOutput, node).
-      at: index of the new node, the same in all trees; or which trees grow.
-
-    Returns:
-      The trees, without visits and values of edges (`with_edges`).
-    """
-    B, N, A = tree.children_index.shape
-    turn = at if isinstance(at, Turn) else None
-
-    def of_rows(x_B):
-      """What belongs to the trees that grow."""
-      return x_B if turn is None else x_B[turn.tree_R]
-
-    tree_R = of_rows(jnp.arange(B))
-    open_RNA = of_rows(tree.extra_data)
-    R = tree_R.shape[0]
-    key_RX = open_RNA.reshape(R, N * A)
-    # An argmax in two reductions, which vectorise; XLA on CPU's own does not.
-    top_R1 = jnp.max(key_RX, axis=1, keepdims=True)
-    place_1X = jnp.arange(N * A)[None]
-    best_R = jnp.min(jnp.where(key_RX == top_R1, place_1X, N * A), axis=1)
-    exists_R = top_R1[:, 0] > CLOSED
-    if turn is not None:
-      exists_R &= turn.grows_R
-    node_R, action_R = best_R // A, best_R % A
-    parent = jax.tree.map(lambda a: a[tree_R, node_R], tree.embeddings)
-    output, node = expand(action_R, parent)
-    place = (tree_R, jnp.where(exists_R, node_R, N))
-    embeddings, prior_BNA = tree.embeddings, tree.children_prior_logits
-    open_BNA = tree.extra_data
-    if node.x_D is not None:
-      offered, node = moves.record(parent, node, action_R)
-      offered = offered._asdict()
-      embeddings = embeddings.replace(
-        **{
-          name: embeddings[name].at[place].set(new, mode="drop")
-          for name, new in offered.items()
-        }
-      )
-      prior_BNA = prior_BNA.at[place].set(offered["log_prob_A"], mode="drop")
-      later_RA = jnp.arange(A)[None] > action_R[:, None]
-      key_RA = jnp.where(later_RA, self.keys(parent.replace(**offered)), CLOSED)
-      open_BNA = open_BNA.at[place].set(key_RA, mode="drop")
-
-    def write(old, new):
-      """The new node of the trees that grow."""
-      if turn is not None:
-        row_R = jnp.where(exists_R, tree_R, B)
-        return old.at[row_R, turn.slot_R + 1].set(new, mode="drop")
-      # The same column in all trees, written as one.
-      column = jax.lax.dynamic_index_in_dim(old, at, 1, keepdims=False)
-      grows = exists_R.reshape(B, *[1] * (column.ndim - 1))
-      column = jnp.where(grows, new, column).astype(old.dtype)
-      return jax.lax.dynamic_update_index_in_dim(old, column, at, 1)
-
-    # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
-    # A node is named, and written alike, once for each token of its step; the
-    # new node itself, where its step has several tokens, is overwritten below.
-    above_RT = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
-    D = above_RT.shape[1]
-    exists_RT = (jnp.arange(D)[None] < node.depth[:, None]) & exists_R[:, None]
-    at_RT = (tree_R[:, None], jnp.where(exists_RT, above_RT, N))
-    count_RT = tree.node_visits[tree_R[:, None], above_RT]
-    mean_RT = tree.node_values[tree_R[:, None], above_RT]
-    # Edges above the last have no reward and no discount.
-    value_R1 = (output.reward + output.discount * output.value)[:, None]
-    mean_RT = (mean_RT * count_RT + value_R1) / (count_RT + 1.0)
-    edge = (*place, action_R)
-    open_BNA = open_BNA.at[edge].set(CLOSED, mode="drop")
-    key_RA = self.keys(node)
-    if node.state_key is not None:
-      nodes = jax.tree.map(of_rows, tree.embeddings)
-      made_RN = of_rows(tree.node_visits) > 0
-      key_RA = jnp.where(
-        transpositions.reached(nodes, made_RN, node), CLOSED, key_RA
-      )
-      late_RNA = transpositions.late(nodes, node) & exists_R[:, None, None]
-      if turn is None:
-        open_BNA = jnp.where(late_RNA, CLOSED, open_BNA)
-      else:
-        closed_RNA = jnp.where(late_RNA, CLOSED, jnp.inf)
-        open_BNA = open_BNA.at[tree_R].min(closed_RNA)
-    child_R = at if turn is None else turn.slot_R + 1
-    return tree.replace(
-      node_visits=write(
-        tree.node_visits.at[at_RT].set(count_RT + 1, mode="drop"), 1
-      ),
-      node_values=write(
-        tree.node_values.at[at_RT].set(mean_RT, mode="drop"), output.value
-      ),
-      raw_values=write(tree.raw_values, output.value),
-      parents=write(tree.parents, node_R),
-      action_from_parent=write(tree.action_from_parent, action_R),
-      children_prior_logits=write(prior_BNA, output.prior_logits),
-      embeddings=jax.tree.map(write, embeddings, node),
-      children_index=tree.children_index.at[edge].set(child_R, mode="drop"),
-      children_rewards=tree.children_rewards.at[edge].set(
-        output.reward, mode="drop"
-      ),
-      children_discounts=tree.children_discounts.at[edge].set(
-        output.discount, mode="drop"
-      ),
-      extra_data=write(open_BNA, key_RA),
-    )
 
   def improved(self, tree):
     """The prior reweighted by success: p(a) V(a) / sum p V, over tried moves.
@@ -268,6 +178,187 @@ class BestFirst:
     return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
 
 
+def move_keys(node: Node, *, beta: float, epsilon: float) -> Array:
+  """Keys of the moves of nodes, BA; closed where a node has none."""
+  key_B = (
+    node.log_prob_gap
+    + beta * jax.nn.log_sigmoid(node.value_logit)
+    + epsilon * node.depth
+  )
+  log_ratio_BA = node.prior_A - node.prior_A[..., :1]
+  closed_BA = (node.finished | node.cut_off)[:, None] | eos_actions(node)
+  closed_BA |= merged(node)
+  if node.state_key is not None:
+    closed_BA |= node.state_key_A == node.state_key[:, None]
+  return jnp.where(closed_BA, CLOSED, key_B[:, None] + log_ratio_BA)
+
+
+class _Leaf(NamedTuple):
+  """The best untried move of the trees that grow."""
+
+  tree_R: Array  # Their numbers.
+  node_R: Array
+  action_R: Array
+  exists_R: Array  # bool, whether there is one.
+
+
+def grow(
+  tree: mctx.Tree, expand: Expand, keys: Callable, at: Array | Turn
+) -> mctx.Tree:
+  """Expands the best untried move of trees as a new node of each.
+
+  Visits and values of nodes are kept as mctx does. A tree in which nothing is
+  left to expand stays as it is.
+
+  Args:
+    tree: the trees, with their open lists as extra data.
+    expand: makes the new nodes.
+    keys: of a node's moves in the open list.
+    at: index of the new node, the same in all trees; or which trees grow.
+
+  Returns:
+    The trees, without visits and values of edges (`with_edges`).
+  """
+  B, N, _ = tree.children_index.shape
+  turn = at if isinstance(at, Turn) else None
+  leaf = best_leaf(tree, turn)
+  parent = jax.tree.map(lambda a: a[leaf.tree_R, leaf.node_R], tree.embeddings)
+  output, node = expand(leaf.action_R, parent)
+  place = (leaf.tree_R, jnp.where(leaf.exists_R, leaf.node_R, N))
+  if node.x_D is not None:
+    tree, node = _enter_draw(tree, parent, node, leaf.action_R, place, keys)
+
+  def write(old, new):
+    """The new node of the trees that grow."""
+    if turn is not None:
+      row_R = jnp.where(leaf.exists_R, leaf.tree_R, B)
+      return old.at[row_R, turn.slot_R + 1].set(new, mode="drop")
+    # The same column in all trees, written as one.
+    column = jax.lax.dynamic_index_in_dim(old, at, 1, keepdims=False)
+    grows = leaf.exists_R.reshape(B, *[1] * (column.ndim - 1))
+    column = jnp.where(grows, new, column).astype(old.dtype)
+    return jax.lax.dynamic_update_index_in_dim(old, column, at, 1)
+
+  visits_BN, values_BN = back_up(tree, node, output, leaf)
+  edge = (*place, leaf.action_R)
+  open_BNA, key_RA = close_seen(
+    tree.extra_data.at[edge].set(CLOSED, mode="drop"),
+    keys(node), tree, node, leaf, turn,
+  )  # fmt: skip
+  child_R = at if turn is None else turn.slot_R + 1
+  return tree.replace(
+    node_visits=write(visits_BN, 1),
+    node_values=write(values_BN, output.value),
+    raw_values=write(tree.raw_values, output.value),
+    parents=write(tree.parents, leaf.node_R),
+    action_from_parent=write(tree.action_from_parent, leaf.action_R),
+    children_prior_logits=write(
+      tree.children_prior_logits, output.prior_logits
+    ),
+    embeddings=jax.tree.map(write, tree.embeddings, node),
+    children_index=tree.children_index.at[edge].set(child_R, mode="drop"),
+    children_rewards=tree.children_rewards.at[edge].set(
+      output.reward, mode="drop"
+    ),
+    children_discounts=tree.children_discounts.at[edge].set(
+      output.discount, mode="drop"
+    ),
+    extra_data=write(open_BNA, key_RA),
+  )
+
+
+def best_leaf(tree: mctx.Tree, turn: Turn | None) -> _Leaf:
+  """The open move with the greatest key of every tree that grows."""
+  B, N, A = tree.children_index.shape
+  tree_R, open_RNA = jnp.arange(B), tree.extra_data
+  if turn is not None:
+    tree_R = tree_R[turn.tree_R]
+    open_RNA = open_RNA[turn.tree_R]
+  key_RX = open_RNA.reshape(-1, N * A)
+  # An argmax in two reductions, which vectorise; XLA on CPU's own does not.
+  top_R1 = jnp.max(key_RX, axis=1, keepdims=True)
+  place_1X = jnp.arange(N * A)[None]
+  best_R = jnp.min(jnp.where(key_RX == top_R1, place_1X, N * A), axis=1)
+  exists_R = top_R1[:, 0] > CLOSED
+  if turn is not None:
+    exists_R &= turn.grows_R
+  return _Leaf(tree_R, best_R // A, best_R % A, exists_R)
+
+
+def _enter_draw(tree, parent, node, action_R, place, keys):
+  """A step that was drawn when it was tried, entered in its parent."""
+  offered, node = moves.record(parent, node, action_R)
+  offered = offered._asdict()
+  embeddings = tree.embeddings.replace(
+    **{
+      name: tree.embeddings[name].at[place].set(new, mode="drop")
+      for name, new in offered.items()
+    }
+  )
+  prior_BNA = tree.children_prior_logits.at[place].set(
+    offered["log_prob_A"], mode="drop"
+  )
+  later_RA = jnp.arange(prior_BNA.shape[-1])[None] > action_R[:, None]
+  key_RA = jnp.where(later_RA, keys(parent.replace(**offered)), CLOSED)
+  return tree.replace(
+    embeddings=embeddings,
+    children_prior_logits=prior_BNA,
+    extra_data=tree.extra_data.at[place].set(key_RA, mode="drop"),
+  ), node
+
+
+def back_up(
+  tree: mctx.Tree, node: Node, output: mctx.RecurrentFnOutput, leaf: _Leaf
+) -> tuple[Array, Array]:
+  """Visits and mean values of the nodes above new ones, BN each."""
+  N = tree.children_index.shape[1]
+  tree_R1 = leaf.tree_R[:, None]
+  # Nodes from the root to the parent: slot s of the pool belongs to node s+1.
+  # A node is named, and written alike, once for each token of its step; the
+  # new node itself, where its step has several tokens, is overwritten later.
+  above_RT = jnp.pad(node.path_slots[:, :-1] + 1, ((0, 0), (1, 0)))
+  T = above_RT.shape[1]
+  exists_RT = jnp.arange(T)[None] < node.depth[:, None]
+  exists_RT &= leaf.exists_R[:, None]
+  at_RT = (tree_R1, jnp.where(exists_RT, above_RT, N))
+  count_RT = tree.node_visits[tree_R1, above_RT]
+  mean_RT = tree.node_values[tree_R1, above_RT]
+  # Edges above the last have no reward and no discount.
+  value_R1 = (output.reward + output.discount * output.value)[:, None]
+  mean_RT = (mean_RT * count_RT + value_R1) / (count_RT + 1.0)
+  return (
+    tree.node_visits.at[at_RT].set(count_RT + 1, mode="drop"),
+    tree.node_values.at[at_RT].set(mean_RT, mode="drop"),
+  )
+
+
+def close_seen(
+  open_BNA: Array,
+  key_RA: Array,
+  tree: mctx.Tree,
+  node: Node,
+  leaf: _Leaf,
+  turn: Turn | None,
+) -> tuple[Array, Array]:
+  """The open list and new keys, without moves to where a tree has been."""
+  if node.state_key is None:
+    return open_BNA, key_RA
+
+  def of_rows(x_B):
+    """What belongs to the trees that grow."""
+    return x_B if turn is None else x_B[turn.tree_R]
+
+  nodes = jax.tree.map(of_rows, tree.embeddings)
+  made_RN = of_rows(tree.node_visits) > 0
+  reached_RA = transpositions.reached(nodes, made_RN, node)
+  key_RA = jnp.where(reached_RA, CLOSED, key_RA)
+  late_RNA = transpositions.late(nodes, node) & leaf.exists_R[:, None, None]
+  if turn is None:
+    return jnp.where(late_RNA, CLOSED, open_BNA), key_RA
+  closed_RNA = jnp.where(late_RNA, CLOSED, jnp.inf)
+  return open_BNA.at[leaf.tree_R].min(closed_RNA), key_RA
+
+
 def simulations(tree: mctx.Tree) -> Array:
   """How many each tree has made, B: its nodes but the root."""
   return jnp.sum(tree.node_visits > 0, axis=1) - 1
@@ -283,7 +374,7 @@ def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
 
 
 def eos_actions(nodes) -> Array:
-  """Candidates that end a response and were judged with their node, BN A."""
+  """Candidates that end a response and are scored with their node, BN A."""
   A = nodes.log_prob_A.shape[-1]
   return jnp.arange(A) == nodes.eos_action[..., None]
 

@@ -1,12 +1,13 @@
 """Moves: the steps that a node offers, and how a path grows by one.
 
-A step has at most S tokens (`SearchConfig.step_tokens`). With S = 1 a node
-offers its likeliest tokens. Longer steps are drawn from the model when the node
-is made: a draw ends at one of the task's delimiters, at the end token, or after
-S tokens, and equal draws are one move that counts how often it was drawn, as in
-Sampled MuZero (https://arxiv.org/abs/2104.06303).
+A move has at most U tokens. Where steps have one (`SearchConfig.step_tokens`) a
+node offers its likeliest tokens, and a whole observation of the environment is
+one move. Longer steps are drawn from the model when the node is made: a draw
+ends at one of the task's delimiters, at the end token, or after U tokens, and
+equal draws are one move that counts how often it was drawn, as in Sampled
+MuZero (https://arxiv.org/abs/2104.06303).
 
-Drawn lazily (`SearchConfig.lazy`) a node has A places instead, a step is drawn
+Drawn lazily (`BestFirst.lazy`) a node has A places instead, a step is drawn
 when its place is tried, and the draw is the node's forward as well: a
 simulation takes the forwards of one step, not of A + 1.
 
@@ -18,8 +19,9 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, Array
-from tsd_jax.inference import decode, vocabulary
+from tsd_jax.base.types import LOG_ZERO, Array
+from tsd_jax.inference import sampling, vocabulary
+from tsd_jax.inference.prefill import Prefix, repeat_rows, repeat_segment
 from tsd_jax.models.transformer import Segment, Transformer
 from tsd_jax.search.node import Node
 from tsd_jax.tasks.task import Task
@@ -33,9 +35,9 @@ _SPENT = 1e-4
 class Moves(NamedTuple):
   """A moves of each of B nodes, by descending prior; fields of `node.Node`."""
 
-  step_AU: Array  # int32 BAS, PAD after a step's end.
-  length_A: Array  # int32 BA, tokens of each step.
-  log_prob_A: Array  # float32 BA, log pi(step | path).
+  step_AU: Array  # int32 BAU, PAD after a move's end.
+  length_A: Array  # int32 BA, tokens of each move.
+  log_prob_A: Array  # float32 BA, log pi(move | path).
   prior_A: Array  # float32 BA, logits; LOG_ZERO where no move is left.
 
 
@@ -47,22 +49,39 @@ def likeliest_tokens(logits_BV: Array, count: int) -> Moves:
   return Moves(token_BA[..., None], length_BA, log_prob_BA, log_prob_BA)
 
 
-def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
-  """Moves of one token; where the environment writes, one certain move.
+def padded(offered: Moves, tokens: int, pad_id: int) -> Moves:
+  """The same moves with room for so many tokens each."""
+  spare = tokens - offered.step_AU.shape[-1]
+  step_BAU = jnp.pad(
+    offered.step_AU, ((0, 0), (0, 0), (0, spare)), constant_values=pad_id
+  )
+  return offered._replace(step_AU=step_BAU)
+
+
+def observations(
+  offered: Moves, token_BO: Array, count_B: Array, pad_id: int
+) -> Moves:
+  """Moves; where the environment writes, its whole observation is the one.
 
   Args:
-    offered: what the nodes offer where the model chooses.
-    token_B: what the environment writes next, or `NO_OBSERVATION`.
+    offered: what the nodes offer where the model chooses; U >= O.
+    token_BO: what the environment writes next.
+    count_B: how many tokens of it there are, 0 where the model chooses.
     pad_id: fills what is no move.
   """
-  written_B1 = token_B[:, None] != NO_OBSERVATION
-  first_1A = jnp.arange(offered.length_A.shape[1])[None] == 0
-  step_BA = jnp.where(first_1A, token_B[:, None], pad_id)
+  written_B1 = count_B[:, None] > 0
+  A, U = offered.step_AU.shape[1:]
+  first_1A = jnp.arange(A)[None] == 0
+  spare = ((0, 0), (0, U - token_BO.shape[1]))
+  token_BU = jnp.pad(token_BO, spare, constant_values=pad_id)
+  real_BU = jnp.arange(U)[None] < count_B[:, None]
+  token_BU = jnp.where(real_BU, token_BU, pad_id)
+  step_BAU = jnp.where(first_1A[..., None], token_BU[:, None], pad_id)
   certain_1A = jnp.where(first_1A, 0.0, LOG_ZERO)
-  return offered._replace(
-    step_AU=jnp.where(
-      written_B1[..., None], step_BA[..., None], offered.step_AU
-    ),
+  length_BA = jnp.where(first_1A, count_B[:, None], 1)
+  return Moves(
+    step_AU=jnp.where(written_B1[..., None], step_BAU, offered.step_AU),
+    length_A=jnp.where(written_B1, length_BA, offered.length_A),
     log_prob_A=jnp.where(written_B1, certain_1A, offered.log_prob_A),
     prior_A=jnp.where(written_B1, certain_1A, offered.prior_A),
   )
@@ -71,41 +90,41 @@ def observed_tokens(offered: Moves, token_B: Array, pad_id: int) -> Moves:
 def draw(
   model: Transformer,
   task: Task,
-  prefix: decode.Prefix,
+  prefix: Prefix,
   path: Segment,
   key_R: Array,
   room_B: Array,
   *,
   count: int,
   step_tokens: int,
-  observe: decode.Observer | None = None,
+  observe: sampling.Observer | None = None,
   run_last: bool = False,
-) -> decode.Sampled:
+) -> sampling.Sampled:
   """Draws steps from the model.
 
   Args:
     model: the search model.
     task: says which tokens end a step.
-    prefix: keys of the prompts, with lengths and features at the nodes.
+    prefix: keys of the prompts, with lengths and hidden states at the nodes.
     path: keys of the paths to the nodes.
     key_R: a random key a draw, consumed; `count` in a row belong to a node.
     room_B: tokens that fit below each node; where it is 0, steps are empty.
     count: draws a node.
-    step_tokens: S.
-    observe: what the environment writes into the draws (`decode.observer`).
+    step_tokens: U.
+    observe: what the environment writes into the draws (`sampling.observer`).
     run_last: run the steps' last tokens too, to go on from there.
 
   Returns:
     The draws.
   """
-  return decode.sample(
+  return sampling.sample(
     model,
-    decode.repeat_rows(prefix, count),
+    repeat_rows(prefix, count),
     key_R,
     length=step_tokens,
     eos_id=task.eos_id,
     pad_id=task.pad_id,
-    more_segments=(decode.repeat_segment(path, count),),
+    more_segments=(repeat_segment(path, count),),
     room_R=jnp.repeat(room_B, count),
     stop_ids=task.step_end_ids,
     observe=observe,
@@ -113,8 +132,8 @@ def draw(
   )
 
 
-def steps(drawn: decode.Sampled, count: int) -> tuple[Array, Array, Array]:
-  """Steps drawn for nodes: tokens BAS, PAD after their end, length, log pi."""
+def steps(drawn: sampling.Sampled, count: int) -> tuple[Array, Array, Array]:
+  """Steps drawn for nodes: tokens BAU, PAD after their end, length, log pi."""
   length_R = jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32)
   log_prob_R = jnp.sum(drawn.log_prob_RT, axis=1)
   return tuple(
@@ -181,15 +200,15 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
   Returns:
     The parents' moves and the children, up to date.
   """
-  A, S = parent.step_AU.shape[1:]
+  A, U = parent.step_AU.shape[1:]
   length_B = child.depth - parent.depth
-  column_1U = jnp.arange(S)[None]
-  at_BG = jnp.minimum(
+  column_1U = jnp.arange(U)[None]
+  at_BU = jnp.minimum(
     parent.depth[:, None] + column_1U, child.path_tokens.shape[1] - 1
   )
   step_BU = jnp.where(
     column_1U < length_B[:, None],
-    jnp.take_along_axis(child.path_tokens, at_BG, axis=1),
+    jnp.take_along_axis(child.path_tokens, at_BU, axis=1),
     # PAD: places are filled in order, the last one is empty as yet.
     parent.step_AU[:, -1],
   )
@@ -228,9 +247,9 @@ def extend(
   Returns:
     The tokens of the longer paths, and a mask of the step's positions.
   """
-  B, D = path_BT.shape
+  B, T = path_BT.shape
   # Position in the step of each position of the path.
-  offset_BT = jnp.arange(D)[None] - depth_B[:, None]
+  offset_BT = jnp.arange(T)[None] - depth_B[:, None]
   at_BT = (offset_BT >= 0) & (offset_BT < length_B[:, None])
   source_BT = jnp.clip(offset_BT, 0, step_BU.shape[1] - 1)
   token_BT = step_BU[jnp.arange(B)[:, None], source_BT]

@@ -11,18 +11,18 @@ from tsd_jax.tasks.task import Task
 class Node:
   """Embedding of a node; arrays lead with B, or BN inside a tree."""
 
-  step_AU: Array  # int32, steps offered, PAD after their ends.
-  length_A: Array  # int32, tokens of each step.
-  log_prob_A: Array  # float32, log pi(step | path) over the whole vocabulary.
-  prior_A: Array  # float32, logits, best first; LOG_ZERO where no step is left.
-  path_tokens: Array  # int32 D, response tokens up to this node, PAD after.
-  path_actions: Array  # int32 D, the move that each token belongs to.
-  path_slots: Array  # int32 D, where each token's keys lie in the pool.
+  step_AU: Array  # int32, moves offered, PAD after their ends.
+  length_A: Array  # int32, tokens of each move.
+  log_prob_A: Array  # float32, log pi(move | path) over the whole vocabulary.
+  prior_A: Array  # float32, logits, best first; LOG_ZERO where no move is left.
+  path_tokens: Array  # int32 T, response tokens up to this node, PAD after.
+  path_actions: Array  # int32 T, the move that each token belongs to.
+  path_slots: Array  # int32 T, where each token's keys lie in the pool.
   depth: Array  # int32, number of response tokens.
   path_log_prob: Array  # float32, sum of log pi over the path.
   log_prob_gap: Array  # float32, sum of log(prior / best prior) over the path.
   value_logit: Array  # float32, V_search before the sigmoid.
-  # Features at the last token, where steps are drawn when they are tried.
+  # Hidden states at the last token, where steps are drawn when they are tried.
   x_D: Array | None
   # uint32, what the node and its moves have come to; None: nothing is merged.
   state_key: Array | None
@@ -33,9 +33,10 @@ class Node:
   finished: Array  # bool, the path ends with the end token.
   # bool, the path is full, or was drawn before: no move leads on from here.
   cut_off: Array
-  answer_tokens: Array  # int32 D, finished response found at this node.
+  answer_tokens: Array  # int32 T, finished response found at this node.
   answer_log_prob: Array  # float32, of that response under the search model.
-  reward: Array  # float32, of that response; 0 without one.
+  # float32, of that response, from 0 (the least there is) to 1; 0 without one.
+  reward: Array
   has_answer: Array  # bool.
   correct: Array  # bool.
 
@@ -45,12 +46,12 @@ class Node:
     return self.step_AU[..., 0]
 
 
-def empty(task: Task, B: int, A: int, S: int, value_logit_B: Array) -> Node:
+def empty(task: Task, B: int, A: int, U: int, value_logit_B: Array) -> Node:
   """Roots before they offer anything: no tokens, no answer."""
   zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
   none_BT = jnp.zeros((B, task.response_length), jnp.int32)
   return Node(
-    step_AU=jnp.zeros((B, A, S), jnp.int32),
+    step_AU=jnp.zeros((B, A, U), jnp.int32),
     length_A=jnp.zeros((B, A), jnp.int32),
     log_prob_A=jnp.zeros((B, A)),
     prior_A=jnp.zeros((B, A)),

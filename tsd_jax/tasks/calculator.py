@@ -12,8 +12,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.base.types import NO_OBSERVATION, Array
+from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models import symbols
+from tsd_jax.rewards.reward import Score
 from tsd_jax.tasks.countdown import (
   Countdown,
   CountdownConfig,
@@ -21,7 +22,6 @@ from tsd_jax.tasks.countdown import (
   own_state_key,
 )
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH
-from tsd_jax.tasks.task import Score
 
 _CALL = STEP_LENGTH  # Tokens of `a op b =`.
 
@@ -36,8 +36,8 @@ class CalculatorConfig(CountdownConfig):
 
   def pose(self, problem, rng):
     """Gives the numbers in random order, and a solution."""
-    prompt_P, response_T = super().pose(problem, rng)
-    return prompt_P, _with_calls(response_T)
+    posed = super().pose(problem, rng)
+    return posed._replace(response_T=_with_calls(posed.response_T))
 
   def warm_start(self, rng, count, relabel_fraction, excluded=()):
     """Draws random legal expressions; see `task.TaskConfig.warm_start`."""
@@ -55,12 +55,13 @@ class Calculator(Countdown):
 
   name = "calculator"
   step_length = _CALL + 1
+  observation_length = 1
 
   def observe(
-    self, prompt_XP: Array, response_XT: Array, length_X: Array
-  ) -> Array:
+    self, prompts: Prompts, response_XT: Array, length_X: Array
+  ) -> tuple[Array, Array]:
     """Answers `a op b =` at the end of a response; see `task.Task.observe`."""
-    del prompt_XP
+    del prompts
     at_XU = length_X[..., None] - _CALL + jnp.arange(_CALL)
     call_XU = jnp.take_along_axis(response_XT, jnp.maximum(at_XU, 0), axis=-1)
     a_X, op_X, b_X, equals_X = jnp.moveaxis(call_XU, -1, 0)
@@ -69,7 +70,7 @@ class Calculator(Countdown):
     for number_X in (a_X, b_X):
       answers_X &= (number_X >= 0) & (number_X <= symbols.MAX_INTEGER)
     answers_X &= (result_X >= 1) & (result_X <= self.config.max_value)
-    return jnp.where(answers_X, result_X, NO_OBSERVATION)
+    return result_X[..., None], answers_X.astype(jnp.int32)
 
   def state_key(
     self, prompt_XP: Array, response_XT: Array, length_X: Array

@@ -15,9 +15,16 @@ import numpy as np
 
 from tsd_jax.base.types import Array
 from tsd_jax.models import symbols
+from tsd_jax.rewards.reward import Score
 from tsd_jax.tasks import countdown_problems
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH, Problem, Sizes
-from tsd_jax.tasks.task import GradedConfig, Score, check_tokens, readable
+from tsd_jax.tasks.task import (
+  GradedConfig,
+  OwnReward,
+  Posed,
+  check_tokens,
+  readable,
+)
 
 _USED = -1  # A slot whose number was consumed: no token equals it.
 
@@ -78,7 +85,7 @@ class CountdownConfig(GradedConfig):
     numbers, target = problem
     solution = countdown_problems.reachable(numbers, self.max_value)[target]
     order_J = rng.permutation(np.array(numbers, np.int32))
-    return (
+    return Posed(
       np.array([*order_J, symbols.SEPARATOR, target], np.int32),
       np.array([*sum(solution, ()), symbols.EOS], np.int32),
     )
@@ -107,7 +114,8 @@ class Countdown:
   pad_id = symbols.PAD
   prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()  # Every operation has as many tokens.
-  observe = None
+  observe, observation_length = None, 0
+  reward = property(OwnReward)
   step_length = STEP_LENGTH  # Tokens of an operation, its result the last.
   tokenizer = symbols.SymbolTokenizer()
 
@@ -122,7 +130,7 @@ class Countdown:
     return self.step_length * (self.config.numbers - 1) + 1
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Grades responses with a bounded parser; see `task.Task.score`.
+    """Grades responses with a bounded parser; see `Task.reward`.
 
     Levels: 0 if it does not parse, `illegal` if it breaks a rule, else
     `reward_by_distance` of the last result, which is 1 if it is the target.
@@ -215,8 +223,14 @@ class Countdown:
       legal_X[..., None], jnp.concatenate(parts, axis=-1), own_XZ
     )
 
-  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
+  def describe(
+    self,
+    prompt_P: np.ndarray,
+    response_T: np.ndarray,
+    example: int | None = None,
+  ) -> str:
     """Returns a line such as `3 4 5 = 17 | 3*4=12 12+5=17 | exact 1.000`."""
+    del example
     prompt, response = readable(self, prompt_P), readable(self, response_T)
     score = self.score(np.asarray(prompt_P), np.asarray(response_T))
     reward = float(score.reward_X)

@@ -2,8 +2,6 @@
 
 TensorFlow is never imported: records are array_record files that are read
 through `as_data_source`, and the order of the prompts comes from grain.
-
-Axes beyond the legend of `types.py`: N here counts problems.
 """
 
 import contextlib
@@ -18,12 +16,14 @@ import tempfile
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.tasks.task import Problem, TaskConfig
+from tsd_jax.base.types import Prompts
+from tsd_jax.tasks.task import Problem, TaskConfig, as_prompts
 
 SPLITS = ("train", "validation", "test")
 _DATA_DIR_VARIABLE = "TSD_JAX_DATA_DIR"
@@ -83,8 +83,8 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
   """Problems of a task, each with one solution."""
 
   name = "tsd"
-  VERSION = tfds.core.Version("2.0.0")
-  RELEASE_NOTES = {"2.0.0": "Prompts and solutions as a task's own tokens."}
+  VERSION = tfds.core.Version("3.0.0")
+  RELEASE_NOTES = {"3.0.0": "Records name the example that they come from."}
 
   # Nothing is downloaded. Left unset, tfds 4.9.10 looks for checksums beside
   # this file, with a package that it imports but does not declare.
@@ -120,6 +120,7 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
           "solution": tfds.features.Tensor(
             shape=(task.response_length,), dtype=np.int32
           ),
+          "example": np.int32,
         }
       ),
     )
@@ -137,16 +138,25 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str, problems: list[Problem]):
     config = self.builder_config.task
     rng = np.random.default_rng((config.seed, SPLITS.index(split)))
+    place = {problem: i for i, problem in enumerate(config.problems())}
     for index, problem in enumerate(problems):
-      prompt_P, response_T = config.pose(problem, rng)
-      yield index, {"prompt": prompt_P, "solution": response_T}
+      posed = config.pose(problem, rng)
+      example = place[problem] if posed.example is None else posed.example
+      yield (
+        index,
+        {
+          "prompt": posed.prompt_P,
+          "solution": posed.response_T,
+          "example": example,
+        },
+      )
 
 
 def load_problems(
   config: TaskConfig,
   split: str,
   data_dir: os.PathLike | str | None = None,
-) -> np.ndarray:
+) -> Prompts:
   """Returns all prompts of a split, building the dataset at its first use.
 
   Args:
@@ -155,7 +165,7 @@ def load_problems(
     data_dir: folder of all datasets; `default_data_dir()` if None.
 
   Returns:
-    prompt_QP, int32, always in the same order.
+    The prompts, NumPy arrays, always in the same order.
 
   Raises:
     UserError: the split is unknown or empty, or the dataset's folder is
@@ -175,19 +185,19 @@ def load_problems(
     # Only now the reader, which may not survive a broken file.
     builder = ProblemBuilder(config=config, data_dir=root)
     source = builder.as_data_source(split=split)
-    prompt_QP = _read_prompts(source)
+    prompt_QP, example_Q = _read_prompts(source)
   except Exception as error:
     raise UserError(
       f"the dataset in {folder} is damaged ({type(error).__name__}: {error}); "
       "delete that folder, and it is built anew at the next use"
     ) from error
-  head = config.make().shared_prefix_length
+  task = config.make()
+  head = task.shared_prefix_length
   if np.any(prompt_QP[:, :head] != prompt_QP[:1, :head]):
     raise ValueError(
-      f"shared_prefix_length={head} of {config.make().name}, but prompts "
-      "differ before"
+      f"shared_prefix_length={head} of {task.name}, but prompts differ before"
     )
-  return prompt_QP
+  return jax.device_get(as_prompts(task, prompt_QP, example_Q))
 
 
 def _build(
@@ -233,14 +243,15 @@ def _check_digests(folder: pathlib.Path) -> None:
     raise ValueError(f"missing or changed: {', '.join(sorted(wrong))}")
 
 
-def _read_prompts(source: Any) -> np.ndarray:
-  """Returns prompt_QP of a tfds data source."""
-  parts = []
+def _read_prompts(source: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns prompt_QP and example_Q of a tfds data source."""
+  prompts, places = [], []
   for start in range(0, len(source), _READ_SIZE):
     rows = range(start, min(start + _READ_SIZE, len(source)))
     examples = source.__getitems__(list(rows))
-    parts.append(np.stack([example["prompt"] for example in examples]))
-  return np.concatenate(parts)
+    prompts.append(np.stack([example["prompt"] for example in examples]))
+    places.append(np.array([example["example"] for example in examples]))
+  return np.concatenate(prompts), np.concatenate(places).astype(np.int32)
 
 
 class PromptIterator:
@@ -254,7 +265,7 @@ class PromptIterator:
 
   def __init__(
     self,
-    prompt_QP: np.ndarray,
+    problems: Prompts,
     *,
     batch_size: int,
     seed: int,
@@ -264,7 +275,7 @@ class PromptIterator:
     """Starts at the first batch.
 
     Args:
-      prompt_QP: integer tokens, the same in every process.
+      problems: all prompts, the same in every process.
       batch_size: B, over all processes.
       seed: decides the order.
       process_index: this process's rank; it gets rows
@@ -274,9 +285,8 @@ class PromptIterator:
     Raises:
       ValueError: an argument does not fit.
     """
-    prompt_QP = np.asarray(prompt_QP, np.int32)
-    if prompt_QP.ndim != 2 or not prompt_QP.size:
-      raise ValueError(f"prompt_QP needs rows of tokens: {prompt_QP.shape=}")
+    if not len(problems):
+      raise ValueError("there are no prompts to iterate over")
     if not 0 <= seed < 2**32:
       raise ValueError(f"{seed=}: use an integer in 0..2**32-1")
     if not 0 <= process_index < process_count:
@@ -285,7 +295,7 @@ class PromptIterator:
       raise ValueError(
         f"{batch_size=} is not a positive multiple of {process_count=}"
       )
-    self._prompt_QP = prompt_QP
+    self._problems = problems
     self._seed = seed
     self._batch_size = batch_size
     self._rows = range(
@@ -294,15 +304,15 @@ class PromptIterator:
     )
     # `seed` mixes its number before `shuffle` adds the epoch to it: with
     # `shuffle(seed=...)` epoch 1 of seed 0 would be epoch 0 of seed 1.
-    order = grain.MapDataset.source(range(len(prompt_QP))).seed(seed).shuffle()
+    order = grain.MapDataset.source(range(len(problems))).seed(seed).shuffle()
     self._order = order.repeat()
     self._next_batch = 0
 
-  def next_batches(self, num_iterations: int) -> np.ndarray:
-    """Returns the next batches, int32 [C, B / process_count, P].
+  def next_batches(self, num_iterations: int) -> Prompts:
+    """Returns the next batches; leaves lead with I and B / process_count.
 
     Args:
-      num_iterations: C.
+      num_iterations: I.
 
     Raises:
       ValueError: `num_iterations` is below 1.
@@ -317,7 +327,7 @@ class PromptIterator:
       ]
     )
     self._next_batch = first + num_iterations
-    return self._prompt_QP[index_IB]
+    return self._problems[index_IB]
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position, fit for JSON and equal in every process."""
@@ -354,5 +364,7 @@ class PromptIterator:
   @functools.cached_property
   def _fingerprint(self) -> str:
     """Names the prompts, shape included."""
-    digest = hashlib.sha256(self._prompt_QP.tobytes()).hexdigest()[:16]
-    return f"{self._prompt_QP.shape}:{digest}"
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(self._problems):
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"{self._problems.tokens_BP.shape}:{digest.hexdigest()[:16]}"

@@ -22,11 +22,13 @@ import numpy as np
 
 from tsd_jax.base.types import Array
 from tsd_jax.models import symbols
+from tsd_jax.rewards.reward import Score
 from tsd_jax.tasks import maze_problems
 from tsd_jax.tasks.maze_problems import Problem
 from tsd_jax.tasks.task import (
   GradedConfig,
-  Score,
+  OwnReward,
+  Posed,
   check_tokens,
   check_warm_start,
   readable,
@@ -127,7 +129,7 @@ class MazeConfig(GradedConfig):
     moves_1T[0, : len(cells) - 1] = cells[1:]
     (response_T,) = self._responses(moves_1T, np.array([len(cells) - 1]))
     (prompt_P,) = self._prompts(turned_J[None], turn_J[ends_3][None])
-    return prompt_P, response_T
+    return Posed(prompt_P, response_T)
 
   def canonical(self, prompt_P) -> Problem:
     """The least number of all 16 ways to write the problem."""
@@ -199,7 +201,8 @@ class Maze:
   pad_id = symbols.PAD
   prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()
-  observe = None
+  observe, observation_length = None, 0
+  reward = property(OwnReward)
   tokenizer = symbols.SymbolTokenizer()
 
   @property
@@ -213,7 +216,7 @@ class Maze:
     return self.config.max_moves + 1
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Grades responses; see `task.Task.score`.
+    """Grades responses; see `Task.reward`.
 
     Levels: 0 if it does not parse (cells, then the end token), `illegal` if a
     move is, else by the number of moves that are still needed from where it
@@ -342,8 +345,14 @@ class Maze:
       distance_X22[..., 0, 0], distance_X22[..., 0, 1], distance_X22[..., 1, 0]
     )  # fmt: skip
 
-  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
+  def describe(
+    self,
+    prompt_P: np.ndarray,
+    response_T: np.ndarray,
+    example: int | None = None,
+  ) -> str:
     """Returns a line such as `13 22 = 11 31 33 | 21 31 32 33 | exact 1.000`."""
+    del example
     score = jax.jit(self.score)(np.asarray(prompt_P), np.asarray(response_T))
     reward = float(score.reward_X)
     if score.correct_X:

@@ -3,9 +3,6 @@
 A `TaskConfig` holds the settings of a game and lives on the host: it lists the
 problems, poses them and writes examples for a warm start. It makes the `Task`,
 the part that the compiled loop sees. `countdown.py` and `maze.py` are examples.
-
-Axes beyond the legend of `types.py`: X stands for any leading axes, none
-included; N counts problems or examples.
 """
 
 import abc
@@ -18,26 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.base.types import NO_OBSERVATION, Array
+from tsd_jax.base.types import Array, PromptForm, Prompts
 from tsd_jax.models.symbols import SymbolTokenizer
+from tsd_jax.rewards.reward import Reward, Score
 
 # The canonical form of a problem: equal for problems that differ only in what
 # does not matter, so that none is trained on in another guise.
 Problem = Hashable
 
 
-class Score(NamedTuple):
-  """What responses are worth; a pytree."""
+class Posed(NamedTuple):
+  """A problem as it is asked."""
 
-  reward_X: Array  # float32 in [0, 1]: shaped, for learning.
-  correct_X: Array  # bool: solved exactly, for evaluation and champions.
+  prompt_P: np.ndarray
+  response_T: np.ndarray  # A correct response.
+  # The example that graders find it by; None: its place among the problems.
+  example: int | None = None
 
 
-# (prompt_XP, response_XT, the task's own score) -> another score; pure JAX.
-RewardFn = Callable[[Array, Array, Score], Score]
+# (prompts, response_BGT, the task's own score) -> another score; pure JAX.
+RewardFn = Callable[[Prompts, Array, Score], Score]
 
-# (prompt_XP, response_XT, length_X) -> token_X; see `Task.observe`.
-ObserveFn = Callable[[Array, Array, Array], Array]
+# (prompts, response_BT, length_B) -> (token_BO, count_B); see `Task.observe`.
+ObserveFn = Callable[[Prompts, Array, Array], tuple[Array, Array]]
 
 # (prompt_XP, response_XT, length_X) -> state_key_XZ; see `Task.state_key`.
 StateKeyFn = Callable[[Array, Array, Array], Array]
@@ -95,13 +95,17 @@ class Task(Protocol):
   def observe(self) -> ObserveFn | None:
     """What the environment writes into responses; None: nothing, ever.
 
-    A method in pure JAX, of prompts, responses of which the first `length_X`
-    tokens are there (PAD after them), and that length. It returns the next
-    token where the environment writes it, such as a tool's answer, and
-    `NO_OBSERVATION` where the model chooses it. A longer observation is asked
-    for token by token; an end token ends the response. It is not asked for a
-    first token, which would belong to the prompt.
+    A method in pure JAX, of prompts, responses of which the first `length_B`
+    tokens are there (PAD after them), and that length. It returns the tokens
+    that the environment writes next, such as a tool's answer, at most
+    `observation_length` of them, and how many there are: 0 where the model
+    chooses the next token. An end token ends the response. It is not asked for
+    a first token, which would belong to the prompt, nor within an observation.
     """
+
+  @property
+  def observation_length(self) -> int:
+    """O, the most tokens that the environment writes at a time."""
 
   @property
   def state_key(self) -> StateKeyFn | None:
@@ -114,18 +118,16 @@ class Task(Protocol):
     is shorter: its length, and so the room it has left, is no part of this.
     """
 
-  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Grades responses in pure JAX; may be called under jit and vmap.
+  @property
+  def reward(self) -> Reward:
+    """What responses are worth."""
 
-    Args:
-      prompt_XP: integer tokens.
-      response_XT: integer tokens, with the same leading axes.
-
-    Raises:
-      ValueError: a shape or dtype does not fit the task.
-    """
-
-  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
+  def describe(
+    self,
+    prompt_P: np.ndarray,
+    response_T: np.ndarray,
+    example: int | None = None,
+  ) -> str:
     """Returns one readable line about one response; runs on the host."""
 
 
@@ -185,10 +187,8 @@ class TaskConfig(abc.ABC):
     """Distinct canonical problems that can be solved, always the same."""
 
   @abc.abstractmethod
-  def pose(
-    self, problem: Problem, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompt_P in a random guise, and a correct response_T."""
+  def pose(self, problem: Problem, rng: np.random.Generator) -> Posed:
+    """Returns a problem in a random guise, with a correct response."""
 
   @abc.abstractmethod
   def canonical(self, prompt_P: np.ndarray) -> Problem:
@@ -206,7 +206,7 @@ class TaskConfig(abc.ABC):
 
     Args:
       rng: advanced by the call.
-      count: N, the number of examples.
+      count: Q, the number of examples.
       relabel_fraction: probability that the prompt asks for what the response
         does; otherwise it asks for anything, and is mostly missed.
       excluded: canonical problems that are never asked.
@@ -293,23 +293,61 @@ def check_tokens(task: Task, prompt_XP: Array, response_XT: Array) -> None:
     )
 
 
+def prompt_form(task: Task) -> PromptForm:
+  """How a model is to read a task's prompts."""
+  return PromptForm(task.prompt_pad_id is not None, task.shared_prefix_length)
+
+
+def real_tokens(prompt_XP: Array, pad_id: int) -> Array:
+  """True up to the last token that is no padding; pure JAX.
+
+  The padding token may also occur within a prompt: many chat models end every
+  turn with it.
+  """
+  is_real_XP = prompt_XP != pad_id
+  return jax.lax.cummax(
+    is_real_XP.astype(jnp.int8), axis=is_real_XP.ndim - 1, reverse=True
+  ).astype(bool)
+
+
+def as_prompts(
+  task: Task, prompt_BP: Array, example_B: Array | None = None
+) -> Prompts:
+  """Prompts of a task from their tokens.
+
+  Args:
+    task: says what fills short prompts.
+    prompt_BP: int32 tokens, padded on the right.
+    example_B: their problems' indices; 0, 1, ... by default.
+  """
+  prompt_BP = jnp.asarray(prompt_BP)
+  B, P = prompt_BP.shape
+  length_B = jnp.full(B, P, jnp.int32)
+  if task.prompt_pad_id is not None:
+    real_BP = real_tokens(prompt_BP, task.prompt_pad_id)
+    length_B = jnp.sum(real_BP, axis=1, dtype=jnp.int32)
+  if example_B is None:
+    example_B = jnp.arange(B, dtype=jnp.int32)
+  return Prompts(prompt_BP, length_B, example_B)
+
+
 def next_observation(
-  task: Task, prompt_XP: Array, response_XT: Array, length_X: Array
-) -> Array:
-  """The token that the environment writes next, or `NO_OBSERVATION`.
+  task: Task, prompts: Prompts, response_BT: Array, length_B: Array
+) -> tuple[Array, Array]:
+  """The tokens that the environment writes next, BO, and how many, B.
 
   Args:
     task: one that observes.
-    prompt_XP: prompts.
-    response_XT: responses so far, PAD after `length_X` tokens.
-    length_X: how many tokens are there.
+    prompts: what was asked.
+    response_BT: responses so far, PAD after `length_B` tokens.
+    length_B: how many tokens are there.
   """
-  token_X = task.observe(prompt_XP, response_XT, length_X)
-  return jnp.where(length_X > 0, token_X, NO_OBSERVATION)
+  token_BO, count_B = task.observe(prompts, response_BT, length_B)
+  return token_BO, jnp.where(length_B > 0, count_B, 0)
 
 
 def environment_tokens(
-  task: Task, prompt_BP: Array, response_BGT: Array
+  task: Task, prompts: Prompts, response_BGT: Array
 ) -> Array | None:
   """Which tokens of given responses the environment wrote, BGT.
 
@@ -318,22 +356,26 @@ def environment_tokens(
   if task.observe is None:
     return None
   B, G, T = response_BGT.shape
-  prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, G, prompt_BP.shape[1]))
+  prompts = prompts.repeat(G)
+  response_RT = response_BGT.reshape(B * G, T)
 
-  def at(t):
-    before_BGT = jnp.where(jnp.arange(T) < t, response_BGT, task.pad_id)
-    length_BG = jnp.full((B, G), t)
-    token_BG = next_observation(task, prompt_BGP, before_BGT, length_BG)
-    return token_BG != NO_OBSERVATION
+  def at(left_R, t):
+    """How much of an observation is left before token t, and after it."""
+    before_RT = jnp.where(jnp.arange(T) < t, response_RT, task.pad_id)
+    _, count_R = next_observation(task, prompts, before_RT, jnp.full(B * G, t))
+    left_R = jnp.where(left_R > 0, left_R, count_R)
+    return jnp.maximum(left_R - 1, 0), left_R > 0
 
-  return jnp.moveaxis(jax.lax.map(at, jnp.arange(T)), 0, -1)
+  none_R = jnp.zeros(B * G, jnp.int32)
+  _, written_TR = jax.lax.scan(at, none_R, jnp.arange(T))
+  return jnp.moveaxis(written_TR, 0, -1).reshape(B, G, T)
 
 
 def chosen(
-  task: Task, prompt_BP: Array, response_BGT: Array, mask_BGT: Array
+  task: Task, prompts: Prompts, response_BGT: Array, mask_BGT: Array
 ) -> Array:
   """The part of a mask at which the model chose the token."""
-  environment_BGT = environment_tokens(task, prompt_BP, response_BGT)
+  environment_BGT = environment_tokens(task, prompts, response_BGT)
   return mask_BGT if environment_BGT is None else mask_BGT & ~environment_BGT
 
 
@@ -349,11 +391,68 @@ def readable(task: Task, tokens: np.ndarray) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnReward(Reward):
+  """The reward of a game that scores tokens: `score(prompt_XP, response_XT)`.
+
+  `reward = property(OwnReward)` in the game's class is all that it takes.
+  """
+
+  bounded = True
+
+  task: Any
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
+    """The game's own score."""
+    del params, mask_BGT
+    return self.task.score(
+      repeat_prompts(prompts.tokens_BP, tokens_BGT), tokens_BGT
+    )
+
+
+def repeat_prompts(prompt_BP: Array, tokens_BGT: Array) -> Array:
+  """A prompt for each of its responses, BGP."""
+  B, P = prompt_BP.shape
+  return jnp.broadcast_to(prompt_BP[:, None], (B, tokens_BGT.shape[1], P))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shaped(Reward):
+  """Another reward made from a task's own, by a function in JAX."""
+
+  own: Reward
+  fn: RewardFn
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
+    """Scores as the task does, then calls the function on that.
+
+    Raises:
+      ValueError: it returns no score.
+    """
+    own = self.own(params, prompts, tokens_BGT, mask_BGT)
+    new = self.fn(prompts, tokens_BGT, own)
+    if not isinstance(new, Score):
+      name = getattr(self.fn, "__name__", str(self.fn))
+      raise ValueError(
+        f"reward {name} returned {type(new).__name__}; return "
+        "score._replace(reward_X=...)"
+      )
+    return new
+
+  def load(self) -> Any:
+    """The own reward's parameters."""
+    return self.own.load()
+
+  def flops(self, prompt_length: int, response_length: int) -> float:
+    """The own reward's."""
+    return self.own.flops(prompt_length, response_length)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rewarded:
   """A task with another reward; everything else is the task's own."""
 
   task: Task
-  reward: RewardFn
+  reward: Reward
 
   state_key = None  # The reward may tell apart what the task's own does not.
 
@@ -361,30 +460,3 @@ class Rewarded:
     if name.startswith("_"):
       raise AttributeError(name)
     return getattr(self.task, name)
-
-  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Scores as the task does, then calls the reward on that.
-
-    Raises:
-      ValueError: the reward returns anything but a score of the same shape, a
-        float reward and a bool `correct`.
-    """
-    own = self.task.score(prompt_XP, response_XT)
-    new = self.reward(prompt_XP, response_XT, own)
-    name = getattr(self.reward, "__name__", str(self.reward))
-    if not isinstance(new, Score):
-      raise ValueError(
-        f"reward {name} returned {type(new).__name__}; return "
-        "score._replace(reward_X=...)"
-      )
-    reward_X, correct_X = map(jnp.asarray, new)
-    for got, shape, kind in (
-      (reward_X, own.reward_X.shape, jnp.floating),
-      (correct_X, own.correct_X.shape, jnp.bool_),
-    ):
-      if got.shape != shape or not jnp.issubdtype(got.dtype, kind):
-        raise ValueError(
-          f"reward {name} returned {got.dtype}{list(got.shape)}; expected "
-          f"{kind.__name__}{list(shape)}"
-        )
-    return Score(reward_X, correct_X)

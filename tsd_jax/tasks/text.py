@@ -12,21 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.base.types import Array
 from tsd_jax.models.text_tokenizer import TextTokenizer
 from tsd_jax.rewards import callback, pool
 from tsd_jax.rewards.pool import PoolConfig
+from tsd_jax.rewards.reward import Reward, Score
 from tsd_jax.tasks import text_lines
 from tsd_jax.tasks.task import (
-  Score,
+  Posed,
   TaskConfig,
   check_tokens,
   check_warm_start,
+  repeat_prompts,
 )
 
 # (prompt, response, example) -> reward in [0, 1]. The prompt is the text that
 # the model saw, the response what it wrote after it.
-TextReward = Callable[[str, str, Any], float]
+GradeFn = Callable[[str, str, Any], float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class TextConfig(TaskConfig):
 
   file: str  # Of JSON lines.
   tokenizer: str  # Hugging Face folder or GGUF file: the model's own.
-  reward: TextReward  # A function of a module that can be imported.
+  reward: GradeFn  # A function of a module that can be imported.
   prompt_length: int = 256  # P; shorter prompts are padded.
   response_length: int = 128  # T, the end token included.
   reply: str = ""  # How every reply begins; part of the prompt.
@@ -110,12 +111,13 @@ class TextConfig(TaskConfig):
 
   def pose(self, problem, rng):
     """One of the lines that ask it; an unfinished response if none is given."""
-    lines = text_lines.by_problem(*self.file_key)[problem]
-    line = lines[rng.integers(len(lines))]
+    places = text_lines.by_problem(*self.file_key)[problem]
+    example = places[rng.integers(len(places))]
+    line = self.lines[example]
     response_T = line.response_T
     if response_T is None:
       response_T = np.full(self.response_length, self.make().pad_id, np.int32)
-    return line.prompt_P, response_T
+    return Posed(line.prompt_P, response_T, example)
 
   def canonical(self, prompt_P) -> str:
     """What a prompt of the file asks.
@@ -123,10 +125,10 @@ class TextConfig(TaskConfig):
     Raises:
       UserError: it is not in the file.
     """
-    return self.line_of(prompt_P).problem
+    return self.lines[self.place_of(prompt_P)].problem
 
-  def line_of(self, prompt_P: np.ndarray) -> text_lines.Line:
-    """The line that a prompt comes from.
+  def place_of(self, prompt_P: np.ndarray) -> int:
+    """The first line with this prompt.
 
     Raises:
       UserError: there is none.
@@ -171,7 +173,7 @@ class Text:
   config: TextConfig
 
   name = "text"
-  observe = None
+  observe, observation_length = None, 0
   state_key = None
 
   @property
@@ -221,51 +223,55 @@ class Text:
       self.config.tokenizer, self.config.step_ends
     )
 
-  def score(self, prompt_XP: Array, response_XT: Array) -> Score:
-    """Grades finished responses with the reward function, on the host.
+  @property
+  def reward(self) -> "TextReward":
+    """The reward function, called on the host."""
+    return TextReward(self)
 
-    Args:
-      prompt_XP: integer tokens, of the file's prompts.
-      response_XT: integer tokens, with the same leading axes.
-
-    Raises:
-      ValueError: a shape or dtype does not fit.
-      UserError: the reward function cannot be imported by its workers.
-    """
-    prompt_XP, response_XT = jnp.asarray(prompt_XP), jnp.asarray(response_XT)
-    check_tokens(self, prompt_XP, response_XT)
-    self._workers()  # Whatever is wrong with them shows before compilation.
-    reward_X = callback.graded(self.grade, prompt_XP, response_XT)
-    finished_X = jnp.any(response_XT == self.eos_id, axis=-1)
-    return Score(reward_X, finished_X & (reward_X >= self.config.correct_at))
-
-  def grade(self, prompt_QP: np.ndarray, response_QT: np.ndarray) -> np.ndarray:
+  def grade(self, example_Q: np.ndarray, response_QT: np.ndarray) -> np.ndarray:
     """Rewards of responses; those that say the same are graded once."""
-    requests, request_of_row = {}, {}
-    for row, response_T in enumerate(response_QT):
+    requests: dict[tuple[int, str], int] = {}
+    request_of_row = {}
+    for row, (example, response_T) in enumerate(
+      zip(example_Q.tolist(), response_QT, strict=True)
+    ):
       text = self._text(response_T)
       if text is not None:
-        line = self.config.line_of(prompt_QP[row])
-        request = requests.setdefault(
-          (line.prompt, text), (len(requests), line.example)
-        )
-        request_of_row[row] = request[0]
-    graded = self._workers().grade(
-      [(*texts, example) for texts, (_, example) in requests.items()]
+        request = requests.setdefault((example, text), len(requests))
+        request_of_row[row] = request
+    lines = self.config.lines
+    graded = self.workers().grade(
+      [(lines[i].prompt, text, lines[i].example) for i, text in requests]
     )
     reward_Q = np.zeros(len(response_QT), np.float32)
     for row, request in request_of_row.items():
       reward_Q[row] = graded[request]
     return reward_Q
 
-  def describe(self, prompt_P: np.ndarray, response_T: np.ndarray) -> str:
-    """Returns a line such as `'2 + 3 =' | '5' | reward 1.000`."""
+  def describe(
+    self,
+    prompt_P: np.ndarray,
+    response_T: np.ndarray,
+    example: int | None = None,
+  ) -> str:
+    """Returns a line such as `'2 + 3 =' | '5' | reward 1.000`.
+
+    Args:
+      prompt_P: a prompt of the file.
+      response_T: a response.
+      example: the prompt's line; the first with this text by default.
+
+    Raises:
+      UserError: no line has this prompt.
+    """
     text = self._text(response_T)
     prompt = self.tokenizer.decode(prompt_P)
     if text is None:
       text = self.tokenizer.decode(response_T)
       return f"{prompt!r} | {text!r} | unfinished"
-    (reward,) = self.grade(np.array([prompt_P]), np.array([response_T]))
+    if example is None:
+      example = self.config.place_of(prompt_P)
+    (reward,) = self.grade(np.array([example]), np.array([response_T]))
     return f"{prompt!r} | {text!r} | reward {reward:.3f}"
 
   def _text(self, response_T: np.ndarray) -> str | None:
@@ -273,5 +279,33 @@ class Text:
     end = np.flatnonzero(np.asarray(response_T) == self.eos_id)
     return self.tokenizer.decode(response_T[: end[0]]) if len(end) else None
 
-  def _workers(self) -> pool.Pool:
+  def workers(self) -> pool.Pool:
+    """The processes that grade, started at their first use."""
     return pool.shared(self.config.reward_name, self.config.grading)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReward(Reward):
+  """What a text task's reward function says of finished responses."""
+
+  task: Text
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
+    """Grades on the host, by the prompts' examples.
+
+    Raises:
+      ValueError: a shape or dtype does not fit.
+      UserError: the reward function cannot be imported by its workers.
+    """
+    del params, mask_BGT
+    task = self.task
+    prompt_BGP = repeat_prompts(prompts.tokens_BP, tokens_BGT)
+    check_tokens(task, prompt_BGP, tokens_BGT)
+    task.workers()  # Whatever is wrong with them shows before compilation.
+    example_BG = jnp.broadcast_to(
+      prompts.example_B[:, None], tokens_BGT.shape[:2]
+    )
+    reward_BG = callback.graded(task.grade, example_BG, tokens_BGT)
+    finished_BG = jnp.any(tokens_BGT == task.eos_id, axis=-1)
+    right_BG = finished_BG & (reward_BG >= task.config.correct_at)
+    return Score(reward_BG, right_BG)

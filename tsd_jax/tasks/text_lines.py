@@ -75,7 +75,7 @@ def read(
     text = pathlib.Path(file).expanduser().read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"no problems in {file}: {error}") from error
-  model_tokenizer, lines, seen = load_tokenizer(tokenizer), [], {}
+  model_tokenizer, lines, seen = load_tokenizer(tokenizer), [], set()
   for number, written in enumerate(text.split("\n"), 1):
     if not written.strip():
       continue
@@ -83,15 +83,11 @@ def read(
       line = _line(written, model_tokenizer, reply, prompt_length, length)
     except UserError as error:
       raise UserError(f"{file}, line {number}: {error}") from error
-    key = line.prompt_P.tobytes()
+    # Two problems may share their text: graders find them by their place.
+    key = line.prompt_P.tobytes(), json.dumps(line.example, sort_keys=True)
     if key not in seen:
-      seen[key] = number, line.example
+      seen.add(key)
       lines.append(line)
-    elif seen[key][1] != line.example:
-      raise UserError(
-        f"{file}, lines {seen[key][0]} and {number} have the same prompt and "
-        "other fields: which of them grades an answer?"
-      )
   if not lines:
     raise UserError(f"{file} holds no problems")
   return tuple(lines)
@@ -155,15 +151,16 @@ def common_head(*key) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def by_prompt(*key) -> dict[bytes, Line]:
-  """Lines by the bytes of their prompt_P; arguments as for `read`."""
-  return {line.prompt_P.tobytes(): line for line in read(*key)}
+def by_prompt(*key) -> dict[bytes, int]:
+  """First lines by the bytes of their prompt_P; arguments as for `read`."""
+  lines = enumerate(read(*key))
+  return {line.prompt_P.tobytes(): i for i, line in reversed([*lines])}
 
 
 @functools.lru_cache(maxsize=4)
-def by_problem(*key) -> dict[str, list[Line]]:
-  """Lines by what they ask; arguments as for `read`."""
-  lines: dict[str, list[Line]] = {}
-  for line in read(*key):
-    lines.setdefault(line.problem, []).append(line)
-  return lines
+def by_problem(*key) -> dict[str, list[int]]:
+  """Places of lines by what they ask; arguments as for `read`."""
+  places: dict[str, list[int]] = {}
+  for i, line in enumerate(read(*key)):
+    places.setdefault(line.problem, []).append(i)
+  return places

@@ -1,0 +1,155 @@
+"""What a response is worth: the protocol of every reward.
+
+A reward sees all responses to a prompt at once, so that it may compare them. It
+says in which range its values lie: nothing that reads it assumes [0, 1]. It may
+have parameters, such as a reward model's; they travel beside the policy's
+reference, are never donated, and their operations are in the ledger.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tsd_jax.base.types import Array, Prompts
+
+
+class Score(NamedTuple):
+  """What responses are worth; a pytree."""
+
+  reward_X: Array  # float32, within the reward's range: for learning.
+  # bool, solved exactly: for evaluation and champions. None where nobody knows.
+  correct_X: Array | None = None
+  # What the reward is made of, by name: logged one by one.
+  parts: Mapping[str, Array] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward(abc.ABC):
+  """Scores responses in pure JAX; a subclass is hashable (a frozen dataclass).
+
+  Attributes:
+    low: the least reward, also that of a search's unfinished responses.
+    high: the greatest reward.
+    knows_correct: whether scores say what is correct.
+    bounded: whether values lie in the range by construction; others are kept
+      within it.
+  """
+
+  low: ClassVar[float] = 0.0
+  high: ClassVar[float] = 1.0
+  knows_correct: ClassVar[bool] = True
+  bounded: ClassVar[bool] = False
+
+  @abc.abstractmethod
+  def __call__(
+    self, params: Any, prompts: Prompts, tokens_BGT: Array, mask_BGT: Array
+  ) -> Score:
+    """Scores G responses to each of B prompts; may be called under jit.
+
+    Args:
+      params: what `load` returned.
+      prompts: B prompts.
+      tokens_BGT: int32 tokens of the responses.
+      mask_BGT: true up to and including a response's end token; wholly true
+        where it has none.
+
+    Returns:
+      Scores BG.
+    """
+
+  def load(self) -> Any:
+    """Parameters that `__call__` reads, read once by the host; () for none."""
+    return ()
+
+  def flops(self, prompt_length: int, response_length: int) -> float:
+    """Operations of models that score one response to a prompt."""
+    del prompt_length, response_length
+    return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """A reward with its parameters, for use inside a compiled program."""
+
+  reward: Reward
+  eos_id: int
+  params: Any = ()
+
+  def __call__(self, prompts: Prompts, tokens_BGT: Array) -> Score:
+    """Scores responses, checked and kept within the reward's range.
+
+    Raises:
+      ValueError: the reward returns anything but scores of the right shape.
+    """
+    reward = self.reward
+    mask_BGT = response_mask(tokens_BGT, self.eos_id)
+    score = reward(self.params, prompts, tokens_BGT, mask_BGT)
+    check_score(reward, score, tokens_BGT.shape[:-1])
+    if reward.bounded:
+      return score
+    clipped_BG = jnp.clip(score.reward_X, reward.low, reward.high)
+    return score._replace(reward_X=clipped_BG)
+
+  def one(self, prompts: Prompts, tokens_BT: Array) -> Score:
+    """Scores one response to each prompt, B."""
+    score = self(prompts, tokens_BT[:, None])
+    return jax.tree.map(lambda a: a[:, 0], score)
+
+  def unit(self, reward_X: Array) -> Array:
+    """Rewards on a scale from 0 (the least) to 1 (the greatest)."""
+    return (reward_X - self.reward.low) / self.span
+
+  def from_unit(self, unit_X: Array) -> Array:
+    """Rewards from that scale."""
+    return self.reward.low + self.span * unit_X
+
+  @property
+  def span(self) -> float:
+    """Width of the reward's range."""
+    return self.reward.high - self.reward.low
+
+
+def response_mask(tokens_XT: Array, eos_id: int) -> Array:
+  """True up to and including the first end token; all true without one."""
+  end_XT = tokens_XT == eos_id
+  return jnp.cumsum(end_XT, axis=-1) - end_XT == 0
+
+
+def check_score(reward: Reward, score: Any, shape: tuple[int, ...]) -> None:
+  """Refuses what is no score of responses of a shape.
+
+  Raises:
+    ValueError: naming the reward, what it returned and what was expected.
+  """
+  name = type(reward).__name__
+  if not isinstance(score, Score):
+    raise ValueError(
+      f"reward {name} returned {type(score).__name__}; return "
+      "rewards.reward.Score(reward_X, correct_X)"
+    )
+  if (score.correct_X is not None) != reward.knows_correct:
+    raise ValueError(
+      f"reward {name} has knows_correct={reward.knows_correct}, but its scores "
+      f"have correct_X={'none' if score.correct_X is None else 'given'}"
+    )
+  expected = {"reward_X": jnp.floating, "correct_X": jnp.bool_}
+  for field, kind in expected.items():
+    value = getattr(score, field)
+    if value is None:
+      continue
+    value = jnp.asarray(value)
+    if value.shape != shape or not jnp.issubdtype(value.dtype, kind):
+      raise ValueError(
+        f"reward {name} returned {field} of {value.dtype}{list(value.shape)}; "
+        f"expected {kind.__name__}{list(shape)}"
+      )
+  for part, value in score.parts.items():
+    if jnp.shape(value) != shape:
+      raise ValueError(
+        f"reward {name} returned part {part!r} of shape "
+        f"{list(jnp.shape(value))}; expected {list(shape)}"
+      )
