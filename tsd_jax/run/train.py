@@ -13,7 +13,9 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
+import platform
 import signal
 import sys
 import time
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tsd_jax.base import progress
+from tsd_jax.base import large_pages, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning import iteration, memory, methods, objective
@@ -180,7 +182,9 @@ def train_vmapped(
     with signals() as asked:
       for step, group in groups:
         with progress.Progress(config.iterations, step) as bar:
-          bar.say(needs if processes.leads() else "")
+          if processes.leads():
+            bar.say(needs)
+            bar.say(_large_pages(), once=True)
           advance(program, list(group), bar, asked)
         if asked:
           break
@@ -196,6 +200,14 @@ def train_vmapped(
     if short or asked:
       end_by_signal(asked)
     return [lane.record.last_eval for lane in runs]
+
+
+def _large_pages() -> str:
+  """What is to be said of large pages: an accelerator takes no notice."""
+  if jax.default_backend() != "cpu":
+    return ""
+  libc, _ = platform.libc_ver()
+  return large_pages.hint(os.environ, sys.platform, libc)
 
 
 def check_alike(configs: Sequence[Experiment]) -> None:
