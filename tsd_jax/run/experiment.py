@@ -11,7 +11,6 @@ from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
 from tsd_jax.search.tree import SearchConfig
-from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.task import Rewarded, RewardFn, Task, TaskConfig
 
 
@@ -29,8 +28,7 @@ class EvalConfig:
 class Experiment:
   """A whole run."""
 
-  # Any task; a config.json that does not name its task holds the first one.
-  task: CountdownConfig | TaskConfig
+  task: TaskConfig
   model: transformer.ModelConfig | None = None  # None: the one of `init`.
   seed: int = 0
   algorithm: methods.Algorithm = "tsd"
