@@ -19,7 +19,7 @@ from tsd_jax.inference import decode
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import metrics
+from tsd_jax.search import kv_pool, metrics
 from tsd_jax.search import tree as tree_lib
 from tsd_jax.search.tree import SearchConfig
 from tsd_jax.tasks.task import Score
@@ -76,13 +76,16 @@ def _search(prompt_BP, config):
   )
 
 
-@functools.cache
-def search(**settings):
-  config = SearchConfig(
+def configure(**settings):
+  return SearchConfig(
     **{"num_simulations": 24, "num_candidates": 3, "stop_when_solved": False}
     | settings
   )
-  return jax.device_get(_search(PROMPTS, config))
+
+
+@functools.cache
+def search(**settings):
+  return jax.device_get(_search(PROMPTS, configure(**settings)))
 
 
 @jax.jit
@@ -190,9 +193,15 @@ def test_every_answer_is_finished_scored_and_priced(settings):
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)
-def test_both_pools_give_the_same_tree(settings):
-  refs, carried = search(**settings), search(**settings, pool="carry")
-  for a, b in zip(jax.tree.leaves(refs), jax.tree.leaves(carried), strict=True):
+def test_gathered_and_read_in_place_a_tree_is_the_same(settings, monkeypatch):
+  gathered = search(**settings)  # Of so many nodes they are.
+  monkeypatch.setattr(kv_pool, "IN_PLACE", 24)
+  config = configure(**settings)
+  # A function of its own: what was compiled before gathers.
+  whole = jax.jit(lambda prompt_BP: _search.__wrapped__(prompt_BP, config))
+  for a, b in zip(
+    jax.tree.leaves(gathered), jax.tree.leaves(whole(PROMPTS)), strict=True
+  ):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -455,7 +464,7 @@ def test_health_by_counting(settings):
   result = search(**settings)
   tree, nodes = result.tree, result.tree.embeddings
   got = jax.device_get(
-    jax.jit(metrics.health)(tree, jnp.asarray(result.simulations))
+    jax.jit(metrics.search_metrics)(tree, jnp.asarray(result.simulations))
   )
   depths, cut, answers, repeated, entropy = [], [], 0, 0, []
   assert np.any(nodes.cut_off & nodes.has_answer) == ends_at_once(settings)

@@ -63,7 +63,6 @@ class SearchConfig:
   # Whether all prompts are searched together, best-first, `trees` of them in a
   # simulation: one that is solved makes room for another.
   slot_reuse: bool = False
-  pool: Literal["ref", "carry"] = "ref"
 
   def __post_init__(self):
     """Refuses impossible searches."""
@@ -180,8 +179,7 @@ def search(
   step_key = jax.random.split(rollout_key)[1]
   if index_B is None:
     index_B = sharding.prompt_indices(B)
-  pool_type = kv_pool.RefPool if config.pool == "ref" else kv_pool.CarryPool
-  pool = pool_type(
+  pool = kv_pool.KVPool(
     model, B, config.num_simulations, S, path=D, turns=config.slot_reuse
   )
   rolls_out = config.leaf in ("rollout", "mix")
