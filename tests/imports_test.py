@@ -12,7 +12,7 @@ ORDER = """
 base: errors paths types config_values large_pages config config_json ledger
   progress
 parallel: sharding processes supervisor pod
-models: operations symbols transformer families lora presets weights names
+models: operations symbols transformer flops families lora presets weights names
   assemble gguf hf pretrained text_tokenizer
 rewards: worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
