@@ -19,7 +19,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -188,18 +188,25 @@ def train_vmapped(
           advance(program, list(group), bar, asked)
         if asked:
           break
-    short = [lane.record.step for lane in todo if not lane.record.done]
-    if short:
-      logging.warning(
-        "stopped by a signal at iteration %d; the same command resumes",
-        min(short),
-      )
-    else:
-      for lane in todo:
-        show(program, lane)
-    if short or asked:
-      end_by_signal(asked)
+    _finish(program, todo, asked)
     return [lane.record.last_eval for lane in runs]
+
+
+def _finish(
+  program: Program, runs: Sequence[VmappedRun], asked: Sequence[int]
+) -> None:
+  """Writes the pages of runs that are done; ends as signals ask that came."""
+  short = [lane.record.step for lane in runs if not lane.record.done]
+  if short:
+    logging.warning(
+      "stopped by a signal at iteration %d; the same command resumes",
+      min(short),
+    )
+  else:
+    for lane in runs:
+      show(program, lane)
+  if short or asked:
+    end_by_signal(asked)
 
 
 def _large_pages() -> str:
@@ -272,34 +279,90 @@ def advance(
     bar: shows the first one's rows.
     asked: filled by signals: then the runs stop early, with a checkpoint.
   """
-  records, together = [lane.record for lane in runs], len(runs) > 1
+  records, count = [lane.record for lane in runs], len(runs)
   config, step = records[0].config, records[0].step
+  dispatch = _dispatcher(program, records)
+  reference = _stack([lane.reference for lane in runs])
+  state = _stack([lane.state for lane in runs])
+  for lane in runs:  # Not twice in memory.
+    lane.reference = lane.state = None
 
-  def stack(trees):
-    first, *_ = trees
-    return jax.tree.map(lambda *a: jnp.stack(a), *trees) if together else first
-
-  def pick(tree, i):
-    return jax.tree.map(lambda a: a[i], tree) if together else tree
-
-  def write(rows):
+  def write(rows, *, evaluated):
+    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
+      if evaluated:
+        params = _pick((state.params, reference), i, count)
+        record.last_eval = measure_run(program, record, params)
+        row[-1]["eval"] = record.last_eval
+      row[-1] |= callback.report()
     for record, row in zip(records, rows, strict=True):
       record.write(row)
     if processes.leads():
       bar.show(rows[0][-1])
 
-  def measure(row, i):
-    params = pick((state.params, reference), i)
-    records[i].last_eval = measure_run(program, records[i], params)
-    row["eval"] = records[i].last_eval
+  if step == 0:
+    first = [
+      {"step": 0, "seconds": 0.0, "ledger": record.ledger.to_dict()}
+      for record in records
+    ]
+    write([[row] for row in first], evaluated=True)
+  while step < config.iterations:
+    start = time.monotonic()
+    # A run that was once shorter gets back to where it saves and evaluates.
+    size = min(
+      config.iterations_per_call - step % config.iterations_per_call,
+      config.iterations - step,
+    )
+    state, rows = dispatch(state, reference, size)
+    step += size
+    share = (time.monotonic() - start) / count
+    for record, row in zip(records, rows, strict=True):
+      check_finite(row, record.folder)
+      record.step = step
+      record.seconds += share
+      row[-1]["seconds"] = round(record.seconds, 3)
+    done = step >= config.iterations
+    due = config.eval.every and step % config.eval.every == 0
+    write(rows, evaluated=done or due)
+    last = processes.any_says(bool(asked)) or done
+    behind = any([record.behind() for record in records])
+    if last or behind or step % config.checkpoint_every == 0:
+      for i, record in enumerate(records):
+        record.save(_pick(state, i, count), wait=last)
+    if last:
+      break
+  for i, lane in enumerate(runs):
+    lane.state, lane.reference = _pick((state, reference), i, count)
+    lane.record.end()
 
-  reference = stack([lane.reference for lane in runs])
-  state = stack([lane.state for lane in runs])
-  for lane in runs:  # Not twice in memory.
-    lane.reference = lane.state = None
-  key = stack([jax.random.key(record.config.seed) for record in records])
+
+def _stack(trees: Sequence[Any]) -> Any:
+  """The arrays of several runs, stacked; those of one as they are."""
+  first, *others = trees
+  return jax.tree.map(lambda *a: jnp.stack(a), *trees) if others else first
+
+
+def _pick(tree: Any, i: int, count: int) -> Any:
+  """What run i of some runs has of what `_stack` made."""
+  return jax.tree.map(lambda a: a[i], tree) if count > 1 else tree
+
+
+def _dispatcher(
+  program: Program, records: Sequence[RunState]
+) -> Callable[[iteration.TrainState, Any, int], tuple[Any, list[Any]]]:
+  """The compiled loop of some runs, from where they stand.
+
+  Args:
+    program: theirs.
+    records: give the prompts, and count the tokens.
+
+  Returns:
+    (state, reference parameters, iterations) -> state, metrics rows of each
+    run; of several runs what it takes and gives is stacked.
+  """
+  together = len(records) > 1
+  key = _stack([jax.random.key(record.config.seed) for record in records])
   hypers = [record.config.learner_config().hyper for record in records]
-  hyper = stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
+  hyper = _stack([{k: jnp.float32(v) for k, v in h.items()} for h in hypers])
   batches = sharding.over_prompts(program.mesh, leading=1 + together)
   train_loop = iteration.make_train_loop(
     program.graphdef,
@@ -309,53 +372,20 @@ def advance(
     together,
     program.search_graphdef,
   )
-  if step == 0:
-    rows = []
-    for i, record in enumerate(records):
-      row = {"step": 0, "seconds": 0.0, "ledger": record.ledger.to_dict()}
-      measure(row, i)
-      rows.append([row | callback.report()])
-    write(rows)
-  while step < config.iterations:
-    start = time.monotonic()
-    # A run that was once shorter gets back to where it saves and evaluates.
-    size = min(
-      config.iterations_per_call - step % config.iterations_per_call,
-      config.iterations - step,
-    )
+
+  def dispatch(state, reference, size):
     prompts = [record.prompts.next_batches(size) for record in records]
     prompts = np.stack(prompts) if together else prompts[0]
     state, metrics = train_loop(
       state, jax.device_put(prompts, batches), reference, hyper, key
     )
     metrics = jax.device_get(metrics)
-    rows = [
-      to_rows(pick(metrics, i), step, record.ledger)
+    return state, [
+      to_rows(_pick(metrics, i, len(records)), record.step, record.ledger)
       for i, record in enumerate(records)
     ]
-    step += size
-    share = (time.monotonic() - start) / len(runs)
-    done = step >= config.iterations
-    for i, (record, row) in enumerate(zip(records, rows, strict=True)):
-      check_finite(row, record.folder)
-      record.step = step
-      record.seconds += share
-      row[-1]["seconds"] = round(record.seconds, 3)
-      if done or (config.eval.every and step % config.eval.every == 0):
-        measure(row[-1], i)
-      row[-1] |= callback.report()
-    write(rows)
-    stopping = processes.any_says(bool(asked))
-    behind = any([record.behind() for record in records])
-    last = done or stopping
-    if last or behind or step % config.checkpoint_every == 0:
-      for i, record in enumerate(records):
-        record.save(pick(state, i), wait=last)
-    if last:
-      break
-  for i, lane in enumerate(runs):
-    lane.state, lane.reference = pick((state, reference), i)
-    lane.record.end()
+
+  return dispatch
 
 
 def measure_run(program: Program, record: RunState, params):
