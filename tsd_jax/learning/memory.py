@@ -75,7 +75,7 @@ def estimate_memory(
   """Bytes that B trees take beside the parameters.
 
     pool     B N U of the keys and values of a position, 2 L K E numbers
-    prompts  H + B (P - H) of them, H of which all prompts share
+    prompts  h + B (P - h) of them, h of which all prompts share
     tree     B (N + 1) (A (U + 9) + 4 T + 13) numbers, A + 1 more where moves
              are merged, and a node's features where steps are drawn lazily
     work     the largest of what is made at a time, by a simulation or by the

@@ -16,7 +16,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 from tsd_jax.rewards import pool
 
-# (prompt_QP, response_QT) -> rewards of N responses, in [0, 1].
+# (prompt_QP, response_QT) -> rewards of Q responses, in [0, 1].
 HostReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _errors: list[str] = []

@@ -1,9 +1,9 @@
 """Moves: the steps that a node offers, and how a path grows by one.
 
-A step has at most S tokens (`SearchConfig.step_tokens`). With S = 1 a node
+A step has at most U tokens (`SearchConfig.step_tokens`). With U = 1 a node
 offers its likeliest tokens. Longer steps are drawn from the model when the node
 is made: a draw ends at one of the task's delimiters, at the end token, or after
-S tokens, and equal draws are one move that counts how often it was drawn, as in
+U tokens, and equal draws are one move that counts how often it was drawn, as in
 Sampled MuZero (https://arxiv.org/abs/2104.06303).
 
 Drawn lazily (`SearchConfig.lazy`) a node has A places instead, a step is drawn
@@ -91,7 +91,7 @@ def draw(
     key_R: a random key a draw, consumed; `count` in a row belong to a node.
     room_B: tokens that fit below each node; where it is 0, steps are empty.
     count: draws a node.
-    step_tokens: S.
+    step_tokens: U.
     observe: what the environment writes into the draws (`decode.observer`).
     run_last: run the steps' last tokens too, to go on from there.
 
@@ -114,7 +114,7 @@ def draw(
 
 
 def steps(drawn: decode.Sampled, count: int) -> tuple[Array, Array, Array]:
-  """Steps drawn for nodes: tokens BAS, PAD after their end, length, log pi."""
+  """Steps drawn for nodes: tokens BAU, PAD after their end, length, log pi."""
   length_R = jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32)
   log_prob_R = jnp.sum(drawn.log_prob_RT, axis=1)
   return tuple(
@@ -181,15 +181,15 @@ def record(parent: Node, child: Node, place_B: Array) -> tuple[Moves, Node]:
   Returns:
     The parents' moves and the children, up to date.
   """
-  A, S = parent.step_AU.shape[1:]
+  A, U = parent.step_AU.shape[1:]
   length_B = child.depth - parent.depth
-  column_1U = jnp.arange(S)[None]
-  at_BG = jnp.minimum(
+  column_1U = jnp.arange(U)[None]
+  at_BU = jnp.minimum(
     parent.depth[:, None] + column_1U, child.path_tokens.shape[1] - 1
   )
   step_BU = jnp.where(
     column_1U < length_B[:, None],
-    jnp.take_along_axis(child.path_tokens, at_BG, axis=1),
+    jnp.take_along_axis(child.path_tokens, at_BU, axis=1),
     # PAD: places are filled in order, the last one is empty as yet.
     parent.step_AU[:, -1],
   )
@@ -228,9 +228,9 @@ def extend(
   Returns:
     The tokens of the longer paths, and a mask of the step's positions.
   """
-  B, D = path_BT.shape
+  B, T = path_BT.shape
   # Position in the step of each position of the path.
-  offset_BT = jnp.arange(D)[None] - depth_B[:, None]
+  offset_BT = jnp.arange(T)[None] - depth_B[:, None]
   at_BT = (offset_BT >= 0) & (offset_BT < length_B[:, None])
   source_BT = jnp.clip(offset_BT, 0, step_BU.shape[1] - 1)
   token_BT = step_BU[jnp.arange(B)[:, None], source_BT]

@@ -2,8 +2,6 @@
 
 TensorFlow is never imported: records are array_record files that are read
 through `as_data_source`, and the order of the prompts comes from grain.
-
-Axes beyond the legend of `types.py`: N here counts problems.
 """
 
 import contextlib
@@ -299,10 +297,10 @@ class PromptIterator:
     self._next_batch = 0
 
   def next_batches(self, num_iterations: int) -> np.ndarray:
-    """Returns the next batches, int32 [C, B / process_count, P].
+    """Returns the next batches, int32 [I, B / process_count, P].
 
     Args:
-      num_iterations: C.
+      num_iterations: I.
 
     Raises:
       ValueError: `num_iterations` is below 1.
