@@ -8,6 +8,8 @@ command -v nvidia-smi >/dev/null || tsd_jax_fail \
   "no NVIDIA driver here (nvidia-smi is missing): bash launch/local.sh runs" \
   "the default experiment on any machine"
 tsd_jax_setup "cuda12"
+source "$ROOT/launch/large_pages.sh"
+tsd_jax_large_pages
 FOLDER="${1:-runs/gpu}"
 mkdir -p "$FOLDER"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"

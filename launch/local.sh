@@ -5,6 +5,8 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
 tsd_jax_setup ""
+source "$ROOT/launch/large_pages.sh"
+tsd_jax_large_pages
 # -P: a folder named `launch` where the user stands is not this one.
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 exec "$VENV/bin/python" -P -m launch.local "$@"

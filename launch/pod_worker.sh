@@ -35,6 +35,8 @@ case "$1" in
     fi
     rm -f "$BASE/rc" "$BASE/pid"
     cd "$ROOT"
+    source launch/large_pages.sh
+    tsd_jax_large_pages
     # A new session: the run outlives the connection that starts it.
     setsid bash -c '"$@"; echo $? >"$0.new"; mv "$0.new" "$0"' "$BASE/rc" \
       "$TSD_JAX_VENV/bin/python" "${@:2}" >"$BASE/log" 2>&1 </dev/null &

@@ -10,7 +10,6 @@ from tests import iteration_test as tiny
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
-from tsd_jax.models import transformer
 from tsd_jax.planning import aot, roofline
 
 
@@ -41,23 +40,6 @@ def test_a_run_spends_at_most_the_counted_tokens():
   )
   assert 0 < searched <= counts["searching"]["tokens"]
   assert 0 < sampled <= counts["sampling"]["tokens"]
-
-
-def test_flops_of_a_token_are_those_of_its_matrices():
-  config = small_experiment.get_config()
-  c, task = config.model, config.make_task()
-  head = 2 * c.d_model**2 + 2 * c.d_model + 2
-  layer = (
-    2 * c.d_model
-    + 2 * c.d_model * c.num_heads * c.head_dim
-    + 2 * c.d_model * c.num_kv_heads * c.head_dim
-    + 3 * c.d_model * c.d_mlp
-  )
-  weights = c.vocab_size * c.d_model + c.num_layers * layer + c.d_model + head
-  assert weights == transformer.count_parameters(c)
-  context = task.prompt_length + task.response_length / 2
-  attention = 4 * c.num_layers * c.num_heads * c.head_dim * context
-  assert roofline.flops_per_token(c, task) == 2 * weights + attention
 
 
 def test_the_compilers_refusals_are_read():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -309,41 +310,36 @@ PARENT_NB = random_parents()
 TOKEN_NB = np.random.default_rng(8).integers(0, 11, (NODES, 4)).astype(np.int32)
 
 
-class ReadFirstPool(kv_pool.RefPool):
-  """The order of reading and writing that `RefPool` avoids."""
+class ReadFirstPool(kv_pool.KVPool):
+  """The order of reading and writing that `KVPool` avoids."""
 
-  def _run(self, model, token_BU, position_BU, prompt, slots_BT, depth_B):
-    read, visible_B1D = self._reading(slots_BT, depth_B[:, None] - 1)
-    mask_B1S = jnp.pad(
-      visible_B1D, ((0, 0), (0, 0), (0, 1)), constant_values=True
-    )
+  def forward(
+    self, model, step_B1, length_B, position_B, prompt, slots_BT, depth_B
+  ):
+    read, seen_B1S = self._reading(slots_BT, depth_B[:, None] - 1)
+    mask_B1S = jnp.pad(seen_B1S, ((0, 0), (0, 0), (0, 1)), constant_values=True)
 
     def memory(layer, *new):
       pieces = []
-      for (ref,), new_BK1E in zip(self._kv, new, strict=True):
-        old_BKDE = read(ref[...][layer])
-        pieces.append(jnp.concatenate([old_BKDE, new_BK1E], axis=2))
+      for (ref,), new_BK1E in zip(self._refs, new, strict=True):
+        old_BKSE = read(ref[...][layer])
+        pieces.append(jnp.concatenate([old_BKSE, new_BK1E], axis=2))
         ref[...] = self._written(ref[...], new_BK1E, layer)
       return *pieces, mask_B1S
 
-    return model.trunk(
-      token_BU, position_BU, segments=prompt, memory=memory
+    x_B1D = model.trunk(
+      step_B1, position_B[:, None], segments=prompt, memory=memory
     ).x_RTD
+    return x_B1D[:, 0]
 
 
-class Gathering(kv_pool.RefPool):
-  """Paths are gathered, as in trees of more nodes."""
-
-  in_place = 0
-
-
-class GatheringCarry(kv_pool.CarryPool):
-  """The same."""
-
-  in_place = 0
+def gathering(*args, **kwargs):
+  """A pool whose paths are gathered, as in trees of more nodes."""
+  with mock.patch.object(kv_pool, "IN_PLACE", 0):
+    return kv_pool.KVPool(*args, **kwargs)
 
 
-POOLS = (kv_pool.RefPool, kv_pool.CarryPool, Gathering, GatheringCarry)
+POOLS = (kv_pool.KVPool, gathering)
 
 
 def grow(pool_type, written):
@@ -409,10 +405,10 @@ def path(n: int, row: int) -> list[int]:
   return tokens
 
 
-def test_pools_equal_plain_forwards_and_each_other():
-  logits_NBV, tokens_NBT, slot = compiled(kv_pool.RefPool)()
+def test_the_pool_equals_plain_forwards_however_it_is_read():
+  logits_NBV, tokens_NBT, slot = compiled(kv_pool.KVPool)()
   assert int(slot) == NODES - 1
-  others = [compiled(p)() for p in (*POOLS[1:], ReadFirstPool)]
+  others = [compiled(p)() for p in (gathering, ReadFirstPool)]
   others += [compiled(p, True)() for p in POOLS]
   for other_logits_NBV, other_tokens_NBT, _ in others:
     np.testing.assert_allclose(logits_NBV, other_logits_NBV, atol=1e-5)
@@ -470,15 +466,13 @@ def test_a_decoding_loop_copies_no_keys(written):
   assert not copies_in_loops(text, size)
 
 
-@pytest.mark.parametrize(
-  ("pool_type", "written"),
-  [*((p, False) for p in POOLS), (kv_pool.RefPool, True), (Gathering, True)],
-)
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("pool_type", POOLS)
 def test_the_loop_copies_no_pool(pool_type, written):
   """A copy of the pool a simulation would cost more than the model does."""
   assert not pool_copies(pool_type, written)
 
 
 def test_reading_before_writing_does_copy_the_pool():
-  """Why `RefPool` writes first; if this fails, XLA learned to do without."""
+  """Why `KVPool` writes first; if this fails, XLA learned to do without."""
   assert pool_copies(ReadFirstPool)

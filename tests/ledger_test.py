@@ -15,7 +15,7 @@ from tsd_jax.comparison import judge
 from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, objective
 from tsd_jax.models import presets, transformer
-from tsd_jax.run import costs
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.countdown import Countdown
 
@@ -32,7 +32,7 @@ def ratio(function, *shapes, tokens):
   changes the count by less than 1 % and takes a minute.
   """
   cost = jax.jit(function).lower(*shapes).cost_analysis()
-  return cost["flops"] / (tokens * costs.flops_per_token(MODEL))
+  return cost["flops"] / (tokens * flops_per_token(MODEL))
 
 
 def shape_of(function, *arguments):

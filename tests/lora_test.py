@@ -70,7 +70,7 @@ def test_merged_weights_are_the_paper_s():
       (b,) = (v for k, v in pair.items() if k.startswith("b_"))
       letters = short.rsplit("_", 1)[1]
       cut = 1 + PROJECTIONS[short]
-      assert set(pair) == {f"a_{letters[:cut]}R", f"b_LR{letters[cut:]}"}
+      assert set(pair) == {f"a_{letters[:cut]}X", f"b_LX{letters[cut:]}"}
       A = np.asarray(a, np.float64).reshape(2, -1, 2)
       B = np.asarray(b, np.float64).reshape(2, 2, -1)
       expected = as_matrices(short, weight) + 6.0 / 2 * A @ B

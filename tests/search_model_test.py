@@ -20,6 +20,7 @@ from tsd_jax.models import (
   transformer,
   weights,
 )
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.run import costs, directory, load, train
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import search_model
@@ -98,7 +99,7 @@ def test_its_tokens_cost_what_it_costs(taught):
   learner = taught.learner_config()
   prompts = learner.prompts * taught.make_task().prompt_length
   ledger = {"search": 700, "total": 10_000}
-  small, large = map(costs.flops_per_token, (SMALL, BASE.model))
+  small, large = map(flops_per_token, (SMALL, BASE.model))
   searched = 700 + 3 * prompts
   expected = searched * small + (10_000 - searched) * large
   assert costs.flops(taught, ledger, 3) == expected

@@ -76,13 +76,16 @@ def _search(prompt_BP, config):
   )
 
 
-@functools.cache
-def search(**settings):
-  config = SearchConfig(
+def configure(**settings):
+  return SearchConfig(
     **{"num_simulations": 24, "num_candidates": 3, "stop_when_solved": False}
     | settings
   )
-  return jax.device_get(_search(PROMPTS, config))
+
+
+@functools.cache
+def search(**settings):
+  return jax.device_get(_search(PROMPTS, configure(**settings)))
 
 
 @jax.jit
@@ -455,7 +458,7 @@ def test_health_by_counting(settings):
   result = search(**settings)
   tree, nodes = result.tree, result.tree.embeddings
   got = jax.device_get(
-    jax.jit(metrics.health)(tree, jnp.asarray(result.simulations))
+    jax.jit(metrics.search_metrics)(tree, jnp.asarray(result.simulations))
   )
   depths, cut, answers, repeated, entropy = [], [], 0, 0, []
   assert np.any(nodes.cut_off & nodes.has_answer) == ends_at_once(settings)

@@ -16,7 +16,7 @@ from tsd_jax.search.config import SearchConfig
 N, TREES = 16, 3
 CASES = {
   "tokens": (TASK, {}),
-  "value": (TASK, dict(leaf="value", pool="carry")),
+  "value": (TASK, dict(leaf="value")),
   "rollouts": (TASK, dict(leaf="mix")),
   "state_keys": (transpositions_test.Bag(), dict(transpositions=True)),
   "steps": (steps_test.TASK, dict(step_tokens=3)),

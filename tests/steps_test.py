@@ -50,7 +50,7 @@ class Steps(Hash):
 TASK = Steps()
 BEST_FIRST = dict(rule="best_first")
 PUCT = dict(rule="puct", leaf="rollout", step_prior="log_prob")
-GUMBEL = dict(rule="gumbel", leaf="value", pool="carry")
+GUMBEL = dict(rule="gumbel", leaf="value")
 ALL = [BEST_FIRST, GUMBEL, pytest.param(PUCT, marks=pytest.mark.slow)]
 rules = pytest.mark.parametrize("settings", ALL, ids=lambda s: s["rule"])
 

@@ -68,20 +68,27 @@ def test_a_run_takes_any_task_config_and_nothing_else():
       dataclasses.replace(config, task=other)
 
 
-def test_a_run_saved_before_tasks_had_names_goes_on(tmp_path):
-  """Its config.json holds Countdown's fields and no class."""
+def test_a_run_goes_on_with_its_task_alone(tmp_path):
   config = small_experiment.get_config()
   directory.prepare(config, tmp_path)
-  file = tmp_path / "config.json"
-  saved = json.loads(file.read_text())
-  assert saved["task"].pop("__class__").endswith("countdown.CountdownConfig")
-  file.write_text(json.dumps(saved))
   assert load.read_config(tmp_path) == config
   directory.prepare(config, tmp_path)
   other = config_lib.override(config, {"task.numbers": "4"})
-  file.write_text(json.dumps(saved))
   with pytest.raises(config_lib.UserError, match="task.numbers: saved 3, now"):
     directory.prepare(other, tmp_path)
+
+
+def test_a_run_of_another_version_is_refused_in_one_line(tmp_path):
+  directory.prepare(small_experiment.get_config(), tmp_path)
+  file = tmp_path / "config.json"
+  saved = json.loads(file.read_text())
+  saved["search"]["refill"] = saved["search"].pop("slot_reuse")
+  file.write_text(json.dumps(saved))
+  with pytest.raises(config_lib.ConfigError) as error:
+    load.read_config(tmp_path)
+  words = "another version of the code: slot_reuse is missing; refill is unkn"
+  assert words in str(error.value) and str(file) in str(error.value)
+  assert "\n" not in str(error.value)
 
 
 def test_no_flag_can_say_a_function():

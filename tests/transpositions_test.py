@@ -23,8 +23,8 @@ from tests.search_test import (
 )
 from tsd_jax.inference import decode
 from tsd_jax.models import symbols
-from tsd_jax.search import transpositions
 from tsd_jax.search import search as search_lib
+from tsd_jax.search import transpositions
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig

@@ -167,9 +167,8 @@ def measure(configs, changes, folder, command, name="ablations", jobs=1):
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table
   from tsd_jax.base import progress
-  from tsd_jax.comparison import statistics
   from tsd_jax.comparison.jobs import train_all
-  from tsd_jax.run import costs, directory, evaluation, train
+  from tsd_jax.run import directory, evaluation
 
   progress.quiet_libraries()
   base = configs["default"][0]
@@ -185,6 +184,12 @@ def measure(configs, changes, folder, command, name="ablations", jobs=1):
       train_all(every, jobs)
     except config_lib.UserError as error:
       failure = error
+  content = table.origin(command) | {
+    "task": base.make_task().name,
+    "split": base.eval.split,
+    "mode": mode,
+    "seeds": [config.seed for config in configs["default"]],
+  }
   runs, rows = {}, {}
   print(
     f"{'change':>18}  {mode:>7}  {'steps to its last':>20}  "
@@ -198,48 +203,64 @@ def measure(configs, changes, folder, command, name="ablations", jobs=1):
       if kind == "default":
         raise failure
       continue
-    for place, config in seeds.items():
-      train.train(config, place)
-      curve = curves_lib.read_curve(place, mode)
-      # A token of a smaller search model counts by its operations.
-      ledger = directory.read_rows(place)[-1]["ledger"]
-      spent = costs.flops(config, ledger, config.iterations)
-      share = spent / ledger["total"] / costs.flops_per_token(config.model)
-      curve = curve._replace(tokens=curve.tokens * share)
-      runs.setdefault(kind, []).append(curve)
-    mean = statistics.mean_curve(runs[kind])
-    row = {
-      "change": changes.get(kind, {}),
-      mode: [float(c.accuracy[-1]) for c in runs[kind]],
-      "tokens_per_iteration": float(mean.tokens[-1] / mean.iterations[-1]),
-    }
-    shown = ("", "")
-    if kind != "default":
-      pair = {kind: runs[kind], "default": runs["default"]}
-      found = statistics.contrast(pair, ours=kind)
-      row |= {key: found[key][f"{kind}/default"] for key in KEYS}
-      shown = (
-        statistics.interval(row["steps_to_target"], ".2f", "never"),
-        statistics.interval(row["accuracy_at_equal_tokens"], ".2f", "none"),
-      )
-    rows[kind] = row
-    print(
-      f"{kind:>18}  {mean.accuracy[-1]:>7.3f}  {shown[0]:>20}  {shown[1]:>20}"
-      f"  {row['tokens_per_iteration']:>16,.0f}",
-      flush=True,
-    )
-    content = table.origin(command) | {
-      "task": base.make_task().name,
-      "split": base.eval.split,
-      "mode": mode,
-      "seeds": [config.seed for config in configs["default"]],
-      "rows": rows,
-    }
+    runs[kind] = [train_one(c, place, mode) for place, c in seeds.items()]
+    found = row(kind, runs[kind], runs["default"], mode)
+    rows[kind] = {"change": changes.get(kind, {})} | found
+    print(line(kind, found, mode), flush=True)
     directory.write_whole(
-      folder / f"{name}.json", json.dumps(content, indent=1) + "\n"
+      folder / f"{name}.json",
+      json.dumps(content | {"rows": rows}, indent=1) + "\n",
     )
   if failure:
     raise failure
+
+
+def train_one(config, place, mode):
+  """A run's curve, trained where it is missing.
+
+  A token of a smaller search model counts by its operations.
+  """
+  from tsd_jax.models.flops import flops_per_token
+  from tsd_jax.run import costs, directory, train
+
+  train.train(config, place)
+  curve = curves_lib.read_curve(place, mode)
+  ledger = directory.read_rows(place)[-1]["ledger"]
+  spent = costs.flops(config, ledger, config.iterations)
+  share = spent / ledger["total"] / flops_per_token(config.model)
+  return curve._replace(tokens=curve.tokens * share)
+
+
+def row(kind, runs, default, mode):
+  """What ablations.json says of a kind of run, beside its change."""
+  from tsd_jax.comparison import statistics
+
+  mean = statistics.mean_curve(runs)
+  found = {
+    mode: [float(curve.accuracy[-1]) for curve in runs],
+    "tokens_per_iteration": float(mean.tokens[-1] / mean.iterations[-1]),
+  }
+  if kind == "default":
+    return found
+  ratios = statistics.contrast({kind: runs, "default": default}, ours=kind)
+  return found | {key: ratios[key][f"{kind}/default"] for key in KEYS}
+
+
+def line(kind, found, mode):
+  """A kind of run as a line of the printed table."""
+  from tsd_jax.comparison.statistics import interval
+
+  shown = ("", "")
+  if kind != "default":
+    shown = (
+      interval(found["steps_to_target"], ".2f", "never"),
+      interval(found["accuracy_at_equal_tokens"], ".2f", "none"),
+    )
+  last = sum(found[mode]) / len(found[mode])
+  return (
+    f"{kind:>18}  {last:>7.3f}  {shown[0]:>20}  {shown[1]:>20}"
+    f"  {found['tokens_per_iteration']:>16,.0f}"
+  )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import pathlib
 import tempfile
 import time
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -85,68 +86,106 @@ def host_loop(config):
   return stamps[-1] - stamps[1], sum(times[1:])
 
 
-def main(overrides):
-  """Prints the table and writes the JSON."""
-  config = config_lib.from_flags(_CONFIG.value, overrides)
-  # A compilation read from the cache would be no compilation.
-  jax.config.update("jax_enable_compilation_cache", False)
-  from tsd_jax.base import progress
-  from tsd_jax.inference import decode
-  from tsd_jax.inference.rollout import rollout
-  from tsd_jax.learning import iteration, objective
+class Setup(NamedTuple):
+  """What every part is timed with."""
+
+  config: Any
+  learner: Any
+  task: Any
+  graphdef: Any
+  params: Any
+  prompt_QP: Any
+  repeats: int
+
+  def seconds(self, function):
+    """Time of a call."""
+    return seconds(function, self.repeats)
+
+
+def set_up(config, repeats):
+  """The experiment from its start, with the prompts of an iteration."""
   from tsd_jax.run.experiment import initial_params
   from tsd_jax.tasks import data
 
-  progress.quiet_libraries()
-  repeats = _REPEATS.value
-  task, learner_config = config.make_task(), config.learner_config()
+  learner = config.learner_config()
   graphdef, params = initial_params(config)
-  model = nnx.merge(graphdef, params)
-  S, B, C = (
-    learner_config.prompts,
-    learner_config.rollout.prompts,
-    learner_config.distilled_prompts,
+  prompt_QP = data.load_problems(config.task, "train")[: learner.prompts]
+  return Setup(
+    config,
+    learner,
+    config.make_task(),
+    graphdef,
+    params,
+    jnp.asarray(prompt_QP),
+    repeats,
   )
-  prompt_QP = jnp.asarray(data.load_problems(config.task, "train")[:S])
-  prompt_BP = prompt_QP[:B]
-  P, T = task.prompt_length, task.response_length
+
+
+def time_parts(setup):
+  """Seconds of search, rollouts and update; token rows that the search ran."""
+  from tsd_jax.inference import decode
+  from tsd_jax.inference.rollout import rollout
+  from tsd_jax.learning import iteration, objective
+
+  config, learner, task, graphdef, params, prompt_QP, _ = setup
+  prompt_BP = prompt_QP[: learner.rollout.prompts]
   key = jax.random.key(0)
-  hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  table = Table()
+  hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
 
   @jax.jit
   def search(params, prompt_QP):
     return iteration.search_phase(
-      graphdef, params, task, prompt_QP, key, learner_config
+      graphdef, params, task, prompt_QP, key, learner
     )
 
   @jax.jit
   def sample(params, prompt_BP):
     model = nnx.merge(graphdef, params)
     prefix = decode.prefill(model, prompt_BP)
-    return rollout(model, task, prompt_BP, prefix, key, learner_config.rollout)
+    return rollout(model, task, prompt_BP, prefix, key, learner.rollout)
 
   responses, _ = sample(params, prompt_BP)
   found, searched, _ = search(params, prompt_QP)
-  advantage_BGT, return_BGT = iteration.advantages(responses, learner_config)
-  lessons = iteration.choose_distillation_batch(key, prompt_QP, found, C)
-  batch = objective.Batch(
-    prompt_BP, responses, advantage_BGT, return_BGT, lessons
+  advantage_BGT, return_BGT = iteration.advantages(responses, learner)
+  distilled = iteration.choose_distillation_batch(
+    key, prompt_QP, found, learner.distilled_prompts
   )
-  opt_state = objective.make_optimizer(learner_config).init(params)
+  batch = objective.Batch(
+    prompt_BP, responses, advantage_BGT, return_BGT, distilled
+  )
+  opt_state = objective.make_optimizer(learner).init(params)
 
   @jax.jit
   def update(params, batch):
     return objective.update(
-      graphdef, (params, opt_state), params, batch, key, hyper, learner_config
+      graphdef, (params, opt_state), params, batch, key, hyper, learner
     )
 
-  M = config.loss.champions
-  o, r = config.optimizer, learner_config.rollout
-  floor = functools.partial(floor_seconds, model, repeats=repeats)
-  forks, trees = r.group - r.samples, min(config.search.trees, S)
-  floors = {
-    "search": floor(trees, int(searched) // trees) + floor(S * P, 1),
+  parts = {
+    "search": setup.seconds(lambda: search(params, prompt_QP)),
+    "rollouts": setup.seconds(lambda: sample(params, prompt_BP)),
+    "update": setup.seconds(lambda: update(params, batch)),
+  }
+  return parts, int(searched)
+
+
+def time_floors(setup, searched):
+  """Seconds that the weight multiplications of each part take alone.
+
+  Args:
+    setup: the experiment.
+    searched: token rows of the search.
+  """
+  config, learner, task, graphdef, params, prompt_QP, repeats = setup
+  floor = functools.partial(
+    floor_seconds, nnx.merge(graphdef, params), repeats=repeats
+  )
+  Q, B, C = len(prompt_QP), learner.rollout.prompts, learner.distilled_prompts
+  M, P, T = config.loss.champions, task.prompt_length, task.response_length
+  o, r = config.optimizer, learner.rollout
+  forks, trees = r.group - r.samples, min(config.search.trees, Q)
+  return {
+    "search": floor(trees, searched // trees) + floor(Q * P, 1),
     "rollouts": floor(B * r.samples, T - 1)
     + (floor(B * forks, T - 1) if forks else 0)
     + floor(B * P, 1),
@@ -157,48 +196,62 @@ def main(overrides):
       + floor(C // o.minibatches * (P + M * (T - 1)), o.minibatches)
     ),
   }
-  parts = {
-    "search": seconds(lambda: search(params, prompt_QP), repeats),
-    "rollouts": seconds(lambda: sample(params, prompt_BP), repeats),
-    "update": seconds(lambda: update(params, batch), repeats),
-  }
-  for name, value in parts.items():
-    table.note(name, value, "s", floor=value / floors[name])
-  chunk = iteration.make_train_loop(graphdef, task, learner_config)
-  prompt_IQP = jnp.broadcast_to(prompt_QP, (config.iterations_per_call, S, P))
+
+
+def time_whole(setup):
+  """Seconds of an iteration of the whole loop."""
+  from tsd_jax.learning import iteration
+
+  config, learner, task, graphdef, params, prompt_QP, _ = setup
+  chunk = iteration.make_train_loop(graphdef, task, learner)
+  hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
+  calls = config.iterations_per_call
+  prompt_IQP = jnp.broadcast_to(prompt_QP, (calls, *prompt_QP.shape))
 
   def whole():
     # The loop donates its state.
-    state = iteration.init_state(learner_config, jax.tree.map(jnp.copy, params))
-    return chunk(state, prompt_IQP, params, hyper, key)
+    state = iteration.init_state(learner, jax.tree.map(jnp.copy, params))
+    return chunk(state, prompt_IQP, params, hyper, jax.random.key(0))
 
-  total = seconds(whole, repeats) / config.iterations_per_call
+  return setup.seconds(whole) / calls
+
+
+def note_compilations(setup, table):
+  """Time to compile, and size against iterations and simulations."""
+  calls = setup.config.iterations_per_call
+  first = None
+  for name, changes, iterations in (
+    (f"{calls} iterations", {}, calls),
+    ("1 iteration", {}, 1),
+    ("8 simulations", {"search.num_simulations": "8"}, calls),
+  ):
+    changed = config_lib.override(setup.config, changes)
+    took, size = compiled_size(
+      changed, setup.graphdef, setup.params, setup.task, iterations
+    )
+    first = first or size
+    table.note(f"compile, {name}", took, "s")
+    table.note(f"program, {name}", size, "instructions", first=size / first)
+
+
+def main(overrides):
+  """Prints the table and writes the JSON."""
+  config = config_lib.from_flags(_CONFIG.value, overrides)
+  # A compilation read from the cache would be no compilation.
+  jax.config.update("jax_enable_compilation_cache", False)
+  from tsd_jax.base import progress
+
+  progress.quiet_libraries()
+  setup, table = set_up(config, _REPEATS.value), Table()
+  parts, searched = time_parts(setup)
+  floors = time_floors(setup, searched)
+  for name, value in parts.items():
+    table.note(name, value, "s", floor=value / floors[name])
+  total = time_whole(setup)
   table.note(
     "whole iteration", total, "s", sum_of_parts=total / sum(parts.values())
   )
-
-  for name, changes, iterations in (
-    (
-      f"{config.iterations_per_call} iterations",
-      {},
-      config.iterations_per_call,
-    ),
-    ("1 iteration", {}, 1),
-    (
-      "8 simulations",
-      {"search.num_simulations": "8"},
-      config.iterations_per_call,
-    ),
-  ):
-    changed = config_lib.override(config, changes)
-    took, size = compiled_size(changed, graphdef, params, task, iterations)
-    if not changes and iterations == config.iterations_per_call:
-      whole_size = size
-    table.note(f"compile, {name}", took, "s")
-    table.note(
-      f"program, {name}", size, "instructions", first=size / whole_size
-    )
-
+  note_compilations(setup, table)
   wall, busy = host_loop(config)
   table.note("host overhead", wall - busy, "s", whole=(wall - busy) / wall)
   command = config_lib.command("experiments.benchmarks.loop", workdir=False)

@@ -94,8 +94,8 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
       f" Every method was first tried with {swept} of {values}, one other "
       "seed, on validation problems; the best of them is in the table."
     )
-  step_of = {name: row.get("update_step", {}) for name, row in methods.items()}
-  prompts = {step.get("prompts") for step in step_of.values()}
+  step_of = {name: row["update_step"] for name, row in methods.items()}
+  prompts = {step["prompts"] for step in step_of.values()}
   if prompts == {searched := step_of[ours].get("searched_prompts", 0)}:
     conditions += (
       f" Every method, so every baseline too, reads {searched:g} prompts in an "
@@ -156,8 +156,6 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
 
 def _cost(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
   """What our update step costs, over theirs."""
-  if "ledger_tokens" not in ours or "ledger_tokens" not in theirs:
-    return "–"
   return f"×{ours['ledger_tokens'] / theirs['ledger_tokens']:.2f}"
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import app, flags
 
-from tsd_jax.base import config_values, large_pages
+from tsd_jax.base import config_values
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
@@ -176,8 +176,6 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
   Args:
     main: called with the overrides; it returns the exit code or None.
   """
-  if main.__module__ == "__main__":  # Else the process is somebody else's.
-    large_pages.start_again()
   overrides: dict[str, str] = {}
 
   def parse(argv: Sequence[str]) -> list[str]:

@@ -3,14 +3,13 @@
 import collections.abc
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any, Union
-
-from absl import logging
 
 from tsd_jax.base import config_values
 from tsd_jax.base.config import is_config
@@ -43,42 +42,29 @@ def to_json(config: Any) -> str:
 def from_dict(cls: type, saved: Any, *, name: str = "config") -> Any:
   """Returns the config that `to_dict` wrote.
 
-  Fields that came later than the file take their defaults, with a warning.
-
   Args:
     cls: its dataclass; nested ones follow from the annotations.
     saved: what `json.loads` gave.
     name: what an error calls it.
 
   Raises:
-    ConfigError: a field without a default is missing, one is unknown or of
-      another type, or a `__post_init__` refuses a value.
+    ConfigError: a field is missing, unknown or of another type, or a
+      `__post_init__` refuses a value.
   """
   if not isinstance(saved, Mapping):
     raise ConfigError(f"{name} is {_show(saved)}, not an object of fields")
   hints = typing.get_type_hints(cls)
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-  known = [field for field in fields if field in saved]
-  later = [field for field in fields if field not in saved]
-  missing = [field for field in later if not _has_default(fields[field])]
-  unknown = [field for field in saved if field not in hints]
-  if missing or unknown:
-    raise ConfigError(
-      f"{name} was saved by another version of the code: "
-      + "; ".join(
-        [f"{field} is missing" for field in missing]
-        + [f"{field} is unknown" for field in unknown]
-      )
-    )
-  if later:
-    logging.warning(
-      "%s was saved before it had %s, which now take their defaults",
-      name,
-      ", ".join(later),
-    )
+  known = [field.name for field in dataclasses.fields(cls)]
+  wrong = [f"{field} is missing" for field in known if field not in saved]
+  wrong += [f"{field} is unknown" for field in saved if field not in known]
+  if wrong:
+    raise _other_version(name, *wrong)
   values = {
-    field: _from_json_value(saved[field], hints[field], f"{name}.{field}")
-    for field in known
+    field.name: _from_json_value(
+      saved[field.name], hints[field.name], f"{name}.{field.name}"
+    )
+    for field in dataclasses.fields(cls)
+    if field.init
   }
   try:
     return cls(**values)
@@ -97,47 +83,17 @@ def difference(
     ignore: dotted names that may differ, each with all that it contains.
   """
   old, new = _flatten(saved), _flatten(to_dict(config))
-  old = _later(saved, config) | old
   lines = []
   for name in [*new, *(name for name in old if name not in new)]:
     if any(f"{name}.".startswith(f"{prefix}.") for prefix in ignore):
       continue
     if name not in old:
-      if name.endswith(_CLASS):
-        continue  # Older configs do not name the class; its fields tell.
       lines.append(f"{name}: not saved, now {_show(new[name])}")
     elif name not in new:
       lines.append(f"{name}: saved {_show(old[name])}, now absent")
     elif old[name] != new[name]:
       lines.append(f"{name}: saved {_show(old[name])}, now {_show(new[name])}")
   return lines
-
-
-def _has_default(field: dataclasses.Field) -> bool:
-  none = dataclasses.MISSING
-  return field.default is not none or field.default_factory is not none
-
-
-def _later(saved: Mapping[str, Any], config: Any) -> dict[str, Any]:
-  """Flat defaults of the fields of a config that a saved one lacks."""
-  found = {}
-  hints = typing.get_type_hints(type(config))
-  for field in dataclasses.fields(config):
-    value, inner = getattr(config, field.name), saved.get(field.name)
-    if is_config(value) and isinstance(inner, Mapping):
-      # Where neither tells the class, its fields do: see `difference`.
-      if type(value) is hints[field.name] or _CLASS in inner:
-        own = _later(inner, value)
-        found |= {f"{field.name}.{name}": v for name, v in own.items()}
-    elif field.name not in saved and _has_default(field):
-      default = (
-        field.default_factory()
-        if field.default is dataclasses.MISSING
-        else field.default
-      )
-      default = _to_json_value(default, hints[field.name], field.name)
-      found |= _flatten({field.name: default})
-  return found
 
 
 def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
@@ -175,8 +131,12 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
     tag = fields.pop(_CLASS, None)
-    cls = configs[0] if tag is None else _config_class(tag, configs, name)
-    return from_dict(cls, fields or value, name=name)
+    if tag is not None:
+      return from_dict(_config_class(tag, configs, name), fields, name=name)
+    told = configs == (annotation,) and not inspect.isabstract(annotation)
+    if fields and not told:
+      raise _other_version(name, f"{_CLASS} is missing")
+    return from_dict(configs[0], value, name=name)
   text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
   try:
     return config_values.parse(text, annotation)
@@ -185,6 +145,13 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     raise ConfigError(
       f"{name} is saved as {_show(value)}, not as {expected}"
     ) from None
+
+
+def _other_version(name: str, *wrong: str) -> ConfigError:
+  """The error of a config that this code would have saved otherwise."""
+  return ConfigError(
+    f"{name} was saved by another version of the code: {'; '.join(wrong)}"
+  )
 
 
 def _config_class(tag: Any, known: tuple[type, ...], name: str) -> type:

@@ -25,6 +25,8 @@ def quiet_libraries() -> None:
 class Progress:
   """Shows where a run stands: ETA, reward, accuracy, tokens a second."""
 
+  _said: set[str] = set()  # What this process has said once.
+
   def __init__(self, total: int, done: int, stream=None):
     """Starts the clock.
 
@@ -49,9 +51,16 @@ class Progress:
     if self._terminal:
       self._stream.write("\n")
 
-  def say(self, text: str) -> None:
-    """Writes a line of its own, if there is one to write."""
-    if text:
+  def say(self, text: str, *, once: bool = False) -> None:
+    """Writes a line of its own, if there is one to write.
+
+    Args:
+      text: the line, or "".
+      once: whether the process says it once, however many runs it trains.
+    """
+    if text and not (once and text in self._said):
+      if once:
+        self._said.add(text)
       self._stream.write(text + "\n")
       self._stream.flush()
 

@@ -1,16 +1,34 @@
 """Axis legend and the few records that several modules share.
 
 Shapes are written in names: `logits_BTV` has axes batch, position, vocabulary.
+A letter means one thing everywhere; digits are sizes.
 
-  B  prompts in a batch            D  model width
-  G  responses of one prompt       F  feed-forward width
-  P  prompt positions              L  layers
-  T  response (query) positions    H  query heads
-  S  source (key) positions        K  key/value heads
-  V  vocabulary                    E  width of one head
-  N  nodes of a search tree        A  candidate moves of a node
-  R  rows of a model call (B, or B*G)
-  C  iterations in one dispatch    I  iterations of a run
+  B  prompts in a batch
+  G  responses of one prompt
+  P  prompt positions
+  T  response positions (queries)
+  S  source (key) positions
+  V  vocabulary, or a block of it
+  D  model width
+  F  feed-forward width
+  L  layers
+  H  query heads
+  K  key/value heads
+  E  width of one head
+  N  nodes of a search tree
+  A  moves that a node offers
+  U  tokens of a move
+  R  rows of a model call
+  Q  problems or prompts of a list, searched prompts among them
+  C  prompts that are distilled
+  M  champions of a prompt
+  I  iterations
+  W  waves, blocks of prompts searched one after another
+  Y  forks of a prompt
+  O  tokens of one observation
+  Z  integers of a state key
+  J  pieces of a game or blocks of a vocabulary (its numbers, cells)
+  X  any leading or other axes
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.comparison import statistics
 from tsd_jax.comparison.jobs import train_all
 from tsd_jax.learning.methods import Algorithm
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.run import costs, directory, evaluation, report, train
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.curves import Curve
@@ -220,53 +221,10 @@ def judge(
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluation.parse_modes(config.mode)
   directory.prepare(config, folder, ignore=("runs",))
-  best, sweep, trained, share = {}, {}, 0.0, 1.0
-  runs: dict[str, list[Curve]] = {}
-  spent: dict[str, list[dict[str, int]]] = {}
-  values = config.values if len(config.values) > 1 else ()
-  # Tsd first: what it spends, the others may.
-  for methods in config.methods[:1], config.methods[1:]:
-    todo = {
-      method: {
-        value: config.run(method, value, config.sweep_seed, "validation", share)
-        for value in values
-      }
-      for method in methods
-    }
-    for method, tried in _run(todo, folder / "sweep", config, jobs).items():
-      sweep[method] = {v: sweep_score(curve) for v, (curve, _) in tried.items()}
-      trained += sum(float(curve.seconds[-1]) for curve, _ in tried.values())
-      scores = sweep[method] or dict.fromkeys(config.values, 0.0)
-      best[method] = max(scores, key=scores.__getitem__)
-    todo = {
-      method: {
-        str(seed): config.run(method, best[method], seed, config.split, share)
-        for seed in config.seeds
-      }
-      for method in methods
-    }
-    for method, made in _run(todo, folder / "runs", config, jobs).items():
-      runs[method], spent[method] = map(list, zip(*made.values(), strict=True))
-      trained += sum(float(curve.seconds[-1]) for curve in runs[method])
-      if method == "tsd":
-        share = costs.search_share(config.experiment, spent[method])
-  ratios = statistics.contrast(runs)
-  if jobs > 1:  # Runs had more of the machine at some times than at others.
-    del ratios["accuracy_at_equal_seconds"]
+  trained = _train(config, folder, jobs)
   content = {
     "command": command,
-    "task": config.experiment.make_task().name,
-    "split": config.split,
-    "mode": config.mode,
-    "swept": config.swept,
-    "methods": {
-      name: _row(config, name, best[name], share, runs[name], spent[name])
-      | {"sweep": sweep[name]}
-      for name in config.methods
-    },
-    "ratios": ratios,
-    "flops_per_token": costs.flops_per_token(config.experiment.model),
-    "training_seconds": round(trained, 1),
+    **_content(config, trained, timed=jobs == 1),
     "session_seconds": round(time.monotonic() - start, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
@@ -283,6 +241,96 @@ def judge(
   )
   directory.write_whole(folder / "compare.html", page)
   return shown
+
+
+@dataclasses.dataclass
+class _Trained:
+  """What a comparison's runs gave; filled method by method."""
+
+  # What each swept value scored; the value that won.
+  sweep: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+  best: dict[str, str] = dataclasses.field(default_factory=dict)
+  # Curve and ledger of every seed, with the best value.
+  runs: dict[str, list[Curve]] = dataclasses.field(default_factory=dict)
+  spent: dict[str, list[dict[str, int]]] = dataclasses.field(
+    default_factory=dict
+  )
+  seconds: float = 0.0  # Of training, all runs.
+  share: float = 1.0  # Of its budget that tsd's search spent.
+
+
+def _train(config: Comparison, folder: pathlib.Path, jobs: int) -> _Trained:
+  """Trains all that is missing: the sweep, then the seeds with what won it."""
+  found = _Trained()
+  values = config.values if len(config.values) > 1 else ()
+
+  def train_each(place, runs_of):
+    made = _run(runs_of, folder / place, config, jobs)
+    found.seconds += sum(
+      float(curve.seconds[-1])
+      for runs in made.values()
+      for curve, _ in runs.values()
+    )
+    return made
+
+  # Tsd first: what it spends, the others may.
+  for methods in config.methods[:1], config.methods[1:]:
+    tried = {
+      method: {
+        v: config.run(method, v, config.sweep_seed, "validation", found.share)
+        for v in values
+      }
+      for method in methods
+    }
+    for method, made in train_each("sweep", tried).items():
+      scores = {value: sweep_score(curve) for value, (curve, _) in made.items()}
+      found.sweep[method] = scores
+      scores = scores or dict.fromkeys(config.values, 0.0)
+      found.best[method] = max(scores, key=scores.__getitem__)
+    counted = {
+      method: {
+        str(seed): config.run(
+          method, found.best[method], seed, config.split, found.share
+        )
+        for seed in config.seeds
+      }
+      for method in methods
+    }
+    for method, made in train_each("runs", counted).items():
+      of_seeds, ledgers = zip(*made.values(), strict=True)
+      found.runs[method], found.spent[method] = list(of_seeds), list(ledgers)
+      if method == "tsd":
+        found.share = costs.search_share(config.experiment, list(ledgers))
+  return found
+
+
+def _content(
+  config: Comparison, trained: _Trained, *, timed: bool
+) -> dict[str, Any]:
+  """What compare.json says of the methods.
+
+  Args:
+    config: what was compared.
+    trained: its runs.
+    timed: whether seconds may be compared: whether runs had as much of the
+      machine at all times.
+  """
+  ratios = statistics.contrast(trained.runs)
+  if not timed:
+    del ratios["accuracy_at_equal_seconds"]
+  return {
+    "task": config.experiment.make_task().name,
+    "split": config.split,
+    "mode": config.mode,
+    "swept": config.swept,
+    "methods": {
+      name: _row(config, name, trained) | {"sweep": trained.sweep[name]}
+      for name in config.methods
+    },
+    "ratios": ratios,
+    "flops_per_token": flops_per_token(config.experiment.model),
+    "training_seconds": round(trained.seconds, 1),
+  }
 
 
 def sweep_score(curve: Curve) -> float:
@@ -322,15 +370,10 @@ def _run(
   }
 
 
-def _row(
-  config: Comparison,
-  method: str,
-  value: str,
-  share: float,
-  runs: list[Curve],
-  spent: list[dict[str, int]],
-) -> dict[str, Any]:
+def _row(config: Comparison, method: str, trained: _Trained) -> dict[str, Any]:
   """One method's part of compare.json."""
+  runs, spent = trained.runs[method], trained.spent[method]
+  value, share = trained.best[method], trained.share
   mean = statistics.mean_curve(runs)
   run = config.run(method, value, config.seeds[0], config.split, share)
   step, iterations = costs.update_step(run), float(mean.iterations[-1])

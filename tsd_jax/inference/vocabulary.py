@@ -59,18 +59,18 @@ def top_k(x_XV: Array, count: int) -> tuple[Array, Array]:
 
   def best(x_XV, count):
     block_XJV = _blocks(x_XV)
-    N, C = block_XJV.shape[-2:]
-    if N <= 2 * count:
+    blocks, size = block_XJV.shape[-2:]
+    if blocks <= 2 * count:
       return ranked(x_XV, count)
     # No more than `count` blocks hold the best. In order, or ties were not.
     _, number_XA = ranked(jnp.max(block_XJV, axis=-1), count)
     number_XA = jnp.sort(number_XA, axis=-1)
     near_XAV = jnp.take_along_axis(block_XJV, number_XA[..., None], axis=-2)
     value_XA, place_XA = ranked(
-      near_XAV.reshape(*x_XV.shape[:-1], count * C), count
+      near_XAV.reshape(*x_XV.shape[:-1], count * size), count
     )
-    number_XA = jnp.take_along_axis(number_XA, place_XA // C, axis=-1)
-    return value_XA, number_XA * C + place_XA % C
+    number_XA = jnp.take_along_axis(number_XA, place_XA // size, axis=-1)
+    return value_XA, number_XA * size + place_XA % size
 
   def own(x_XV):
     width = x_XV.shape[-1]
@@ -100,12 +100,12 @@ def draw(uniform_R: Array, weight_RV: Array) -> Array:
 
   def within(target_R, weight_RV):
     block_RJV = _blocks(weight_RV)
-    N, C = block_RJV.shape[-2:]
-    if N == 1:
+    blocks, size = block_RJV.shape[-2:]
+    if blocks == 1:
       return _passes(target_R, weight_RV)[0]
     number_R, target_R = _passes(target_R, jnp.sum(block_RJV, axis=-1))
     block_R1V = jnp.take_along_axis(block_RJV, number_R[:, None, None], axis=1)
-    return number_R * C + _passes(target_R, block_R1V[:, 0])[0]
+    return number_R * size + _passes(target_R, block_R1V[:, 0])[0]
 
   def own(weight_RV, uniform_R):
     total_R = jnp.sum(weight_RV, axis=-1)
@@ -133,7 +133,7 @@ def _passes(target_R: Array, weight_RJ: Array) -> tuple[Array, Array]:
 
 
 def _blocks(x_XV: Array) -> Array:
-  """Columns in blocks of C, XNC."""
+  """Columns in blocks, XJV."""
   V = x_XV.shape[-1]
   return x_XV.reshape(*x_XV.shape[:-1], -1, math.gcd(V, _BLOCK))
 

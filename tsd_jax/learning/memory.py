@@ -34,6 +34,36 @@ class Memory(NamedTuple):
     return sum(self)
 
 
+class _Part(NamedTuple):
+  """What a device has of a model, and the bytes that follow."""
+
+  model: transformer.ModelConfig
+  tensor: int  # Devices that share the heads and the vocabulary.
+  itemsize: int  # Bytes of a number that is multiplied or kept.
+  heads: int  # Features of the queries.
+  keys: int  # Features of the keys.
+  mlp: int  # Its hidden features.
+  position: int  # Bytes of a position's keys and values, all layers.
+  logits: int  # Bytes of a row of logits.
+
+
+def _part(model: transformer.ModelConfig, tensor: int) -> _Part:
+  c = model
+  shared = tensor if c.num_kv_heads % tensor == 0 else 1
+  itemsize = jnp.dtype(c.compute_dtype).itemsize
+  keys = c.num_kv_heads * c.head_dim // shared
+  return _Part(
+    c,
+    tensor,
+    itemsize,
+    heads=c.num_heads * c.head_dim // tensor,
+    keys=keys,
+    mlp=c.d_mlp // tensor,
+    position=2 * c.num_layers * keys * itemsize,
+    logits=_NUMBER * c.vocab_size // tensor,
+  )
+
+
 def estimate_memory(
   model: transformer.ModelConfig,
   task: Task,
@@ -44,9 +74,9 @@ def estimate_memory(
 ) -> Memory:
   """Bytes that B trees take beside the parameters.
 
-    pool     B N S of the keys and values of a position, 2 L K E numbers
-    prompts  H + B (P - H) of them, H of which all prompts share
-    tree     B (N + 1) (A (S + 9) + 4 T + 13) numbers, A + 1 more where moves
+    pool     B N U of the keys and values of a position, 2 L K E numbers
+    prompts  h + B (P - h) of them, h of which all prompts share
+    tree     B (N + 1) (A (U + 9) + 4 T + 13) numbers, A + 1 more where moves
              are merged, and a node's features where steps are drawn lazily
     work     the largest of what is made at a time, by a simulation or by the
              running of the prompts: see the code, fitted to what XLA keeps on
@@ -56,69 +86,78 @@ def estimate_memory(
     model: shape of the model.
     task: gives the lengths.
     config: the search.
-    prompts: B where the search refills; else it is `config.trees`.
+    prompts: B where slots are used again; else it is `config.trees`.
     tensor: devices that share the heads and the vocabulary.
   """
-  c, R, N = model, config.trees, config.num_simulations
+  part, R, N = _part(model, tensor), config.trees, config.num_simulations
   B = prompts if prompts and config.slot_reuse else R
-  A, S = config.num_candidates, config.step_tokens
-  T, P, H = task.response_length, task.prompt_length, task.shared_prefix_length
-  shared = tensor if c.num_kv_heads % tensor == 0 else 1
-  itemsize = jnp.dtype(c.compute_dtype).itemsize
-  keys = c.num_kv_heads * c.head_dim // shared
-  position = 2 * c.num_layers * keys * itemsize
-  path = R * min(T, N * S) * position
-  logits = _NUMBER * c.vocab_size // tensor
-  # Queries and their answers, keys and values, the MLP's halves, features.
-  heads = c.num_heads * c.head_dim // tensor
-  mlp = c.d_mlp // tensor
-  row = 2 * (heads + keys + mlp + c.d_model) * itemsize
-  own_prompts = B * (P - H) * position
-
-  def sampled(rows, length):
-    """Gathered paths, transposed once; the rows' own keys, a layer at a time.
-
-    Of logits there are three: their logarithms, and the sums that a draw reads.
-    """
-    own = length * (position + position // c.num_layers)
-    return 2 * path + rows * (own + 3 * logits + row)
-
-  def prefilled():
-    """The rows of a layer: their scores twice, or their MLP; unrolled, both."""
-    scores = 2 * _NUMBER * P * c.num_heads // tensor
-    attention = scores + (c.d_model + heads + 2 * keys) * itemsize
-    feed = 3 * (mlp + c.d_model) * itemsize
-    most = scores + feed if c.unrolled else max(attention, feed)
-    return B * (P - H) * most
-
-  # A layer's paths, transposed once, and where the search refills the keys of
-  # the prompts whose trees grow, half of them transposed.
-  grown = 2 * path // c.num_layers + B * logits
+  A, U, T = config.num_candidates, config.step_tokens, task.response_length
+  shared = task.shared_prefix_length
+  own = task.prompt_length - shared
+  position = part.position
+  path = R * min(T, N * U) * position
+  # A layer's paths, transposed once, and where slots are used again the keys
+  # of the prompts whose trees grow, half of them transposed.
+  grown = 2 * path // model.num_layers + B * part.logits
   if config.slot_reuse:
-    grown += 3 * R * (P - H) * position // 2
-  parts = [grown]
+    grown += 3 * R * own * position // 2
+  works = [grown]
   # Rows for which steps are drawn at a time.
-  draws = R if config.lazy else B * A if S > 1 else 0
+  draws = R if config.lazy else B * A if U > 1 else 0
+  # Gathered paths are transposed once.
   if draws:
-    parts.append(sampled(draws, S))
+    works.append(2 * path + draws * _sampled_row(part, U))
   if config.leaf in ("rollout", "mix"):
-    parts.append(sampled(R, T))
-  # Layers that are written out are taken out of their stacks before the loop.
-  weights = 2 * c.d_model * (heads + keys) + 3 * c.d_model * mlp
-  weights *= c.num_layers * itemsize if c.unrolled or c.unroll_decode else 0
-  if c.unroll_decode and not c.unrolled:
-    weights += H * position + own_prompts
+    works.append(2 * path + R * _sampled_row(part, T))
+  prompt_bytes = (shared + B * own) * position
+  weights = _written_out(part)
+  if model.unroll_decode and not model.unrolled:
+    weights += prompt_bytes
   # Zeros that the sampling of steps begins with are there from the beginning.
-  steps = draws * S * position
+  steps = draws * U * position
+  prefilled = B * own * _prefilled_position(part, task.prompt_length)
   merged = A + 1 if config.merges(task) else 0
-  node = _NUMBER * (A * (S + 9) + 4 * T + 13 + merged)
-  node += c.d_model * itemsize if config.lazy else 0
+  node = _NUMBER * (A * (U + 9) + 4 * T + 13 + merged)
+  node += model.d_model * part.itemsize if config.lazy else 0
   return Memory(
-    pool=B * N * S * position,
-    prompts=H * position + own_prompts,
+    pool=B * N * U * position,
+    prompts=prompt_bytes,
     tree=B * (N + 1) * node,
-    work=max(weights + max(parts), steps + prefilled()),
+    work=max(weights + max(works), steps + prefilled),
   )
+
+
+def _sampled_row(part: _Part, length: int) -> int:
+  """Bytes of a row that samples so many tokens.
+
+  Its own keys, a layer at a time; queries and their answers, keys and values,
+  the MLP's halves, features. Of logits there are three: their logarithms, and
+  the sums that a draw reads.
+  """
+  width = part.heads + part.keys + part.mlp + part.model.d_model
+  own = length * (part.position + part.position // part.model.num_layers)
+  return own + 3 * part.logits + 2 * width * part.itemsize
+
+
+def _prefilled_position(part: _Part, length: int) -> int:
+  """Bytes of a position of prompts of some length, in a layer that runs them.
+
+  Its scores twice, or its MLP; unrolled, both.
+  """
+  c, itemsize = part.model, part.itemsize
+  scores = 2 * _NUMBER * length * c.num_heads // part.tensor
+  attention = scores + (c.d_model + part.heads + 2 * part.keys) * itemsize
+  feed = 3 * (part.mlp + c.d_model) * itemsize
+  return scores + feed if c.unrolled else max(attention, feed)
+
+
+def _written_out(part: _Part) -> int:
+  """Bytes of layers that are taken out of their stacks before the loop."""
+  c = part.model
+  if not (c.unrolled or c.unroll_decode):
+    return 0
+  features = 2 * (part.heads + part.keys) + 3 * part.mlp
+  return c.num_layers * c.d_model * features * part.itemsize
 
 
 def check(
@@ -155,19 +194,7 @@ def check(
   search = dataclasses.replace(
     config.search, trees=min(config.search.trees, own)
   )
-  count = transformer.count_parameters(model)
-  trained = lora.count(model, config.lora) if config.lora.rank else count
-  floats = trained * _COPIES + count
-  read = count
-  if search_model is not None:
-    searching = transformer.count_parameters(search_model)
-    floats += searching - trained
-    read = max(count, searching)
-  held = floats * _NUMBER // (mesh.fsdp * mesh.tensor)
-  # The copy that search and rollouts read, one after the other.
-  serves = mesh.size // mesh.shards
-  held += read * jnp.dtype(model.compute_dtype).itemsize // serves
-  held *= runs
+  held = runs * _held(model, config, mesh, search_model)
 
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)
@@ -204,6 +231,26 @@ def check(
     ways.append("search.slot_reuse=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")
+
+
+def _held(
+  model: transformer.ModelConfig,
+  config: LearnerConfig,
+  mesh: MeshConfig,
+  search_model: transformer.ModelConfig | None,
+) -> int:
+  """Bytes of all that a run keeps of its parameters on a device."""
+  count = transformer.count_parameters(model)
+  trained = lora.count(model, config.lora) if config.lora.rank else count
+  floats, read = trained * _COPIES + count, count
+  if search_model is not None:
+    searching = transformer.count_parameters(search_model)
+    floats += searching - trained
+    read = max(count, searching)
+  # The copy that search and rollouts read, one after the other.
+  serves = mesh.size // mesh.shards
+  copy = read * jnp.dtype(model.compute_dtype).itemsize // serves
+  return floats * _NUMBER // (mesh.fsdp * mesh.tensor) + copy
 
 
 def device_bytes(mesh: MeshConfig) -> int:

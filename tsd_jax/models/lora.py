@@ -19,8 +19,8 @@ from tsd_jax.base.types import Array
 from tsd_jax.models import transformer
 
 # How many axes of a weight, after the layers', it reads along; A keeps their
-# letters and B those of the others, with R between, so that the table of
-# shardings knows them.
+# letters and B those of the others, with X for the rank between, so that the
+# table of shardings knows them.
 _READS = {
   "query_LDHE": 1,
   "key_LDKE": 1,
@@ -80,8 +80,8 @@ def init(params: Any, config: LoraConfig, key: Array) -> dict[str, Any]:
       shape = (*layers, *reads, config.rank)
       a = jax.random.normal(own, shape) / math.sqrt(math.prod(reads))
       trained[stem] = {
-        f"a_{letters[:cut]}R": a,
-        f"b_LR{letters[cut:]}": jnp.zeros((*layers, config.rank, *writes)),
+        f"a_{letters[:cut]}X": a,
+        f"b_LX{letters[cut:]}": jnp.zeros((*layers, config.rank, *writes)),
       }
   return trained
 
@@ -115,8 +115,8 @@ def merge(params: Any, trained: dict[str, Any], config: LoraConfig) -> Any:
       a, b = (
         pair[1] for pair in sorted(trained[name.rsplit("_", 1)[0]].items())
       )
-      L, R = weight.shape[0], config.rank
-      change = jnp.matmul(a.reshape(L, -1, R), b.reshape(L, R, -1))
-      weight = weight + (config.alpha / R) * change.reshape(weight.shape)
+      L, rank = weight.shape[0], config.rank
+      change = jnp.matmul(a.reshape(L, -1, rank), b.reshape(L, rank, -1))
+      weight = weight + (config.alpha / rank) * change.reshape(weight.shape)
     merged.append((path, leaf.replace(weight)))
   return nnx.from_flat_state(merged)

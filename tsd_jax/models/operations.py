@@ -19,7 +19,10 @@ def rms_norm(x_XD: Array, scale_D: Array, eps: float) -> Array:
 
 
 def project(x_XD: Array, w_DF: Array, dtype=None) -> Array:
-  """Multiplies features by a matrix; all rows in one matmul, also backward."""
+  """Multiplies features by a matrix; all rows in one matmul, also backward.
+
+  D and F are here whatever a matrix reads and whatever it makes.
+  """
   return project_each(x_XD, (w_DF,), dtype)[0]
 
 
@@ -108,15 +111,15 @@ def attend(
 
   # The heads of a key lead its rows, so that devices may share them.
   def beside(x_RTHX, past):
-    """Rows beside the past that serves them, [r, K, N, X]."""
+    """Rows beside the past that serves them, [r, K, H/K*T, X]."""
     r, K = past.shape[:2]
     x = x_RTHX.reshape(r, rows // r * T, K, H // K, -1)
     return x.transpose(0, 2, 3, 1, 4).reshape(r, K, -1, x.shape[-1])
 
-  def back(x_rKNX):
+  def back(x):
     """The rows as they were, RTHX."""
-    r, K, _, X = x_rKNX.shape
-    x = x_rKNX.reshape(r, K, H // K, -1, X)
+    r, K, _, X = x.shape
+    x = x.reshape(r, K, H // K, -1, X)
     return x.transpose(0, 3, 1, 2, 4).reshape(rows, T, H, X)
 
   def multiply(x_RTHX, past, over):

@@ -10,7 +10,7 @@ being copied together.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,68 @@ class Hidden(NamedTuple):
   kv: KV
 
 
+class _Call(NamedTuple):
+  """What all layers of a call share."""
+
+  config: ModelConfig
+  tables: tuple[Array, Array]  # Of RoPE.
+  masks: tuple[Array, ...]  # RTS, of the segments.
+  self_mask_RTT: Array
+  memory: LayerMemory | None
+
+
+def _layer(
+  call: _Call, x_RTD: Array, inputs: tuple[dict[str, Array], Any, Any]
+) -> tuple[Array, KV]:
+  """Runs one layer.
+
+  Args:
+    call: what it shares with the others.
+    x_RTD: features.
+    inputs: its weights by name, its index, and its keys and values of every
+      segment.
+
+  Returns:
+    Features, and the layer's keys and values of the call's own tokens.
+  """
+  w, layer_index, past = inputs
+  c, (R, T, _) = call.config, x_RTD.shape
+  w = jax.tree.map(lambda a: a.astype(x_RTD.dtype), w)
+  kept = functools.partial(checkpoint_name, name=_KEPT)
+  h = rms_norm(x_RTD, w["attention_norm_LD"], c.rms_eps)
+  names = "query_LDHE", "key_LDKE", "value_LDKE"
+  q, k, v = (
+    kept(x_RTX).reshape(R, T, -1, c.head_dim)
+    for x_RTX in project_each(
+      h, tuple(w[name].reshape(c.d_model, -1) for name in names)
+    )
+  )
+  if c.qkv_bias:
+    q += w["query_bias_LHE"][None, None]
+    k += w["key_bias_LKE"][None, None]
+    v += w["value_bias_LKE"][None, None]
+  if c.qk_norm:
+    q = rms_norm(q, w["query_norm_LE"], c.rms_eps)
+    k = rms_norm(k, w["key_norm_LE"], c.rms_eps)
+  q, k = apply_rope(q, call.tables), apply_rope(k, call.tables)
+  k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+  pieces = [
+    (kv.k_LRKSE, kv.v_LRKSE, mask)
+    for kv, mask in zip(past, call.masks, strict=True)
+  ]
+  if call.memory is None:
+    pieces.append((k, v, call.self_mask_RTT))
+  else:
+    pieces.append(call.memory(layer_index, k, v))
+  out_RTX = kept(attend(q, pieces).reshape(R, T, -1))
+  x_RTD += kept(project(out_RTX, w["output_LHED"].reshape(-1, c.d_model)))
+  x_RTD = sharding.split_features(x_RTD)
+  h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
+  gate, up = map(kept, project_each(h, (w["gate_LDF"], w["up_LDF"])))
+  x_RTD += project(jax.nn.silu(gate) * up, w["down_LFD"])
+  return sharding.split_features(x_RTD), KV(k, v)
+
+
 class Transformer(nnx.Module):
   """Decoder-only language model with a policy head and two value outputs.
 
@@ -229,51 +291,17 @@ class Transformer(nnx.Module):
       Normalised features and the keys and values of the call's own tokens.
     """
     c = self.config
-    R, T = tokens_RT.shape[:2]
+    T = tokens_RT.shape[1]
     if self_mask_RTT is None:
       self_mask_RTT = jnp.tril(jnp.ones((1, T, T), bool))
     tables = rope_tables(positions_RT, c.head_dim, c.rope_theta)
     x_RTD = tokens_RT if tokens_RT.ndim == 3 else self.embed(tokens_RT)
     x_RTD = sharding.split_features(x_RTD)
 
-    kept = functools.partial(checkpoint_name, name=_KEPT)
-
-    def layer(x_RTD, inputs):
-      w, layer_index, past = inputs
-      w = jax.tree.map(lambda a: a.astype(self.dtype), w)
-      h = rms_norm(x_RTD, w["attention_norm_LD"], c.rms_eps)
-      names = "query_LDHE", "key_LDKE", "value_LDKE"
-      q, k, v = (
-        kept(x_RTF).reshape(R, T, -1, c.head_dim)
-        for x_RTF in project_each(
-          h, tuple(w[name].reshape(c.d_model, -1) for name in names)
-        )
-      )
-      if c.qkv_bias:
-        q += w["query_bias_LHE"][None, None]
-        k += w["key_bias_LKE"][None, None]
-        v += w["value_bias_LKE"][None, None]
-      if c.qk_norm:
-        q = rms_norm(q, w["query_norm_LE"], c.rms_eps)
-        k = rms_norm(k, w["key_norm_LE"], c.rms_eps)
-      q, k = apply_rope(q, tables), apply_rope(k, tables)
-      k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-      pieces = [
-        (kv.k_LRKSE, kv.v_LRKSE, s.mask_RTS)
-        for kv, s in zip(past, segments, strict=True)
-      ]
-      if memory is None:
-        pieces.append((k, v, self_mask_RTT))
-      else:
-        pieces.append(memory(layer_index, k, v))
-      out_RTF = kept(attend(q, pieces).reshape(R, T, -1))
-      x_RTD += kept(project(out_RTF, w["output_LHED"].reshape(-1, c.d_model)))
-      x_RTD = sharding.split_features(x_RTD)
-      h = rms_norm(x_RTD, w["mlp_norm_LD"], c.rms_eps)
-      gate, up = map(kept, project_each(h, (w["gate_LDF"], w["up_LDF"])))
-      x_RTD += project(jax.nn.silu(gate) * up, w["down_LFD"])
-      return sharding.split_features(x_RTD), KV(k, v)
-
+    call = _Call(
+      c, tables, tuple(s.mask_RTS for s in segments), self_mask_RTT, memory
+    )
+    layer = functools.partial(_layer, call)
     if c.remat or not c.unrolled:
       # A scan would stack whatever the backward pass reads, for all layers: it
       # keeps the matmuls' results and makes what lies between them again.

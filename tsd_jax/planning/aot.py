@@ -184,13 +184,13 @@ def memory_limit(device) -> int:
   It only does when it refuses, so it is asked for 1 TiB.
   """
   place = jax.sharding.SingleDeviceSharding(device)
-  x_N = jax.ShapeDtypeStruct((2**19,), jnp.float32, sharding=place)
+  x_X = jax.ShapeDtypeStruct((2**19,), jnp.float32, sharding=place)
 
-  def large(x_N):
-    return jnp.sum(jax.lax.optimization_barrier(jnp.outer(x_N, x_N)))
+  def large(x_X):
+    return jnp.sum(jax.lax.optimization_barrier(jnp.outer(x_X, x_X)))
 
   try:
-    jax.jit(large).lower(x_N).compile(EFFORTS["quick"])
+    jax.jit(large).lower(x_X).compile(EFFORTS["quick"])
   except Exception as error:  # jaxlib's own type; only its text tells.
     if memory := memory_in_error(str(error), 0):
       return memory[1]

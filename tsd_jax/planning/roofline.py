@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from tsd_jax.models import transformer
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.planning import hlo
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.task import Task
@@ -74,25 +75,20 @@ def counts(config: Experiment) -> dict[str, dict[str, float]]:
   }
   if learner.searches:
     leaf = T if s.leaf in ("rollout", "mix") else 0
-    S = learner.prompts
+    Q = learner.prompts
     # A part's own prompts, some trees at a time.
-    rounds = max(1, S // config.mesh.shards // s.trees)
+    rounds = max(1, Q // config.mesh.shards // s.trees)
     phases["searching"] = dict(
-      tokens=learner.prompt_tokens(task, S, learner.search_calls)
-      + S * s.num_simulations * (1 + leaf),
+      tokens=learner.prompt_tokens(task, Q, learner.search_calls)
+      + Q * s.num_simulations * (1 + leaf),
       reads=rounds * (1 + s.num_simulations * (1 + leaf)),
     )
   return phases
 
 
-def flops_per_token(c: transformer.ModelConfig, task: Task) -> float:
-  """2 operations a weight that multiplies, 4 a head feature of the context."""
-  weights = transformer.count_parameters(c)
-  if not c.tied_embeddings:
-    weights -= c.vocab_size * c.d_model  # Looked up, not multiplied.
-  context = task.prompt_length + task.response_length / 2
-  attention = 4 * c.num_layers * c.num_heads * c.head_dim * context
-  return 2 * weights + attention
+def context(task: Task) -> float:
+  """Positions that a token of a response attends to, in the mean."""
+  return task.prompt_length + task.response_length / 2
 
 
 def estimate(
@@ -118,7 +114,7 @@ def estimate(
     own = phase == "searching" and config.search_model
     model = config.search_model if own else config.model
     weights = transformer.count_parameters(model)
-    per_token = flops_per_token(model, task)
+    per_token = flops_per_token(model, context(task))
     # All that is not of the two loops belongs to the update.
     inside = phase if phase != "update" else ""
     sent = program.totals(trips(config), inside)

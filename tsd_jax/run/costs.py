@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tsd_jax.base.ledger import BACKWARD_COST
-from tsd_jax.models import transformer
+from tsd_jax.models.flops import flops_per_token
 from tsd_jax.run.experiment import Experiment
 
 
@@ -15,11 +15,11 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
     share: of its budget that a search spends.
   """
   task, learner = run.make_task(), run.learner_config()
-  T, r, S = task.response_length - 1, learner.rollout, learner.prompts
+  T, r, Q = task.response_length - 1, learner.rollout, learner.prompts
   total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
   if learner.searches:
-    total += learner.prompt_tokens(task, S, learner.search_calls)
-    total += share * S * learner.search.num_simulations
+    total += learner.prompt_tokens(task, Q, learner.search_calls)
+    total += share * Q * learner.search.num_simulations
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
 
@@ -55,6 +55,9 @@ def update_step(run: Experiment) -> dict[str, float]:
 def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
   """Operations of a run, whose search model may be of another size.
 
+  Scores of attention are left out, so that a token costs the same wherever it
+  stands, and the ratio of two runs' tokens is that of their operations.
+
   Args:
     run: its config.
     ledger: what it has spent.
@@ -68,15 +71,3 @@ def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
   searched = learner.searches * (ledger["search"] + iterations * prompts)
   saved = flops_per_token(run.model) - flops_per_token(run.search_model)
   return total - saved * searched
-
-
-def flops_per_token(model: transformer.ModelConfig) -> int:
-  """2 x the weights that multiply one token, the output table included.
-
-  Attention scores and value outputs are left out: XLA counts 12 % more for a
-  step of sampling with the tiny model (`tests/ledger_test.py`).
-  """
-  c = model
-  heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-  layer = c.d_model * (heads + 3 * c.d_mlp)
-  return 2 * (c.num_layers * layer + c.vocab_size * c.d_model)

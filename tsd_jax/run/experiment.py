@@ -14,7 +14,6 @@ from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Reward
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.task import Rewarded, RewardFn, Shaped, Task, TaskConfig
 
 
@@ -32,8 +31,7 @@ class EvalConfig:
 class Experiment:
   """A whole run."""
 
-  # Any task; a config.json that does not name its task holds the first one.
-  task: CountdownConfig | TaskConfig
+  task: TaskConfig
   model: transformer.ModelConfig | None = None  # None: the one of `init`.
   seed: int = 0
   algorithm: methods.Algorithm = "tsd"

@@ -122,12 +122,10 @@ def page(
   logs: dict[str, Log], curves: dict[str, curves_lib.Curve], mode: str
 ) -> str:
   """Returns the page's HTML."""
-  # A run that does not name its task is an older one, of Countdown.
-  saved = next(iter(logs.values())).config["task"]
-  name = saved.get("__class__", "Countdown").rpartition(".")[2]
-  name = name.removesuffix("Config")
+  task = next(iter(logs.values())).config["task"]["__class__"]
+  name = task.rpartition(".")[2].removesuffix("Config")
   parts = [
-    f"<h1>{html.escape(' and '.join(logs))}: {html.escape(str(name))}</h1>",
+    f"<h1>{html.escape(' and '.join(logs))}: {html.escape(name)}</h1>",
     "<pre>" + html.escape(curves_lib.summary(curves, mode)) + "</pre>",
     "<p>Tokens are all tokens that a run fed to a model: prompts, search, "
     "rollouts, rescoring, and updates counted three times (forward and "

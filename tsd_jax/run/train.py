@@ -13,7 +13,9 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
+import platform
 import signal
 import sys
 import time
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tsd_jax.base import progress
+from tsd_jax.base import large_pages, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
@@ -186,22 +188,39 @@ def train_vmapped(
     with signals() as asked:
       for step, group in groups:
         with progress.Progress(config.iterations, step) as bar:
-          bar.say(needs if processes.leads() else "")
+          if processes.leads():
+            bar.say(needs)
+            bar.say(_large_pages(), once=True)
           Group(shared, list(group), bar, asked).advance()
         if asked:
           break
-    short = [r.run.step for r in todo if not r.run.done]
-    if short:
-      logging.warning(
-        "stopped by a signal at iteration %d; the same command resumes",
-        min(short),
-      )
-    else:
-      for r in todo:
-        show(shared, r)
-    if short or asked:
-      end_by_signal(asked)
+    _finish(shared, todo, asked)
     return [r.run.last_eval for r in runs]
+
+
+def _finish(
+  shared: Shared, runs: Sequence[VmappedRun], asked: Sequence[int]
+) -> None:
+  """Writes the pages of runs that are done; ends as signals ask that came."""
+  short = [r.run.step for r in runs if not r.run.done]
+  if short:
+    logging.warning(
+      "stopped by a signal at iteration %d; the same command resumes",
+      min(short),
+    )
+  else:
+    for r in runs:
+      show(shared, r)
+  if short or asked:
+    end_by_signal(asked)
+
+
+def _large_pages() -> str:
+  """What is to be said of large pages: an accelerator takes no notice."""
+  if jax.default_backend() != "cpu":
+    return ""
+  libc, _ = platform.libc_ver()
+  return large_pages.hint(os.environ, sys.platform, libc)
 
 
 def check_alike(configs: Sequence[Experiment]) -> None:

@@ -24,7 +24,7 @@ class PathTargets(NamedTuple):
 
   candidate_BTA: Array  # int32 tokens.
   weight_BTA: Array  # Sums to one over A.
-  mass_BT: Array  # Total prior probability of the candidates, m_K.
+  mass_BT: Array  # Total prior probability of the candidates.
   mask_BT: Array  # Where the tree visited the state well.
 
 

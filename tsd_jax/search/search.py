@@ -25,7 +25,7 @@ from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.search.kv_pool import RefPool
+from tsd_jax.search.kv_pool import KVPool
 from tsd_jax.search.node import Node, empty
 from tsd_jax.search.rules import Budget, StoppableLoop
 from tsd_jax.tasks.task import Task, next_observation, prompt_form
@@ -123,7 +123,7 @@ class Search:
     self.room = self.T - 1 if config.ends_with_node else self.T
     self.merges = config.merges(task)
     self.loop = StoppableLoop()
-    self.pool = RefPool(
+    self.pool = KVPool(
       model,
       len(everything.prompts),
       config.num_simulations,

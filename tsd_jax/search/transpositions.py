@@ -15,12 +15,12 @@ from tsd_jax.tasks.task import Task
 
 def of_moves(task: Task, prompt_BP: Array, node) -> Array:
   """What the moves of B nodes (`node.Node`) lead to, uint32 BA."""
-  B, A, S = node.step_AU.shape
+  B, A, U = node.step_AU.shape
   row_R = jnp.arange(B * A) // A
   length_R = node.length_A.reshape(-1)
   depth_R = node.depth[row_R]
   response_RT, _ = moves.extend(
-    node.path_tokens[row_R], depth_R, node.step_AU.reshape(-1, S), length_R
+    node.path_tokens[row_R], depth_R, node.step_AU.reshape(-1, U), length_R
   )
   length_R = jnp.minimum(depth_R + length_R, response_RT.shape[1])
   hash_R = state_keys(task, prompt_BP[row_R], response_RT, length_R)
@@ -56,7 +56,7 @@ def state_keys(
 
 
 def hashed(state_key_XZ: Array) -> Array:
-  """Mixes K integers into one, uint32 X (FNV-1a, a finish as in MurmurHash)."""
+  """Mixes Z integers into one, uint32 X (FNV-1a, a finish as in MurmurHash)."""
   word_XZ = state_key_XZ.astype(jnp.uint32)
   hash_X = jnp.full(word_XZ.shape[:-1], 2166136261, jnp.uint32)
   for k in range(word_XZ.shape[-1]):

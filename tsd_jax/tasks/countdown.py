@@ -4,8 +4,7 @@ Prompt: `n1 n2 n3 = target`. Response: one step `a op b r` for each operation,
 then the end token. Every result r is written by the model; it must be a
 positive integer no larger than `max_value`, and joins the available numbers.
 
-Axes beyond the legend of `types.py`: X any leading axes, M the available
-numbers.
+J are the available numbers (`base/types.py`).
 """
 
 import dataclasses

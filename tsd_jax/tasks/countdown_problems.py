@@ -1,7 +1,6 @@
 """Countdown's problems, solved exactly, and random expressions.
 
-Axes beyond the legend of `types.py`: M the available numbers, N the examples,
-J the possible moves.
+J are the available numbers (`base/types.py`).
 """
 
 import functools
@@ -111,7 +110,7 @@ def random_expressions(
 
   Args:
     rng: advanced by the call.
-    count: N, the number of examples.
+    count: Q, the number of examples.
     sizes: of the problems.
     relabel_fraction: probability that the target is the response's own
       result; otherwise the target is uniform and mostly missed.
@@ -165,24 +164,24 @@ def _random_steps(
   rows = np.arange(len(number_QJ))
   steps = []
   while (width := number_QJ.shape[1]) > 1:
-    i_Y, j_Y = np.array(list(itertools.permutations(range(width), 2))).T
-    a_QY, b_QY = number_QJ[:, i_Y], number_QJ[:, j_Y]
-    quotient_QY = a_QY // b_QY
-    quotient_QY = np.where(quotient_QY * b_QY == a_QY, quotient_QY, 0)
-    result_QY = np.concatenate(
-      [a_QY + b_QY, a_QY - b_QY, a_QY * b_QY, quotient_QY], axis=1
+    i_A, j_A = np.array(list(itertools.permutations(range(width), 2))).T
+    a_QA, b_QA = number_QJ[:, i_A], number_QJ[:, j_A]
+    quotient_QA = a_QA // b_QA
+    quotient_QA = np.where(quotient_QA * b_QA == a_QA, quotient_QA, 0)
+    result_QA = np.concatenate(
+      [a_QA + b_QA, a_QA - b_QA, a_QA * b_QA, quotient_QA], axis=1
     )
-    legal_QY = (result_QY >= 1) & (result_QY <= max_value)
+    legal_QA = (result_QA >= 1) & (result_QA <= max_value)
     # The largest of random numbers is a uniform choice. There is always a
     # legal move: a - b if a > b, and a / b if they are equal.
-    draw_QY = rng.random(legal_QY.shape, np.float32)
-    move_Q = np.argmax(np.where(legal_QY, draw_QY, -1.0), axis=1)
-    op_Q, pair_Q = np.divmod(move_Q, len(i_Y))
-    result_Q = result_QY[rows, move_Q]
-    a_Q, b_Q = a_QY[rows, pair_Q], b_QY[rows, pair_Q]
+    draw_QA = rng.random(legal_QA.shape, np.float32)
+    move_Q = np.argmax(np.where(legal_QA, draw_QA, -1.0), axis=1)
+    op_Q, pair_Q = np.divmod(move_Q, len(i_A))
+    result_Q = result_QA[rows, move_Q]
+    a_Q, b_Q = a_QA[rows, pair_Q], b_QA[rows, pair_Q]
     steps += [a_Q, op_Q + symbols.PLUS, b_Q, result_Q]
     keep_QJ = np.ones_like(number_QJ, bool)
-    keep_QJ[rows, i_Y[pair_Q]] = keep_QJ[rows, j_Y[pair_Q]] = False
+    keep_QJ[rows, i_A[pair_Q]] = keep_QJ[rows, j_A[pair_Q]] = False
     rest_QJ = number_QJ[keep_QJ].reshape(len(rows), width - 2)
     number_QJ = np.concatenate([rest_QJ, result_Q[:, None]], axis=1)
   return np.stack(steps, axis=1), number_QJ[:, 0]

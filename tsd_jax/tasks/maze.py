@@ -9,9 +9,8 @@ do: the way to the coin may lead away from the goal, and both round walls.
 Two problems are one and the same if a turn or a mirror makes them equal, or
 walking backwards: their canonical form is the least of 16 numbers.
 
-Axes beyond the legend of `types.py`: X any leading axes, W walls, C cells,
-I and J rows and columns, N problems or examples. On the host a cell is its
-index 0..C-1.
+J are its cells, its walls or its rows (`base/types.py`). On the host a cell is
+its index 0..J-1.
 """
 
 import dataclasses
@@ -173,12 +172,12 @@ class MazeConfig(GradedConfig):
 
   def _prompts(self, wall_QJ: np.ndarray, ends_Q3: np.ndarray) -> np.ndarray:
     """Writes problems as prompt_QP."""
-    wall_QZ = np.nonzero(wall_QJ)[1].reshape(len(wall_QJ), self.walls)
+    built_QJ = np.nonzero(wall_QJ)[1].reshape(len(wall_QJ), self.walls)
     equals_Q1 = np.full((len(wall_QJ), 1), symbols.SEPARATOR, np.int32)
-    wall_QZ, ends_Q3 = (
-      to_tokens(cell, self.size) for cell in (wall_QZ, ends_Q3)
+    built_QJ, ends_Q3 = (
+      to_tokens(cell, self.size) for cell in (built_QJ, ends_Q3)
     )
-    return np.concatenate([wall_QZ, equals_Q1, ends_Q3], axis=1)
+    return np.concatenate([built_QJ, equals_Q1, ends_Q3], axis=1)
 
   def _responses(self, cell_QT: np.ndarray, length_Q: np.ndarray) -> np.ndarray:
     """Writes the first cells of walks, and the end, as response_QT."""
@@ -235,7 +234,7 @@ class Maze:
     # Sums of two tokens overflow narrower integers.
     prompt_XP = prompt_XP.astype(jnp.int32)
     response_XT = response_XT.astype(jnp.int32)
-    wall_XZ = prompt_XP[..., : config.walls]
+    wall_XJ = prompt_XP[..., : config.walls]
     coin_X, goal_X = prompt_XP[..., -2], prompt_XP[..., -1]
 
     ended_XT = jnp.cumsum(response_XT == symbols.EOS, axis=-1) > 0
@@ -245,7 +244,7 @@ class Maze:
     )
     rest_XT = jnp.where(at_XT == moves_X[..., None], symbols.EOS, symbols.PAD)
     parsed_X = (
-      jnp.all(_is_cell(wall_XZ, config.size), axis=-1)
+      jnp.all(_is_cell(wall_XJ, config.size), axis=-1)
       & (prompt_XP[..., config.walls] == symbols.SEPARATOR)
       & jnp.all(_is_cell(prompt_XP[..., -3:], config.size), axis=-1)
       & ((moves_X >= 1) & ended_XT[..., -1])
@@ -258,7 +257,7 @@ class Maze:
     )
     legal_X, fetched_X, last_X = self._walk(prompt_XP, response_XT, moves_X)
     to_goal_X, coin_to_goal_X, to_coin_X = self._ways(
-      wall_XZ, coin_X, goal_X, last_X
+      wall_XJ, coin_X, goal_X, last_X
     )
     distance_X = jnp.where(fetched_X, to_goal_X, to_coin_X + coin_to_goal_X)
     table = jnp.asarray(config.reward_by_distance())
@@ -283,7 +282,7 @@ class Maze:
 
   def _walk(self, prompt_XP, response_XT, moves_X) -> tuple[Array, ...]:
     """Whether the first `moves_X` moves are legal, fetch the coin, and end."""
-    wall_XZ = prompt_XP[..., : self.config.walls]
+    wall_XJ = prompt_XP[..., : self.config.walls]
     start_X, coin_X = prompt_XP[..., -3], prompt_XP[..., -2]
     at_XT = jax.lax.broadcasted_iota(
       jnp.int32, response_XT.shape, response_XT.ndim - 1
@@ -293,7 +292,7 @@ class Maze:
     )
     step_XT = jnp.abs(response_XT - before_XT)
     blocked_XT = jnp.any(
-      response_XT[..., None] == wall_XZ[..., None, :], axis=-1
+      response_XT[..., None] == wall_XJ[..., None, :], axis=-1
     )
     legal_XT = ((step_XT == 1) | (step_XT == _ROW)) & ~blocked_XT
     legal_XT &= _is_cell(response_XT, self.config.size)
@@ -307,7 +306,7 @@ class Maze:
     last_X = jnp.take_along_axis(before_XT, end_X1, axis=-1)[..., 0]
     return legal_X, fetched_X, last_X
 
-  def _ways(self, wall_XZ, coin_X, goal_X, last_X) -> tuple[Array, ...]:
+  def _ways(self, wall_XJ, coin_X, goal_X, last_X) -> tuple[Array, ...]:
     """Moves from last to goal, from coin to goal and from last to coin.
 
     A row of the maze is an integer, a cell one of its bits; two floods grow by
@@ -323,24 +322,24 @@ class Maze:
       )
 
     inside = (1 << (size + 1)) - 2  # The bits of columns 1..size.
-    wall_XY = jnp.bitwise_or.reduce(rows(wall_XZ), axis=-2)
-    free_X1Y = (inside & ~wall_XY)[..., None, :]
-    targets_X2Y = jnp.stack([rows(last_X), rows(coin_X)], axis=-2)
+    closed_XJ = jnp.bitwise_or.reduce(rows(wall_XJ), axis=-2)
+    free_X1J = (inside & ~closed_XJ)[..., None, :]
+    targets_X2J = jnp.stack([rows(last_X), rows(coin_X)], axis=-2)
 
     def grow(_, carry):
-      flood_X2Y, distance_X22 = carry
-      hit_X22Y = flood_X2Y[..., :, None, :] & targets_X2Y[..., None, :, :]
-      distance_X22 += jnp.all(hit_X22Y == 0, axis=-1)
-      none_X21 = jnp.zeros_like(flood_X2Y[..., :1])
-      down_X2Y = jnp.concatenate([none_X21, flood_X2Y[..., :-1]], axis=-1)
-      up_X2Y = jnp.concatenate([flood_X2Y[..., 1:], none_X21], axis=-1)
-      sides_X2Y = flood_X2Y << 1 | flood_X2Y >> 1
-      flood_X2Y |= (sides_X2Y | down_X2Y | up_X2Y) & free_X1Y
-      return flood_X2Y, distance_X22
+      flood_X2J, distance_X22 = carry
+      hit_X22J = flood_X2J[..., :, None, :] & targets_X2J[..., None, :, :]
+      distance_X22 += jnp.all(hit_X22J == 0, axis=-1)
+      none_X21 = jnp.zeros_like(flood_X2J[..., :1])
+      down_X2J = jnp.concatenate([none_X21, flood_X2J[..., :-1]], axis=-1)
+      up_X2J = jnp.concatenate([flood_X2J[..., 1:], none_X21], axis=-1)
+      sides_X2J = flood_X2J << 1 | flood_X2J >> 1
+      flood_X2J |= (sides_X2J | down_X2J | up_X2J) & free_X1J
+      return flood_X2J, distance_X22
 
-    flood_X2Y = jnp.stack([rows(goal_X), rows(coin_X)], axis=-2)
+    flood_X2J = jnp.stack([rows(goal_X), rows(coin_X)], axis=-2)
     zero_X22 = jnp.zeros((*last_X.shape, 2, 2), jnp.int32)
-    _, distance_X22 = jax.lax.fori_loop(0, size**2, grow, (flood_X2Y, zero_X22))
+    _, distance_X22 = jax.lax.fori_loop(0, size**2, grow, (flood_X2J, zero_X22))
     return (
       distance_X22[..., 0, 0], distance_X22[..., 0, 1], distance_X22[..., 1, 0]
     )  # fmt: skip

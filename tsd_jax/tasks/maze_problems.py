@@ -1,7 +1,7 @@
 """Mazes on the host: canonical forms, distances, random mazes and walks.
 
-A cell is its index 0..C-1, row by row. Axes beyond the legend of `types.py`:
-N problems, C cells, I and J rows and columns with a border.
+A cell is its index 0..J-1, row by row; XX are rows and columns with a border
+(`base/types.py`).
 """
 
 import functools
@@ -17,7 +17,7 @@ Problem = int  # Canonical: a bit for each wall, then start, coin and goal.
 
 @functools.cache
 def symmetries(size: int) -> np.ndarray:
-  """Where each cell goes by the 8 turns and mirrors, int [8, C]."""
+  """Where each cell goes by the 8 turns and mirrors, int [8, J]."""
   grid = np.arange(size**2).reshape(size, size)
   turns = [np.rot90(grid, k) for k in range(4)]
   return np.stack([t.ravel() for turn in turns for t in (turn, turn.T)])
@@ -25,7 +25,7 @@ def symmetries(size: int) -> np.ndarray:
 
 @functools.cache
 def neighbours(size: int) -> np.ndarray:
-  """The four neighbours of each cell, -1 outside, int [C, 4]."""
+  """The four neighbours of each cell, -1 outside, int [J, 4]."""
   grid = np.pad(np.arange(size**2).reshape(size, size), 1, constant_values=-1)
   return np.stack(
     [np.roll(grid, move, (0, 1))[1:-1, 1:-1].ravel() for move in _MOVES], axis=1
@@ -54,26 +54,26 @@ def unpack(problem: Problem, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distances(wall_QJ: np.ndarray, source_Q: np.ndarray) -> np.ndarray:
-  """Moves from a source to each cell, int [N, C]; C where there is no way."""
+  """Moves from a source to each cell, int [Q, J]; J where there is no way."""
   count, cells = wall_QJ.shape
   size = round(cells**0.5)
   distance_QJ = np.full(wall_QJ.shape, cells)
   distance_QJ[np.arange(count), source_Q] = 0
   # The flood grows by a move a step; a closed border spares the edge cases.
   border = ((0, 0), (1, 1), (1, 1))
-  open_QYY = np.pad(~wall_QJ.reshape(count, size, size), border)
-  flood_QYY = np.pad((distance_QJ == 0).reshape(count, size, size), border)
+  open_QXX = np.pad(~wall_QJ.reshape(count, size, size), border)
+  flood_QXX = np.pad((distance_QJ == 0).reshape(count, size, size), border)
   for step in range(1, cells):
-    grown_QYY = flood_QYY.copy()
-    grown_QYY[:, 1:] |= flood_QYY[:, :-1]
-    grown_QYY[:, :-1] |= flood_QYY[:, 1:]
-    grown_QYY[:, :, 1:] |= flood_QYY[:, :, :-1]
-    grown_QYY[:, :, :-1] |= flood_QYY[:, :, 1:]
-    new_QYY = grown_QYY & open_QYY & ~flood_QYY
-    if not new_QYY.any():
+    grown_QXX = flood_QXX.copy()
+    grown_QXX[:, 1:] |= flood_QXX[:, :-1]
+    grown_QXX[:, :-1] |= flood_QXX[:, 1:]
+    grown_QXX[:, :, 1:] |= flood_QXX[:, :, :-1]
+    grown_QXX[:, :, :-1] |= flood_QXX[:, :, 1:]
+    new_QXX = grown_QXX & open_QXX & ~flood_QXX
+    if not new_QXX.any():
       break
-    distance_QJ[new_QYY[:, 1:-1, 1:-1].reshape(count, cells)] = step
-    flood_QYY |= new_QYY
+    distance_QJ[new_QXX[:, 1:-1, 1:-1].reshape(count, cells)] = step
+    flood_QXX |= new_QXX
   return distance_QJ
 
 
