@@ -3,7 +3,7 @@
 Purpose: teach a 0.5 M parameter model by tree search to reach a target with
 three numbers and + - * /, from a warm start that writes legal expressions but
 rarely the right one. An iteration searches 1,024 prompts with the policy itself
-(discrepancy best-first, 16 nodes each), distils the champions of 448 that were
+(best first, 16 nodes each), distils the champions of 448 that were
 solved, and takes PPO steps with tree advantages on the 64 prompts whose success
 the trees found least certain.
 

@@ -1,10 +1,10 @@
 """Four numbers, searched with a value that knows what can still be reached.
 
 Purpose: the recipe of countdown4.py from a start whose V_search was taught by
-random play (`recipes/relabelled_value.py`), with 48 nodes instead of 64, no
-state twice.
-The policy of that start is the old one (mean@16 .017); trees of 64 nodes solve
-.36 instead of .19 of the problems (both validation). The start is made by
+random play (`recipes/relabelled_value.py`), with 48 nodes instead of 64 and no
+state twice (`search.rule.transpositions`). The policy of that start is the old
+one (mean@16 .017); trees of 64 nodes solve .36 instead of .19 of the problems
+(both validation). The start is made by
 
   python -m experiments.relabelled_value --config=experiments/countdown4.py
     --output=experiments/starts/value_start_4.safetensors

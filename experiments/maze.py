@@ -1,8 +1,8 @@
 """Maze: fetch a coin, then walk to the goal, in at most 8 moves.
 
-Purpose: the recipe on a game without arithmetic: 1,024 prompts searched with
-at most 24 nodes, no state_key twice (`search.transpositions`), 688 champions,
-a rate that falls from 1.2e-3. PPO is of little use beside so high a rate: 8
+Purpose: the recipe on a game without arithmetic: 1,024 prompts searched with at
+most 24 nodes, no state twice (`search.rule.transpositions`), 688 champions, a
+rate that falls from 1.2e-3. PPO is of little use beside so high a rate: 8
 prompts are sampled on, at a tenth of the weight. The maze has 5 x 5 cells, 5
 of them walls; the shortest way takes 4 to 8 moves. 24,000 problems, 9 response
 tokens as with three numbers, 9 prompt tokens instead of 5. The start writes

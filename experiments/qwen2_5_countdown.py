@@ -15,7 +15,7 @@ Command (the folder holds the published model; JAX for GPUs: the extra cuda12):
   pip install -e '.[text]'
   export QWEN2_5_FOLDER=FOLDER
   python -m launch.train --config=experiments/qwen2_5_countdown.py --workdir=DIR
-Adapters instead of all weights: --config.lora.rank=32, and a higher rate
+Adapters instead of all weights: --config.lora.rank=32, and a higher rate.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ needs no training: the published model without some of its layers, frozen.
 
 Command: python -m launch.train --config=experiments/smollm2_teacher.py
   --workdir=DIR
-Held against `experiments/smollm2_countdown.py`, which searches with itself:
+Compared with `experiments/smollm2_countdown.py`, which searches with itself:
 mean@16 of 96 test problems .499 and .462 after 20 iterations, two seeds each
 (`tsd_jax/models/README.md`).
 """

@@ -105,8 +105,10 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
   # Comparisons made before it was measured lack it.
   halfway = ratios.get("accuracy_at_half_the_tokens", {})
 
-  def number(step: Mapping[str, float], name: str) -> str:
-    return f"{step[name]:,.0f}" if name in step else "–"
+  def number(step: Mapping[str, float], *names: str) -> str:
+    """The first of some names that a step has; files of 0.1 have older ones."""
+    found = [step[name] for name in names if name in step]
+    return f"{found[0]:,.0f}" if found else "–"
 
   parts = [
     conditions,
@@ -122,7 +124,7 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
           spread(row["area"]),
           f"{row['iterations'][-1]:,.0f}",
           number(step_of[name], "prompts"),
-          number(step_of[name], "distilled_prompts"),
+          number(step_of[name], "distilled_prompts", "lessons"),
           number(step_of[name], "searched_prompts"),
           number(step_of[name], "ledger_tokens"),
           number(step_of[name], "backward_tokens"),

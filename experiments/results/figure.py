@@ -1,0 +1,239 @@
+"""Draws the learning curves of the README from the committed comparisons.
+
+One panel a task: held-out accuracy against ledger tokens, the mean over seeds
+as a line, the lowest and the highest seed as a band. The drawing is written
+here, element by element, so that it is small and the same bytes on every
+machine; `tests/figure_test.py` draws it again and compares.
+
+Command (a second): python -m experiments.results.figure
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from xml.sax import saxutils
+
+from tsd_jax.base import config as config_lib
+
+FOLDER = pathlib.Path(__file__).parent
+IMAGES = FOLDER.parent.parent / "docs" / "images"
+MODE = "mean@16"
+
+
+class Panel(NamedTuple):
+  """A task: its file, its title, and where its axes end."""
+
+  file: str
+  title: str
+  most_tokens: int  # Millions.
+  most_accuracy: float
+  tick: float  # Accuracy between two lines of the grid.
+
+
+PANELS = (
+  Panel("compare_countdown4", "Four numbers", 8, 0.2, 0.05),
+  Panel("compare_countdown3", "Three numbers", 4, 0.4, 0.1),
+  Panel("compare_maze", "Maze", 5, 1.0, 0.2),
+)
+
+
+class Line(NamedTuple):
+  """How a method is shown: its name, its colours and its stroke."""
+
+  name: str
+  light: str
+  dark: str
+  width: float = 1.6
+  dashes: str = ""
+
+
+# From the last to the first drawn: TSD lies on top.
+LINES = {
+  "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
+  "expert_iteration": Line(
+    "tree search, champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"
+  ),
+  "wide_best_of_n": Line("best of N on as many prompts", "#c46200", "#f0a04b"),
+  "grpo": Line("GRPO", "#1a7f45", "#56d37f"),
+  "cispo": Line("CISPO", "#8250b8", "#c497f0"),
+  "ppo": Line("PPO", "#c2304a", "#ff7b86"),
+  "best_of_n": Line("best of N, distilled", "#6b7280", "#9aa4b0", 1.6, "2 2"),
+}
+
+
+class Theme(NamedTuple):
+  """Colours of what is not a line."""
+
+  text: str
+  grid: str
+  band: float  # Opacity.
+
+
+THEMES = {
+  "light": Theme("#24292f", "#d8dee4", 0.14),
+  "dark": Theme("#d0d7de", "#30363d", 0.2),
+}
+
+# Pixels: the page, then a panel's plot and the room around it.
+WIDTH, HEIGHT = 860, 330
+PLOT_WIDTH, PLOT_HEIGHT, TOP, LEFT, GAP = 232, 196, 86, 60, 48
+
+
+class Curve(NamedTuple):
+  """A method's seeds against ledger tokens."""
+
+  tokens: list[float]  # Millions.
+  mean: list[float]
+  low: list[float]
+  high: list[float]
+
+
+def curve(row: Mapping[str, Any]) -> Curve:
+  """Reads a method of a compare.json."""
+  columns = list(zip(*row[MODE], strict=True))
+  return Curve(
+    [t / 1e6 for t in row["tokens"]],
+    [sum(c) / len(c) for c in columns],
+    [min(c) for c in columns],
+    [max(c) for c in columns],
+  )
+
+
+def draw(contents: Sequence[Mapping[str, Any]], theme: str) -> str:
+  """Draws the comparisons of `PANELS`.
+
+  Args:
+    contents: what their files hold.
+    theme: light or dark.
+  """
+  parts = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+    f'width="{WIDTH}" height="{HEIGHT}" role="img" font-size="12" '
+    'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, '
+    f'sans-serif" fill="{THEMES[theme].text}">',
+    "<title>Held-out accuracy against ledger tokens</title>",
+    *_legend(theme),
+  ]
+  for i, (panel, content) in enumerate(zip(PANELS, contents, strict=True)):
+    left = LEFT + i * (PLOT_WIDTH + GAP)
+    parts.append(f'<g transform="translate({left} {TOP})">')
+    parts += _axes(panel, content, theme)
+    parts += _curves(panel, content["methods"], theme)
+    parts.append("</g>")
+  return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _text(x: float, y: float, words: str, more: str = "") -> str:
+  return f'<text x="{x:g}" y="{y:g}"{more}>{saxutils.escape(words)}</text>'
+
+
+def _legend(theme: str) -> list[str]:
+  """Names of the lines, in two rows."""
+  starts = ((LEFT, 160, 400), (LEFT, 160, 270, 400))
+  names = (
+    ("tsd", "expert_iteration", "wide_best_of_n"),
+    ("grpo", "cispo", "ppo", "best_of_n"),
+  )
+  parts = []
+  for row, (row_starts, row_names) in enumerate(
+    zip(starts, names, strict=True)
+  ):
+    y = 16 + 20 * row
+    for x, name in zip(row_starts, row_names, strict=True):
+      line = LINES[name]
+      parts.append(
+        f'<path d="M{x} {y - 4}h24" {_stroke(line, theme)} fill="none"/>'
+      )
+      parts.append(_text(x + 30, y, line.name))
+  return parts
+
+
+def _stroke(line: Line, theme: str) -> str:
+  dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
+  colour = getattr(line, theme)
+  return f'stroke="{colour}" stroke-width="{line.width}"{dashes}'
+
+
+def _place(panel: Panel, tokens: float, accuracy: float) -> str:
+  x = PLOT_WIDTH * tokens / panel.most_tokens
+  y = PLOT_HEIGHT * (1 - accuracy / panel.most_accuracy)
+  return f"{x:.1f} {y:.1f}"
+
+
+def _axes(panel: Panel, content: Mapping[str, Any], theme: str) -> list[str]:
+  """Title, grid, ticks and names of the axes."""
+  seeds = len(content["methods"]["tsd"]["seeds"])
+  parts = [
+    _text(0, -14, panel.title, ' font-weight="600" font-size="13"'),
+    _text(
+      PLOT_WIDTH, -14, f"{seeds} seeds", ' text-anchor="end" opacity=".75"'
+    ),
+  ]
+  for i in range(round(panel.most_accuracy / panel.tick) + 1):
+    accuracy = i * panel.tick
+    y = PLOT_HEIGHT * (1 - accuracy / panel.most_accuracy)
+    label = f"{accuracy:.2f}" if panel.tick < 0.1 else f"{accuracy:.1f}"
+    parts.append(
+      f'<path d="M0 {y:.1f}h{PLOT_WIDTH}" stroke="{THEMES[theme].grid}"/>'
+    )
+    parts.append(_text(-8, round(y + 4, 1), label, ' text-anchor="end"'))
+  for millions in range(0, panel.most_tokens + 1, 1 + panel.most_tokens // 6):
+    x = PLOT_WIDTH * millions / panel.most_tokens
+    parts.append(_text(round(x, 1), PLOT_HEIGHT + 17, f"{millions}", _MIDDLE))
+  parts.append(
+    _text(PLOT_WIDTH / 2, PLOT_HEIGHT + 38, "ledger tokens (millions)", _MIDDLE)
+  )
+  if panel is PANELS[0]:
+    parts.append(
+      f'<text transform="translate(-46 {PLOT_HEIGHT / 2:g}) rotate(-90)"'
+      f"{_MIDDLE}>held-out accuracy</text>"
+    )
+  return parts
+
+
+_MIDDLE = ' text-anchor="middle"'
+
+
+def _curves(panel: Panel, methods: Mapping[str, Any], theme: str) -> list[str]:
+  """Bands below, then lines."""
+  bands, lines = [], []
+  for name in reversed(LINES):
+    c, line = curve(methods[name]), LINES[name]
+
+    def path(x, y):
+      points = zip(x, y, strict=True)
+      return "L".join(_place(panel, *point) for point in points)
+
+    there = path(c.tokens, c.high)
+    back = path(c.tokens[::-1], c.low[::-1])
+    bands.append(
+      f'<path d="M{there}L{back}z" fill="{getattr(line, theme)}" '
+      f'fill-opacity="{THEMES[theme].band}"/>'
+    )
+    lines.append(
+      f'<path d="M{path(c.tokens, c.mean)}" {_stroke(line, theme)} '
+      'fill="none" stroke-linejoin="round"/>'
+    )
+  return bands + lines
+
+
+def read() -> list[dict[str, Any]]:
+  """Reads the files of the panels."""
+  return [
+    json.loads((FOLDER / f"{panel.file}.json").read_text()) for panel in PANELS
+  ]
+
+
+def main(overrides):
+  """Writes both drawings."""
+  del overrides
+  contents = read()
+  for theme in THEMES:
+    file = IMAGES / f"curves-{theme}.svg"
+    file.write_text(draw(contents, theme), encoding="utf-8")
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,47 @@
+"""The README's drawings: what the committed comparisons say, and no more."""
+
+import copy
+import re
+
+import pytest
+
+from experiments.results import figure
+
+
+@pytest.mark.parametrize("theme", figure.THEMES)
+def test_the_committed_drawing_is_what_the_files_say(theme):
+  """If this fails: python -m experiments.results.figure."""
+  committed = (figure.IMAGES / f"curves-{theme}.svg").read_text()
+  assert committed == figure.draw(figure.read(), theme)
+  assert len(committed) < 60_000
+
+
+def test_a_line_ends_where_the_last_mean_of_the_seeds_lies():
+  contents = figure.read()
+  panel = figure.PANELS[0]
+  row = contents[0]["methods"]["tsd"]
+  mean = sum(seed[-1] for seed in row[figure.MODE]) / len(row["seeds"])
+  x = figure.PLOT_WIDTH * row["tokens"][-1] / 1e6 / panel.most_tokens
+  y = figure.PLOT_HEIGHT * (1 - mean / panel.most_accuracy)
+  drawn = figure.draw(contents, "light")
+  thick = figure.LINES["tsd"].width
+  ends = re.findall(rf'L([\d. ]+)" stroke="#\w+" stroke-width="{thick}"', drawn)
+  assert ends[0] == f"{x:.1f} {y:.1f}" and len(ends) == len(figure.PANELS)
+
+
+def test_a_seed_moves_the_band_and_not_only_the_line():
+  contents = figure.read()
+  before = figure.curve(contents[0]["methods"]["ppo"])
+  changed = copy.deepcopy(contents[0]["methods"]["ppo"])
+  changed[figure.MODE][0][-1] = 0.19
+  after = figure.curve(changed)
+  assert after.high[-1] == 0.19 > before.high[-1]
+  assert after.low == before.low and after.mean[-1] > before.mean[-1]
+
+
+def test_all_that_is_drawn_lies_inside_of_its_axes():
+  for panel, content in zip(figure.PANELS, figure.read(), strict=True):
+    for name in figure.LINES:
+      curve = figure.curve(content["methods"][name])
+      assert max(curve.high) <= panel.most_accuracy
+      assert max(curve.tokens) <= panel.most_tokens
