@@ -231,7 +231,7 @@ def _branch(nested: dict[str, Any], name: str) -> dict[str, Any]:
   return nested
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
   """BestFirst -> best_first, PUCT -> puct."""
   return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
@@ -241,7 +241,7 @@ def _choices(parent: Any, leaf: str) -> dict[str, type]:
   annotation = _hints(parent)[leaf]
   members = typing.get_args(annotation)
   return {
-    _snake(m.__name__): m
+    snake(m.__name__): m
     for m in members
     if dataclasses.is_dataclass(m) and not inspect.isabstract(m)
   }
