@@ -452,7 +452,7 @@ def show(shared: Shared, ended: VmappedRun) -> None:
     reward_params=reward,
   )
   directory.write_whole(
-    folder / "samples.json", json.dumps(shown, indent=2) + "\n"
+    folder / directory.SAMPLES, json.dumps(shown, indent=2) + "\n"
   )
   mode = evaluation.headline(config.eval.modes)
-  report.write(folder / "report.html", {config.algorithm: folder}, mode)
+  report.write(folder / directory.REPORT, {config.algorithm: folder}, mode)
