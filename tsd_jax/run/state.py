@@ -10,7 +10,7 @@ from absl import logging
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
-from tsd_jax.run import directory as directory
+from tsd_jax.run import directory
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
