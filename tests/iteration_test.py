@@ -13,7 +13,7 @@ from tsd_jax.base.types import Responses
 from tsd_jax.inference import decode
 from tsd_jax.inference.rollout import RolloutConfig, rollout
 from tsd_jax.learning import iteration, methods
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.search.config import SearchConfig

@@ -14,7 +14,7 @@ from tests import iteration_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import STOPS, TASK, T, log_prob_of, path_of
 from tsd_jax.base.types import LOG_ZERO
-from tsd_jax.learning.methods import LossConfig
+from tsd_jax.learning.config import LossConfig
 from tsd_jax.search.config import SearchConfig
 
 N, A, S = 20, 5, 3

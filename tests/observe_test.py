@@ -16,6 +16,7 @@ from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, UNVISITED
 from tsd_jax.inference import decode
 from tsd_jax.inference.rollout import RolloutConfig, rollout
 from tsd_jax.learning import iteration, losses, methods, objective
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import search as search_lib
@@ -287,7 +288,7 @@ def test_given_responses_are_told_apart_without_sampling_them_again():
   assert environment_tokens(Hash(), PROMPTS, r.tokens_BGT) is None
 
 
-LOSS = methods.LossConfig(
+LOSS = LossConfig(
   distilled_prompts=B, champions=2, value_weight=0.5,
   success_weight=0.3, kl_weight=0.2,
   entropy_weight=0.1, soft_weight=0.7, champion_weight=2.0,
@@ -298,7 +299,7 @@ def configure():
   return methods.resolve(
     "tsd", TASK, rollout=SAMPLES, loss=LOSS, refresh_every=1, iterations=1,
     search=SearchConfig(num_simulations=30, num_candidates=3, width=1),
-    optimizer=methods.OptimizerConfig(minibatches=1),
+    optimizer=OptimizerConfig(minibatches=1),
   )  # fmt: skip
 
 

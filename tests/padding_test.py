@@ -16,7 +16,7 @@ from tests.noisy import add_noise
 from tsd_jax.inference import decode, scoring
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
 from tsd_jax.run import evaluation
 from tsd_jax.search import tree

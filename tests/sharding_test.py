@@ -16,7 +16,7 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, losses
-from tsd_jax.learning.methods import OptimizerConfig
+from tsd_jax.learning.config import OptimizerConfig
 from tsd_jax.models import presets, transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo

@@ -17,7 +17,7 @@ from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import LOG_ZERO
 from tsd_jax.inference import decode
-from tsd_jax.learning.methods import LossConfig
+from tsd_jax.learning.config import LossConfig
 from tsd_jax.models import symbols
 from tsd_jax.parallel import sharding
 from tsd_jax.run import train
