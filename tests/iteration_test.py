@@ -10,14 +10,15 @@ import pytest
 from flax import nnx
 
 from tsd_jax.base.types import Responses
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.inference.rollout import RolloutConfig, rollout
 from tsd_jax.learning import iteration, methods
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Score
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.tasks.task import OwnReward
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
 S, B, C = 64, 32, 32  # Prompts searched, sampled on, distilled.
@@ -30,7 +31,8 @@ class Copy:
   name = "copy"
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
-  observe = None
+  reward = property(OwnReward)
+  observe, observation_length = None, 0
   state_key = None
 
   def score(self, prompt_XP, response_XT):
@@ -219,7 +221,7 @@ def test_the_ledger_is_a_hand_count():
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 5)[3]
     prompt_BP = jnp.asarray(prompts(1)[0])[:b]
     r, forwards = rollout(
-      model, TASK, prompt_BP, decode.prefill(model, prompt_BP), key,
+      model, TASK, prompt_BP, prefill.prefill(model, prompt_BP), key,
       config.rollout,
     )  # fmt: skip
     plain = config.rollout.samples
@@ -235,7 +237,7 @@ def test_forks_share_what_they_say_and_differ_after_it():
   config, model = configure().rollout, nnx.merge(*start())
   prompt_BP = jnp.asarray(prompts(1)[0])
   r, _ = rollout(
-    model, TASK, prompt_BP, decode.prefill(model, prompt_BP),
+    model, TASK, prompt_BP, prefill.prefill(model, prompt_BP),
     jax.random.key(3), config,
   )  # fmt: skip
   r = jax.device_get(r)

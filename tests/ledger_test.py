@@ -12,8 +12,8 @@ from flax import nnx
 from experiments import compare_countdown
 from tsd_jax.base.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.comparison import judge
-from tsd_jax.inference import decode
-from tsd_jax.learning import iteration, objective
+from tsd_jax.inference import prefill, sampling
+from tsd_jax.learning import iteration, update
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.search import search as search_lib
@@ -44,7 +44,7 @@ PROMPT = jax.ShapeDtypeStruct((B, P), jnp.int32)
 
 
 def prefill(params, prompt_BP):
-  return decode.prefill(nnx.merge(GRAPHDEF, params), prompt_BP)
+  return prefill.prefill(nnx.merge(GRAPHDEF, params), prompt_BP)
 
 
 def configure(method):
@@ -68,8 +68,8 @@ def test_a_prompt():
 
 def test_a_step_of_sampling():
   def sample(params, prefix, key):
-    return decode.sample(
-      nnx.merge(GRAPHDEF, params), prefix, decode.row_keys(key, B, 1),
+    return sampling.sample(
+      nnx.merge(GRAPHDEF, params), prefix, sampling.row_keys(key, B, 1),
       length=T, eos_id=TASK.eos_id, pad_id=TASK.pad_id,
     )  # fmt: skip
 
@@ -110,13 +110,13 @@ def batch(config):
       reward_BG=jnp.zeros((B, G)),
       correct_BG=jnp.zeros((B, G), bool),
     )
-    lessons = objective.DistillationBatch(
+    lessons = update.DistillationBatch(
       jnp.zeros((C, P), jnp.int32),
       jnp.zeros((C, M, T), jnp.int32),
       jnp.ones((C, M), bool),
       None,
     )
-    return objective.Batch(
+    return update.Batch(
       jnp.zeros((B, P), jnp.int32),
       responses,
       rows["log_prob"],
@@ -134,7 +134,7 @@ def test_an_update_is_as_much_for_every_method(method):
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
 
   def update(params, opt_state, reads, key):
-    return objective.update(
+    return update.update(
       GRAPHDEF, (params, opt_state), PARAMS, reads, key, hyper, config
     )
 

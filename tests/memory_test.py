@@ -14,7 +14,7 @@ from experiments.benchmarks.shapes import Unsolved
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.learning import iteration, memory
 from tsd_jax.models import transformer
 from tsd_jax.run import train
@@ -136,7 +136,7 @@ def test_the_bytes_of_a_tree_are_those_of_its_arrays(search):
 
   def grow(params, prompt_BP, key):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
+    prefix = prefill.prefill(model, prompt_BP)
     return search_lib.search(
       model, task, prompt_BP, prefix, key, config.search
     ).tree

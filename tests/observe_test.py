@@ -13,9 +13,9 @@ from tests import search_test
 from tests.noisy import add_noise
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, UNVISITED
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.inference.rollout import RolloutConfig, rollout
-from tsd_jax.learning import iteration, losses, methods, objective
+from tsd_jax.learning import iteration, losses, methods, update
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
@@ -104,7 +104,7 @@ def sampled():
   @jax.jit
   def draw(prompt_BP):
     model = search_test.model()
-    prefix = decode.prefill(model, prompt_BP)
+    prefix = prefill.prefill(model, prompt_BP)
     key = jax.random.key(1)
     return rollout(model, TASK, prompt_BP, prefix, key, SAMPLES)[0]
 
@@ -178,7 +178,7 @@ SEARCHES = [
 @functools.partial(jax.jit, static_argnums=1)
 def _search(prompt_BP, config):
   model = search_test.model()
-  prefix = decode.prefill(model, prompt_BP)
+  prefix = prefill.prefill(model, prompt_BP)
   key = jax.random.key(0)
   tree = search_lib.search(model, TASK, prompt_BP, prefix, key, config).tree
   return tree, champions_lib.success_prob(tree)
@@ -306,15 +306,15 @@ def configure():
 def batch(config):
   """Samples and the champions of a tree, as an iteration puts them together."""
   tree = jax.tree.map(jnp.asarray, searched(**SEARCHES[0])[0])
-  improved_BNA = config.search.make_rule().improved(tree)
+  improved_BNA = config.search.rule.improved(tree)
   best = search_test.best_answers(tree, 2)
   targets = search_test.targets_of(tree, improved_BNA, best.node_BM[:, 0])
-  lessons = objective.DistillationBatch(
+  lessons = update.DistillationBatch(
     PROMPTS, best.tokens_BMT, best.valid_BM, targets,
     environment_tokens(TASK, PROMPTS, best.tokens_BMT),
   )  # fmt: skip
   r = sampled()
-  return objective.Batch(PROMPTS, r, *iteration.advantages(r, config), lessons)
+  return update.Batch(PROMPTS, r, *iteration.advantages(r, config), lessons)
 
 
 def by_hand(params, reference, graphdef, batch, hyper):
@@ -401,9 +401,7 @@ def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   @jax.jit
   def theirs(params, made):
     return jax.value_and_grad(
-      lambda p: objective.loss_fn(p, reference, graphdef, made, hyper, config)[
-        0
-      ]
+      lambda p: update.loss_fn(p, reference, graphdef, made, hyper, config)[0]
     )(params)
 
   got, got_grads = theirs(params, made)

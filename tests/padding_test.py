@@ -13,15 +13,15 @@ import pytest
 from flax import nnx
 
 from tests.noisy import add_noise
-from tsd_jax.inference import decode, scoring
+from tsd_jax.inference import prefill, scoring
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import transformer
+from tsd_jax.rewards.reward import Score
 from tsd_jax.run import evaluation
 from tsd_jax.search import tree
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score
 
 V, T, EOS, PAD = 9, 3, 7, 8
 S, B = 8, 4  # Prompts searched, and sampled on.
@@ -46,7 +46,7 @@ class Sum:
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
-  observe = None
+  observe, observation_length = None, 0
   state_key = None
 
   def score(self, prompt_XP, response_XT):
@@ -138,7 +138,7 @@ def test_trees_are_those_of_the_bare_prompts(rule, form):
     @jax.jit
     def run(prompt_BP):
       model = nnx.merge(*start())
-      prefix = decode.prefill(
+      prefix = prefill.prefill(
         model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
       )
       key = jax.random.key(5)

@@ -14,7 +14,7 @@ from tests import iteration_test as tiny
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.learning import iteration, losses
 from tsd_jax.learning.config import OptimizerConfig
 from tsd_jax.models import presets, transformer
@@ -161,7 +161,7 @@ def search(devices, serving="tensor", **changes):
       model,
       tiny.TASK,
       prompt_BP,
-      decode.prefill(model, prompt_BP),
+      prefill.prefill(model, prompt_BP),
       key,
       config,
     )

@@ -9,7 +9,7 @@ import pytest
 from tests import small_experiment, steps_test, transpositions_test
 from tests.search_test import PROMPTS, TASK, B, model
 from tsd_jax.base import config as config_lib
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
 
@@ -25,7 +25,7 @@ CASES = {
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _search(prompt_BP, task, config):
-  prefix = decode.prefill(model(), prompt_BP)
+  prefix = prefill.prefill(model(), prompt_BP)
   key = jax.random.key(0)
   return search_lib.search(model(), task, prompt_BP, prefix, key, config)
 

@@ -16,10 +16,11 @@ from tests import iteration_test, search_test, small_experiment
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import LOG_ZERO
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.learning.config import LossConfig
 from tsd_jax.models import symbols
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Score
 from tsd_jax.run import train
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.search import moves
@@ -27,7 +28,6 @@ from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks import data
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.tasks.task import Score
 
 T, STOPS, A, S, N = 6, (3, 7), 4, 3, 12
 
@@ -63,7 +63,7 @@ def configure(**settings):
 @functools.partial(jax.jit, static_argnums=1)
 def _search(prompt_BP, config):
   model = search_test.model()
-  prefix = decode.prefill(model, prompt_BP)
+  prefix = prefill.prefill(model, prompt_BP)
   key = jax.random.key(4)
   return search_lib.search(model, TASK, prompt_BP, prefix, key, config)
 
@@ -274,7 +274,7 @@ def test_countdown_is_solved_by_whole_operations():
   def grow(params, prompt_BP):
     model = nnx.merge(graphdef, params)
     return search_lib.search(
-      model, task.make(), prompt_BP, decode.prefill(model, prompt_BP),
+      model, task.make(), prompt_BP, prefill.prefill(model, prompt_BP),
       jax.random.key(0), SearchConfig(num_simulations=16, step_tokens=4),
     ).tree.embeddings  # fmt: skip
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
@@ -68,7 +68,7 @@ def test_a_search_compiles_for_tpu(settings):
 
   def search(params, prompt_BP):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
+    prefix = prefill.prefill(model, prompt_BP)
     return search_lib.search(
       model, task, prompt_BP, prefix, jax.random.key(0), config.search
     )

@@ -21,7 +21,7 @@ from tests.search_test import (
   model,
   next_log_prob,
 )
-from tsd_jax.inference import decode
+from tsd_jax.inference import prefill
 from tsd_jax.models import symbols
 from tsd_jax.search import search as search_lib
 from tsd_jax.search import transpositions
@@ -199,7 +199,7 @@ def last(path):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _search(prompt_BP, task, config):
-  prefix = decode.prefill(model(), prompt_BP)
+  prefix = prefill.prefill(model(), prompt_BP)
   return search_lib.search(
     model(), task, prompt_BP, prefix, jax.random.key(0), config
   )
