@@ -12,7 +12,8 @@ from flax import nnx
 from experiments import compare_countdown
 from tsd_jax.base.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.comparison import judge
-from tsd_jax.inference import prefill, sampling
+from tsd_jax.inference import prefill as prefill_lib
+from tsd_jax.inference import sampling
 from tsd_jax.learning import iteration, update
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.flops import flops_per_token
@@ -43,8 +44,8 @@ KEY = shape_of(lambda: jax.random.key(0))
 PROMPT = jax.ShapeDtypeStruct((B, P), jnp.int32)
 
 
-def prefill(params, prompt_BP):
-  return prefill.prefill(nnx.merge(GRAPHDEF, params), prompt_BP)
+def prefilled(params, prompt_BP):
+  return prefill_lib.prefill(nnx.merge(GRAPHDEF, params), prompt_BP)
 
 
 def configure(method):

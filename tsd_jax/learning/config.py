@@ -197,7 +197,7 @@ class LearnerConfig:
     if self.loss.soft_weight > 0 and drawn:
       raise ValueError(
         "loss.soft_weight > 0 needs a node's likeliest tokens as its moves: "
-        "set search.step_tokens=1 and search.lazy=false, not "
+        "set search.step_tokens=1 and search.rule.lazy=false, not "
         f"{self.search.step_tokens} and {self.search.lazy}"
       )
     if self.loss.distils and not self.searches:
