@@ -13,7 +13,7 @@ from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
-from tsd_jax.rewards.reward import Reward
+from tsd_jax.rewards.reward import Reward, check_range
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Rewarded, RewardFn, Shaped, Task, TaskConfig
 
@@ -98,6 +98,7 @@ class Experiment:
     for name in ("model", "search_model"):
       self._check_shape(name)
     task = self.make_task()
+    check_range(task.reward)
     if task.vocab_size > self.model.vocab_size:
       raise ValueError(
         f"model.vocab_size={self.model.vocab_size} is smaller than the "
@@ -173,7 +174,7 @@ class Experiment:
       return task
     if not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return Rewarded(task, reward)
+    return Rewarded(task, reward.bind(task.reward))
 
   def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""
