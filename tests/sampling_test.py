@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tsd_jax.base.types import PromptForm, Prompts
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import ModelConfig, Transformer
 from tsd_jax.search import kv_pool
+from tsd_jax.tasks.task import real_tokens
 
 CONFIG = ModelConfig(
   vocab_size=13,
@@ -75,13 +77,24 @@ def prompt(row: int) -> list[int]:
   return list(PROMPT_BP[row, : PROMPT_LENGTH_B[row]])
 
 
+def prefilled(prompt_BP, pad_id=None):
+  """Prompts through the model, of which some are padded with a token."""
+  prompt_BP = jnp.asarray(prompt_BP)
+  B, P = prompt_BP.shape
+  length_B = jnp.full(B, P)
+  if pad_id is not None:
+    length_B = jnp.sum(real_tokens(prompt_BP, pad_id), axis=1)
+  prompts = Prompts(prompt_BP, length_B, jnp.arange(B))
+  return prefill.prefill(build(), prompts, PromptForm(pad_id is not None))
+
+
 @functools.partial(jax.jit, static_argnames=("group", "length"))
 def draw(
   prompt_BP, pad_id, keys_R, *, group=1, eos_id=EOS, temperature=1.0,
   fork=None, room_R=None, length=LENGTH,
 ):  # fmt: skip
   model = build()
-  prefix = prefill.prefill(model, prompt_BP, pad_id)
+  prefix = prefilled(prompt_BP, pad_id)
   return sampling.sample(
     model, prefill.repeat_rows(prefix, group), keys_R, length=length,
     eos_id=eos_id, pad_id=PAD, temperature=temperature, fork=fork,
@@ -124,12 +137,12 @@ def check_ends(tokens_RT, mask_RT, room_R):
 
 
 def test_prefill_ignores_padding():
-  prefill = jax.jit(lambda *inputs: prefill.prefill(build(), *inputs))
-  prefix = prefill(PROMPT_BP, PAD)
+  run = jax.jit(prefilled)
+  prefix = run(PROMPT_BP, PAD)
   np.testing.assert_array_equal(prefix.length_B, PROMPT_LENGTH_B)
   logits_BV = build().logits(prefix.x_BD)
   for b in range(4):
-    alone = prefill(np.array([prompt(b)]))
+    alone = run(np.array([prompt(b)]))
     np.testing.assert_allclose(prefix.x_BD[b], alone.x_BD[0], atol=1e-5)
     expected_TV, _ = plain(prompt(b))
     np.testing.assert_allclose(logits_BV[b], expected_TV[-1], atol=1e-4)
@@ -210,7 +223,7 @@ def test_a_row_depends_on_its_own_key_only():
 
 def test_groups_share_their_prompt():
   repeated = jax.eval_shape(
-    lambda: prefill.repeat_rows(prefill.prefill(build(), PROMPT_BP, PAD), 3)
+    lambda: prefill.repeat_rows(prefilled(PROMPT_BP, PAD), 3)
   )
   (prompt,) = repeated.segments
   assert prompt.kv.k_LRKSE.shape[1] == 4
@@ -345,7 +358,7 @@ POOLS = (kv_pool.KVPool, gathering)
 def grow(pool_type, written):
   """Builds all nodes through the pool and decodes greedily below each."""
   model = build()
-  prefix = prefill.prefill(model, PROMPT_BP, PAD)
+  prefix = prefilled(PROMPT_BP, PAD)
   if written:
     model = nnx.clone(model)
     model.config = dataclasses.replace(CONFIG, unroll_decode=True)
@@ -456,7 +469,7 @@ def test_a_decoding_loop_copies_no_keys(written):
   def run():
     model = nnx.clone(build())
     model.config = dataclasses.replace(CONFIG, unroll_decode=written)
-    prefix = prefill.prefill(model, PROMPT_BP, PAD)
+    prefix = prefilled(PROMPT_BP, PAD)
     return sampling.sample(
       model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
     ).tokens_RT
