@@ -20,7 +20,7 @@ tasks: task maze_problems maze countdown_problems countdown calculator
 inference: vocabulary own_keys prefill sampling scoring generate rollout
 search: node moves kv_pool transpositions rules best_first config champions
   metrics search view
-learning: losses advantages loss_terms methods memory update iteration
+learning: losses advantages loss_terms config methods memory update iteration
 run: directory reward_params checkpoint experiment costs curves evaluation
   samples report state load train
 comparison: statistics jobs judge

@@ -74,6 +74,7 @@ def make_case(vocab_size: int, length: int, steps: int):
   from experiments.benchmarks.shapes import Unsolved
   from tsd_jax.inference.rollout import RolloutConfig
   from tsd_jax.learning import methods
+  from tsd_jax.learning.config import LossConfig, OptimizerConfig
   from tsd_jax.search.config import SearchConfig
   from tsd_jax.tasks.task import Score
 
@@ -93,8 +94,8 @@ def make_case(vocab_size: int, length: int, steps: int):
     rollout=RolloutConfig(
       prompts=PROMPTS, samples=_GROUP, forks=0, baseline_prompts=PROMPTS
     ),
-    loss=methods.LossConfig(champion_weight=0.0),
-    optimizer=methods.OptimizerConfig(minibatches=1, learning_rate=1e-5),
+    loss=LossConfig(champion_weight=0.0),
+    optimizer=OptimizerConfig(minibatches=1, learning_rate=1e-5),
   )
   config = methods.resolve(
     "grpo",

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from tsd_jax.base.config import snake
+from tsd_jax.base.config_values import snake_case
 from tsd_jax.base.types import Array
 from tsd_jax.rewards.reward import Reward, Score, check_range, within_range
 
@@ -121,7 +121,7 @@ class Combined(Reward):
 def part_names(members: tuple[Reward, ...]) -> tuple[str, ...]:
   """Names of members' parts: `length`; with more of a kind `length_1`, ..."""
   names = [
-    snake(type(member).__name__.removesuffix("Reward") or "Reward")
+    snake_case(type(member).__name__.removesuffix("Reward") or "Reward")
     for member in members
   ]
   place = {name: iter(range(1, len(names) + 1)) for name in names}

@@ -8,6 +8,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
+from tsd_jax.learning.config import LearnerConfig, LossConfig, OptimizerConfig
 from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
@@ -54,8 +55,8 @@ class Experiment:
   reward: Reward | RewardFn | None = None
   rollout: RolloutConfig | Sampler = RolloutConfig()
   search: SearchConfig = SearchConfig()
-  loss: methods.LossConfig = methods.LossConfig()
-  optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
+  loss: LossConfig = LossConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
   eval: EvalConfig = EvalConfig()
   lora: LoraConfig = NO_ADAPTERS
   mesh: sharding.MeshConfig = sharding.ONE_DEVICE
@@ -144,7 +145,7 @@ class Experiment:
           f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}"
         )
 
-  def _check_split(self, learner: methods.LearnerConfig) -> None:
+  def _check_split(self, learner: LearnerConfig) -> None:
     """Refuses prompts that the mesh cannot split."""
     parts = self.mesh.batch_size
     for field, count in (
@@ -175,7 +176,7 @@ class Experiment:
       reward = Shaped(task.reward, reward)
     return Rewarded(task, reward.bind(task.reward))
 
-  def learner_config(self) -> methods.LearnerConfig:
+  def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""
     task = self.make_task()
     return methods.resolve(
