@@ -271,12 +271,13 @@ class Gate(Combined):
   def combine(self, scores):
     """Shuts off what the condition does not let through."""
     condition, reward = scores
-    open_BG = condition.correct_X
-    if self.threshold is not None:
+    if self.threshold is None:
+      open_BG = condition.correct_X
+      assert open_BG is not None  # `__post_init__` and `check_score` saw to it.
+    else:
       open_BG = condition.reward_X >= self.threshold
-    open_BG, reward_BG = jnp.broadcast_arrays(open_BG, reward.reward_X)
     parts = {"open": open_BG.astype(jnp.float32)}
-    return jnp.where(open_BG, reward_BG, self.low), parts
+    return jnp.where(open_BG, reward.reward_X, self.low), parts
 
 
 @dataclasses.dataclass(frozen=True)
