@@ -12,14 +12,14 @@ ORDER = """
 base: errors paths types config_values large_pages config config_json ledger
   progress
 parallel: sharding processes supervisor pod
-models: operations symbols transformer families lora presets weights names
-  assemble gguf hf pretrained text_tokenizer
+models: operations tokenizer symbols transformer families lora presets weights
+  names assemble gguf hf pretrained text_tokenizer
 rewards: worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text data
 inference: vocabulary own_keys decode scoring generate rollout
 search: node moves kv_pool transpositions rules best_first champions metrics
-  tree view
+  tree view view_html
 learning: losses advantages methods memory objective iteration
 run: directory checkpoint experiment costs curves evaluation samples report
   state load train
