@@ -130,11 +130,9 @@ def _later(saved: Mapping[str, Any], config: Any) -> dict[str, Any]:
         own = _later(inner, value)
         found |= {f"{field.name}.{name}": v for name, v in own.items()}
     elif field.name not in saved and _has_default(field):
-      default = (
-        field.default_factory()
-        if field.default is dataclasses.MISSING
-        else field.default
-      )
+      default = field.default
+      if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
       default = _to_json_value(default, hints[field.name], field.name)
       found |= _flatten({field.name: default})
   return found
@@ -171,7 +169,9 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     return value
   if any(typing.get_origin(m) is collections.abc.Callable for m in members):
     return _import(value, name)
-  configs = tuple(m for m in members if dataclasses.is_dataclass(m))
+  configs = tuple(
+    m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)
+  )
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
     tag = fields.pop(_CLASS, None)

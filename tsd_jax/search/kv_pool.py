@@ -88,12 +88,10 @@ class _Pool:
     if self._stacked:
       shape = (c.num_layers, *shape)
     self._step_tokens, self._batch, self._places = step_tokens, batch, places
-    self._kv = KV(
-      *(
-        [self._hold(shape, model.dtype) for _ in range(arrays)]
-        for _ in range(2)
-      )
+    k, v = (
+      [self._hold(shape, model.dtype) for _ in range(arrays)] for _ in range(2)
     )
+    self._kv: own_keys.Kept = k, v
     # Trace-time cells. The loop below sets the first to the running simulation;
     # where some trees grow, `turn` says which.
     self._slot: Array | None = None
