@@ -25,6 +25,7 @@ run: directory checkpoint experiment costs curves evaluation samples report
   state load train
 comparison: statistics jobs judge
 planning: hlo roofline aot
+api: programs model tree sampling runs
 """
 USERS = ("experiments", "launch")
 
