@@ -193,7 +193,7 @@ def test_answers_are_those_that_a_plain_model_and_the_reward_tell(model, tree):
   for answer, (reward, log_prob, text) in zip(
     tree.answers, expected, strict=True
   ):
-    assert answer.reward == pytest.approx(reward)
+    assert answer.reward == reward
     assert answer.log_prob == pytest.approx(log_prob, abs=1e-3)
     node = tree.nodes[answer.node]
     assert model.tokenizer.decode(node.answer) == text

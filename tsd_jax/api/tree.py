@@ -162,14 +162,13 @@ def search(
   Raises:
     UserError: an argument does not fit, or the reward failed.
   """
-  settings = dict(
+  chosen = _search_config(
+    model,
+    config,
     num_simulations=num_simulations,
     step_tokens=step_tokens,
     num_candidates=num_candidates,
     stop_when_solved=stop_when_solved,
-  )
-  chosen = _search_config(
-    model, config, {k: v for k, v in settings.items() if v is not None}
   )
   question = model.read(prompt, reply=reply, raw=raw)
   grader = programs.Grader(question.text, reward)
@@ -188,10 +187,7 @@ def search(
   return Tree(
     prompt=question.text,
     nodes=nodes,
-    answers=tuple(
-      _answer(nodes[n], model.tokenizer)
-      for n in view.answers(nodes, model.tokenizer)
-    ),
+    answers=_answers(nodes, model.tokenizer, grader),
     simulations=nodes[0].visits - 1,
     tokens=tokens,
     arrays=arrays,
@@ -200,13 +196,14 @@ def search(
 
 
 def _search_config(
-  model: Model, config: SearchConfig | None, settings: dict[str, Any]
+  model: Model, config: SearchConfig | None, **settings: Any
 ) -> SearchConfig:
-  """How to search.
+  """How to search; settings that are None are the config's.
 
   Raises:
     UserError: it cannot be searched so, or not with this model.
   """
+  settings = {k: v for k, v in settings.items() if v is not None}
   if config is None:
     lazy = settings.get("step_tokens", 1) > 1
     config = SearchConfig(
@@ -229,14 +226,17 @@ def _search_config(
   return config
 
 
-def _answer(node: TreeNode, tokenizer: Tokenizer) -> Answer:
-  """The answer that a node holds."""
-  return Answer(
-    tokenizer.decode(node.answer or ()),
-    node.reward or 0.0,
-    node.answer_log_prob,
-    node.index,
-  )
+def _answers(
+  nodes: Mapping[int, TreeNode], tokenizer: Tokenizer, grader: programs.Grader
+) -> tuple[Answer, ...]:
+  """The answers that nodes hold, best first."""
+  found: list[Answer] = []
+  for n in view.answers(nodes, tokenizer):
+    text = tokenizer.decode(nodes[n].answer or ())
+    # As it was given: the tree holds it rounded to float32.
+    reward = grader.grade(text)
+    found.append(Answer(text, reward, nodes[n].answer_log_prob, n))
+  return tuple(found)
 
 
 def _count(n: int, noun: str) -> str:

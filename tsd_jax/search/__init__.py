@@ -1,8 +1,8 @@
 """The tree search: configs, moves, rules, the tree and what is read of it.
 
 The package can be called: `tsd_jax.search(model, prompt, reward)` searches one
-prompt. Python sets `tsd_jax.search` to this package when anything of it is
-imported, so a function of that name could not stand there.
+prompt (`help(tsd_jax.api.search)`). Python sets `tsd_jax.search` to the package
+when anything of it is imported, so a function could not stand there.
 """
 
 import sys
