@@ -19,7 +19,7 @@ Command: python -m launch.train --config=experiments/calculator.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
-from tsd_jax.learning.methods import OptimizerConfig
+from tsd_jax.learning.config import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.config import SearchConfig

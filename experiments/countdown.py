@@ -12,7 +12,7 @@ Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the
 same loop without search, at its best rate).
 """
 
-from tsd_jax.learning.methods import OptimizerConfig
+from tsd_jax.learning.config import OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.config import SearchConfig

@@ -24,7 +24,7 @@ Both methods: bash launch/local.sh --config=experiments/maze.py
 """
 
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.best_first import BestFirst

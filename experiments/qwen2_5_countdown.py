@@ -25,7 +25,7 @@ import pathlib
 from experiments.recipes import countdown_words
 from tsd_jax.base.errors import UserError
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import pretrained
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment

@@ -18,7 +18,7 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 from experiments.recipes import countdown_words, fetch_smollm2
 from tsd_jax.base.errors import UserError
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.text import TextConfig

@@ -21,7 +21,7 @@ import dataclasses
 from experiments import smollm2_countdown
 from experiments.recipes import countdown_words
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.config import SearchConfig
 

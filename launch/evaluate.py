@@ -30,7 +30,7 @@ def main(overrides):
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import progress
   from tsd_jax.rewards import callback
-  from tsd_jax.run import directory, evaluation, load
+  from tsd_jax.run import directory, evaluation, load, reward_params
   from tsd_jax.run.experiment import initial_params
   from tsd_jax.tasks import data
 
@@ -50,21 +50,23 @@ def main(overrides):
       f"--temperature={temperature} must be above 0 and finite; for argmax "
       "decoding use --mode=greedy"
     )
-  problems = data.load_problems(saved.task, split)
+  problems, task = data.load_problems(saved.task, split), saved.make_task()
   if _BASE.value:
     graphdef, params = initial_params(saved)
     step = 0
   else:
-    _, graphdef, params, step, _ = load.open_run(folder)
+    run = load.open_run(folder)
+    graphdef, params, step = run.graphdef, run.params, run.step
   results = evaluation.evaluate(
     graphdef,
     params,
-    saved.make_task(),
+    task,
     problems,
     modes,
     seed=seed,
     temperature=temperature,
     search=saved.search,
+    reward_params=reward_params.read(task.reward, pathlib.Path(folder)),
   )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluation.table(results))

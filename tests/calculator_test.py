@@ -5,21 +5,36 @@ import pathlib
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import countdown_test
 from tests.countdown_test import OPERATORS, encode, words
-from tsd_jax.base.types import NO_OBSERVATION
 from tsd_jax.models import presets, transformer, weights
 from tsd_jax.models.symbols import EOS, PAD
 from tsd_jax.run import evaluation
 from tsd_jax.tasks.calculator import Calculator, CalculatorConfig
-from tsd_jax.tasks.task import chosen, environment_tokens, next_observation
+from tsd_jax.tasks.task import (
+  as_prompts,
+  chosen,
+  environment_tokens,
+  next_observation,
+)
 
 CONFIGS = {n: CalculatorConfig(numbers=n) for n in (3, 4)}
 SCORE = {n: jax.jit(Calculator(config).score) for n, config in CONFIGS.items()}
-NEXT = jax.jit(next_observation, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def following(task, prompt_BP, response_BT, length_B):
+  """What is written next; -1: nothing."""
+  token_B1, count_B = next_observation(
+    task, as_prompts(task, prompt_BP), response_BT, length_B
+  )
+  return jnp.where(count_B > 0, token_B1[:, 0], -1)
+
+
 START = pathlib.Path(__file__).parent.parent / (
   "experiments/starts/warm_start_calculator.safetensors"
 )
@@ -86,8 +101,10 @@ def test_the_calculator_by_example(response, answer):
   response_T = np.full(task.response_length, PAD)
   response_T[: len(tokens)] = tokens
   prompt_P = np.array(encode("3 4 5 = 17"))
-  got = int(NEXT(task, prompt_P, response_T, len(tokens)))
-  assert got == (NO_OBSERVATION if answer is None else answer)
+  (got,) = following(
+    task, prompt_P[None], response_T[None], np.array([len(tokens)])
+  )
+  assert int(got) == (-1 if answer is None else answer)
   assert calculator(tokens, CONFIGS[3]) == answer
 
 
@@ -127,10 +144,10 @@ def test_any_response_is_answered_and_judged_as_by_hand(numbers):
   for t in range(T + 1):
     before_NT = np.where(np.arange(T) < t, response_QT, PAD)
     length_N = np.full(len(response_QT), t)
-    said_N = NEXT(task, prompt_QP, before_NT, length_N)
+    said_N = following(task, prompt_QP, before_NT, length_N)
     by_hand = [calculator(tokens_T[:t], config) for tokens_T in response_QT]
     np.testing.assert_array_equal(
-      said_N, [NO_OBSERVATION if x is None else x for x in by_hand]
+      said_N, [-1 if x is None else x for x in by_hand]
     )
 
 
@@ -139,7 +156,8 @@ def test_of_examples_the_results_alone_are_not_the_models():
   task = config.make()
   prompt_QP, response_QT = config.warm_start(np.random.default_rng(0), 500, 0.5)
   given = jax.jit(functools.partial(environment_tokens, task))
-  observed_NT = np.asarray(given(prompt_QP, response_QT[:, None]))[:, 0]
+  prompts = as_prompts(task, prompt_QP)
+  observed_NT = np.asarray(given(prompts, response_QT[:, None]))[:, 0]
   np.testing.assert_array_equal(
     observed_NT, np.broadcast_to(np.arange(16) % 5 == 4, observed_NT.shape)
   )
@@ -147,7 +165,7 @@ def test_of_examples_the_results_alone_are_not_the_models():
     assert np.flatnonzero(replay(list(tokens_T), config)).tolist() == [4, 9, 14]
   mask_N1T = np.ones((500, 1, 16), bool)
   np.testing.assert_array_equal(
-    chosen(task, prompt_QP, response_QT[:, None], mask_N1T)[:, 0], ~observed_NT
+    chosen(task, prompts, response_QT[:, None], mask_N1T)[:, 0], ~observed_NT
   )
 
 
@@ -156,8 +174,8 @@ def test_problems_and_splits_are_countdowns():
   assert ours.problems() == theirs.problems()
   assert ours.dataset == theirs.dataset
   problem = ours.problems()[1000]
-  prompt_P, response_T = ours.pose(problem, np.random.default_rng(5))
-  other_P, other_T = theirs.pose(problem, np.random.default_rng(5))
+  prompt_P, response_T, _ = ours.pose(problem, np.random.default_rng(5))
+  other_P, other_T, _ = theirs.pose(problem, np.random.default_rng(5))
   np.testing.assert_array_equal(prompt_P, other_P)
   assert judge(prompt_P, response_T, ours) == (1.0, True)
   np.testing.assert_array_equal(np.delete(response_T, [3, 8]), other_T)
@@ -178,7 +196,13 @@ def test_a_warm_started_model_uses_the_calculator():
   )
   tokens_BGT, reward_BG, correct_BG, _ = jax.device_get(
     evaluation.draw(
-      graphdef, params, task, prompt_BP, jax.random.key(0), 1.0, samples=4
+      graphdef,
+      params,
+      task,
+      as_prompts(task, prompt_BP),
+      jax.random.key(0),
+      1.0,
+      samples=4,
     )
   )
   answers = 0

@@ -34,8 +34,8 @@ SPLIT = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
   ids=["default", "default on 2x2x2", "SmolLM2"],
 )
 def test_an_iteration_lowers_for_cuda(config):
-  chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
-  exported = jax.export.export(chunk, platforms=["cuda"])(*shapes)
+  train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
+  exported = jax.export.export(train_loop, platforms=["cuda"])(*shapes)
   assert exported.platforms == ("cuda",)
   assert exported.nr_devices == config.mesh.size
   assert [a.shape for a in exported.in_avals] == [

@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Prompts
 from tsd_jax.models import symbols
 from tsd_jax.tasks import countdown, data
 from tsd_jax.tasks.countdown import CountdownConfig
 
 # Two hundred problems or so: built in a fraction of a second.
 SMALL = CountdownConfig(max_number=4, validation_size=20, test_size=30)
+
+
+def load(*arguments):
+  """Returns the tokens of a split's prompts."""
+  return data.load_problems(*arguments).tokens_BP
 
 
 def canonical(prompt_QP):
@@ -56,7 +62,7 @@ def test_stored_prompts_do_not_overlap_either(config, tmp_path):
   split_problems = data.split_problems(config)
   seen, shuffled = set(), 0
   for split in data.SPLITS:
-    prompt_QP = data.load_problems(config, split, tmp_path)
+    prompt_QP = load(config, split, tmp_path)
     assert prompt_QP.dtype == np.int32
     assert prompt_QP.shape == (len(split_problems[split]), config.numbers + 2)
     assert np.all(prompt_QP[:, -2] == symbols.SEPARATOR)
@@ -70,7 +76,7 @@ def test_stored_prompts_do_not_overlap_either(config, tmp_path):
 
 def test_stored_solutions_are_exact(tmp_path):
   """Each record carries a solution of its problem."""
-  data.load_problems(SMALL, "train", tmp_path)
+  load(SMALL, "train", tmp_path)
   source = data.ProblemBuilder(config=SMALL, data_dir=tmp_path).as_data_source(
     split="train"
   )
@@ -86,19 +92,13 @@ def test_stored_solutions_are_exact(tmp_path):
 
 def test_the_same_settings_give_the_same_data(tmp_path):
   """On any machine, at any time; another seed gives another split."""
-  first = data.load_problems(SMALL, "train", tmp_path / "a")
-  np.testing.assert_array_equal(
-    first, data.load_problems(SMALL, "train", tmp_path / "a")
-  )
-  np.testing.assert_array_equal(
-    first, data.load_problems(SMALL, "train", tmp_path / "b")
-  )
+  first = load(SMALL, "train", tmp_path / "a")
+  np.testing.assert_array_equal(first, load(SMALL, "train", tmp_path / "a"))
+  np.testing.assert_array_equal(first, load(SMALL, "train", tmp_path / "b"))
   other = CountdownConfig(
     max_number=4, validation_size=20, test_size=30, seed=1
   )
-  assert canonical(
-    data.load_problems(other, "train", tmp_path / "a")
-  ) != canonical(first)
+  assert canonical(load(other, "train", tmp_path / "a")) != canonical(first)
 
 
 def test_settings_never_share_a_folder(tmp_path):
@@ -115,9 +115,9 @@ def test_settings_never_share_a_folder(tmp_path):
   ]
   for count, change in enumerate([{}, *changes], start=1):
     config = CountdownConfig(**{**base, **change})
-    data.load_problems(config, "test", tmp_path)
+    load(config, "test", tmp_path)
     assert len(list(tmp_path.glob("tsd_countdown/*"))) == count
-  data.load_problems(CountdownConfig(**base, illegal=0.01), "test", tmp_path)
+  load(CountdownConfig(**base, illegal=0.01), "test", tmp_path)
   assert len(list(tmp_path.glob("tsd_countdown/*"))) == count
   assert not list(tmp_path.glob(".building*"))
 
@@ -132,9 +132,9 @@ def test_the_test_split_does_not_depend_on_the_validation_size():
 def test_data_dir_from_the_environment(tmp_path, monkeypatch):
   """An argument wins over the variable, which wins over the cache folder."""
   monkeypatch.setenv("TSD_JAX_DATA_DIR", str(tmp_path / "variable"))
-  data.load_problems(SMALL, "test")
+  load(SMALL, "test")
   assert folder_of(tmp_path / "variable").is_dir()
-  data.load_problems(SMALL, "test", tmp_path / "argument")
+  load(SMALL, "test", tmp_path / "argument")
   assert folder_of(tmp_path / "argument").is_dir()
   monkeypatch.delenv("TSD_JAX_DATA_DIR")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -147,14 +147,14 @@ def test_data_dir_from_the_environment(tmp_path, monkeypatch):
 def test_bad_splits_are_refused(tmp_path):
   """Before anything is built."""
   with pytest.raises(UserError, match="split='dev' is unknown.*validation"):
-    data.load_problems(SMALL, "dev", tmp_path)
+    load(SMALL, "dev", tmp_path)
   empty = CountdownConfig(max_number=4, validation_size=0, test_size=9)
   with pytest.raises(UserError, match="empty: set validation_size above 0"):
-    data.load_problems(empty, "validation", tmp_path)
-  assert len(data.load_problems(empty, "test", tmp_path)) == 9
+    load(empty, "validation", tmp_path)
+  assert len(load(empty, "test", tmp_path)) == 9
   greedy = CountdownConfig(max_number=2, validation_size=500)
   with pytest.raises(ValueError, match="= 1012 leaves nothing to train on"):
-    data.load_problems(greedy, "train", tmp_path)
+    load(greedy, "train", tmp_path)
 
 
 def _truncate(folder):
@@ -203,21 +203,19 @@ def _remove_all(folder):
 )
 def test_damage_is_one_clear_error(damage, tmp_path):
   """The message names the folder to delete, and deleting it helps."""
-  good = data.load_problems(SMALL, "train", tmp_path)
+  good = load(SMALL, "train", tmp_path)
   folder = folder_of(tmp_path)
   damage(folder)
   with pytest.raises(UserError, match="delete that folder") as error:
-    data.load_problems(SMALL, "train", tmp_path)
+    load(SMALL, "train", tmp_path)
   assert str(folder) in str(error.value)
   _remove_all(folder)
   folder.rmdir()
-  np.testing.assert_array_equal(
-    data.load_problems(SMALL, "train", tmp_path), good
-  )
+  np.testing.assert_array_equal(load(SMALL, "train", tmp_path), good)
 
 
 def _load(root, queue):
-  queue.put(data.load_problems(SMALL, "train", root).sum())
+  queue.put(load(SMALL, "train", root).sum())
 
 
 def test_processes_may_build_at_once(tmp_path):
@@ -233,13 +231,13 @@ def test_processes_may_build_at_once(tmp_path):
   for worker in workers:
     worker.join(timeout=60)
     assert worker.exitcode == 0
-  assert sums == {data.load_problems(SMALL, "train", tmp_path).sum()}
+  assert sums == {load(SMALL, "train", tmp_path).sum()}
   assert [path.name for path in tmp_path.iterdir()] == ["tsd_countdown"]
 
 
 def test_the_loser_of_a_race_keeps_the_winners_data(tmp_path):
   """A build that ends second is thrown away."""
-  data.load_problems(SMALL, "train", tmp_path)
+  load(SMALL, "train", tmp_path)
   folder = folder_of(tmp_path)
   before = folder.stat().st_ino
   data._build(SMALL, tmp_path, folder)
@@ -250,20 +248,21 @@ def test_the_loser_of_a_race_keeps_the_winners_data(tmp_path):
 def test_tensorflow_is_never_imported(tmp_path):
   """Nor needed to build and to read."""
   program = (
-    "from tsd_jax import data\n"
+    "from tsd_jax.tasks import data\n"
     "from tsd_jax.tasks.countdown import CountdownConfig\n"
     "config = CountdownConfig(max_number=4, validation_size=2, test_size=3)\n"
     f"assert len(data.load_problems(config, 'test', {str(tmp_path)!r})) == 3\n"
     "import sys\n"
     "assert 'tensorflow' not in sys.modules\n"
   )
-  root = pathlib.Path(data.__file__).parents[1]
+  root = pathlib.Path(data.__file__).parents[2]
   subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
 
 
 def numbered(count):
   """Returns prompts that name themselves."""
-  return np.arange(count * 2).reshape(count, 2)
+  token_QP = np.arange(count * 2, dtype=np.int32).reshape(count, 2)
+  return Prompts(token_QP, np.full(count, 2), np.arange(count) + 100)
 
 
 def iterator(count=10, batch_size=4, seed=0, **kwargs):
@@ -275,20 +274,22 @@ def iterator(count=10, batch_size=4, seed=0, **kwargs):
 
 def test_every_epoch_visits_every_prompt_once_in_a_new_order():
   """No prompt is dropped where a batch runs across the end of an epoch."""
-  chunk_CBP = iterator().next_batches(5)  # Two epochs of ten prompts.
-  assert chunk_CBP.shape == (5, 4, 2) and chunk_CBP.dtype == np.int32
-  first, second = chunk_CBP[..., 0].reshape(2, 10) // 2
+  prompts = iterator().next_batches(5)  # Two epochs of ten prompts.
+  token_IBP = prompts.tokens_BP
+  assert token_IBP.shape == (5, 4, 2) and token_IBP.dtype == np.int32
+  np.testing.assert_array_equal(prompts.example_B, token_IBP[..., 0] // 2 + 100)
+  first, second = token_IBP[..., 0].reshape(2, 10) // 2
   assert sorted(first) == sorted(second) == list(range(10))
   assert list(first) != list(second)
   assert list(first) != list(range(10))
-  np.testing.assert_array_equal(chunk_CBP[..., 1], chunk_CBP[..., 0] + 1)
+  np.testing.assert_array_equal(token_IBP[..., 1], token_IBP[..., 0] + 1)
 
 
-def test_chunk_size_does_not_matter():
+def test_the_size_of_a_call_does_not_matter():
   """Only the number of batches taken so far does."""
-  whole = iterator().next_batches(6)
+  whole = iterator().next_batches(6).tokens_BP
   parts = iterator()
-  joined = np.concatenate([parts.next_batches(n) for n in (1, 3, 2)])
+  joined = np.concatenate([parts.next_batches(n).tokens_BP for n in (1, 3, 2)])
   np.testing.assert_array_equal(joined, whole)
 
 
@@ -297,14 +298,14 @@ def test_seeds_differ_in_every_epoch():
   orders = collections.Counter()
   for seed in range(4):
     epochs = iterator(count=50, batch_size=50, seed=seed).next_batches(4)
-    orders.update(tuple(epoch[:, 0]) for epoch in epochs)
+    orders.update(tuple(epoch.tokens_BP[:, 0]) for epoch in epochs)
   assert len(orders) == 16
 
 
 def test_a_batch_may_be_larger_than_the_data():
   """It then holds whole epochs, and no prompt more often than it must."""
   (batch_BP,) = iterator(count=3, batch_size=8).next_batches(1)
-  counts = np.bincount(batch_BP[:, 0] // 2)
+  counts = np.bincount(batch_BP.tokens_BP[:, 0] // 2)
   assert sorted(counts) == [2, 3, 3]
 
 
@@ -316,7 +317,9 @@ def test_a_resumed_iterator_is_identical():
   expected = original.next_batches(7)
   resumed = iterator()
   resumed.set_state(state)
-  np.testing.assert_array_equal(resumed.next_batches(7), expected)
+  np.testing.assert_array_equal(
+    resumed.next_batches(7).tokens_BP, expected.tokens_BP
+  )
   assert resumed.get_state() == original.get_state()
 
 
@@ -338,14 +341,14 @@ def test_a_state_of_other_batches_is_refused():
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_one_global_order(process_count):
   """Slices laid side by side are the batches of a single process."""
-  whole = iterator(batch_size=8).next_batches(5)
+  whole = iterator(batch_size=8).next_batches(5).tokens_BP
   slices = []
   for index in range(process_count):
     part = iterator(
       batch_size=8, process_index=index, process_count=process_count
     )
     part.set_state(iterator(batch_size=8).get_state())
-    slices.append(part.next_batches(5))
+    slices.append(part.next_batches(5).tokens_BP)
   assert slices[0].shape == (5, 8 // process_count, 2)
   np.testing.assert_array_equal(np.concatenate(slices, axis=1), whole)
 
@@ -357,7 +360,7 @@ def test_processes_share_one_global_order(process_count):
     (dict(batch_size=3, process_count=2), "process_count=2"),
     (dict(process_index=2, process_count=2), "process_index=2"),
     (dict(seed=-1), "seed=-1"),
-    (dict(count=0), r"prompt_QP.shape=\(0, 2\)"),
+    (dict(count=0), "there are no prompts"),
   ],
 )
 def test_iterator_refuses_bad_arguments(kwargs, message):

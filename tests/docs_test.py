@@ -374,7 +374,7 @@ def test_overrides_of_a_command_are_accepted(file, flags):
   given, open_ = overrides_of(flags)
   config = load(file)
   for name in open_:
-    config_lib._descend(config, name)
+    config_lib._descend(config, name, {})
   if not open_:  # What is open may be what makes the others fit.
     config_lib.override(config, given)
 
@@ -402,7 +402,7 @@ def test_an_override_named_in_a_text_is_known_somewhere(flag):
     try:
       config = load(f"experiments/{example}.py")
       for name in open_:
-        config_lib._descend(config, name)
+        config_lib._descend(config, name, {})
       config_lib.override(config, given)
       return
     except ConfigError as error:

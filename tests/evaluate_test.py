@@ -22,6 +22,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.models import transformer
 from tsd_jax.run import evaluation, load, train
 from tsd_jax.tasks import data
+from tsd_jax.tasks.task import as_prompts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -85,14 +86,15 @@ def test_figures_follow_from_plain_decoding(workdir):
     "greedy,mean@3,pass@3,mean@2,best@3,vote@3,search@20,search@1", seed=1,
   )  # fmt: skip
   model = nnx.merge(run.graphdef, run.params)
-  tokens_BT = greedy_by_full_forwards(model, task, prompts)
-  score = task.score(jnp.asarray(prompts), jnp.asarray(tokens_BT))
+  asked = jnp.asarray(prompts.tokens_BP)
+  tokens_BT = greedy_by_full_forwards(model, task, asked)
+  score = task.score(asked, jnp.asarray(tokens_BT))
   assert score.correct_X.sum() > 0
   assert results["greedy"]["accuracy"] == pytest.approx(
     float(score.correct_X.mean())
   )
   _, _, correct_BG, tokens = evaluation.draw(
-    run.graphdef, run.params, task, jnp.asarray(prompts), jax.random.key(1),
+    run.graphdef, run.params, task, prompts, jax.random.key(1),
     jnp.float32(1), samples=3,
   )  # fmt: skip
   correct_BG = np.asarray(correct_BG)
@@ -109,7 +111,7 @@ def test_figures_follow_from_plain_decoding(workdir):
   assert results["mean@2"]["tokens"] < mean["tokens"]
   # The reward is highest where the answer is correct.
   assert results["best@3"]["accuracy"] == results["pass@3"]["accuracy"]
-  assert results["search@20"]["tokens"] == 64 * (20 + prompts.shape[1])
+  assert results["search@20"]["tokens"] == 64 * (20 + task.prompt_length)
   assert results["search@1"]["accuracy"] == 0 < results["search@20"]["accuracy"]
 
 
@@ -124,7 +126,7 @@ def test_perplexity_follows_from_a_plain_forward():
     task.pad_id
   )  # What follows the end is no token of a response.
   got = evaluation.perplexity(
-    graphdef, params, task, tokens[:, :P], tokens[:, P:]
+    graphdef, params, task, as_prompts(task, tokens[:, :P]), tokens[:, P:]
   )
   logits = np.asarray(nnx.merge(graphdef, params)(jnp.asarray(tokens)))
   log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -13,15 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINES = 80
 
 # Longer ones, and why. Nothing else may be.
-LONG = {
-  "tsd_jax/inference/decode.py:sample": "being split",
-  "tsd_jax/inference/rollout.py:rollout": "being split",
-  "tsd_jax/learning/iteration.py:_train_loop": "being split",
-  "tsd_jax/learning/iteration.py:iteration": "being split",
-  "tsd_jax/run/evaluation.py:evaluate": "being split",
-  "tsd_jax/search/best_first.py:grow": "being split",
-  "tsd_jax/search/tree.py:search": "being split",
-}
+LONG: dict[str, str] = {}
 
 # A name with an axis suffix: small letters, then the axes after a last `_`.
 _AXES = re.compile(r"(?<!\w)_?[a-z][a-z0-9_]*_([A-Z0-9]*[A-Z][A-Z0-9]*)(?!\w)")

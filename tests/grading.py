@@ -20,3 +20,9 @@ def letters(prompt, response, example):
 def length(prompt, response, example):
   """More for longer responses."""
   return min(1.0, len(response) / 20)
+
+
+def same(prompt, response, example):
+  """Whether the response is the example's word."""
+  del prompt
+  return float(response == example["word"])

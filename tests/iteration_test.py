@@ -10,14 +10,16 @@ import pytest
 from flax import nnx
 
 from tsd_jax.base.types import Responses
-from tsd_jax.inference import decode
-from tsd_jax.inference.rollout import RolloutConfig, rollout
+from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.learning.update import Frozen
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Score
+from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.tasks.task import OwnReward, as_prompts
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
 S, B, C = 64, 32, 32  # Prompts searched, sampled on, distilled.
@@ -30,7 +32,8 @@ class Copy:
   name = "copy"
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
-  observe = None
+  reward = property(OwnReward)
+  observe, observation_length = None, 0
   state_key = None
 
   def score(self, prompt_XP, response_XT):
@@ -74,8 +77,14 @@ def start():
 
 
 def prompts(iterations, seed=0):
+  """Batches of Q prompts; leaves lead with the iterations."""
   rng = np.random.default_rng(seed)
-  return rng.integers(0, 6, (iterations, S, P)).astype(np.int32)
+  tokens_IQP = rng.integers(0, 6, (iterations, S, P)).astype(np.int32)
+  return stacked([as_prompts(TASK, tokens_QP) for tokens_QP in tokens_IQP])
+
+
+def stacked(trees):
+  return jax.tree.map(lambda *a: np.stack(a), *trees)
 
 
 def fresh(config):
@@ -83,22 +92,22 @@ def fresh(config):
   return iteration.init_state(config, jax.tree.map(jnp.copy, start()[1]))
 
 
-def run(config, prompt_IBP, chunk=1, state=None, mesh=None, seed=0):
-  train_loop = iteration.make_train_loop(start()[0], TASK, config, mesh)
+def run(config, prompts, per_call=1, state=None, mesh=None, seed=0, task=TASK):
+  train_loop = iteration.make_train_loop(start()[0], task, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
-  reference = jax.tree.map(jnp.copy, start()[1])
+  frozen = Frozen(jax.tree.map(jnp.copy, start()[1]))
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   all_metrics = []
-  for i in range(0, len(prompt_IBP), chunk):
-    piece = prompt_IBP[i : i + chunk]
+  for i in range(0, len(prompts), per_call):
+    piece = prompts[i : i + per_call]
     if mesh is not None:
-      state, reference = sharding.place((state, reference), mesh)
+      state, frozen = sharding.place((state, frozen), mesh)
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
-    state, metrics = train_loop(state, piece, reference, hyper, key)
+    state, metrics = train_loop(state, piece, frozen, hyper, key)
     all_metrics.append(jax.device_get(metrics))
-  stacked = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
-  return jax.device_get(state), stacked
+  metrics = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
+  return jax.device_get(state), metrics
 
 
 def assert_equal(a, b):
@@ -110,7 +119,7 @@ def test_every_method_learns(algorithm):
   config = configure(
     algorithm, optimizer=OptimizerConfig(learning_rate=1e-3, minibatches=4)
   )
-  _, metrics = run(config, prompts(150), chunk=150)
+  _, metrics = run(config, prompts(150), per_call=150)
   for name, values in metrics.items():
     if name != "tokens":
       assert np.all(np.isfinite(values)), name
@@ -118,10 +127,10 @@ def test_every_method_learns(algorithm):
   assert metrics["correct"][-50:].mean() > 0.5
 
 
-def test_a_chunk_of_four_is_four_chunks_of_one_bit_for_bit():
+def test_a_call_of_four_is_four_calls_of_one_bit_for_bit():
   config = configure()
-  four, metrics_four = run(config, prompts(4), chunk=4)
-  ones, metrics_ones = run(config, prompts(4), chunk=1)
+  four, metrics_four = run(config, prompts(4), per_call=4)
+  ones, metrics_ones = run(config, prompts(4), per_call=1)
   assert_equal(four, ones)
   assert_equal(metrics_four, metrics_ones)
   assert int(four.iteration) == 4
@@ -199,7 +208,9 @@ def test_the_ledger_is_a_hand_count():
   for algorithm in ("tsd", "ppo"):
     config = configure(
       algorithm,
-      search=dataclasses.replace(SEARCH, stop_when_solved=False),
+      search=dataclasses.replace(
+        SEARCH, rule=BestFirst(stop_when_solved=False)
+      ),
       rollout=dataclasses.replace(ROLLOUT, choose="first"),
       loss=LossConfig(distilled_prompts=C, kl_weight=0.1),
       optimizer=OptimizerConfig(minibatches=4, epochs=3),
@@ -217,11 +228,7 @@ def test_the_ledger_is_a_hand_count():
     # Samples run until the longest row's last token, which is not fed back.
     model = nnx.merge(*start())
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 5)[3]
-    prompt_BP = jnp.asarray(prompts(1)[0])[:b]
-    r, forwards = rollout(
-      model, TASK, prompt_BP, decode.prefill(model, prompt_BP), key,
-      config.rollout,
-    )  # fmt: skip
+    r, forwards = config.rollout(model, TASK, prompts(1)[0][:b], key)
     plain = config.rollout.samples
     expected = b * plain * (lengths(r.mask_BGT)[:, :plain].max() - 1)
     if searches:
@@ -233,11 +240,7 @@ def test_the_ledger_is_a_hand_count():
 
 def test_forks_share_what_they_say_and_differ_after_it():
   config, model = configure().rollout, nnx.merge(*start())
-  prompt_BP = jnp.asarray(prompts(1)[0])
-  r, _ = rollout(
-    model, TASK, prompt_BP, decode.prefill(model, prompt_BP),
-    jax.random.key(3), config,
-  )  # fmt: skip
+  r, _ = config(model, TASK, prompts(1)[0], jax.random.key(3))
   r = jax.device_get(r)
   assert r.tokens_BGT.shape == (S, 8, T)
   for b in range(S):
@@ -309,33 +312,39 @@ def found(used_S, success_prob_Q):
   return iteration.Found(
     tokens_QMT.reshape(-1, 1, T),
     jnp.asarray(used_S)[:, None],
+    jnp.ones((len(used_S), 1)),
     jnp.asarray(success_prob_Q, jnp.float32),
     None,
   )
 
 
-def test_prompts_with_a_champion_are_the_first_lessons():
-  prompt_QP = jnp.arange(20).reshape(10, 2)
+def test_prompts_with_a_champion_are_distilled_first():
+  asked = as_prompts(TASK, jnp.arange(20).reshape(10, 2))
+  config = configure()
+  config = dataclasses.replace(
+    config,
+    loss=dataclasses.replace(config.loss, distilled_prompts=5),
+    optimizer=OptimizerConfig(minibatches=1),
+  )
   used_S = np.isin(np.arange(10), [2, 5, 7])
   search = found(used_S, np.zeros(10))
   seen = set()
   for seed in range(20):
-    lessons = iteration.choose_distillation_batch(
-      jax.random.key(seed), prompt_QP, search, 5
+    batch = iteration.choose_distillation_batch(
+      jax.random.key(seed), asked, search, config
     )
-    rows = np.asarray(lessons.prompt_CP[:, 0]) // 2
+    rows = np.asarray(batch.prompts.tokens_BP[:, 0]) // 2
     assert len(set(rows)) == 5 and {2, 5, 7} <= set(rows)
-    np.testing.assert_array_equal(lessons.used_CM[:, 0], used_S[rows])
-    np.testing.assert_array_equal(lessons.tokens_CMT[:, 0, 0], rows * T)
+    np.testing.assert_array_equal(batch.used_CM[:, 0], used_S[rows])
+    np.testing.assert_array_equal(batch.tokens_CMT[:, 0, 0], rows * T)
     seen |= set(rows)
   assert seen == set(range(10))  # The rest is drawn, not always the same.
 
 
 def test_samples_go_where_success_is_least_certain():
-  prompt_QP = jnp.arange(12).reshape(6, 2)
   search = found(np.ones(6, bool), [0.0, 0.95, 0.4, 1.0, 0.7, 0.1])
-  chosen = iteration.choose_prompts(jax.random.key(0), prompt_QP, search, 3)
-  assert sorted(np.asarray(chosen)[:, 0] // 2) == [2, 4, 5]
+  chosen_B = iteration.choose_prompts(jax.random.key(0), search, 3)
+  assert sorted(np.asarray(chosen_B)) == [2, 4, 5]
 
 
 def test_own_champions_need_no_search():
@@ -361,15 +370,15 @@ def test_best_samples_are_distinct_and_best_first():
   )
   loss = LossConfig(champions=6, champion_source="samples")
   config = configure(loss=loss, rollout=RolloutConfig(prompts=16, samples=6))
-  lessons = iteration.best_samples(None, Responses(**fields), config)
+  batch = iteration.best_samples(None, Responses(**fields), config)
   for b in range(16):
     distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
-    found = [tuple(map(int, t)) for t in lessons.tokens_CMT[b]]
+    found = [tuple(map(int, t)) for t in batch.tokens_CMT[b]]
     kept = [t for i, t in enumerate(found) if t not in found[:i]]
     assert kept == distinct
     for i, t in enumerate(found):
       right = np.dot(t, [4, 2, 1]) / 7 > 0.5
-      assert bool(lessons.used_CM[b, i]) == (t not in found[:i] and right)
+      assert bool(batch.used_CM[b, i]) == (t not in found[:i] and right)
 
 
 def test_the_learning_rate_falls_linearly_to_nothing():

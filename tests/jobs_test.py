@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONG = """
 import sys, pathlib, dataclasses
 from tests.jobs_test import run
-from tsd_jax import config, jobs
+from tsd_jax.base import config
+from tsd_jax.comparison import jobs
 long = [dataclasses.replace(run(s), iterations=100_000) for s in (0, 1, 2)]
 groups = [{pathlib.Path(sys.argv[1]) / str(r.seed): r} for r in long]
 sys.argv = sys.argv[:1]

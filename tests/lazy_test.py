@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 from tests import iteration_test, search_test, steps_test
+from tests.flat_search import flat_search
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import STOPS, TASK, T, log_prob_of, path_of
 from tsd_jax.base.types import LOG_ZERO
-from tsd_jax.learning.methods import LossConfig
-from tsd_jax.search.config import SearchConfig
+from tsd_jax.learning.config import LossConfig
+from tsd_jax.search.best_first import BestFirst
+from tsd_jax.search.rules import PUCT, Gumbel
 
 N, A, S = 20, 5, 3
 
 
 def configure(**settings):
   sizes = dict(num_simulations=N, num_candidates=A, step_tokens=S)
-  return SearchConfig(
+  return flat_search(
     **sizes | dict(lazy=True, stop_when_solved=False) | settings
   )
 
@@ -108,7 +110,7 @@ def test_equal_draws_of_a_node_are_one_move():
 
 def test_the_least_surprising_place_comes_next():
   tree = run().tree
-  nodes, epsilon = tree.embeddings, SearchConfig().epsilon
+  nodes, epsilon = tree.embeddings, BestFirst().epsilon
   for row in range(B):
     keys, surprise = {}, {0: 0.0}
 
@@ -190,24 +192,18 @@ def test_the_loop_copies_no_pool():
   assert seen
 
 
-@pytest.mark.parametrize(
-  "settings",
-  [
-    dict(rule="puct", leaf="rollout"),
-    dict(rule="gumbel", leaf="value"),
-    dict(transpositions=True),
-  ],
-  ids=str,
-)
-def test_what_lazy_draws_do_not_serve_is_refused(settings):
-  with pytest.raises(ValueError, match=r"set search\.lazy=false"):
-    configure(**settings)
+def test_what_lazy_draws_do_not_serve_is_refused():
+  with pytest.raises(ValueError, match=r"set search\.rule\.lazy=false"):
+    configure(transpositions=True)
+  for rule in (PUCT, Gumbel):  # They have no such field.
+    with pytest.raises(TypeError, match="lazy"):
+      rule(lazy=True)
 
 
 def test_soft_targets_are_refused():
-  search = dataclasses.replace(iteration_test.SEARCH, lazy=True)
+  search = dataclasses.replace(iteration_test.SEARCH, rule=BestFirst(lazy=True))
   loss = LossConfig(distilled_prompts=iteration_test.C, soft_weight=1.0)
-  with pytest.raises(ValueError, match=r"search\.lazy=false"):
+  with pytest.raises(ValueError, match=r"search\.rule\.lazy=false"):
     iteration_test.configure(search=search, loss=loss)
 
 

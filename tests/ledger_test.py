@@ -12,12 +12,15 @@ from flax import nnx
 from experiments import compare_countdown
 from tsd_jax.base.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.comparison import judge
-from tsd_jax.inference import decode
-from tsd_jax.learning import iteration, objective
+from tsd_jax.inference import prefill as prefill_lib
+from tsd_jax.inference import sampling
+from tsd_jax.learning import iteration
+from tsd_jax.learning import update as update_lib
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.countdown import Countdown
+from tsd_jax.tasks.task import as_prompts
 
 TASK, MODEL = Countdown(), presets.TINY
 P, T = TASK.prompt_length, TASK.response_length
@@ -44,7 +47,8 @@ PROMPT = jax.ShapeDtypeStruct((B, P), jnp.int32)
 
 
 def prefill(params, prompt_BP):
-  return decode.prefill(nnx.merge(GRAPHDEF, params), prompt_BP)
+  prompts = as_prompts(TASK, prompt_BP)
+  return prefill_lib.prefill(nnx.merge(GRAPHDEF, params), prompts)
 
 
 def configure(method):
@@ -68,8 +72,8 @@ def test_a_prompt():
 
 def test_a_step_of_sampling():
   def sample(params, prefix, key):
-    return decode.sample(
-      nnx.merge(GRAPHDEF, params), prefix, decode.row_keys(key, B, 1),
+    return sampling.sample(
+      nnx.merge(GRAPHDEF, params), prefix, sampling.row_keys(key, B, 1),
       length=T, eos_id=TASK.eos_id, pad_id=TASK.pad_id,
     )  # fmt: skip
 
@@ -85,7 +89,8 @@ def test_a_simulation():
 
   def search(params, prefix, prompt_BP, key):
     model = nnx.merge(GRAPHDEF, params)
-    result = search_lib.search(model, TASK, prompt_BP, prefix, key, config)
+    prompts = as_prompts(TASK, prompt_BP)
+    result = search_lib.search(model, TASK, prompts, key, config, prefix=prefix)
     return result.tree.embeddings
 
   # One simulation, and the moves at the root before the first one.
@@ -110,18 +115,19 @@ def batch(config):
       reward_BG=jnp.zeros((B, G)),
       correct_BG=jnp.zeros((B, G), bool),
     )
-    lessons = objective.DistillationBatch(
-      jnp.zeros((C, P), jnp.int32),
+    distillation = update_lib.DistillationBatch(
+      as_prompts(TASK, jnp.zeros((C, P), jnp.int32)),
       jnp.zeros((C, M, T), jnp.int32),
       jnp.ones((C, M), bool),
       None,
     )
-    return objective.Batch(
-      jnp.zeros((B, P), jnp.int32),
+    return update_lib.Batch(
+      as_prompts(TASK, jnp.zeros((B, P), jnp.int32)),
       responses,
       rows["log_prob"],
       rows["value"],
-      lessons if config.loss.distils else None,
+      jnp.zeros((B, G)),
+      distillation if config.loss.distils else None,
     )
 
   return shape_of(make)
@@ -134,8 +140,14 @@ def test_an_update_is_as_much_for_every_method(method):
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
 
   def update(params, opt_state, reads, key):
-    return objective.update(
-      GRAPHDEF, (params, opt_state), PARAMS, reads, key, hyper, config
+    return update_lib.update(
+      GRAPHDEF,
+      (params, opt_state),
+      update_lib.Frozen(PARAMS),
+      reads,
+      key,
+      hyper,
+      config,
     )
 
   # What iteration.py books, about the same number for every method.
@@ -151,7 +163,13 @@ def test_an_update_is_as_much_for_every_method(method):
 
 def test_totals_count_an_update_three_times():
   ledger = Ledger()
-  ledger.add(Tokens(prefill=1, search=20, rollout=300, rescore=4000, update=5))
-  ledger.add(Tokens(prefill=1, search=0, rollout=0, rescore=0, update=0))
-  assert ledger.total == 2 + 20 + 300 + 4000 + 15
+  ledger.add(
+    Tokens(
+      prefill=1, search=20, rollout=300, rescore=4000, update=5, reward=60_000
+    )
+  )
+  ledger.add(
+    Tokens(prefill=1, search=0, rollout=0, rescore=0, update=0, reward=0)
+  )
+  assert ledger.total == 2 + 20 + 300 + 4000 + 60_000 + 15
   assert ledger.to_dict()["update"] == 5

@@ -92,8 +92,8 @@ def test_gradients_are_those_of_a_model_with_the_adapters_beside():
     return jnp.sum(jnp.sin(x_RD @ params["layers.gate_LDF"][1]))
 
   def beside(pair):
-    low_NR = x_RD @ pair["a_LDR"][1]
-    return jnp.sum(jnp.sin(x_RD @ W_DF + 3.0 * low_NR @ pair["b_LRF"][1]))
+    low_RX = x_RD @ pair["a_LDX"][1]
+    return jnp.sum(jnp.sin(x_RD @ W_DF + 3.0 * low_RX @ pair["b_LXF"][1]))
 
   got = jax.grad(merged)(drawn())["gate"]
   expected = jax.grad(beside)(drawn()["gate"])

@@ -1,7 +1,6 @@
 """What a search takes against XLA's own figure, and what is refused."""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -14,11 +13,11 @@ from experiments.benchmarks.shapes import Unsolved
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
-from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, memory
 from tsd_jax.models import transformer
 from tsd_jax.run import train
 from tsd_jax.search import search as search_lib
+from tsd_jax.tasks.task import as_prompts
 
 MODEL = transformer.ModelConfig(
   vocab_size=208, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2,
@@ -31,7 +30,11 @@ def configure(**search):
   """A run with prompts for two blocks of trees."""
   config = dataclasses.replace(small_experiment.get_config(), model=MODEL)
   sizes = {"rollout.prompts": TREES, "search.width": 2, "search.trees": TREES}
-  sizes |= {f"search.{name}": value for name, value in search.items()}
+  rule = {"lazy", "transpositions"}  # Fields of the rule's own.
+  sizes |= {
+    f"search.{'rule.' * (name in rule)}{name}": value
+    for name, value in search.items()
+  }
   return config_lib.override(config, {k: str(v) for k, v in sizes.items()})
 
 
@@ -43,8 +46,10 @@ def inputs(config, rows, task=None):
     nnx.Param,
   )
   task = task or config.make_task()
-  prompt = jax.ShapeDtypeStruct((rows, task.prompt_length), jnp.int32)
-  return graphdef, task, (params, prompt, jax.eval_shape(jax.random.key, 0))
+  prompts = jax.eval_shape(
+    lambda: as_prompts(task, jnp.zeros((rows, task.prompt_length), jnp.int32))
+  )
+  return graphdef, task, (params, prompts, jax.eval_shape(jax.random.key, 0))
 
 
 @pytest.mark.parametrize(
@@ -107,10 +112,11 @@ def test_so_it_is_where_prompts_are_long(search, model):
 def said_and_expected(config, task):
   """Bytes by XLA, and by us."""
   graphdef, task, shapes = inputs(config, 2 * TREES, task)
-  phase = functools.partial(iteration.search_phase, graphdef)
+  learner_config = config.learner_config()
+  program = iteration.Program(graphdef, None, task, learner_config, None)
   compiled = jax.jit(
-    lambda params, prompt_QP, key: phase(
-      params, task, prompt_QP, key, config.learner_config()
+    lambda params, prompts, key: iteration.search_shard(
+      program, graphdef, (params, ()), prompts, key
     )
   )
   said = compiled.lower(*shapes).compile().memory_analysis()
@@ -134,12 +140,9 @@ def test_the_bytes_of_a_tree_are_those_of_its_arrays(search):
   config = configure(**search)
   graphdef, task, shapes = inputs(config, TREES)
 
-  def grow(params, prompt_BP, key):
+  def grow(params, prompts, key):
     model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
-    return search_lib.search(
-      model, task, prompt_BP, prefix, key, config.search
-    ).tree
+    return search_lib.search(model, task, prompts, key, config.search).tree
 
   tree = jax.eval_shape(grow, *shapes)
   tree = tree.replace(root_invalid_actions=None)

@@ -10,17 +10,19 @@ import pytest
 from flax import nnx
 
 from tests import search_test
+from tests.flat_search import flat_search
 from tests.noisy import add_noise
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
-from tsd_jax.base.types import LOG_ZERO, NO_OBSERVATION, UNVISITED
-from tsd_jax.inference import decode
-from tsd_jax.inference.rollout import RolloutConfig, rollout
-from tsd_jax.learning import iteration, losses, methods, objective
+from tsd_jax.base.types import LOG_ZERO, UNVISITED, Responses
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning import iteration, losses, methods, update
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.rewards.reward import Score
 from tsd_jax.run import evaluation
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score, environment_tokens
+from tsd_jax.tasks.task import as_prompts, environment_tokens
 
 T, CALL, BYE = 5, 3, 7
 FULL = sum(3**depth for depth in range(1, T))  # Nodes of an exhausted tree.
@@ -31,23 +33,25 @@ class Turns(Hash):
   """A token is answered with two others, and one with the end."""
 
   response_length, step_end_ids = T, (CALL,)
+  observation_length = 1
 
-  def observe(self, prompt_XP, response_XT, length_X):
+  def observe(self, prompts, response_XT, length_X):
     """As `environment` says."""
 
     def back(n):
       at_X1 = jnp.maximum(length_X - n, 0)[..., None]
       token_X = jnp.take_along_axis(response_XT, at_X1, axis=-1)[..., 0]
-      return jnp.where(length_X >= n, token_X, NO_OBSERVATION)
+      return jnp.where(length_X >= n, token_X, -1)
 
     before_XT = jnp.arange(T) < length_X[..., None]
-    sum_X = jnp.sum(prompt_XP, axis=-1)
+    sum_X = jnp.sum(prompts.tokens_BP, axis=-1)
     sum_X += jnp.sum(jnp.where(before_XT, response_XT, 0), axis=-1)
-    return jnp.select(
+    token_X = jnp.select(
       [back(1) == CALL, back(2) == CALL, back(1) == BYE],
       [sum_X % 3, 5, EOS],
-      NO_OBSERVATION,
+      -1,
     )
+    return token_X[..., None], (token_X >= 0).astype(jnp.int32)
 
   def score(self, prompt_XP, response_XT):
     """Reward in [0, 1] of finished responses; two thirds are correct."""
@@ -59,6 +63,7 @@ class Turns(Hash):
 
 
 TASK = Turns()
+ASKED = as_prompts(TASK, PROMPTS)
 
 
 def environment(row, tokens):
@@ -101,13 +106,15 @@ SAMPLES = RolloutConfig(prompts=B, samples=6, forks=3, temperature=1.5)
 @functools.cache
 def sampled():
   @jax.jit
-  def draw(prompt_BP):
-    model = search_test.model()
-    prefix = decode.prefill(model, prompt_BP)
-    key = jax.random.key(1)
-    return rollout(model, TASK, prompt_BP, prefix, key, SAMPLES)[0]
+  def draw(prompts):
+    model, key = search_test.model(), jax.random.key(1)
+    samples, _ = SAMPLES(model, TASK, prompts, key)
+    score = iteration.Scorer(TASK.reward, EOS)(prompts, samples.tokens_BGT)
+    return Responses(
+      **samples._asdict(), reward_BG=score.reward_X, correct_BG=score.correct_X
+    )
 
-  return jax.device_get(draw(PROMPTS))
+  return jax.device_get(draw(ASKED))
 
 
 def test_samples_hold_what_the_environment_writes_and_the_models_choices():
@@ -141,7 +148,7 @@ def test_samples_hold_what_the_environment_writes_and_the_models_choices():
 def test_greedy_answers_are_an_argmax_loop_with_its_turns():
   model = nnx.split(search_test.model())
   tokens_B1T, reward_B1, *_ = evaluation.draw(
-    *model, TASK, PROMPTS, jax.random.key(0), 1.0, samples=0
+    *model, TASK, ASKED, jax.random.key(0), 1.0, samples=0
   )
   answered = 0
   for row in range(B):
@@ -175,21 +182,19 @@ SEARCHES = [
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _search(prompt_BP, config):
-  model = search_test.model()
-  prefix = decode.prefill(model, prompt_BP)
-  key = jax.random.key(0)
-  tree = search_lib.search(model, TASK, prompt_BP, prefix, key, config).tree
+def _search(prompts, config):
+  model, key = search_test.model(), jax.random.key(0)
+  tree = search_lib.search(model, TASK, prompts, key, config).tree
   return tree, champions_lib.success_prob(tree)
 
 
 @functools.cache
 def _searched(settings):
-  config = SearchConfig(
+  config = flat_search(
     **{"num_simulations": 30, "num_candidates": 3, "stop_when_solved": False}
     | dict(settings)
   )
-  return jax.device_get(_search(PROMPTS, config))
+  return jax.device_get(_search(ASKED, config))
 
 
 def searched(**settings):
@@ -278,16 +283,16 @@ def test_an_exhausted_tree_holds_every_answer_once():
 def test_given_responses_are_told_apart_without_sampling_them_again():
   r = sampled()
   again_BGT = jax.jit(functools.partial(environment_tokens, TASK))(
-    PROMPTS, r.tokens_BGT
+    ASKED, r.tokens_BGT
   )
   inside_BGT = r.tokens_BGT != PAD
   np.testing.assert_array_equal(
     again_BGT & inside_BGT, r.environment_BGT & inside_BGT
   )
-  assert environment_tokens(Hash(), PROMPTS, r.tokens_BGT) is None
+  assert environment_tokens(Hash(), ASKED, r.tokens_BGT) is None
 
 
-LOSS = methods.LossConfig(
+LOSS = LossConfig(
   distilled_prompts=B, champions=2, value_weight=0.5,
   success_weight=0.3, kl_weight=0.2,
   entropy_weight=0.1, soft_weight=0.7, champion_weight=2.0,
@@ -298,22 +303,24 @@ def configure():
   return methods.resolve(
     "tsd", TASK, rollout=SAMPLES, loss=LOSS, refresh_every=1, iterations=1,
     search=SearchConfig(num_simulations=30, num_candidates=3, width=1),
-    optimizer=methods.OptimizerConfig(minibatches=1),
+    optimizer=OptimizerConfig(minibatches=1),
   )  # fmt: skip
 
 
 def batch(config):
   """Samples and the champions of a tree, as an iteration puts them together."""
   tree = jax.tree.map(jnp.asarray, searched(**SEARCHES[0])[0])
-  improved_BNA = config.search.make_rule().improved(tree)
+  improved_BNA = config.search.rule.improved(tree)
   best = search_test.best_answers(tree, 2)
   targets = search_test.targets_of(tree, improved_BNA, best.node_BM[:, 0])
-  lessons = objective.DistillationBatch(
-    PROMPTS, best.tokens_BMT, best.valid_BM, targets,
-    environment_tokens(TASK, PROMPTS, best.tokens_BMT),
+  distillation = update.DistillationBatch(
+    ASKED, best.tokens_BMT, best.valid_BM, targets,
+    environment_tokens(TASK, ASKED, best.tokens_BMT),
   )  # fmt: skip
   r = sampled()
-  return objective.Batch(PROMPTS, r, *iteration.advantages(r, config), lessons)
+  advantages = iteration.token_advantages(r, config)
+  success_BG = jnp.asarray(r.correct_BG, jnp.float32)
+  return update.Batch(ASKED, r, *advantages, success_BG, distillation)
 
 
 def by_hand(params, reference, graphdef, batch, hyper):
@@ -360,19 +367,19 @@ def by_hand(params, reference, graphdef, batch, hyper):
   success_S = jnp.asarray(r.correct_BG.reshape(-1)[state[0]], jnp.float32)
   bce_S = jnp.logaddexp(0.0, logit_RT[state]) - success_S * logit_RT[state]
 
-  lessons = batch.distillation
-  taught_RT = np.asarray(lessons.tokens_CMT).reshape(-1, T)
+  distillation = batch.distillation
+  taught_RT = np.asarray(distillation.tokens_CMT).reshape(-1, T)
   picked, soft = [], []
   for i, tokens in enumerate(map(listed, taught_RT)):
-    if lessons.used_CM.reshape(-1)[i]:
+    if distillation.used_CM.reshape(-1)[i]:
       for t, own in enumerate(replay(i // 2, tokens)):
         picked += [(i, t, tokens[t])] * own
-        if own and i % 2 == 0 and lessons.targets.mask_BT[i // 2, t]:
+        if own and i % 2 == 0 and distillation.targets.mask_BT[i // 2, t]:
           soft.append((i, t))
   taught_RTV = rows(taught_RT, model, 1.5)[0]
   ce = -taught_RTV[tuple(np.array(picked).T)].mean()
   i_S, t_S = np.array(soft).T
-  target = jax.tree.map(lambda a: a[i_S // 2, t_S], lessons.targets)
+  target = jax.tree.map(lambda a: a[i_S // 2, t_S], distillation.targets)
   soft_kl = losses.bucket_kl(
     jnp.take_along_axis(taught_RTV[i_S, t_S], target.candidate_BTA, axis=-1),
     target.weight_BTA, target.mass_BT, jnp.ones(len(soft), bool),
@@ -391,8 +398,8 @@ def by_hand(params, reference, graphdef, batch, hyper):
 def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   config = configure()
   made = jax.device_get(batch(config))
-  r, lessons = made.responses, made.distilled_prompts
-  assert np.any(lessons.environment_CMT & (lessons.tokens_CMT != PAD))
+  r, distillation = made.responses, made.distillation
+  assert np.any(distillation.environment_CMT & (distillation.tokens_CMT != PAD))
   graphdef, reference = nnx.split(search_test.model())
   params = add_noise(reference, scale=0.05, seed=6)  # No longer on policy.
   hyper = {name: jnp.float32(x) for name, x in config.hyper.items()}
@@ -400,9 +407,9 @@ def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   @jax.jit
   def theirs(params, made):
     return jax.value_and_grad(
-      lambda p: objective.loss_fn(p, reference, graphdef, made, hyper, config)[
-        0
-      ]
+      lambda p: update.loss_fn(
+        p, update.Frozen(reference), graphdef, made, hyper, config
+      )[0]
     )(params)
 
   got, got_grads = theirs(params, made)
@@ -417,8 +424,8 @@ def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   # The test can tell: the same batch as if the model had chosen everything.
   blind = made._replace(
     responses=r._replace(environment_BGT=np.zeros_like(r.environment_BGT)),
-    distilled_prompts=lessons._replace(
-      environment_CMT=np.zeros_like(lessons.environment_CMT)
+    distillation=distillation._replace(
+      environment_CMT=np.zeros_like(distillation.environment_CMT)
     ),
   )
   assert abs(float(theirs(params, blind)[0]) - float(expected)) > 0.01
@@ -431,7 +438,7 @@ def test_advantages_are_those_of_choices():
     rollout=dataclasses.replace(SAMPLES, samples=SAMPLES.group, forks=0),
     loss=dataclasses.replace(LOSS, advantage="gae"),
   )
-  advantage_BGT, return_BGT = iteration.advantages(r, config)
+  advantage_BGT, return_BGT = iteration.token_advantages(r, config)
   expected = np.zeros(r.mask_BGT.shape)
   for b, g in np.ndindex(B, SAMPLES.group):
     n, start = len(listed(r.tokens_BGT[b, g])), r.fork_BG[b, g]
@@ -454,15 +461,15 @@ def test_advantages_are_those_of_choices():
 @pytest.mark.parametrize(
   "source", ["samples", pytest.param("search", marks=pytest.mark.slow)]
 )
-def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
+def test_an_iteration_tells_its_champions_apart(source, monkeypatch):
   """Champions of both sources reach the update with their observations."""
 
-  def caught(graphdef, carry, reference, batch, *rest):
-    del graphdef, reference, rest
+  def caught(graphdef, carry, frozen, batch, *rest):
+    del graphdef, frozen, rest
     fields = dict(
       answer=batch.distillation.tokens_CMT,
       observed=batch.distillation.environment_CMT,
-      prompt=batch.distillation.prompt_CP,
+      prompt=batch.distillation.prompts.tokens_BP,
     )  # fmt: skip
     return carry, fields
 
@@ -472,12 +479,12 @@ def test_an_iteration_tells_its_lessons_apart(source, monkeypatch):
   config = dataclasses.replace(config, loss=loss, searches=source == "search")
   graphdef, params = nnx.split(search_test.model())
   params = jax.tree.map(jnp.copy, params)
-  chunk = iteration._train_loop.__wrapped__(
-    graphdef, TASK, config.static, None, False, None
-  )
-  _, metrics = chunk(
-    iteration.init_state(config, params), PROMPTS[None],
-    jax.tree.map(jnp.copy, params),
+  program = iteration.Program(graphdef, None, TASK, config.static, None)
+  train_loop = iteration._train_loop.__wrapped__(program, False)
+  _, metrics = train_loop(
+    iteration.init_state(config, params),
+    jax.tree.map(lambda a: a[None], ASKED),
+    update.Frozen(jax.tree.map(jnp.copy, params)),
     {name: jnp.float32(x) for name, x in config.hyper.items()},
     jax.random.key(0),
   )  # fmt: skip

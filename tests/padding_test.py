@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.flat_search import flat_search
 from tests.noisy import add_noise
-from tsd_jax.inference import decode, scoring
+from tsd_jax.base.types import PromptForm
+from tsd_jax.inference import scoring
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.learning.update import Frozen
 from tsd_jax.models import transformer
+from tsd_jax.rewards.reward import Score
 from tsd_jax.run import evaluation
-from tsd_jax.search import tree
+from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.tasks.task import OwnReward, as_prompts
 
 V, T, EOS, PAD = 9, 3, 7, 8
 S, B = 8, 4  # Prompts searched, and sampled on.
@@ -46,7 +50,8 @@ class Sum:
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
-  observe = None
+  observe, observation_length = None, 0
+  reward = property(OwnReward)
   state_key = None
 
   def score(self, prompt_XP, response_XT):
@@ -62,7 +67,8 @@ class Sum:
 def posed(by: int, head: int):
   """The task and its prompts with so many tokens of padding."""
   prompt_BP = np.pad(BARE, ((0, 0), (0, by)), constant_values=PAD)
-  return Sum(prompt_BP.shape[1], PAD if by else None, head), prompt_BP
+  task = Sum(prompt_BP.shape[1], PAD if by else None, head)
+  return task, as_prompts(task, prompt_BP.astype(np.int32))
 
 
 @functools.cache
@@ -100,7 +106,10 @@ def test_given_responses_have_the_log_probs_of_a_plain_forward(by, head):
 
   @jax.jit
   def given(prompt_BP, tokens_BGT):
-    x_BGTD = scoring.hidden_states(model, prompt_BP, tokens_BGT, PAD, head)
+    task = Sum(prompt_BP.shape[1], PAD, head)
+    prompts = as_prompts(task, prompt_BP)
+    form = PromptForm(True, head)
+    x_BGTD = scoring.hidden_states(model, prompts, tokens_BGT, form)
     return model.logits(x_BGTD)
 
   plain = jax.jit(model)  # What stands behind a row changes nothing in it.
@@ -128,23 +137,19 @@ RULES = {
   ids=str,
 )
 def test_trees_are_those_of_the_bare_prompts(rule, form):
-  config = SearchConfig(
+  config = flat_search(
     num_simulations=10, num_candidates=8, stop_when_solved=False, **RULES[rule]
   )
 
   def grow(form):
-    task, prompt_BP = posed(*form)
+    task, prompts = posed(*form)
 
     @jax.jit
-    def run(prompt_BP):
-      model = nnx.merge(*start())
-      prefix = decode.prefill(
-        model, prompt_BP, task.prompt_pad_id, task.shared_prefix_length
-      )
-      key = jax.random.key(5)
-      return tree.search(model, task, prompt_BP, prefix, key, config)
+    def run(prompts):
+      model, key = nnx.merge(*start()), jax.random.key(5)
+      return search_lib.search(model, task, prompts, key, config)
 
-    return jax.device_get(run(prompt_BP))
+    return jax.device_get(run(prompts))
 
   bare = grow(PLAIN)
   assert bare.tree.embeddings.has_answer.sum() > S // 2
@@ -154,14 +159,14 @@ def test_trees_are_those_of_the_bare_prompts(rule, form):
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_measured_responses_are_those_to_the_bare_prompts(form):
   def draw(form):
-    task, prompt_BP = posed(*form)
+    task, asked = posed(*form)
     tokens, reward, correct, forwards = evaluation.draw(
-      *start(), task, jnp.array(prompt_BP), jax.random.key(2),
+      *start(), task, asked, jax.random.key(2),
       jnp.float32(0.8), samples=5,
     )  # fmt: skip
     ends = np.asarray(tokens) != EOS
     prompts = task.shared_prefix_length + S * (
-      prompt_BP.shape[1] - task.shared_prefix_length
+      task.prompt_length - task.shared_prefix_length
     )
     return tokens, reward, correct, ends, forwards - prompts
 
@@ -176,7 +181,7 @@ def test_an_update_is_that_of_the_bare_prompts(form):
   """Search, samples, forks and every term of the loss, the KL leash too."""
 
   def train(form):
-    task, prompt_QP = posed(*form)
+    task, asked = posed(*form)
     config = methods.resolve(
       "tsd",
       task,
@@ -199,8 +204,9 @@ def test_an_update_is_that_of_the_bare_prompts(form):
     reference = jax.tree.map(lambda a: a * 1.1, params)
     hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
     state, metrics = run(
-      iteration.init_state(config, params), jnp.array(prompt_QP)[None],
-      reference, hyper, jax.random.key(3),
+      iteration.init_state(config, params),
+      jax.tree.map(lambda a: a[None], asked), Frozen(reference), hyper,
+      jax.random.key(3),
     )  # fmt: skip
     return jax.device_get((state, metrics)), config.update_tokens(task)
 
@@ -255,14 +261,19 @@ def test_methods_read_as_much_of_prompts_that_begin_alike(algorithm):
 
 
 def test_full_prompts_need_no_mask():
-  """A task whose prompts are full pays nothing for those of others."""
+  """A task whose prompts are full reads no lengths, and pays for no mask."""
 
-  def program(by):
-    task, prompt_BP = posed(by, 0)
-    lowered = evaluation.draw.lower(
-      *start(), task, jnp.array(prompt_BP), jax.random.key(0), jnp.float32(1),
-      samples=2,
-    )  # fmt: skip
-    return lowered.as_text()
+  def drawn(by, length):
+    task, prompts = posed(by, 0)
+    length_B = jnp.full_like(prompts.length_B, length)
+    prompts = dataclasses.replace(prompts, length_B=length_B)
+    return evaluation.draw(
+      *start(), task, prompts, jax.random.key(0), jnp.float32(1), samples=2
+    )
 
-  assert "cummax" in program(1) and "cummax" not in program(0)
+  def same(by):
+    return jax.tree.all(
+      jax.tree.map(np.array_equal, drawn(by, 1), drawn(by, 3))
+    )
+
+  assert same(0) and not same(1)

@@ -172,27 +172,27 @@ if __name__ == "__main__":
   assert not any(map(alive, children))
 
 
-def total(prompt_QP, response_QT):
+def total(example_Q, response_QT):
   """A host reward with a closed form."""
-  return (prompt_QP.sum(axis=1) + response_QT[:, 0]) / 100
+  return (example_Q + response_QT[:, 0]) / 100
 
 
 def test_a_callback_sees_the_rows_under_jit_vmap_and_loops():
   rng = np.random.default_rng(0)
-  prompt = rng.integers(0, 9, (3, 4, 2))
+  example = rng.integers(0, 20, (3, 4))
   response = rng.integers(0, 9, (3, 4, 5))
-  expected = ((prompt.sum(-1) + response[..., 0]) / 100).astype(np.float32)
+  expected = ((example + response[..., 0]) / 100).astype(np.float32)
 
-  def graded(prompt, response):
-    return callback.graded(total, prompt, response)
+  def graded(example, response):
+    return callback.graded(total, example, response)
 
   for fn in (
     graded,
     jax.vmap(graded),
     jax.vmap(jax.vmap(graded)),
-    lambda p, r: jax.lax.map(lambda pr: graded(*pr), (p, r)),
+    lambda e, r: jax.lax.map(lambda er: graded(*er), (e, r)),
   ):
-    got = jax.jit(fn)(prompt, response)
+    got = jax.jit(fn)(example, response)
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, expected)
   callback.raise_errors()
@@ -208,7 +208,7 @@ def test_a_callback_sees_the_rows_under_jit_vmap_and_loops():
 )
 def test_a_broken_callback_is_told_to_the_host(grade, words):
   tokens = jnp.zeros((2, 3), jnp.int32)
-  got = jax.jit(lambda t: callback.graded(grade, t, t))(tokens)
+  got = jax.jit(lambda t: callback.graded(grade, t[:, 0], t))(tokens)
   np.testing.assert_array_equal(got, np.zeros(2))
   with pytest.raises(UserError, match=words):
     callback.raise_errors()
@@ -223,7 +223,9 @@ def test_large_batches_do_not_block_the_program():
   def run(tokens):
     def step(_, total):
       reward = callback.graded(
-        lambda p, r: np.full(len(r), 0.5), tokens, tokens + total.astype(int)
+        lambda e, r: np.full(len(r), 0.5),
+        tokens[:, 0],
+        tokens + total.astype(int),
       )
       return total + jnp.sum(reward) / len(tokens)
 

@@ -48,8 +48,8 @@ def operations(overrides, iterations):
   """How many the program has that JAX hands to the compiler."""
   config = configure(overrides)
   mesh = sharding.make_mesh(config.mesh)
-  chunk, shapes = aot.arguments(config, mesh, iterations)
-  text = chunk.lower(*shapes).as_text()
+  train_loop, shapes = aot.arguments(config, mesh, iterations)
+  text = train_loop.lower(*shapes).as_text()
   return len(re.findall(r"^\s*%\S+ = ", text, re.MULTILINE))
 
 

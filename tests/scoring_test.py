@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tsd_jax.base.types import Prompts
 from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
 from tsd_jax.models import transformer
@@ -29,9 +30,8 @@ def read(log_prob_XV, token_X):
 
 def scores(params, chunk):
   model = nnx.merge(GRAPHDEF, params)
-  x_BGTD = scoring.hidden_states(
-    model, jnp.array(PROMPT_BP), jnp.array(TOKENS_BGT)
-  )
+  prompts = Prompts(jnp.array(PROMPT_BP), jnp.full(B, P), jnp.arange(B))
+  x_BGTD = scoring.hidden_states(model, prompts, jnp.array(TOKENS_BGT))
   return scoring.read_log_probs(
     model, read, x_BGTD, jnp.array(TOKENS_BGT), temperature=0.7, chunk=chunk
   )

@@ -11,7 +11,7 @@ from experiments import countdown_teacher, smollm2_teacher
 from experiments.benchmarks import teacher
 from tests import small_experiment
 from tests.published import make
-from tsd_jax.learning import memory
+from tsd_jax.learning import iteration, memory
 from tsd_jax.models import (
   hf,
   presets,
@@ -70,7 +70,7 @@ def test_a_smaller_one_teaches_and_stays_as_it_is(taught, tmp_path):
     lambda a: a.shape, transformer.abstract(BASE.model)[1]
   )
   _, start = search_model(taught)
-  state = train.learner.init_state(
+  state = iteration.init_state(
     taught.learner_config(), run.params, search_params=start
   )
   checkpointer = Checkpointer(folder, read_only=True)

@@ -13,16 +13,17 @@ import pytest
 import scipy.stats
 from flax import nnx
 
+from tests.flat_search import flat_search
 from tests.noisy import add_noise
 from tsd_jax.base.types import UNVISITED
-from tsd_jax.inference import decode
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Score
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import metrics
+from tsd_jax.search import kv_pool, metrics
 from tsd_jax.search import search as search_lib
-from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.search.best_first import BestFirst
+from tsd_jax.tasks.task import OwnReward, as_prompts
 
 V, P, T, B, EOS, PAD = 12, 3, 4, 8, 11, 10
 
@@ -34,7 +35,8 @@ class Hash:
   name = "hash"
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
-  observe = None
+  reward = property(OwnReward)
+  observe, observation_length = None, 0
   state_key = None
 
   def score(self, prompt_XP, response_XT):
@@ -65,19 +67,17 @@ def model():
   return nnx.merge(graphdef, noisy)
 
 
-PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P))
+PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P), np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _search(prompt_BP, config):
-  prefix = decode.prefill(model(), prompt_BP)
-  return search_lib.search(
-    model(), TASK, prompt_BP, prefix, jax.random.key(0), config
-  )
+  prompts = as_prompts(TASK, prompt_BP)
+  return search_lib.search(model(), TASK, prompts, jax.random.key(0), config)
 
 
 def configure(**settings):
-  return SearchConfig(
+  return flat_search(
     **{"num_simulations": 24, "num_candidates": 3, "stop_when_solved": False}
     | settings
   )
@@ -193,9 +193,15 @@ def test_every_answer_is_finished_scored_and_priced(settings):
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)
-def test_both_pools_give_the_same_tree(settings):
-  refs, carried = search(**settings), search(**settings, pool="carry")
-  for a, b in zip(jax.tree.leaves(refs), jax.tree.leaves(carried), strict=True):
+def test_gathered_and_read_in_place_a_tree_is_the_same(settings, monkeypatch):
+  gathered = search(**settings)  # Of so many nodes they are.
+  monkeypatch.setattr(kv_pool, "IN_PLACE", 24)
+  config = configure(**settings)
+  # A function of its own: what was compiled before gathers.
+  whole = jax.jit(lambda prompt_BP: _search.__wrapped__(prompt_BP, config))
+  for a, b in zip(
+    jax.tree.leaves(gathered), jax.tree.leaves(whole(PROMPTS)), strict=True
+  ):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -214,7 +220,7 @@ def test_a_short_search_is_the_beginning_of_a_long_one(settings):
 @pytest.mark.parametrize("settings", ALL[:1] + ALL[3:4], ids=name)
 def test_a_sharded_search_finds_the_same(settings):
   mesh = sharding.make_mesh(sharding.MeshConfig(data=8))
-  config = SearchConfig(
+  config = flat_search(
     num_simulations=24, num_candidates=3, stop_when_solved=False, **settings
   )
   prompts = jax.device_put(PROMPTS, sharding.over_prompts(mesh))
@@ -230,7 +236,7 @@ def test_a_sharded_search_finds_the_same(settings):
 def test_best_first_expands_in_the_order_of_a_heap(beta):
   settings = dict(leaf="value", beta=beta) if beta else {}
   result = search(rule="best_first", **settings)
-  epsilon = SearchConfig().epsilon
+  epsilon = BestFirst().epsilon
   for row in range(B):
     ticket = itertools.count()  # Ties never reach the tuple of tokens.
     heap, expected = [], []
@@ -375,8 +381,8 @@ def test_rollout_tokens_are_counted():
 @pytest.mark.parametrize("settings", ALL, ids=name)
 def test_improved_distributions(settings):
   tree = search(**settings).tree
-  config = SearchConfig(**settings)
-  improved_BNA = np.asarray(config.make_rule().improved(tree))
+  config = flat_search(**settings)
+  improved_BNA = np.asarray(config.rule.improved(tree))
   np.testing.assert_allclose(improved_BNA.sum(-1), 1, atol=1e-5)
   assert np.all(improved_BNA >= 0)
   if config.rule == "puct":
@@ -402,7 +408,7 @@ def test_improved_distributions(settings):
 
 def test_bayes_posterior_of_best_first():
   tree = search(rule="best_first", leaf="rollout", num_simulations=40).tree
-  improved_BNA = np.asarray(SearchConfig().make_rule().improved(tree))
+  improved_BNA = np.asarray(BestFirst().improved(tree))
   for row in range(B):
     p = np.exp(tree.children_prior_logits[row, 0])
     v = np.full(3, tree.node_values[row, 0])
@@ -424,8 +430,8 @@ def test_bayes_posterior_of_best_first():
 @pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
 def test_path_targets_follow_the_champions_path(settings):
   tree = search(num_simulations=60, **settings).tree
-  config = SearchConfig(**settings)
-  improved_BNA = config.make_rule().improved(tree)
+  config = flat_search(**settings)
+  improved_BNA = config.rule.improved(tree)
   best = jax.device_get(best_answers(tree, 1))
   targets = jax.device_get(targets_of(tree, improved_BNA, best.node_BM[:, 0]))
   for row in range(B):
@@ -498,4 +504,4 @@ def test_health_by_counting(settings):
 )
 def test_impossible_searches_are_refused(settings, words):
   with pytest.raises(ValueError, match=words):
-    SearchConfig(**settings)
+    flat_search(**settings)

@@ -14,13 +14,14 @@ from tests import iteration_test as tiny
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
-from tsd_jax.inference import decode
 from tsd_jax.learning import iteration, losses
-from tsd_jax.learning.methods import OptimizerConfig
+from tsd_jax.learning.config import OptimizerConfig
+from tsd_jax.learning.update import Frozen
 from tsd_jax.models import presets, transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
 from tsd_jax.search import search as search_lib
+from tsd_jax.tasks.task import prompt_form
 
 MESHES = {
   "4x2": dict(data=4, tensor=2),
@@ -140,8 +141,8 @@ def test_a_minibatchs_gradient_is_sent_once(mesh):
       **mesh,
     },
   )
-  chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
-  program = hlo.Program(chunk.lower(*shapes).compile().as_text())
+  train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
+  program = hlo.Program(train_loop.lower(*shapes).compile().as_text())
   sent = sum(kind["bytes"] for kind in program.totals().values())
   weights = 4 * transformer.count_parameters(config.model)
   times = config.optimizer.minibatches
@@ -155,31 +156,24 @@ def search(devices, serving="tensor", **changes):
   graphdef, params = tiny.start()
   config = dataclasses.replace(CONFIG.search, **changes)
 
-  def searching(params, prompt_BP, key):
+  def searching(params, prompts, key):
     model = nnx.merge(graphdef, params)
-    result = search_lib.search(
-      model,
-      tiny.TASK,
-      prompt_BP,
-      decode.prefill(model, prompt_BP),
-      key,
-      config,
-    )
+    result = search_lib.search(model, tiny.TASK, prompts, key, config)
     # What the rule keeps for itself leads with no prompt.
     return result.tree.embeddings, result.forwards, {}
 
-  prompt_BP = tiny.prompts(1)[0]
+  prompts = tiny.prompts(1)[0]
   if devices is not None:
     params = sharding.place(params, devices)
-    prompt_BP = jax.device_put(prompt_BP, sharding.over_prompts(devices))
+    prompts = jax.device_put(prompts, sharding.over_prompts(devices))
 
   @jax.jit
-  def run(params, prompt_BP, key):
+  def run(params, prompts, key):
     served = sharding.serving_copy(params, jnp.float32, devices, serving)
     part = sharding.per_shard(searching, devices, serving)
-    return part(served, prompt_BP, key)
+    return part(served, prompts, key)
 
-  return jax.device_get(run(params, prompt_BP, jax.random.key(3)))
+  return jax.device_get(run(params, prompts, jax.random.key(3)))
 
 
 @pytest.mark.slow
@@ -211,16 +205,26 @@ def test_trees_are_the_same_on_any_mesh(name, serving, changes):
       np.testing.assert_array_equal(a, b, err_msg=field)
 
 
+@dataclasses.dataclass(frozen=True)
+class Alike(tiny.Copy):
+  """Prompts that begin with the same token."""
+
+  shared_prefix_length = 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "use"), USES, ids=str)
 def test_an_iteration_is_the_same_on_any_mesh(name, use):
   # Prompts that begin alike: every device runs that beginning once.
   split = sharding.MeshConfig(**MESHES[name], **use)
-  config = dataclasses.replace(CONFIG, shared_prefix_length=1, mesh=split)
-  prompt_IBP = tiny.prompts(2)
-  prompt_IBP[..., 0] = 3
-  one, metrics_one = tiny.run(config, prompt_IBP)
-  many, metrics_many = tiny.run(config, prompt_IBP, mesh=mesh(name))
+  task = Alike()
+  config = dataclasses.replace(
+    CONFIG, prompt_form=prompt_form(task), mesh=split
+  )
+  prompts = tiny.prompts(2)
+  prompts.tokens_BP[..., 0] = 3
+  one, metrics_one = tiny.run(config, prompts, task=task)
+  many, metrics_many = tiny.run(config, prompts, mesh=mesh(name), task=task)
   for field in (
     *("loss", "reward", "correct", "search_reward", "search_simulations"),
     *("policy_loss", "champion_ce", "entropy", "grad_norm", "champion_rate"),
@@ -248,13 +252,13 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
   config = dataclasses.replace(CONFIG, mesh=split)
   graphdef, params = tiny.start()
   state = sharding.place(tiny.fresh(config), devices)
-  reference = sharding.place(jax.tree.map(jnp.copy, params), devices)
-  prompt = jax.device_put(
+  frozen = Frozen(sharding.place(jax.tree.map(jnp.copy, params), devices))
+  prompts = jax.device_put(
     tiny.prompts(1), sharding.over_prompts(devices, leading=1)
   )
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
-  chunk = iteration.make_train_loop(graphdef, tiny.TASK, config, devices)
-  lowered = chunk.lower(state, prompt, reference, hyper, jax.random.key(0))
+  train_loop = iteration.make_train_loop(graphdef, tiny.TASK, config, devices)
+  lowered = train_loop.lower(state, prompts, frozen, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
   tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.
   fsdp = {(i, i + 2) for i in (0, 1, 4, 5)}
@@ -265,7 +269,7 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
   # Rows of one part: a tree a prompt, or the samples of its prompts.
   for scope, rows in (
     ("searching", CONFIG.search.trees),
-    ("sampling", tiny.B // split.parts * CONFIG.rollout.group),
+    ("sampling", tiny.B // split.shards * CONFIG.rollout.group),
   ):
     assert program.has_loops(scope)
     found = program.in_loops(scope)

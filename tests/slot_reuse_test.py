@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests import small_experiment, steps_test, transpositions_test
+from tests.flat_search import flat_search
 from tests.search_test import PROMPTS, TASK, B, model
 from tsd_jax.base import config as config_lib
-from tsd_jax.inference import decode
 from tsd_jax.search import search as search_lib
-from tsd_jax.search.config import SearchConfig
+from tsd_jax.tasks.task import as_prompts
 
 N, TREES = 16, 3
 CASES = {
@@ -25,15 +25,14 @@ CASES = {
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _search(prompt_BP, task, config):
-  prefix = decode.prefill(model(), prompt_BP)
-  key = jax.random.key(0)
-  return search_lib.search(model(), task, prompt_BP, prefix, key, config)
+  prompts = as_prompts(task, prompt_BP)
+  return search_lib.search(model(), task, prompts, jax.random.key(0), config)
 
 
 @functools.cache
 def search(case, **changes):
   task, settings = CASES[case]
-  config = SearchConfig(
+  config = flat_search(
     **{"num_simulations": N, "num_candidates": 4, "stop_when_solved": False}
     | settings
     | changes
@@ -107,9 +106,9 @@ def test_more_places_than_prompts_are_as_many():
 
 def test_mctx_s_own_rules_have_no_turns():
   with pytest.raises(
-    ValueError, match=r"search\.slot_reuse=true is of .*not puct"
+    ValueError, match=r"search\.slot_reuse=true is nothing for .*=puct"
   ):
-    SearchConfig(rule="puct", leaf="rollout", slot_reuse=True)
+    flat_search(rule="puct", leaf="rollout", slot_reuse=True)
 
 
 def test_prompts_need_be_no_multiple_of_trees():

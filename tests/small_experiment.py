@@ -1,7 +1,7 @@
 """A run that compiles in seconds: the real loop at toy sizes."""
 
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
 from tsd_jax.search.config import SearchConfig

@@ -13,21 +13,23 @@ import pytest
 from flax import nnx
 
 from tests import iteration_test, search_test, small_experiment
+from tests.flat_search import flat_search
 from tests.search_test import EOS, PAD, PROMPTS, B, Hash, next_log_prob, tried
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import LOG_ZERO
-from tsd_jax.inference import decode
-from tsd_jax.learning.methods import LossConfig
+from tsd_jax.learning.config import LossConfig
 from tsd_jax.models import symbols
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.reward import Score
 from tsd_jax.run import train
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.search import moves
 from tsd_jax.search import search as search_lib
+from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks import data
 from tsd_jax.tasks.countdown import CountdownConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.tasks.task import as_prompts
 
 T, STOPS, A, S, N = 6, (3, 7), 4, 3, 12
 
@@ -57,15 +59,13 @@ rules = pytest.mark.parametrize("settings", ALL, ids=lambda s: s["rule"])
 
 def configure(**settings):
   sizes = dict(num_simulations=N, num_candidates=A, step_tokens=S)
-  return SearchConfig(**sizes, stop_when_solved=False, **settings)
+  return flat_search(**sizes, stop_when_solved=False, **settings)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _search(prompt_BP, config):
-  model = search_test.model()
-  prefix = decode.prefill(model, prompt_BP)
-  key = jax.random.key(4)
-  return search_lib.search(model, TASK, prompt_BP, prefix, key, config)
+  model, prompts = search_test.model(), as_prompts(TASK, prompt_BP)
+  return search_lib.search(model, TASK, prompts, jax.random.key(4), config)
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def test_every_answer_is_finished_scored_and_priced(settings):
 
 def test_best_first_takes_the_best_open_step_and_counts_visits():
   tree = run(BEST_FIRST).tree
-  nodes, epsilon = tree.embeddings, SearchConfig().epsilon
+  nodes, epsilon = tree.embeddings, BestFirst().epsilon
   for row in range(B):
     edges = sorted(tried(tree, row), key=operator.itemgetter(2))
     keys, surprise, below = {}, {0: 0.0}, collections.Counter()
@@ -268,17 +268,16 @@ def test_countdown_is_solved_by_whole_operations():
   task = CountdownConfig(numbers=3)
   config = config_lib.load("experiments/countdown.py")
   graphdef, params = initial_params(config)
-  prompt_BP = data.load_problems(task, "validation")[:16]
+  prompts = data.load_problems(task, "validation")[:16]
 
   @jax.jit
-  def grow(params, prompt_BP):
-    model = nnx.merge(graphdef, params)
+  def grow(params, prompts):
     return search_lib.search(
-      model, task.make(), prompt_BP, decode.prefill(model, prompt_BP),
-      jax.random.key(0), SearchConfig(num_simulations=16, step_tokens=4),
+      nnx.merge(graphdef, params), task.make(), prompts, jax.random.key(0),
+      SearchConfig(num_simulations=16, step_tokens=4),
     ).tree.embeddings  # fmt: skip
 
-  nodes = jax.device_get(grow(params, jnp.asarray(prompt_BP)))
+  nodes = jax.device_get(grow(params, prompts))
   solved = np.flatnonzero(nodes.correct.any(axis=1))
   assert len(solved) >= 4
   signs = dict(
@@ -290,7 +289,7 @@ def test_countdown_is_solved_by_whole_operations():
   )
   for row in solved:
     answer = nodes.answer_tokens[row, nodes.correct[row].argmax()]
-    *numbers, _, target = map(int, prompt_BP[row])
+    *numbers, _, target = map(int, prompts.tokens_BP[row])
     for a, sign, b, result in answer[:8].reshape(2, 4).tolist():
       numbers.remove(a)
       numbers.remove(b)

@@ -66,7 +66,7 @@ sys.exit(128 + got[0])
 """
   run = f"""
 import sys
-from tsd_jax import supervisor
+from tsd_jax.parallel import supervisor
 sys.exit(supervisor.supervise({counting(tmp_path, body)!r}, 5, pause=0.01))
 """
   process = subprocess.Popen(
@@ -89,7 +89,7 @@ os.replace(file.parent / "partial", file.parent / "pid")
 time.sleep(600)
 """
   run = f"""
-from tsd_jax import supervisor
+from tsd_jax.parallel import supervisor
 supervisor.supervise({counting(tmp_path, body)!r}, 5)
 """
   process = subprocess.Popen([sys.executable, "-c", run], cwd=ROOT)

@@ -61,7 +61,8 @@ def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
   task, rng = config.make(), np.random.default_rng(0)
   problems = config.problems()[:100]
   posed = [config.pose(problem, rng) for problem in problems]
-  prompt_QP, response_QT = (np.stack(part) for part in zip(*posed, strict=True))
+  prompt_QP = np.stack([p.prompt_P for p in posed])
+  response_QT = np.stack([p.response_T for p in posed])
   assert prompt_QP.dtype == response_QT.dtype == np.int32
   assert [*map(config.canonical, prompt_QP)] == problems
   score = jax.jit(task.score)(prompt_QP, response_QT)
@@ -75,7 +76,7 @@ def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
 def test_no_stored_problem_is_in_two_splits_in_any_guise(config, tmp_path):
   splits, seen = data.split_problems(config), set()
   for split in data.SPLITS:
-    prompt_QP = data.load_problems(config, split, tmp_path)
+    prompt_QP = data.load_problems(config, split, tmp_path).tokens_BP
     forms = {config.canonical(prompt_P) for prompt_P in prompt_QP}
     assert forms == set(splits[split]) and not forms & seen
     assert len(forms) == len(prompt_QP)
@@ -106,7 +107,7 @@ def test_warm_starts_are_legal_and_never_ask_what_is_held_out(config):
 @every_task
 def test_text_and_tokens_agree(config):
   task, rng = config.make(), np.random.default_rng(0)
-  prompt_P, response_T = config.pose(config.problems()[0], rng)
+  prompt_P, response_T, _ = config.pose(config.problems()[0], rng)
   for tokens in (prompt_P, response_T):
     text = task.tokenizer.decode(tokens)
     kept = [token for token in tokens.tolist() if token != task.pad_id]

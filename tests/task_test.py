@@ -11,9 +11,10 @@ import pytest
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.models import symbols
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, load
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
-from tsd_jax.tasks.task import Rewarded, Task
+from tsd_jax.tasks.task import Rewarded, Shaped, Task, as_prompts
 
 COUNTDOWN = Countdown(CountdownConfig(numbers=3))
 ENCODE = symbols.SymbolTokenizer().encode
@@ -21,20 +22,29 @@ PROMPT = np.array(ENCODE("5 12 2 = 58"))
 RESPONSE = np.array(ENCODE("12 * 5 60 60 - 2 58 <eos>"))
 
 
-def no_times(prompt_XP, response_XT, score):
-  times_X = jnp.any(response_XT == symbols.TIMES, axis=-1)
+def no_times(prompts, tokens_BGT, score):
+  times_X = jnp.any(tokens_BGT == symbols.TIMES, axis=-1)
   return score._replace(reward_X=jnp.where(times_X, 0.5, 1.0) * score.reward_X)
 
 
-def test_the_reward_is_changed_and_the_rest_is_the_tasks():
-  task = Rewarded(COUNTDOWN, no_times)
-  assert isinstance(task, Task) and hash(task) == hash(
-    Rewarded(COUNTDOWN, no_times)
+def rewarded(fn):
+  return Rewarded(COUNTDOWN, Shaped(COUNTDOWN.reward, fn))
+
+
+def scored(task, prompt_BP, response_BT):
+  """Scores a response to each prompt."""
+  scorer = Scorer(task.reward, task.eos_id)
+  return jax.jit(scorer)(
+    as_prompts(task, prompt_BP), jnp.asarray(response_BT)[:, None]
   )
+
+
+def test_the_reward_is_changed_and_the_rest_is_the_tasks():
+  task = rewarded(no_times)
+  assert isinstance(task, Task) and hash(task) == hash(rewarded(no_times))
   for name in ("vocab_size", "prompt_length", "response_length", "eos_id"):
     assert getattr(task, name) == getattr(COUNTDOWN, name)
-  rows = np.stack([RESPONSE] * 3)
-  score = jax.jit(task.score)(np.stack([PROMPT] * 3), rows)
+  score = scored(task, np.stack([PROMPT] * 3), np.stack([RESPONSE] * 3))
   np.testing.assert_allclose(score.reward_X, 0.5)
   assert np.all(score.correct_X)
   with pytest.raises(AttributeError, match="colour"):
@@ -47,18 +57,18 @@ def test_the_reward_is_changed_and_the_rest_is_the_tasks():
     (lambda p, r, s: s.reward_X, "return score._replace"),
     (
       lambda p, r, s: s._replace(reward_X=s.correct_X),
-      r"returned bool\[\]; expected floating\[\]",
+      r"of bool\[1, 1\]; expected floating\[1, 1\]",
     ),
     (
       lambda p, r, s: s._replace(reward_X=jnp.ones(r.shape)),
-      r"float32\[9\]; expected floating\[\]",
+      r"float32\[1, 1, 9\]; expected floating\[1, 1\]",
     ),
     (lambda p, r, s: s._replace(correct_X=s.reward_X), "expected bool"),
   ],
 )
 def test_what_is_no_score_is_refused(reward, words):
   with pytest.raises(ValueError, match=words):
-    Rewarded(COUNTDOWN, reward).score(PROMPT, RESPONSE)
+    scored(rewarded(reward), PROMPT[None], RESPONSE[None])
 
 
 def test_a_run_takes_any_task_config_and_nothing_else():

@@ -16,7 +16,7 @@ pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
 from tests import small_text
-from tests.grading import length, letters
+from tests.grading import length, letters, same
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
 from tsd_jax.base import config_json
@@ -24,9 +24,10 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.models import hf, text_tokenizer
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.planning import aot
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, train
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, as_prompts
 from tsd_jax.tasks.text import TextConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -92,8 +93,10 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
     ids = [*encode(text), eos]
     rows[:, i, : len(ids)] = ids
   rows[:, 4] = encode("a")[0]  # Unfinished.
-  prompts = np.stack([config.lines[i].prompt_P for i in (0, 1)])
-  score = jax.jit(task.score)(np.repeat(prompts[:, None], 6, axis=1), rows)
+  prompts = as_prompts(
+    task, np.stack([config.lines[i].prompt_P for i in (0, 1)])
+  )
+  score = jax.jit(Scorer(task.reward, eos))(prompts, rows)
   for i, word in enumerate(WORDS[:2]):
     expected = [
       sum(c in word for c in t) / max(1, len(t)) if t != "q" and j != 4 else 0.0
@@ -110,6 +113,22 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
   assert chat.endswith("assistant\nIt is") and WORDS[1] in chat
 
 
+def test_problems_that_share_their_text_are_graded_each_by_its_own(
+  model, tmp_path
+):
+  lines = [{"prompt": "Say", "word": word} for word in ("aa", "bb", "aa")]
+  config = configure(model, write(tmp_path / "p.jsonl", lines), reward=same)
+  assert len(config.lines) == 2  # A line that repeats another counts once.
+  task = config.make()
+  tokens_BGT = np.full((2, 2, 8), task.pad_id)
+  for g, word in enumerate(("aa", "bb")):
+    ids = [*task.tokenizer.encode(word), task.eos_id]
+    tokens_BGT[:, g, : len(ids)] = ids
+  prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
+  score = jax.jit(Scorer(task.reward, task.eos_id))(prompts, tokens_BGT)
+  np.testing.assert_array_equal(score.reward_X, np.eye(2))
+
+
 def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
   lines = [
     {"prompt": f"{how} {word}", "problem": word}
@@ -120,7 +139,7 @@ def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
   splits, seen = data.split_problems(config), []
   assert [len(splits[s]) for s in data.SPLITS] == [18, 8, 4]
   for split in data.SPLITS:
-    prompt_QP = data.load_problems(config, split, tmp_path / "data")
+    prompt_QP = data.load_problems(config, split, tmp_path / "data").tokens_BP
     forms = [config.canonical(prompt_P) for prompt_P in prompt_QP]
     assert sorted(forms) == sorted(splits[split])
     seen += forms
@@ -152,7 +171,6 @@ def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
     ([{"prompt": "a", "messages": []}], "it must be an object with"),
     ([{"prompt": "a"}, {"prompt": 3}], 'line 2: "prompt" is 3, no text'),
     ([{"prompt": "a" * 500}], "line 1: prompt 0 .* more than the prompt len"),
-    ([{"prompt": "a", "x": 1}, {"prompt": "a", "x": 2}], "lines 1 and 2 have"),
     ([{"prompt": "a", "solution": "z" * 99}], "the solution has"),
     ([], "holds no problems"),
   ],
@@ -250,13 +268,14 @@ def test_a_run_is_planned_without_its_host(model, tmp_path):
   assert result["fits"]
   # Afterwards the host is asked again.
   task = run.make_task()
-  prompt_BP = jnp.asarray(data.load_problems(run.task, "train")[:1])
-  response_BT = jnp.full((1, task.response_length), task.eos_id)
-  assert task.score(prompt_BP, response_BT).reward_X == 0
+  prompts = data.load_problems(run.task, "train")[:1]
+  tokens_B1T = jnp.full((1, 1, task.response_length), task.eos_id)
+  score = Scorer(task.reward, task.eos_id)(prompts, tokens_B1T)
+  assert score.reward_X == 0
 
 
 @pytest.mark.slow
-def test_lanes_of_a_text_task_are_the_runs_alone(model, tmp_path):
+def test_vmapped_runs_of_a_text_task_are_the_runs_alone(model, tmp_path):
   """A host's rewards are asked for all runs at a time."""
   file = write(tmp_path / "problems.jsonl", problems())
   run = small_text.experiment(str(model), file)
@@ -264,10 +283,10 @@ def test_lanes_of_a_text_task_are_the_runs_alone(model, tmp_path):
   runs = [dataclasses.replace(run, task=task, seed=seed) for seed in (0, 1)]
   together = [tmp_path / f"together{run.seed}" for run in runs]
   train.train_vmapped(runs, together)
-  for lane, folder in zip(runs, together, strict=True):
-    train.train(lane, tmp_path / f"alone{lane.seed}")
+  for one, folder in zip(runs, together, strict=True):
+    train.train(one, tmp_path / f"alone{one.seed}")
     mine, alone = map(
-      directory.read_rows, (folder, tmp_path / f"alone{lane.seed}")
+      directory.read_rows, (folder, tmp_path / f"alone{one.seed}")
     )
     for got, expected in zip(mine, alone, strict=True):
       assert got["ledger"] == expected["ledger"]

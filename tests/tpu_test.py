@@ -10,11 +10,11 @@ from flax import nnx
 
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
-from tsd_jax.inference import decode
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
 from tsd_jax.search import search as search_lib
+from tsd_jax.tasks.task import as_prompts
 
 pytestmark = pytest.mark.slow
 QUICK = {"xla_optimization_level": "EFFORT_O0"}
@@ -67,11 +67,9 @@ def test_a_search_compiles_for_tpu(settings):
   task = config.make_task()
 
   def search(params, prompt_BP):
-    model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
-    return search_lib.search(
-      model, task, prompt_BP, prefix, jax.random.key(0), config.search
-    )
+    model, prompts = nnx.merge(graphdef, params), as_prompts(task, prompt_BP)
+    key = jax.random.key(0)
+    return search_lib.search(model, task, prompts, key, config.search)
 
   prompt_BP = jax.ShapeDtypeStruct(
     (64, task.prompt_length), jnp.int32, sharding=sharding.over_prompts(mesh())

@@ -1,4 +1,4 @@
-"""Situations against every way to go on, and their trees against a heap."""
+"""States against every way to go on, and their trees against a heap."""
 
 import collections
 import dataclasses
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.flat_search import flat_search
 from tests.search_test import (
   EOS,
   PAD,
@@ -21,15 +22,14 @@ from tests.search_test import (
   model,
   next_log_prob,
 )
-from tsd_jax.inference import decode
 from tsd_jax.models import symbols
+from tsd_jax.rewards.reward import Score
 from tsd_jax.search import search as search_lib
 from tsd_jax.search import transpositions
-from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
-from tsd_jax.tasks.task import Rewarded, Score
+from tsd_jax.tasks.task import Rewarded, Shaped, as_prompts
 
 encode = symbols.SymbolTokenizer().encode
 SMALL = dict(max_number=4, max_target=20)
@@ -84,11 +84,11 @@ def test_what_has_come_to_the_same_is_judged_alike_ever_after(game):
     ]
   )
   prompt_MP = np.broadcast_to(prompt_P, (len(length_M), len(prompt_P)))
-  situation_MK = np.asarray(
+  state_key_QZ = np.asarray(
     jax.jit(task.state_key)(prompt_MP, begun_MT, length_M)
   )
   groups = collections.defaultdict(dict)
-  for i, key in enumerate(map(tuple, situation_MK)):
+  for i, key in enumerate(map(tuple, state_key_QZ)):
     groups[key].setdefault(tuple(begun_MT[i]), i)
   # What follows the longer of two responses, after both.
   rng, ways_M2T = np.random.default_rng(1), []
@@ -133,13 +133,13 @@ def test_the_numbers_left_are_all_that_counts():
           yield from ways([*rest, r], [*tokens, *step], steps - 1)
 
   found = list(ways([1, 2, 2, 3], [], 2))
-  situation_NK = task.state_key(
+  state_key_QZ = task.state_key(
     np.tile(prompt, (len(found), 1)),
     np.array([fill(t, task.response_length) for _, t in found]),
     np.array([len(t) for _, t in found]),
   )
-  hash_N = np.asarray(transpositions.hashed(situation_NK)).tolist()
-  state_keys = list(map(tuple, np.asarray(situation_NK)))
+  hash_N = np.asarray(transpositions.hashed(state_key_QZ)).tolist()
+  state_keys = list(map(tuple, np.asarray(state_key_QZ)))
   left = [numbers for numbers, _ in found]
   assert len(left) > 10 * len(set(left))
   for keys in (state_keys, hash_N):
@@ -149,14 +149,15 @@ def test_the_numbers_left_are_all_that_counts():
 
 
 def test_a_reward_of_ones_own_merges_nothing():
-  def length(prompt_XP, response_XT, score):
-    del prompt_XP
-    longest = response_XT.shape[-1]
+  def length(prompts, tokens_BGT, score):
+    del prompts
+    longest = tokens_BGT.shape[-1]
     return score._replace(reward_X=score.reward_X / longest)
 
   task = CountdownConfig().make()
   assert task.state_key is not None
-  assert Rewarded(task, length).state_key is None
+  shaped = Rewarded(task, Shaped(task.reward, length))
+  assert shaped.state_key is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +200,13 @@ def last(path):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _search(prompt_BP, task, config):
-  prefix = decode.prefill(model(), prompt_BP)
-  return search_lib.search(
-    model(), task, prompt_BP, prefix, jax.random.key(0), config
-  )
+  prompts = as_prompts(task, prompt_BP)
+  return search_lib.search(model(), task, prompts, jax.random.key(0), config)
 
 
 @pytest.mark.parametrize("task, state_key", [(Bag(), bag), (Last(), last)])
-def test_a_situation_is_looked_at_once(task, state_key):
-  config = SearchConfig(
+def test_a_state_is_looked_at_once(task, state_key):
+  config = flat_search(
     num_simulations=40,
     num_candidates=5,
     stop_when_solved=False,
@@ -225,7 +224,7 @@ def test_a_situation_is_looked_at_once(task, state_key):
         if token == EOS:
           continue
         step = log_prob[token] - log_prob.max()
-        key = discrepancy + step + config.epsilon * len(path)
+        key = discrepancy + step + config.rule.epsilon * len(path)
         entry = (*path, int(token)), discrepancy + step
         heapq.heappush(heap, (-key, next(ticket), entry))
 
@@ -252,12 +251,12 @@ def test_a_situation_is_looked_at_once(task, state_key):
   "task, settings",
   [
     (Bag(), {}),
-    (Bag(), dict(rule="puct", leaf="rollout", transpositions=True)),
+    (Bag(), dict(rule="puct", leaf="rollout")),
     (Hash(), dict(transpositions=True)),
   ],
 )
 def test_nothing_is_merged_unasked(task, settings):
-  config = SearchConfig(num_simulations=4, **settings)
+  config = flat_search(num_simulations=4, **settings)
   nodes = jax.eval_shape(
     lambda p: _search(p, task, config).tree.embeddings, PROMPTS
   )

@@ -13,9 +13,10 @@ from tsd_jax.learning import memory
 from tsd_jax.run import train
 
 
-def easy(prompt_XP, response_XT, score):
+def easy(prompts, tokens_BGT, score):
   """Every third first token is right: the toy model has something to learn."""
-  correct_X = response_XT[..., 0] % 3 == 0
+  del prompts
+  correct_X = tokens_BGT[..., 0] % 3 == 0
   return score._replace(
     reward_X=correct_X.astype(score.reward_X.dtype), correct_X=correct_X
   )
@@ -26,7 +27,7 @@ def config(**changes):
   return override(base, changes)
 
 
-LANES = [
+RUNS = [
   config(seed="0"),
   config(seed="1", **{"optimizer.learning_rate": "1e-2"}),
 ]
@@ -54,20 +55,20 @@ def close(got, expected):
 def folders(tmp_path_factory):
   """The runs alone, and together."""
   root = tmp_path_factory.mktemp("runs")
-  for lane in LANES:
-    train.train(lane, root / "alone" / str(lane.seed))
-  together = [root / "together" / str(lane.seed) for lane in LANES]
-  train.train_vmapped(LANES, together)
+  for one in RUNS:
+    train.train(one, root / "alone" / str(one.seed))
+  together = [root / "together" / str(one.seed) for one in RUNS]
+  train.train_vmapped(RUNS, together)
   return root
 
 
 @pytest.mark.slow
-def test_a_lane_is_the_run_alone(folders):
-  found = [rows(folders / "together" / str(lane.seed)) for lane in LANES]
-  for lane, mine in zip(LANES, found, strict=True):
-    close(mine, rows(folders / "alone" / str(lane.seed)))
-    assert (folders / "together" / str(lane.seed) / "report.html").exists()
-  assert all(lane[-1]["reward"] > 0 for lane in found)
+def test_a_vmapped_run_is_the_run_alone(folders):
+  found = [rows(folders / "together" / str(one.seed)) for one in RUNS]
+  for one, mine in zip(RUNS, found, strict=True):
+    close(mine, rows(folders / "alone" / str(one.seed)))
+    assert (folders / "together" / str(one.seed) / "report.html").exists()
+  assert all(one[-1]["reward"] > 0 for one in found)
   # Not the same run twice.
   assert found[0][-1]["loss"] != pytest.approx(found[1][-1]["loss"])
 
@@ -77,16 +78,16 @@ def test_a_lane_is_the_run_alone(folders):
   "lost", [((), (6,)), ((6,), (6,)), ((6,), (4, 6))],
   ids=["one is finished", "both at 4", "at 4 and at 0"],
 )  # fmt: skip
-def test_lanes_that_were_stopped_all_end(folders, tmp_path, lost):
+def test_runs_that_were_stopped_all_end(folders, tmp_path, lost):
   root = tmp_path / "runs"
   shutil.copytree(folders / "together", root)
-  places = [root / str(lane.seed) for lane in LANES]
+  places = [root / str(one.seed) for one in RUNS]
   for place, steps in zip(places, lost, strict=True):
     for step in steps:
       shutil.rmtree(place / "checkpoints" / str(step))
       (place / "report.html").unlink(missing_ok=True)
   before = (places[0] / "metrics.jsonl").read_bytes()
-  found = train.train_vmapped(LANES, places)
+  found = train.train_vmapped(RUNS, places)
   assert found == [rows(place)[-1]["eval"] for place in places]
   for place, steps in zip(places, lost, strict=True):
     close(rows(place), rows(folders / "alone" / place.name))
@@ -111,15 +112,15 @@ def test_runs_of_other_programs_are_refused(change, words, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_lanes_want_one_device(tmp_path):
+def test_vmapped_runs_want_one_device(tmp_path):
   runs = [config(seed=seed, **{"mesh.data": "2"}) for seed in ("0", "1")]
   with pytest.raises(ValueError, match="a mesh of one device"):
     train.train_vmapped(runs, [tmp_path / "0", tmp_path / "1"])
 
 
-def test_memory_is_counted_for_all_lanes():
-  lane = dataclasses.replace(LANES[0], iterations=2)
-  arguments = (lane.model, lane.make_task(), lane.learner_config(), lane.mesh)
+def test_memory_is_counted_for_all_runs():
+  one = dataclasses.replace(RUNS[0], iterations=2)
+  arguments = (one.model, one.make_task(), one.learner_config(), one.mesh)
 
   def fits(there, runs):
     try:

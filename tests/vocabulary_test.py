@@ -113,8 +113,8 @@ def test_no_loop_brings_a_vocabulary_together():
   config = config_lib.override(
     small_experiment.get_config(), {"mesh.data": "2", "mesh.tensor": "2"}
   )
-  chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
-  program = hlo.Program(chunk.lower(*shapes).compile().as_text())
+  train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
+  program = hlo.Program(train_loop.lower(*shapes).compile().as_text())
   rows = config.rollout.prompts * config.learner_config().rollout.group // 2
   whole = 4 * rows * config.model.vocab_size
   gathers = [

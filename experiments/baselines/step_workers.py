@@ -74,8 +74,9 @@ def make_case(vocab_size: int, length: int, steps: int):
   from experiments.benchmarks.shapes import Unsolved
   from tsd_jax.inference.rollout import RolloutConfig
   from tsd_jax.learning import methods
+  from tsd_jax.learning.config import LossConfig, OptimizerConfig
+  from tsd_jax.rewards.reward import Score
   from tsd_jax.search.config import SearchConfig
-  from tsd_jax.tasks.task import Score
 
   class Low(Unsolved):
     """Responses of low tokens; none ever ends."""
@@ -93,8 +94,8 @@ def make_case(vocab_size: int, length: int, steps: int):
     rollout=RolloutConfig(
       prompts=PROMPTS, samples=_GROUP, forks=0, baseline_prompts=PROMPTS
     ),
-    loss=methods.LossConfig(champion_weight=0.0),
-    optimizer=methods.OptimizerConfig(minibatches=1, learning_rate=1e-5),
+    loss=LossConfig(champion_weight=0.0),
+    optimizer=OptimizerConfig(minibatches=1, learning_rate=1e-5),
   )
   config = methods.resolve(
     "grpo",
@@ -173,45 +174,43 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   import numpy as np
   from flax import nnx
 
-  from tsd_jax.inference import decode
-  from tsd_jax.inference.rollout import rollout
   from tsd_jax.learning import iteration
+  from tsd_jax.learning.update import Frozen
   from tsd_jax.models import transformer
+  from tsd_jax.tasks.task import as_prompts
 
   case = make_case(work["vocab_size"], work["length"], work["steps"])
   task, config = case.make_task(), case.learner_config()
   graphdef, params = transformer.create(model_config(work["shape"]), 0)
-  reference = jax.tree.map(jnp.copy, params)
+  frozen = Frozen(jax.tree.map(jnp.copy, params))
   state = iteration.init_state(config, params)
   del params  # The loop holds them while it runs.
-  chunk = iteration.make_train_loop(graphdef, task, config)
+  train_loop = iteration.make_train_loop(graphdef, task, config)
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   key = jax.random.key(case.seed)
-  prompts = np.array(work["prompts"], np.int32).reshape(
-    work["steps"], 1, PROMPTS, work["length"]
+  tokens_IBP = np.array(work["prompts"], np.int32).reshape(
+    work["steps"], PROMPTS, work["length"]
   )
+  prompts = [as_prompts(task, tokens_BP) for tokens_BP in tokens_IBP]
   clock.step_ended()
-  for prompt_1BP in prompts:
-    state, metrics = chunk(
-      state, jnp.asarray(prompt_1BP), reference, hyper, key
-    )
+  for batch in prompts:
+    one = jax.tree.map(lambda a: a[None], batch)
+    state, metrics = train_loop(state, one, frozen, hyper, key)
     metrics = jax.device_get(metrics)
     clock.step_ended()
   figures = clock.figures()
 
   @jax.jit
-  def sample(params, prompt_BP):
-    model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
-    return rollout(model, task, prompt_BP, prefix, key, config.rollout)
+  def sample(params, prompts):
+    return config.rollout(nnx.merge(graphdef, params), task, prompts, key)
 
   alone = Clock()
   timed = alone.samples(
-    lambda prompt_BP: jax.block_until_ready(sample(state.params, prompt_BP))
+    lambda prompts: jax.block_until_ready(sample(state.params, prompts))
   )
-  for (prompt_BP,) in prompts:
+  for batch in prompts:
     alone.step_ended()
-    timed(prompt_BP)
+    timed(batch)
   alone.step_ended()
   return figures | {"rollout_seconds": alone.figures()["rollout_seconds"]}
 

@@ -113,7 +113,7 @@ def run(config, folder: pathlib.Path):
     side_by_side.save_start(config, folder),
     folder,
     settings(config),
-    data.load_problems(config.task, "train"),
+    data.load_problems(config.task, "train").tokens_BP,
     side_by_side.make_reward(config.make_task()),
     lambda steps: meter.step_ended(steps),
   )

@@ -244,7 +244,9 @@ def run(config, folder: pathlib.Path):
       key = jax.random.fold_in(jax.random.PRNGKey(config.seed), number)
       rollout.seed = key
       (prompts,) = problems.next_batches(1)
-      yield {"prompts": np.array([tokenizer.decode(p) for p in prompts])}
+      yield {
+        "prompts": np.array([tokenizer.decode(p) for p in prompts.tokens_BP])
+      }
 
   train(config, cluster, mesh, reward, batches())
   meter.step_ended(steps)

@@ -7,7 +7,7 @@ the rows beside it in a batch.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ import mctx
 import numpy as np
 from flax import nnx
 
-from tsd_jax.base.types import Array
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Array, Prompts
 from tsd_jax.run import evaluation
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.rules import PUCT, Rule
 from tsd_jax.tasks.task import Task
 
 _SAMPLES = 64  # Of a prompt in one call.
@@ -32,7 +32,7 @@ class Policy(NamedTuple):
   graphdef: Any
   params: Any
   task: Task
-  prompt_QP: np.ndarray
+  prompts: Prompts
 
 
 class Spent(NamedTuple):
@@ -60,7 +60,7 @@ def sample(
     Forwards of plain sampling; `other_N`: with a prefix cache, which pays for
     no prefix twice.
   """
-  N, task = len(policy.prompt_QP), policy.task
+  N, task = len(policy.prompts), policy.task
   plain_N, cached_N = np.zeros(N), np.zeros(N)
   solved_Q, seen = np.zeros(N, bool), [set() for _ in range(N)]
   left, samples = np.arange(N), 0
@@ -73,7 +73,7 @@ def sample(
           policy.graphdef,
           policy.params,
           task,
-          policy.prompt_QP[np.resize(prompts, min(N, _PROMPTS))],
+          policy.prompts[np.resize(prompts, min(N, _PROMPTS))],
           draw_key,
           jnp.float32(temperature),
           samples=_SAMPLES,
@@ -119,44 +119,39 @@ def count_forwards(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shipped:
-  """A policy of mctx with all of its defaults, as a rule."""
+class Shipped(Rule):
+  """A policy of mctx with all of its defaults, as a rule.
 
-  policy: Any
+  Attributes:
+    policy: "puct" is MuZero's, "gumbel" Gumbel MuZero's.
+  """
 
-  def run(
-    self, key, root, recurrent_fn, *, num_simulations, max_depth, loop_fn, loop
-  ):
-    """Searches."""
-    del loop
-    return self.policy(
+  stop_when_solved: bool = False
+  policy: Literal["puct", "gumbel"] = "puct"
+
+  def run(self, key, root, recurrent_fn, budget):
+    """Searches without our changes."""
+    policies = dict(puct=mctx.muzero_policy, gumbel=mctx.gumbel_muzero_policy)
+    return policies[self.policy](
       params=(),
       rng_key=key,
       root=root,
       recurrent_fn=recurrent_fn,
-      num_simulations=num_simulations,
-      max_depth=max_depth,
-      loop_fn=loop_fn,
+      num_simulations=budget.num_simulations,
+      max_depth=budget.max_depth,
+      loop_fn=budget.loop_fn,
     ).search_tree
 
-
-class ShippedSearch(SearchConfig):
-  """A search by `puct` or `gumbel` as mctx ships them."""
-
-  def make_rule(self, prompts=None):
-    """MuZero's or Gumbel MuZero's policy without our changes."""
-    del prompts
-    policies = dict(puct=mctx.muzero_policy, gumbel=mctx.gumbel_muzero_policy)
-    return _Shipped(policies[self.rule])
+  def improved(self, tree):
+    """Visit frequencies."""
+    return PUCT().improved(tree)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
-def _search(graphdef, params, task: Task, prompt_BP, key, *, config):
+def _search(graphdef, params, task: Task, prompts, key, *, config):
   """Searches; forwards made and needed until solved, B each."""
   model = nnx.merge(graphdef, params)
-  result = search_lib.search(
-    model, task, prompt_BP, decode.prefill(model, prompt_BP), key, config
-  )
+  result = search_lib.search(model, task, prompts, key, config)
   return forwards_to_solve(result.tree, task, config)
 
 
@@ -220,7 +215,7 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
   Returns:
     Forwards made; `other_N`: without those of end tokens.
   """
-  N, found = len(policy.prompt_QP), []
+  N, found = len(policy.prompts), []
   for start in range(0, N, _PROMPTS):
     key, search_key = jax.random.split(key)
     prompts = np.arange(start, start + min(N, _PROMPTS)) % N
@@ -229,7 +224,7 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
         policy.graphdef,
         policy.params,
         policy.task,
-        policy.prompt_QP[prompts],
+        policy.prompts[prompts],
         search_key,
         config=config,
       )

@@ -91,13 +91,19 @@ class Exam:
   def __call__(self, graphdef, params) -> dict[str, float]:
     """Perplexity and accuracy."""
     from tsd_jax.run import evaluation
+    from tsd_jax.tasks.task import as_prompts
 
+    prompt_QP, response_QT = self._examples
     found = evaluation.evaluate(
       graphdef, params, self._task, self._problems, self._mode, seed=1
     )[self._mode]
     return {
       "perplexity": evaluation.perplexity(
-        graphdef, params, self._task, *self._examples
+        graphdef,
+        params,
+        self._task,
+        as_prompts(self._task, prompt_QP),
+        response_QT,
       ),
       self._mode: found["accuracy"],
     }

@@ -25,12 +25,21 @@ from flax import nnx
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.table import Table
 from tsd_jax.base import config as config_lib
+from tsd_jax.learning.update import Frozen
+from tsd_jax.tasks.task import as_prompts
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def repeated(prompts, iterations):
+  """The same batch of prompts for several iterations."""
+  return jax.tree.map(
+    lambda a: jnp.broadcast_to(a, (iterations, *a.shape)), prompts
+  )
 
 
 def compiled_size(config, graphdef, params, task, iterations):
@@ -40,13 +49,21 @@ def compiled_size(config, graphdef, params, task, iterations):
   learner_config = config.learner_config()
   state = iteration.init_state(learner_config, params)
   hyper = {k: jnp.float32(v) for k, v in learner_config.hyper.items()}
-  shape = (iterations, learner_config.prompts, task.prompt_length)
-  chunk = iteration.make_train_loop(graphdef, task, learner_config)
+  prompts = jax.eval_shape(
+    lambda: repeated(
+      as_prompts(
+        task,
+        jnp.zeros((learner_config.prompts, task.prompt_length), jnp.int32),
+      ),
+      iterations,
+    )
+  )
+  train_loop = iteration.make_train_loop(graphdef, task, learner_config)
   key = jax.random.key(0)
   jax.clear_caches()  # The loop was compiled before, to be timed.
   start = time.perf_counter()
-  compiled = chunk.lower(
-    state, jax.ShapeDtypeStruct(shape, jnp.int32), params, hyper, key
+  compiled = train_loop.lower(
+    state, prompts, Frozen(params), hyper, key
   ).compile()
   took = time.perf_counter() - start
   return took, compiled.as_text().count(" = ")
@@ -64,11 +81,11 @@ def host_loop(config):
   make, times = iteration.make_train_loop, []
 
   def make_timed(*args):
-    chunk = make(*args)
+    train_loop = make(*args)
 
     def run(*args):
       start = time.perf_counter()
-      result = jax.block_until_ready(chunk(*args))
+      result = jax.block_until_ready(train_loop(*args))
       times.append(time.perf_counter() - start)
       return result
 
@@ -82,7 +99,7 @@ def host_loop(config):
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
   rows = map(json.loads, lines)
   stamps = [row["seconds"] for row in rows if "seconds" in row]
-  # The row before the first chunk, and the first, which compiles, are left out.
+  # The row before the first call, and the first, which compiles, are left out.
   return stamps[-1] - stamps[1], sum(times[1:])
 
 
@@ -94,7 +111,7 @@ class Setup(NamedTuple):
   task: Any
   graphdef: Any
   params: Any
-  prompt_QP: Any
+  prompts: Any
   repeats: int
 
   def seconds(self, function):
@@ -109,64 +126,60 @@ def set_up(config, repeats):
 
   learner = config.learner_config()
   graphdef, params = initial_params(config)
-  prompt_QP = data.load_problems(config.task, "train")[: learner.prompts]
+  prompts = data.load_problems(config.task, "train")[: learner.prompts]
   return Setup(
     config,
     learner,
     config.make_task(),
     graphdef,
     params,
-    jnp.asarray(prompt_QP),
+    jax.tree.map(jnp.asarray, prompts),
     repeats,
   )
 
 
 def time_parts(setup):
   """Seconds of search, rollouts and update; token rows that the search ran."""
-  from tsd_jax.inference import decode
-  from tsd_jax.inference.rollout import rollout
-  from tsd_jax.learning import iteration, objective
+  from tsd_jax.learning import iteration
+  from tsd_jax.learning import update as update_lib
 
-  config, learner, task, graphdef, params, prompt_QP, _ = setup
-  prompt_BP = prompt_QP[: learner.rollout.prompts]
+  config, learner, task, graphdef, params, prompts, _ = setup
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
+  program = iteration.Program(graphdef, None, task, learner, None)
+  state = iteration.init_state(learner, params)
 
   @jax.jit
-  def search(params, prompt_QP):
-    return iteration.search_phase(
-      graphdef, params, task, prompt_QP, key, learner
+  def search(params, prompts):
+    return iteration.search_phase(program, params, prompts, Frozen(params), key)
+
+  @jax.jit
+  def sample(state, prompts):
+    return iteration.sample_phase(
+      program, state, prompts, Frozen(state.params), key
     )
 
-  @jax.jit
-  def sample(params, prompt_BP):
-    model = nnx.merge(graphdef, params)
-    prefix = decode.prefill(model, prompt_BP)
-    return rollout(model, task, prompt_BP, prefix, key, learner.rollout)
-
-  responses, _ = sample(params, prompt_BP)
-  found, searched, _ = search(params, prompt_QP)
-  advantage_BGT, return_BGT = iteration.advantages(responses, learner)
-  distilled = iteration.choose_distillation_batch(
-    key, prompt_QP, found, learner.distilled_prompts
-  )
-  batch = objective.Batch(
-    prompt_BP, responses, advantage_BGT, return_BGT, distilled
-  )
-  opt_state = objective.make_optimizer(learner).init(params)
+  own = prompts[: learner.rollout.prompts]
+  responses, *_ = sample(state, own)
+  found, searched, _ = search(params, prompts)
+  batch = iteration.make_batch(
+    program, own, responses,
+    iteration.choose_distillation_batch(key, prompts, found, learner),
+  )  # fmt: skip
 
   @jax.jit
   def update(params, batch):
-    return objective.update(
-      graphdef, (params, opt_state), params, batch, key, hyper, learner
-    )
+    return update_lib.update(
+      graphdef, (params, state.opt_state), Frozen(params), batch, key, hyper,
+      learner,
+    )  # fmt: skip
 
   parts = {
-    "search": setup.seconds(lambda: search(params, prompt_QP)),
-    "rollouts": setup.seconds(lambda: sample(params, prompt_BP)),
+    "search": setup.seconds(lambda: search(params, prompts)),
+    "rollouts": setup.seconds(lambda: sample(state, own)),
     "update": setup.seconds(lambda: update(params, batch)),
   }
-  return parts, int(searched)
+  return parts, int(searched.forwards)
 
 
 def time_floors(setup, searched):
@@ -176,11 +189,11 @@ def time_floors(setup, searched):
     setup: the experiment.
     searched: token rows of the search.
   """
-  config, learner, task, graphdef, params, prompt_QP, repeats = setup
+  config, learner, task, graphdef, params, prompts, repeats = setup
   floor = functools.partial(
     floor_seconds, nnx.merge(graphdef, params), repeats=repeats
   )
-  Q, B, C = len(prompt_QP), learner.rollout.prompts, learner.distilled_prompts
+  Q, B, C = len(prompts), learner.rollout.prompts, learner.distilled_prompts
   M, P, T = config.loss.champions, task.prompt_length, task.response_length
   o, r = config.optimizer, learner.rollout
   forks, trees = r.group - r.samples, min(config.search.trees, Q)
@@ -202,16 +215,16 @@ def time_whole(setup):
   """Seconds of an iteration of the whole loop."""
   from tsd_jax.learning import iteration
 
-  config, learner, task, graphdef, params, prompt_QP, _ = setup
-  chunk = iteration.make_train_loop(graphdef, task, learner)
+  config, learner, task, graphdef, params, prompts, _ = setup
+  train_loop = iteration.make_train_loop(graphdef, task, learner)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   calls = config.iterations_per_call
-  prompt_IQP = jnp.broadcast_to(prompt_QP, (calls, *prompt_QP.shape))
+  prompts = repeated(prompts, calls)
 
   def whole():
     # The loop donates its state.
     state = iteration.init_state(learner, jax.tree.map(jnp.copy, params))
-    return chunk(state, prompt_IQP, params, hyper, jax.random.key(0))
+    return train_loop(state, prompts, Frozen(params), hyper, jax.random.key(0))
 
   return setup.seconds(whole) / calls
 

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import compiled_searches, searches
-from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
+from experiments.benchmarks.compiled_searches import Policy, Shipped
 from experiments.benchmarks.prefixes import Path, Prefixes
 from experiments.benchmarks.searches import Search, Shape
+from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.rules import PUCT, Gumbel
 
 SAMPLING = ("best_of_n", "cached_sampling")
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.3)
@@ -91,18 +93,20 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
       the others make those of a rollout as well.
   """
   most = max(budget // 4, min(SIMULATIONS))
-  best_first = dict(rule="best_first", num_simulations=budget)
+  best_first = dict(num_simulations=budget)
   table: dict[str, dict[str, SearchConfig]] = {
     "best_first_plain": {"": SearchConfig(**best_first)},
-    "best_first": {"": SearchConfig(**best_first, transpositions=True)},
+    "best_first": {
+      "": SearchConfig(BestFirst(transpositions=True), **best_first)
+    },
     "best_first_value": {
       f"{beta}": SearchConfig(
-        **best_first, transpositions=True, leaf="value", beta=beta
+        BestFirst(transpositions=True, beta=beta), **best_first, leaf="value"
       )
       for beta in BETAS
     },
   }
-  steps = dict(rule="best_first", step_tokens=STEP)
+  steps = dict(step_tokens=STEP)
   table["steps"] = {
     f"{a} by {prior}": SearchConfig(
       **steps,
@@ -115,24 +119,31 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
   }
   table["steps_lazy"] = {
     f"{a}": SearchConfig(
-      **steps, num_simulations=budget // STEP, num_candidates=a, lazy=True
+      BestFirst(lazy=True),
+      **steps,
+      num_simulations=budget // STEP,
+      num_candidates=a,
     )
     for a in PLACES
   }
-  for rule, counts in (("puct", (most,)), ("gumbel", SIMULATIONS)):
-    for kind, name in ((ShippedSearch, rule), (SearchConfig, f"{rule}_tuned")):
-      table[name] = {
-        f"{n} at {t}": kind(
-          rule=rule,
-          leaf="rollout",
-          stop_when_solved=False,
-          num_simulations=n,
-          rollout_temperature=t,
-        )
-        for n in counts
-        if n <= most
-        for t in ROLLOUTS
-      }
+  rules = {
+    "puct": (Shipped(policy="puct"), (most,)),
+    "puct_tuned": (PUCT(stop_when_solved=False), (most,)),
+    "gumbel": (Shipped(policy="gumbel"), SIMULATIONS),
+    "gumbel_tuned": (Gumbel(stop_when_solved=False), SIMULATIONS),
+  }
+  for name, (rule, counts) in rules.items():
+    table[name] = {
+      f"{n} at {t}": SearchConfig(
+        rule,
+        leaf="rollout",
+        num_simulations=n,
+        rollout_temperature=t,
+      )
+      for n in counts
+      if n <= most
+      for t in ROLLOUTS
+    }
   return table
 
 
@@ -167,11 +178,11 @@ class Measurer:
     """
     self._policy, self._repeats = policy, repeats
     self._value_trained = value_trained
-    self._prompt_length = policy.prompt_QP.shape[1]
+    self._prompt_length = policy.prompts.tokens_BP.shape[1]
     self._budget = budget - self._prompt_length
     value = None
     if oracle is not None:
-      value = lambda n: oracle(policy.prompt_QP[n])  # noqa: E731
+      value = lambda n: oracle(policy.prompts.tokens_BP[n])  # noqa: E731
     shape = Shape(policy.task.response_length, policy.task.eos_id)
     self._classics = classics(shape, value)
     self._trees = trees(self._budget)
@@ -248,7 +259,7 @@ class Measurer:
     )
 
   def _classic(self, settings, draws):
-    spent, N = [], len(self._policy.prompt_QP)
+    spent, N = [], len(self._policy.prompts)
     seeds = range(self._repeats if draws else 1)
     for z, make in enumerate(settings.values()):
       self._prefixes.forget(_KEPT)
@@ -266,7 +277,7 @@ class Measurer:
   @functools.cached_property
   def _prefixes(self):
     p = self._policy
-    return Prefixes(p.graphdef, p.params, p.prompt_QP, p.task.response_length)
+    return Prefixes(p.graphdef, p.params, p.prompts, p.task.response_length)
 
   @functools.cached_property
   def _score(self):
@@ -275,13 +286,14 @@ class Measurer:
   def _correct(self, pairs):
     """Scores (prompt, answer) pairs in calls of a fixed shape."""
     task, size, found = self._policy.task, 256, []
+    asked_QP = self._policy.prompts.tokens_BP
     for start in range(0, len(pairs), size):
       part = pairs[start : start + size]
       tokens_XT = np.full((size, task.response_length), task.pad_id, np.int32)
-      prompt_XP = np.repeat(self._policy.prompt_QP[:1], size, axis=0)
+      prompt_XP = np.repeat(asked_QP[:1], size, axis=0)
       for i, (prompt, path) in enumerate(part):
         tokens_XT[i, : len(path)] = path
-        prompt_XP[i] = self._policy.prompt_QP[prompt]
+        prompt_XP[i] = asked_QP[prompt]
       right_X = np.asarray(self._score(prompt_XP, tokens_XT))
       found += right_X[: len(part)].tolist()
     return found

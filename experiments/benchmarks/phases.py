@@ -21,9 +21,11 @@ from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.search import Case, Size
 from experiments.benchmarks.table import Table
 from tsd_jax.base import config as config_lib
-from tsd_jax.inference import decode
-from tsd_jax.inference.rollout import rollout
-from tsd_jax.learning import iteration, objective
+from tsd_jax.inference import sampling
+from tsd_jax.inference.prefill import repeat_rows
+from tsd_jax.learning import iteration
+from tsd_jax.learning import update as update_lib
+from tsd_jax.learning.update import Frozen
 
 
 def rollouts(
@@ -32,12 +34,12 @@ def rollouts(
   """Notes tokens a second of sampling."""
   case, rows = Case(size, prompts), prompts * group
 
-  def run(model, prompt_BP, prefix):
-    del prompt_BP
-    sampled = decode.sample(
+  def run(model, prompts_of, prefix):
+    del prompts_of
+    sampled = sampling.sample(
       model,
-      decode.repeat_rows(prefix, group),
-      decode.row_keys(jax.random.key(2), prompts, group),
+      repeat_rows(prefix, group),
+      sampling.row_keys(jax.random.key(2), prompts, group),
       length=size.length,
       eos_id=case.task.eos_id,
       pad_id=case.task.pad_id,
@@ -60,23 +62,32 @@ def update(name: str, size: Size, table: Table, repeats: int) -> None:
   task, config = step.make_task(), step.learner_config()
   B, G = config.rollout.prompts, config.rollout.group
   case = Case(size, B)
-  opt_state = objective.make_optimizer(config).init(case.params)
+  opt_state = update_lib.make_optimizer(config).init(case.params)
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   key = jax.random.key(3)
 
-  @jax.jit
-  def sample(model, prompt_BP, prefix):
-    return rollout(model, task, prompt_BP, prefix, key, config.rollout)
+  program = iteration.Program(case.graphdef, None, task, config, None)
+  state, frozen = iteration.init_state(config, case.params), Frozen(case.params)
 
-  responses, _ = sample(case.model, case.prompt_BP, case.prefix)
-  batch = objective.Batch(
-    case.prompt_BP, responses, *iteration.advantages(responses, config), None
-  )
+  @jax.jit
+  def sample(state, frozen, prompts):
+    responses, _, _ = iteration.sample_phase(
+      program, state, prompts, frozen, key
+    )
+    return iteration.make_batch(program, prompts, responses, None)
+
+  batch = sample(state, frozen, case.prompts)
 
   @jax.jit
   def run(params, opt_state, batch):
-    return objective.update(
-      case.graphdef, (params, opt_state), params, batch, key, hyper, config
+    return update_lib.update(
+      case.graphdef,
+      (params, opt_state),
+      Frozen(params),
+      batch,
+      key,
+      hyper,
+      config,
     )
 
   took = seconds(lambda: run(case.params, opt_state, batch), repeats)

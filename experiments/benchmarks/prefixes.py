@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsd_jax.inference import decode
+from tsd_jax.base.types import Prompts
+from tsd_jax.inference.prefill import prefill
 from tsd_jax.models.transformer import KV, Segment
 
 Path = tuple[int, ...]  # Response tokens.
@@ -33,10 +34,10 @@ def _pack(kv: KV):
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _prefill(graphdef, params, prompt_BP):
+def _prefill(graphdef, params, prompts: Prompts):
   """Log-probabilities of the first token, and the prompts' keys."""
   model = nnx.merge(graphdef, params)
-  prefix = decode.prefill(model, prompt_BP)
+  prefix = prefill(model, prompts)
   log_prob_BV = jax.nn.log_softmax(model.logits(prefix.x_BD))
   (prompt,) = prefix.segments
   return log_prob_BV, _pack(prompt.kv)
@@ -63,20 +64,19 @@ class Prefixes:
   `chain` the positions of the whole prefix.
   """
 
-  def __init__(self, graphdef, params, prompt_QP, response_length: int):
+  def __init__(self, graphdef, params, prompts: Prompts, response_length: int):
     """Runs the prompts.
 
     Args:
       graphdef: structure of the model.
       params: its parameters.
-      prompt_QP: prompts, as many as wanted.
+      prompts: as many as wanted, all of P tokens.
       response_length: the longest path.
     """
     self._model = graphdef, params
-    prompt_QP = np.asarray(prompt_QP)
-    N, P = prompt_QP.shape
+    N, P = prompts.tokens_BP.shape
     self._prompt_length, self._length = P, P + response_length
-    log_prob_NV, kv_NPC = jax.device_get(_prefill(*self._model, prompt_QP))
+    log_prob_NV, kv_NPC = jax.device_get(_prefill(*self._model, prompts))
     self._kv = kv_NPC.reshape(N * P, -1)
     self._log_prob = np.repeat(log_prob_NV, P, axis=0)
     self._chain = np.full((N * P, self._length), -1, np.int32)

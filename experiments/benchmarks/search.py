@@ -38,11 +38,14 @@ from experiments.benchmarks.shapes import Unsolved
 from experiments.benchmarks.table import Table
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import Array
-from tsd_jax.inference import decode
+from tsd_jax.inference.prefill import prefill
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.transformer import KV, ModelConfig, Segment, Transformer
 from tsd_jax.search import search as search_lib
+from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.rules import PUCT
+from tsd_jax.tasks.task import as_prompts
 
 # A test process imports several scripts with flags of these names.
 _SHAPES = flags.DEFINE_list(
@@ -133,13 +136,16 @@ class Case:
     self.graphdef, self.length = graphdef, size.length
     self.task = Unsolved(size.model.vocab_size, size.length, size.length)
     shape = (trees, size.length)
-    self.prompt_BP = jax.random.randint(
-      jax.random.key(1), shape, 1, size.model.vocab_size - 1
+    self.prompts = as_prompts(
+      self.task,
+      jax.random.randint(
+        jax.random.key(1), shape, 1, size.model.vocab_size - 1
+      ),
     )
-    self.prefix = jax.jit(decode.prefill)(self.model, self.prompt_BP)
+    self.prefix = jax.jit(prefill)(self.model, self.prompts)
 
   def timed(self, run, repeats: int):
-    """Seconds of run(model, prompt_BP, prefix), compiled, and its result."""
+    """Seconds of run(model, prompts, prefix), compiled, and its result."""
     call = jax.jit(
       lambda params, *args: run(nnx.merge(self.graphdef, params), *args)
     )
@@ -147,7 +153,7 @@ class Case:
 
     def once():
       nonlocal result
-      result = call(self.params, self.prompt_BP, self.prefix)
+      result = call(self.params, self.prompts, self.prefix)
       return result
 
     return seconds(once, repeats), result
@@ -156,10 +162,10 @@ class Case:
 def budget(trees: int, simulations: int) -> SearchConfig:
   """A search that makes all of its simulations."""
   return SearchConfig(
+    BestFirst(stop_when_solved=False),
     num_simulations=simulations,
     num_candidates=_A,
     trees=trees,
-    stop_when_solved=False,
   )
 
 
@@ -167,10 +173,9 @@ def ours(case: Case, config: SearchConfig, task: Unsolved | None = None):
   """The search that training uses; gives what a search counts."""
   task = task or case.task
 
-  def run(model, prompt_BP, prefix):
-    found = search_lib.search(
-      model, task, prompt_BP, prefix, jax.random.key(2), config
-    )
+  def run(model, prompts, prefix):
+    key = jax.random.key(2)
+    found = search_lib.search(model, task, prompts, key, config, prefix=prefix)
     return found.tree.node_visits.sum(), found.forwards
 
   return run
@@ -213,9 +218,9 @@ def naive(case: Case, simulations: int):
   """Tokens in the embedding; every expansion runs the whole sequence."""
   P = D = case.length
 
-  def run(model, prompt_BP, prefix):
-    rows = jnp.arange(prompt_BP.shape[0])
-    tokens = jnp.pad(prompt_BP, ((0, 0), (0, D)))
+  def run(model, prompts, prefix):
+    rows = jnp.arange(len(prompts))
+    tokens = jnp.pad(prompts.tokens_BP, ((0, 0), (0, D)))
     embedding = {"tokens": tokens, "at": jnp.full(rows.shape, P)}
 
     def expand(token_B, parent):
@@ -241,8 +246,8 @@ def cache_a_node(case: Case, simulations: int):
   """The keys of prompt and path in the embedding; mctx copies them."""
   P = D = case.length
 
-  def run(model, prompt_BP, prefix):
-    rows = jnp.arange(prompt_BP.shape[0])
+  def run(model, prompts, prefix):
+    rows = jnp.arange(len(prompts))
     (own,) = prefix.segments
 
     def padded(a_LBKSE):
@@ -298,8 +303,16 @@ def measure(
     nodes = trees * (simulations := size.simulations[0])
     ours_speed = speeds["tokens", trees, simulations]
     for kind, task, change in (
-      ("puct", case.task, dict(rule="puct", leaf="value")),
-      ("state_keys", Sorted(**vars(case.task)), dict(transpositions=True)),
+      (
+        "puct",
+        case.task,
+        dict(rule=PUCT(stop_when_solved=False), leaf="value"),
+      ),
+      (
+        "state_keys",
+        Sorted(**vars(case.task)),
+        dict(rule=BestFirst(stop_when_solved=False, transpositions=True)),
+      ),
     ):
       config = dataclasses.replace(budget(trees, simulations), **change)
       took, _ = case.timed(ours(case, config, task), repeats)

@@ -315,9 +315,9 @@ def main(overrides):
 
   for candidate in candidates(configs, extra):
     config, task = candidate.config, candidate.config.make_task()
-    prompt_QP = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
+    prompts = data.load_problems(config.task, _SPLIT.value)[: _PROMPTS.value]
     measurer = measure.Measurer(
-      Policy(candidate.graphdef, candidate.params, task, prompt_QP),
+      Policy(candidate.graphdef, candidate.params, task, prompts),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
       value_trained=candidate.value_trained,
@@ -325,7 +325,7 @@ def main(overrides):
     )
     of = dict(
       params=checksum(candidate.params),
-      prompts=len(prompt_QP),
+      prompts=len(prompts),
       budget=_BUDGET.value,
       repeats=_REPEATS.value,
       split=_SPLIT.value,

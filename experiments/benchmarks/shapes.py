@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig
-from tsd_jax.tasks.task import Score
+from tsd_jax.rewards.reward import Score
+from tsd_jax.tasks.task import OwnReward
 
 TINY = ModelConfig(
   vocab_size=64,
@@ -32,7 +33,10 @@ class Unsolved:
   pad_id: int = 0
   step_end_ids: tuple[int, ...] = ()
   observe: None = None
+  observation_length: int = 0
   state_key: None = None
+
+  reward = property(OwnReward)
 
   @property
   def eos_id(self) -> int:

@@ -39,12 +39,13 @@ def main(overrides):
   models = {"base": base, "student": run.params}
   times = {name: [] for name in models}
   for turn in range(_TURNS.value + 1):
-    prompt_1P = prompts[turn % len(prompts)][None]
+    at = turn % len(prompts)
+    asked = prompts[at : at + 1]
     for name, params in models.items():
       start = time.perf_counter()
       tokens = jax.block_until_ready(
         evaluation.draw(
-          graphdef, params, task, prompt_1P, jax.random.key(0), 1.0, samples=0
+          graphdef, params, task, asked, jax.random.key(0), 1.0, samples=0
         )
       )[0]
       took = time.perf_counter() - start

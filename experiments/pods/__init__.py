@@ -7,7 +7,7 @@ model's own vocabulary; replace it by yours to plan for its lengths.
 import dataclasses
 
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run.experiment import Experiment

@@ -24,7 +24,7 @@ from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
 from tsd_jax.models import transformer, weights
 from tsd_jax.run.experiment import Experiment
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, as_prompts
 
 
 def teach(
@@ -66,8 +66,8 @@ def teach(
   def loss_fn(new, examples):
     ((prompt_BP, response_BT),) = examples
     old, new = nnx.merge(graphdef, params), nnx.merge(graphdef, new)
-    reference_BTV, _ = _read(old, prompt_BP, response_BT)
-    log_prob_BTV, logit_BT = _read(new, prompt_BP, response_BT)
+    reference_BTV, _ = _read(old, task, prompt_BP, response_BT)
+    log_prob_BTV, logit_BT = _read(new, task, prompt_BP, response_BT)
     right_B1 = task.score(prompt_BP, response_BT).correct_X[:, None]
     use_BT = response_BT != task.pad_id
     kl_BT = losses.kl_to_reference(log_prob_BTV, reference_BTV)
@@ -100,8 +100,9 @@ def save(file, params, experiment: Experiment, steps: int, batch: int) -> None:
   weights.save(file, params, metadata=metadata)
 
 
-def _read(model: transformer.Transformer, prompt_BP, response_BT):
+def _read(model: transformer.Transformer, task: Task, prompt_BP, response_BT):
   """Before every token: log pi over the vocabulary, and V_search's logit."""
-  x_BTD = scoring.hidden_states(model, prompt_BP, response_BT[:, None])[:, 0]
+  prompts = as_prompts(task, prompt_BP)
+  x_BTD = scoring.hidden_states(model, prompts, response_BT[:, None])[:, 0]
   _, logit_BT = model.values(x_BTD)
   return jax.nn.log_softmax(model.logits(x_BTD)), logit_BT

@@ -16,7 +16,7 @@ from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
 from tsd_jax.models import transformer
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import Task, TaskConfig, chosen
+from tsd_jax.tasks.task import Task, TaskConfig, as_prompts, chosen
 
 # prompt_SBP and response_SBT of a task; a step reads B of each task.
 Examples = tuple[np.ndarray, np.ndarray]
@@ -76,11 +76,12 @@ def train(
 
   def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
     rows_B1T = response_BT[:, None]
-    x_B1TD = scoring.hidden_states(model, prompt_BP, rows_B1T)
+    prompts = as_prompts(task, prompt_BP)
+    x_B1TD = scoring.hidden_states(model, prompts, rows_B1T)
     log_prob_B1T = scoring.read_log_probs(
       model, scoring.log_prob_of, x_B1TD, rows_B1T
     )
-    use_B1T = chosen(task, prompt_BP, rows_B1T, rows_B1T != task.pad_id)
+    use_B1T = chosen(task, prompts, rows_B1T, rows_B1T != task.pad_id)
     return losses.cross_entropy(log_prob_B1T, use_B1T)
 
   def loss_fn(params, examples):

@@ -17,7 +17,6 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-import re
 import sys
 import traceback
 import typing
@@ -231,17 +230,12 @@ def _branch(nested: dict[str, Any], name: str) -> dict[str, Any]:
   return nested
 
 
-def _snake(name: str) -> str:
-  """BestFirst -> best_first, PUCT -> puct."""
-  return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
 def _choices(parent: Any, leaf: str) -> dict[str, type]:
   """Classes that a field may hold, by the names that a flag gives them."""
   annotation = _hints(parent)[leaf]
   members = typing.get_args(annotation)
   return {
-    _snake(m.__name__): m
+    config_values.snake_case(m.__name__): m
     for m in members
     if dataclasses.is_dataclass(m) and not inspect.isabstract(m)
   }

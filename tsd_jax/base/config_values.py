@@ -2,6 +2,7 @@
 
 import collections.abc
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -91,3 +92,8 @@ def type_name(annotation: Any) -> str:
     type(None): "none",
   }
   return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def snake_case(name: str) -> str:
+  """A class's name as flags say it: BestFirst is best_first, PUCT puct."""
+  return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

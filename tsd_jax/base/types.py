@@ -32,6 +32,7 @@ A letter means one thing everywhere; digits are sizes.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,10 @@ class Prompts:
 
   def __getitem__(self, index: Any) -> "Prompts":
     return jax.tree.map(lambda a: a[index], self)
+
+  def __iter__(self) -> Iterator["Prompts"]:
+    # An index past the end of a JAX array is no error: count.
+    return (self[i] for i in range(len(self)))
 
   def repeat(self, count: int) -> "Prompts":
     """Every prompt `count` times, one after the other."""

@@ -134,25 +134,21 @@ class RolloutConfig(Sampler):
       observe=sampling.observer(task, prompts),
       **self._options(task),
     )
-    rows = {n: getattr(plain, f"{n}_RT").reshape(B, G, -1) for n in _ROWS}
-    parent_BG = jnp.broadcast_to(jnp.arange(G)[None], (B, G))
-    fork_BG = jnp.zeros((B, G), jnp.int32)
-    forwards = plain.forwards
-    if self.forks:
-      forks = choose_forks(task, prompts, rows, self.forks, self.fork_width)
-      grown, more = self._grow(
-        model, task, prompts, prefix, plain, forks, fork_key
-      )
-      rows = {n: jnp.concatenate([rows[n], grown[n]], axis=1) for n in _ROWS}
-      parent_BG = jnp.concatenate([parent_BG, forks.parent_BG], axis=1)
-      fork_BG = jnp.concatenate([fork_BG, forks.length_BG], axis=1)
-      forwards += more
+    samples = plain_samples(task, prompts, plain)
+    if not self.forks:
+      return samples, plain.forwards
+    rows = {n: getattr(samples, f"{n}_BGT") for n in _ROWS}
+    forks = choose_forks(task, prompts, rows, self.forks, self.fork_width)
+    grown, more = self._grow(
+      model, task, prompts, prefix, plain, forks, fork_key
+    )
+    rows = {n: jnp.concatenate([rows[n], grown[n]], axis=1) for n in _ROWS}
     return Samples(
       **{f"{n}_BGT": rows[n] for n in _ROWS},
-      parent_BG=parent_BG,
-      fork_BG=fork_BG,
+      parent_BG=jnp.concatenate([samples.parent_BG, forks.parent_BG], axis=1),
+      fork_BG=jnp.concatenate([samples.fork_BG, forks.length_BG], axis=1),
       environment_BGT=environment_tokens(task, prompts, rows["tokens"]),
-    ), forwards
+    ), plain.forwards + more
 
   def _options(self, task: Task) -> dict:
     return dict(
@@ -199,6 +195,30 @@ class RolloutConfig(Sampler):
 
 
 _ROWS = ("tokens", "mask", "log_prob", "value", "entropy")  # Of a row, RT.
+
+
+def plain_samples(
+  task: Task, prompts: Prompts, sampled: sampling.Sampled
+) -> Samples:
+  """Samples that all start at their prompts.
+
+  Args:
+    task: says what the environment wrote.
+    prompts: B prompts.
+    sampled: R rows, the G of a prompt one after the other.
+  """
+  B = len(prompts)
+  T = sampled.tokens_RT.shape[1]
+  rows = {
+    f"{n}_BGT": getattr(sampled, f"{n}_RT").reshape(B, -1, T) for n in _ROWS
+  }
+  G = rows["tokens_BGT"].shape[1]
+  return Samples(
+    **rows,
+    parent_BG=jnp.broadcast_to(jnp.arange(G)[None], (B, G)),
+    fork_BG=jnp.zeros((B, G), jnp.int32),
+    environment_BGT=environment_tokens(task, prompts, rows["tokens_BGT"]),
+  )
 
 
 class Forks(NamedTuple):

@@ -88,7 +88,7 @@ def sample(
     length: T, the most tokens of a response (of a whole one, with a fork).
     eos_id: end token.
     pad_id: fills tokens after the end.
-    temperature: divides the logits.
+    temperature: divides the logits; a number, or one of each row, R1.
     fork: continue from the middle of other responses instead of the prompt.
     more_segments: keys to attend to between the prompt's and the row's own.
     room_R: the most tokens each row may sample, where it is less.

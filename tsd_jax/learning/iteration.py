@@ -18,7 +18,7 @@ from flax import nnx
 from tsd_jax.base.ledger import Tokens
 from tsd_jax.base.types import Array, Prompts, Responses
 from tsd_jax.learning import advantages, losses
-from tsd_jax.learning.methods import LearnerConfig
+from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.update import (
   Batch,
   DistillationBatch,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.learning.methods import LearnerConfig
+from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.models import lora, transformer
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.search.config import SearchConfig

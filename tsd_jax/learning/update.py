@@ -16,7 +16,7 @@ from flax import nnx
 from tsd_jax.base.types import Array, Prompts, Responses
 from tsd_jax.inference import scoring
 from tsd_jax.learning import loss_terms, losses
-from tsd_jax.learning.methods import LearnerConfig
+from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.models import lora
 from tsd_jax.parallel import sharding
 from tsd_jax.search.champions import PathTargets

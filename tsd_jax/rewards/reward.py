@@ -8,8 +8,9 @@ reference, are never donated, and their operations are in the ledger.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,11 @@ class Reward(abc.ABC):
       within it.
   """
 
-  low: ClassVar[float] = 0.0
-  high: ClassVar[float] = 1.0
-  knows_correct: ClassVar[bool] = True
-  bounded: ClassVar[bool] = False
+  # Without annotations, so that a subclass may make fields of them.
+  low = 0.0
+  high = 1.0
+  knows_correct = True
+  bounded = False
 
   @abc.abstractmethod
   def __call__(
@@ -70,6 +72,22 @@ class Reward(abc.ABC):
     del prompt_length, response_length
     return 0.0
 
+  def bind(self, own: "Reward") -> "Reward":
+    """This reward with the task's own wherever `algebra.TaskReward` stands.
+
+    Args:
+      own: the task's own reward.
+    """
+
+    def bound(value):
+      if isinstance(value, Reward):
+        return value.bind(own)
+      return tuple(map(bound, value)) if isinstance(value, tuple) else value
+
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    changes = {n: new for n, x in fields.items() if (new := bound(x)) != x}
+    return dataclasses.replace(self, **changes) if changes else self
+
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
@@ -79,20 +97,18 @@ class Scorer:
   eos_id: int
   params: Any = ()
 
+  def __post_init__(self):
+    """Refuses a reward that has no range to speak of."""
+    check_range(self.reward)
+
   def __call__(self, prompts: Prompts, tokens_BGT: Array) -> Score:
     """Scores responses, checked and kept within the reward's range.
 
     Raises:
       ValueError: the reward returns anything but scores of the right shape.
     """
-    reward = self.reward
     mask_BGT = response_mask(tokens_BGT, self.eos_id)
-    score = reward(self.params, prompts, tokens_BGT, mask_BGT)
-    check_score(reward, score, tokens_BGT.shape[:-1])
-    if reward.bounded:
-      return score
-    clipped_BG = jnp.clip(score.reward_X, reward.low, reward.high)
-    return score._replace(reward_X=clipped_BG)
+    return within_range(self.reward, self.params, prompts, tokens_BGT, mask_BGT)
 
   def one(self, prompts: Prompts, tokens_BT: Array) -> Score:
     """Scores one response to each prompt, B."""
@@ -113,10 +129,44 @@ class Scorer:
     return self.reward.high - self.reward.low
 
 
+def within_range(
+  reward: Reward,
+  params: Any,
+  prompts: Prompts,
+  tokens_BGT: Array,
+  mask_BGT: Array,
+) -> Score:
+  """What a reward says of responses, checked and kept within its range.
+
+  Raises:
+    ValueError: it returns anything but scores of the right shape.
+  """
+  score = reward(params, prompts, tokens_BGT, mask_BGT)
+  check_score(reward, score, tokens_BGT.shape[:-1])
+  if reward.bounded:
+    return score
+  clipped_BG = jnp.clip(score.reward_X, reward.low, reward.high)
+  return score._replace(reward_X=clipped_BG)
+
+
 def response_mask(tokens_XT: Array, eos_id: int) -> Array:
   """True up to and including the first end token; all true without one."""
   end_XT = tokens_XT == eos_id
   return jnp.cumsum(end_XT, axis=-1) - end_XT == 0
+
+
+def check_range(reward: Reward) -> None:
+  """Refuses a reward whose range is none.
+
+  Raises:
+    ValueError: naming the reward and its range.
+  """
+  low, high = reward.low, reward.high
+  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    raise ValueError(
+      f"reward {type(reward).__name__} has low={low} and high={high}: both "
+      "must be finite, and low below high"
+    )
 
 
 def check_score(reward: Reward, score: Any, shape: tuple[int, ...]) -> None:

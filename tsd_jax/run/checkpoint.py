@@ -18,6 +18,7 @@ from absl import logging
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import processes
+from tsd_jax.run import directory
 
 SAVE_TRIES = 4  # Of a run's last checkpoint.
 
@@ -44,7 +45,7 @@ class Checkpointer:
     Raises:
       UserError: if the folder is only to be read and there is none.
     """
-    self.path = pathlib.Path(workdir).resolve() / "checkpoints"
+    self.path = pathlib.Path(workdir).resolve() / directory.CHECKPOINTS
     self._read_only = read_only
     self._saving: int | None = None  # Step of a save whose end is not known.
     self._behind = False

@@ -17,9 +17,12 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
   task, learner = run.make_task(), run.learner_config()
   T, r, Q = task.response_length - 1, learner.rollout, learner.prompts
   total = learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T
+  scored = r.prompts * r.group
   if learner.searches:
-    total += learner.prompt_tokens(task, Q, learner.search_calls)
-    total += share * Q * learner.search.num_simulations
+    nodes = share * Q * learner.search.num_simulations
+    total += learner.prompt_tokens(task, Q, learner.search_calls) + nodes
+    scored += nodes + Q  # Roots hold an answer too.
+  total += scored * learner.reward_tokens
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
 

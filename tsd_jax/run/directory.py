@@ -13,6 +13,37 @@ from absl import logging
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import UserError
 
+# What a run's folder holds.
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+REWARD = "reward.npz"  # Of a reward that has parameters.
+SAMPLES = "samples.json"
+REPORT = "report.html"  # There if and only if a run is finished.
+_LOCK = ".lock"
+
+
+def read_json(workdir: str | pathlib.Path, name: str) -> Any:
+  """Reads one of a run's JSON files.
+
+  Args:
+    workdir: the run's folder.
+    name: the file's.
+
+  Raises:
+    UserError: if it is not there, or damaged.
+  """
+  file = pathlib.Path(workdir) / name
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(
+      f"no run in {workdir}: {file} is missing; train one with "
+      f"python -m launch.train --workdir={workdir}"
+    ) from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{file} is damaged ({error}): delete it") from error
+
 
 def write_whole(file: pathlib.Path, text: str) -> None:
   """Writes a file whole: a reader finds the old text or the new."""
@@ -43,12 +74,9 @@ def prepare(
   """
   ignore = ("mesh", *ignore, *(() if fixed_length else ("iterations",)))
   workdir.mkdir(parents=True, exist_ok=True)
-  file = workdir / "config.json"
+  file = workdir / CONFIG
   if file.exists():
-    try:
-      saved = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-      raise UserError(f"{file} is damaged ({error}): delete it") from error
+    saved = read_json(workdir, CONFIG)
     lines = config_json.difference(saved, config, ignore=ignore)
     if lines:
       raise UserError(
@@ -60,10 +88,10 @@ def prepare(
 
 def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
   """The last evaluation of a finished run; None where there is more to do."""
-  # The report is there if and only if a run is finished: maybe a shorter one.
-  if not (workdir / "report.html").exists():
+  # One that is finished may be a shorter one.
+  if not (workdir / REPORT).exists():
     return None
-  saved = json.loads((workdir / "config.json").read_text())
+  saved = read_json(workdir, CONFIG)
   last = read_rows(workdir)[-1]
   other = config_json.difference(saved, config, ignore=("iterations", "mesh"))
   return None if other or last["step"] < config.iterations else last["eval"]
@@ -76,7 +104,7 @@ def sole_writer(workdir: pathlib.Path):
   Raises:
     UserError: if another process trains there.
   """
-  with open(workdir / ".lock", "w") as file:
+  with open(workdir / _LOCK, "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -133,7 +161,7 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     UserError: if the folder holds no run, or a damaged file.
   """
-  file = pathlib.Path(workdir) / "metrics.jsonl"
+  file = pathlib.Path(workdir) / METRICS
   try:
     return [json.loads(line) for line in file.read_text().splitlines()]
   except FileNotFoundError:

@@ -8,11 +8,12 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
+from tsd_jax.learning.config import LearnerConfig, LossConfig, OptimizerConfig
 from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
-from tsd_jax.rewards.reward import Reward
+from tsd_jax.rewards.reward import Reward, check_range
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Rewarded, RewardFn, Shaped, Task, TaskConfig
 
@@ -54,8 +55,8 @@ class Experiment:
   reward: Reward | RewardFn | None = None
   rollout: RolloutConfig | Sampler = RolloutConfig()
   search: SearchConfig = SearchConfig()
-  loss: methods.LossConfig = methods.LossConfig()
-  optimizer: methods.OptimizerConfig = methods.OptimizerConfig()
+  loss: LossConfig = LossConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
   eval: EvalConfig = EvalConfig()
   lora: LoraConfig = NO_ADAPTERS
   mesh: sharding.MeshConfig = sharding.ONE_DEVICE
@@ -97,6 +98,7 @@ class Experiment:
     for name in ("model", "search_model"):
       self._check_shape(name)
     task = self.make_task()
+    check_range(task.reward)
     if task.vocab_size > self.model.vocab_size:
       raise ValueError(
         f"model.vocab_size={self.model.vocab_size} is smaller than the "
@@ -143,7 +145,7 @@ class Experiment:
           f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}"
         )
 
-  def _check_split(self, learner: methods.LearnerConfig) -> None:
+  def _check_split(self, learner: LearnerConfig) -> None:
     """Refuses prompts that the mesh cannot split."""
     parts = self.mesh.batch_size
     for field, count in (
@@ -172,9 +174,9 @@ class Experiment:
       return task
     if not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return Rewarded(task, reward)
+    return Rewarded(task, reward.bind(task.reward))
 
-  def learner_config(self) -> methods.LearnerConfig:
+  def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""
     task = self.make_task()
     return methods.resolve(

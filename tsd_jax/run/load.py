@@ -1,6 +1,5 @@
 """A run's folder, read back: what was trained, and how far it got."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning import iteration
 from tsd_jax.learning.update import merged_params
 from tsd_jax.models import pretrained, transformer
-from tsd_jax.run import reward_params
+from tsd_jax.run import directory, reward_params
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment, find_init, initial_params
 
@@ -35,19 +34,11 @@ def read_config(workdir: str | pathlib.Path) -> Experiment:
   Raises:
     UserError: if there is none, or it is damaged or of other code.
   """
-  file = pathlib.Path(workdir) / "config.json"
-  try:
-    saved = json.loads(file.read_text())
-  except FileNotFoundError:
-    raise UserError(
-      f"no run in {workdir}: {file} is missing; train one with "
-      f"python -m launch.train --workdir={workdir}"
-    ) from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{file} is damaged ({error})") from error
+  saved = directory.read_json(workdir, directory.CONFIG)
   try:
     return config_json.from_dict(Experiment, saved)
   except ConfigError as error:
+    file = pathlib.Path(workdir) / directory.CONFIG
     raise ConfigError(f"{file}: {error}") from error
 
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from tsd_jax.base.errors import UserError
 from tsd_jax.run import curves as curves_lib
-from tsd_jax.run.directory import read_rows, write_whole
+from tsd_jax.run import directory
 
 _COLOURS = (
   "#1b6ca8",
@@ -84,19 +83,12 @@ def read_log(workdir: str | pathlib.Path) -> Log:
     UserError: if it holds no run, or a damaged file.
   """
   workdir = pathlib.Path(workdir)
-  rows = read_rows(workdir)
-  try:
-    config = json.loads((workdir / "config.json").read_text())
-    samples = workdir / "samples.json"
-    return Log(
-      rows,
-      config,
-      json.loads(samples.read_text()) if samples.exists() else [],
-    )
-  except FileNotFoundError as error:
-    raise UserError(f"no run in {workdir}: {error.filename} missing") from None
-  except json.JSONDecodeError as error:
-    raise UserError(f"a file in {workdir} is damaged: {error}") from error
+  shown = (workdir / directory.SAMPLES).exists()
+  return Log(
+    directory.read_rows(workdir),
+    directory.read_json(workdir, directory.CONFIG),
+    directory.read_json(workdir, directory.SAMPLES) if shown else [],
+  )
 
 
 def write(
@@ -115,7 +107,7 @@ def write(
   logs = {name: read_log(folder) for name, folder in workdirs.items()}
   curves = {n: curves_lib.read_curve(w, mode) for n, w in workdirs.items()}
   text = page(logs, curves, mode)
-  write_whole(pathlib.Path(file), text)
+  directory.write_whole(pathlib.Path(file), text)
 
 
 def page(

@@ -13,8 +13,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import processes
 from tsd_jax.rewards.reward import Reward
-
-FILE = "reward.npz"
+from tsd_jax.run import directory
 
 
 def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
@@ -30,7 +29,7 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
   """
   params = reward.load()
   leaves, structure = jax.tree.flatten(params)
-  file = folder / FILE
+  file = folder / directory.REWARD
   if not leaves:
     return params
   if not file.exists():

@@ -10,7 +10,7 @@ from absl import logging
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
-from tsd_jax.run import directory as directory
+from tsd_jax.run import directory
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
@@ -64,7 +64,7 @@ class RunState:
   @property
   def finished(self) -> bool:
     """Whether nothing is left to do, the report included."""
-    return self.done and (self.folder / "report.html").exists()
+    return self.done and (self.folder / directory.REPORT).exists()
 
   def resume(self, state: TrainState) -> TrainState:
     """Goes on where the newest whole checkpoint ends.
@@ -87,8 +87,8 @@ class RunState:
     if restored is not None:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
     if processes.leads():
-      (self.folder / "report.html").unlink(missing_ok=True)
-      rows = self.folder / "metrics.jsonl"
+      (self.folder / directory.REPORT).unlink(missing_ok=True)
+      rows = self.folder / directory.METRICS
       # Without a checkpoint even the start's row is written again.
       directory.keep_rows(rows, self.step if restored is not None else -1)
       self._log = directory.RowLog(rows)

@@ -31,7 +31,8 @@ from tsd_jax.base import large_pages, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
-from tsd_jax.learning import iteration, memory, methods
+from tsd_jax.learning import iteration, memory
+from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.learning.update import Frozen, merged_params
 from tsd_jax.parallel import processes, sharding
@@ -85,7 +86,7 @@ class Shared(NamedTuple):
   graphdef: Any
   search_graphdef: Any  # None where the search model is a snapshot.
   task: Task
-  config: methods.LearnerConfig
+  config: LearnerConfig
   mesh: jax.sharding.Mesh
   held_out: Prompts
 
@@ -452,7 +453,7 @@ def show(shared: Shared, ended: VmappedRun) -> None:
     reward_params=reward,
   )
   directory.write_whole(
-    folder / "samples.json", json.dumps(shown, indent=2) + "\n"
+    folder / directory.SAMPLES, json.dumps(shown, indent=2) + "\n"
   )
   mode = evaluation.headline(config.eval.modes)
-  report.write(folder / "report.html", {config.algorithm: folder}, mode)
+  report.write(folder / directory.REPORT, {config.algorithm: folder}, mode)

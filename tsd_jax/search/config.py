@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from tsd_jax.base.config_values import snake_case
 from tsd_jax.search import moves
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.rules import PUCT, Gumbel, Rule
@@ -60,7 +61,7 @@ class SearchConfig:
       raise ValueError(
         f"search.rollout_temperature={self.rollout_temperature} must be > 0"
       )
-    name = type(self.rule).__name__
+    name = snake_case(type(self.rule).__name__)
     if self.slot_reuse and not self.rule.reuses_slots:
       raise ValueError(
         f"search.slot_reuse=true is nothing for search.rule={name}, whose "

@@ -39,7 +39,7 @@ class Rule(abc.ABC):
   Attributes:
     compares_values: whether it needs unfinished leaves to have a value.
     ends_with_node: whether the answer that ends at a node is scored with the
-      node, and is no move.
+      node, and is no move: that at the place `Node.eos_action` leads nowhere.
     reuses_slots: whether `Budget.rows` may be less than the trees.
     draws_lazily: whether it draws a step when it is tried.
     merges_states: whether moves that lead to one state are merged.
@@ -63,8 +63,9 @@ class Rule(abc.ABC):
     Args:
       key: random key, consumed.
       root: of B trees; its embedding is a `node.Node`.
-      recurrent_fn: expands nodes, as mctx calls it.
-      budget: simulations, depth, the loop.
+      recurrent_fn: expands nodes, as mctx calls it, with () for parameters.
+      budget: simulations, depth, and the loop that mctx must be given as
+        `loop_fn`, by itself or as `stopping` makes it.
     """
 
   @abc.abstractmethod

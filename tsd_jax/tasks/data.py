@@ -197,7 +197,9 @@ def load_problems(
     raise ValueError(
       f"shared_prefix_length={head} of {task.name}, but prompts differ before"
     )
-  return jax.device_get(as_prompts(task, prompt_QP, example_Q))
+  prompts = as_prompts(task, prompt_QP, example_Q)
+  prompts = dataclasses.replace(prompts, media=config.media(prompts))
+  return jax.device_get(prompts)
 
 
 def _build(
@@ -363,8 +365,10 @@ class PromptIterator:
 
   @functools.cached_property
   def _fingerprint(self) -> str:
-    """Names the prompts, shape included."""
+    """Names the prompts, shape included; media are a function of the rest."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(self._problems):
+    for leaf in jax.tree.leaves(
+      dataclasses.replace(self._problems, media=None)
+    ):
       digest.update(np.ascontiguousarray(leaf).tobytes())
     return f"{self._problems.tokens_BP.shape}:{digest.hexdigest()[:16]}"

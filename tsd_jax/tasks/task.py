@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.base.types import Array, PromptForm, Prompts
+from tsd_jax.base.types import Array, Media, PromptForm, Prompts
 from tsd_jax.models.symbols import SymbolTokenizer
 from tsd_jax.rewards.reward import Reward, Score
 
@@ -199,6 +199,15 @@ class TaskConfig(abc.ABC):
   @abc.abstractmethod
   def canonical(self, prompt_P: np.ndarray) -> Problem:
     """Returns the canonical form of what a prompt asks."""
+
+  def media(self, prompts: Prompts) -> Media | None:
+    """Pictures or sound that stand in prompts; None where there are none.
+
+    Called once for all prompts of a split, on the host: `prompts.example_B`
+    says which problem each asks. Embeddings have the model's width.
+    """
+    del prompts
+    return None
 
   @abc.abstractmethod
   def warm_start(
@@ -424,10 +433,28 @@ def repeat_prompts(prompt_BP: Array, tokens_BGT: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Shaped(Reward):
-  """Another reward made from a task's own, by a function in JAX."""
+  """Another reward made from a task's own, by a function in JAX.
+
+  Its range is the own reward's, and so is what is correct.
+  """
 
   own: Reward
   fn: RewardFn
+
+  @property
+  def low(self) -> float:
+    """The own reward's."""
+    return self.own.low
+
+  @property
+  def high(self) -> float:
+    """The own reward's."""
+    return self.own.high
+
+  @property
+  def knows_correct(self) -> bool:
+    """Whether the own reward does."""
+    return self.own.knows_correct
 
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
     """Scores as the task does, then calls the function on that.

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tsd_jax.inference import decode
+from tsd_jax.base.types import PromptForm, Prompts
+from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import ModelConfig, Transformer
 from tsd_jax.search import kv_pool
+from tsd_jax.tasks.task import real_tokens
 
 CONFIG = ModelConfig(
   vocab_size=13,
@@ -75,15 +77,26 @@ def prompt(row: int) -> list[int]:
   return list(PROMPT_BP[row, : PROMPT_LENGTH_B[row]])
 
 
+def prefilled(prompt_BP, pad_id=None):
+  """Prompts through the model, of which some are padded with a token."""
+  prompt_BP = jnp.asarray(prompt_BP)
+  B, P = prompt_BP.shape
+  length_B = jnp.full(B, P)
+  if pad_id is not None:
+    length_B = jnp.sum(real_tokens(prompt_BP, pad_id), axis=1)
+  prompts = Prompts(prompt_BP, length_B, jnp.arange(B))
+  return prefill.prefill(build(), prompts, PromptForm(pad_id is not None))
+
+
 @functools.partial(jax.jit, static_argnames=("group", "length"))
 def draw(
   prompt_BP, pad_id, keys_R, *, group=1, eos_id=EOS, temperature=1.0,
   fork=None, room_R=None, length=LENGTH,
 ):  # fmt: skip
   model = build()
-  prefix = decode.prefill(model, prompt_BP, pad_id)
-  return decode.sample(
-    model, decode.repeat_rows(prefix, group), keys_R, length=length,
+  prefix = prefilled(prompt_BP, pad_id)
+  return sampling.sample(
+    model, prefill.repeat_rows(prefix, group), keys_R, length=length,
     eos_id=eos_id, pad_id=PAD, temperature=temperature, fork=fork,
     room_R=room_R,
   )  # fmt: skip
@@ -124,12 +137,12 @@ def check_ends(tokens_RT, mask_RT, room_R):
 
 
 def test_prefill_ignores_padding():
-  prefill = jax.jit(lambda *inputs: decode.prefill(build(), *inputs))
-  prefix = prefill(PROMPT_BP, PAD)
+  run = jax.jit(prefilled)
+  prefix = run(PROMPT_BP, PAD)
   np.testing.assert_array_equal(prefix.length_B, PROMPT_LENGTH_B)
   logits_BV = build().logits(prefix.x_BD)
   for b in range(4):
-    alone = prefill(np.array([prompt(b)]))
+    alone = run(np.array([prompt(b)]))
     np.testing.assert_allclose(prefix.x_BD[b], alone.x_BD[0], atol=1e-5)
     expected_TV, _ = plain(prompt(b))
     np.testing.assert_allclose(logits_BV[b], expected_TV[-1], atol=1e-4)
@@ -210,7 +223,7 @@ def test_a_row_depends_on_its_own_key_only():
 
 def test_groups_share_their_prompt():
   repeated = jax.eval_shape(
-    lambda: decode.repeat_rows(decode.prefill(build(), PROMPT_BP, PAD), 3)
+    lambda: prefill.repeat_rows(prefilled(PROMPT_BP, PAD), 3)
   )
   (prompt,) = repeated.segments
   assert prompt.kv.k_LRKSE.shape[1] == 4
@@ -234,8 +247,8 @@ def test_rows_stop_at_their_room():
 
 def fork_at(sampled, row_R, length_R):
   """Keeps the first tokens of some sampled rows."""
-  return decode.Fork(
-    kv=decode.take_rows(sampled.kv, row_R),
+  return sampling.Fork(
+    kv=prefill.take_rows(sampled.kv, row_R),
     length_R=jnp.asarray(length_R, jnp.int32),
     last_token_R=sampled.tokens_RT[row_R, np.asarray(length_R) - 1],
   )
@@ -282,10 +295,10 @@ def test_splice_and_row_keys():
   head_RT = jnp.arange(8).reshape(2, 4)
   tail_RT = 10 + head_RT
   np.testing.assert_array_equal(
-    decode.splice(head_RT, jnp.array([1, 3]), tail_RT),
+    sampling.splice(head_RT, jnp.array([1, 3]), tail_RT),
     [[0, 10, 11, 12], [4, 5, 6, 14]],
   )
-  data_R = jax.random.key_data(decode.row_keys(jax.random.key(0), 4, 3))
+  data_R = jax.random.key_data(sampling.row_keys(jax.random.key(0), 4, 3))
   assert data_R.shape[0] == len(np.unique(data_R, axis=0)) == 12
 
 
@@ -345,12 +358,12 @@ POOLS = (kv_pool.KVPool, gathering)
 def grow(pool_type, written):
   """Builds all nodes through the pool and decodes greedily below each."""
   model = build()
-  prefix = decode.prefill(model, PROMPT_BP, PAD)
+  prefix = prefilled(PROMPT_BP, PAD)
   if written:
     model = nnx.clone(model)
     model.config = dataclasses.replace(CONFIG, unroll_decode=True)
     model = model.written_out()
-    past = decode.unstacked(model, prefix.segments)
+    past = prefill.unstacked(model, prefix.segments)
     prefix = prefix._replace(segments=past)
   pool = pool_type(model, 4, NODES, path=WIDTH)
   rows = jnp.arange(4)
@@ -364,9 +377,9 @@ def grow(pool_type, written):
       model, jnp.asarray(TOKEN_NB)[n][:, None], jnp.ones_like(depth_B),
       prefix.length_B + depth_B, prefix.segments, slots_BT, depth_B,
     )  # fmt: skip
-    below = decode.sample(
+    below = sampling.sample(
       model,
-      decode.Prefix(prefix.segments, prefix.length_B + depth_B + 1, x_BD),
+      prefill.Prefix(prefix.segments, prefix.length_B + depth_B + 1, x_BD),
       None,
       length=3,
       eos_id=NEVER,
@@ -456,8 +469,8 @@ def test_a_decoding_loop_copies_no_keys(written):
   def run():
     model = nnx.clone(build())
     model.config = dataclasses.replace(CONFIG, unroll_decode=written)
-    prefix = decode.prefill(model, PROMPT_BP, PAD)
-    return decode.sample(
+    prefix = prefilled(PROMPT_BP, PAD)
+    return sampling.sample(
       model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
     ).tokens_RT
 
