@@ -16,7 +16,7 @@ models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf hf pretrained text_tokenizer
 rewards: reward algebra terms worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
-  text_lines text data
+  text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
 search: node moves kv_pool transpositions rules best_first config champions
   metrics search view view_html

@@ -91,7 +91,11 @@ def estimate_memory(
   """
   part, R, N = _part(model, tensor), config.trees, config.num_simulations
   B = prompts if prompts and config.slot_reuse else R
-  A, U, T = config.num_candidates, config.move_tokens(task), task.response_length
+  A, U, T = (
+    config.num_candidates,
+    config.move_tokens(task),
+    task.response_length,
+  )
   shared = task.shared_prefix_length
   own = task.prompt_length - shared
   position = part.position
