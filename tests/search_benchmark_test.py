@@ -37,7 +37,7 @@ def test_a_cache_a_node_changes_no_number(case, monkeypatch):
 
   monkeypatch.setattr(search.mctx, "muzero_policy", spy)
   for make in (search.naive, search.cache_a_node):
-    make(case, 6)(case.model, case.prompt_BP, case.prefix)
+    make(case, 6)(case.model, case.prompts, case.prefix)
   plain, cached = trees
   np.testing.assert_array_equal(plain.node_visits, cached.node_visits)
   np.testing.assert_array_equal(plain.children_index, cached.children_index)
@@ -48,11 +48,9 @@ def test_a_cache_a_node_changes_no_number(case, monkeypatch):
 
 
 def test_a_search_uses_its_budget(case):
-  config = search.SearchConfig(
-    num_simulations=6, num_candidates=8, trees=2, stop_when_solved=False
-  )
+  config = search.budget(2, 6)
   run = search.ours(case, config)
-  _, forwards = jax.jit(run)(case.model, case.prompt_BP, case.prefix)
+  _, forwards = jax.jit(run)(case.model, case.prompts, case.prefix)
   assert int(forwards) == 2 * 6
 
 

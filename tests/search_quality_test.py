@@ -11,27 +11,31 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import compiled_searches, searches, solve_rates
-from experiments.benchmarks.compiled_searches import Policy, ShippedSearch
+from experiments.benchmarks.compiled_searches import Policy, Shipped
 from experiments.benchmarks.prefixes import Prefixes
 from experiments.benchmarks.solvable import oracle
 from tests import lazy_test, search_test, steps_test
 from tests.search_test import EOS, PAD, PROMPTS, TASK, T, V
 from tsd_jax.models import symbols
 from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.rules import PUCT
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.maze import Maze, MazeConfig
+from tsd_jax.tasks.task import as_prompts
+
+ASKED = jax.device_get(as_prompts(TASK, PROMPTS))
 
 
 @functools.cache
 def policy():
   from flax import nnx
 
-  return Policy(*nnx.split(search_test.model(), nnx.Param), TASK, PROMPTS)
+  return Policy(*nnx.split(search_test.model(), nnx.Param), TASK, ASKED)
 
 
 def make_prefixes():
   p = policy()
-  return Prefixes(p.graphdef, p.params, PROMPTS, T)
+  return Prefixes(p.graphdef, p.params, ASKED, T)
 
 
 def log_prob(prompt, path):
@@ -89,13 +93,13 @@ def test_host_and_compiled_best_first_visit_the_same_nodes_in_order():
 
 CONFIGS = [
   SearchConfig(num_simulations=24, num_candidates=3),
-  SearchConfig(rule="puct", leaf="rollout", num_simulations=12),
-  ShippedSearch(rule="puct", leaf="rollout", num_simulations=12),
-  ShippedSearch(rule="gumbel", leaf="rollout", num_simulations=12),
+  SearchConfig(PUCT(), leaf="rollout", num_simulations=12),
+  SearchConfig(Shipped(policy="puct"), leaf="rollout", num_simulations=12),
+  SearchConfig(Shipped(policy="gumbel"), leaf="rollout", num_simulations=12),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.rule}")
 def test_a_tree_pays_for_simulations_and_rollouts_until_solved(config):
   result = jax.device_get(search_test._search(PROMPTS, config))
   made_B, needed_B = compiled_searches.forwards_to_solve(
@@ -153,8 +157,8 @@ def test_a_tree_of_steps_pays_for_their_tokens(lazy):
 
 def test_shipped_searches_are_mctx_as_it_is():
   ours, shipped = (
-    kind(rule="puct", leaf="rollout", num_simulations=12)
-    for kind in (SearchConfig, ShippedSearch)
+    SearchConfig(rule, leaf="rollout", num_simulations=12)
+    for rule in (PUCT(stop_when_solved=False), Shipped(policy="puct"))
   )
   assert ours != shipped
   trees = [search_test._search(PROMPTS, c).tree for c in (ours, shipped)]

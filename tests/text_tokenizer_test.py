@@ -13,8 +13,8 @@ import pytest
 from tests import gguf_test
 from tests.published import LLAMA, make
 from tsd_jax.base.errors import UserError
-from tsd_jax.inference import decode
 from tsd_jax.models import hf, pretrained, text_tokenizer
+from tsd_jax.tasks.task import real_tokens
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
@@ -205,9 +205,7 @@ def test_prompts_are_padded_on_the_right(tokenizer):
   length = len(prompts[0])
   rows_BP = tokenizer.pad(prompts, length)
   assert rows_BP.shape == (2, length) and rows_BP.dtype == np.int32
-  mask_BP = jax.jit(decode.real_tokens, static_argnums=1)(
-    rows_BP, tokenizer.pad_id
-  )
+  mask_BP = jax.jit(real_tokens, static_argnums=1)(rows_BP, tokenizer.pad_id)
   for row, mask, prompt in zip(rows_BP, mask_BP, prompts, strict=True):
     assert mask.dtype == bool and list(row[mask]) == prompt
     assert list(mask) == sorted(mask, reverse=True)
