@@ -172,6 +172,7 @@ def test_prompts_carry_their_own_pictures():
   )
 
 
+@pytest.mark.slow
 def test_scores_samples_and_trees_read_them_as_by_hand():
   config = experiment()
   graphdef, params = initial_params(config)
@@ -272,6 +273,7 @@ def test_eight_devices_see_the_same_pictures():
     )
 
 
+@pytest.mark.slow
 def test_a_command_trains_evaluates_and_reads_it_back(tmp_path):
   config = experiment()
   last = train.train(config, tmp_path)

@@ -173,6 +173,7 @@ def test_flags_say_its_fields_and_other_rules(file):
     config_lib.from_flags(file, {"search.rule.width": "0"})
 
 
+@pytest.mark.slow
 def test_a_run_of_a_config_file_trains_and_is_read_back(file, tmp_path):
   """Champions, soft targets and evaluations come out of its trees."""
   config = config_lib.from_flags(file, {"search.rule.width": "3"})

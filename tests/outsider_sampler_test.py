@@ -192,6 +192,7 @@ def test_flags_say_its_fields(file):
     config_lib.from_flags(file, {"rollout.hot": "-1"})
 
 
+@pytest.mark.slow
 def test_a_run_of_a_config_file_trains_and_is_read_back(file, tmp_path):
   config = config_lib.from_flags(file, {"rollout.hot": "1.25"})
   train.train(config, tmp_path / "run")
