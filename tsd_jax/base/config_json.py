@@ -105,7 +105,8 @@ def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
   if value is None or isinstance(value, bool | int | float | str):
     return value
   if isinstance(value, tuple | list):
-    return [_to_json_value(item, type(item), name) for item in value]
+    # A list's configs name their classes: its field tells a base class alone.
+    return [_to_json_value(item, None, name) for item in value]
   if isinstance(value, Mapping):
     return {
       str(key): _to_json_value(item, type(item), name)
@@ -125,10 +126,16 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     return None
   if isinstance(value, str) and str in members:
     return value
-  if any(typing.get_origin(m) is collections.abc.Callable for m in members):
+  tagged = isinstance(value, Mapping) and _CLASS in value
+  if not tagged and any(map(_is_callable, members)):
     return _import(value, name)
+  if origin is tuple and isinstance(value, list) and args[-1] is ...:
+    if any(isinstance(item, Mapping) for item in value):
+      return tuple(_from_json_value(item, args[0], name) for item in value)
   configs = tuple(
-    m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)
+    m
+    for m in members
+    if isinstance(m, type) and (tagged or dataclasses.is_dataclass(m))
   )
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
@@ -147,6 +154,10 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     raise ConfigError(
       f"{name} is saved as {_show(value)}, not as {expected}"
     ) from None
+
+
+def _is_callable(annotation: Any) -> bool:
+  return typing.get_origin(annotation) is collections.abc.Callable
 
 
 def _other_version(name: str, *wrong: str) -> ConfigError:
