@@ -343,6 +343,10 @@ def test_trees_branch_only_where_the_model_chooses(task, prompts, case):
       child = tree.children_index[row, parent, action]
       if nodes.finished[row, parent] or nodes.cut_off[row, parent]:
         continue
+      if nodes.log_prob_A[row, parent, action] <= LOG_ZERO:
+        # A step drawn a second time: no move, and no place below it.
+        assert case == "lazy" and nodes.cut_off[row, child]
+        continue
       depth, below = nodes.depth[row, parent], nodes.depth[row, child]
       path = nodes.path_tokens[row, child][:below].tolist()
       before = path[:depth]
