@@ -353,9 +353,6 @@ def test_trees_branch_only_where_the_model_chooses(task, prompts, case):
       said = tool_says(task, row, before)
       if said is not None and depth + len(said) > T:
         continue  # A move to nowhere: the path is cut off.
-      if nodes.log_prob_A[row, parent, action] <= LOG_ZERO:
-        assert case == "lazy" and nodes.cut_off[row, child]
-        continue  # Drawn before.
       own = replay(task, row, path)
       log_prob_T = np.where(own, log_probs(task, row, path), 0.0)
       assert nodes.log_prob_A[row, parent, action] == pytest.approx(
