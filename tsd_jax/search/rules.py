@@ -127,49 +127,8 @@ def in_turns(
   Returns:
     The B trees.
   """
-  B, R = start.node_visits.shape[0], budget.rows
-  now: Turn | None = None  # A trace-time cell, set before mctx's simulation.
-
-  def expand(params, rng_key, action_R, parent):
-    del params
-    return recurrent_fn(now, rng_key, action_R, parent)
-
-  def waits(trees):
-    waits_B = simulations(trees) < budget.num_simulations
-    if stop_when_solved:
-      waits_B &= ~jnp.any(trees.embeddings.correct, axis=1)
-    return waits_B
-
-  def loop(first, last, body, state):
-    del last
-
-    def turn(simulation, state):
-      nonlocal now
-      del simulation
-      rng_key, trees, waits_B = state
-      now = next_turn(trees, waits_B, R)
-      grown = jax.tree.map(lambda a: a[now.tree_R], trees)
-      if data_of is not None:
-        grown = grown.replace(extra_data=data_of(now))
-      rng_key, grown = body(now.slot_R, (rng_key, grown))
-      if data_of is not None:
-        grown = grown.replace(extra_data=None)
-      row_R = jnp.where(now.grows_R, now.tree_R, B)
-      trees = jax.tree.map(
-        lambda a, new: a.at[row_R].set(new, mode="drop"), trees, grown
-      )
-      waits_B = waits(trees)
-      # Devices that share a model must make the same simulations.
-      budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
-      return rng_key, trees, waits_B
-
-    rng_key, _ = state
-    state = rng_key, start, waits(start)
-    rng_key, trees, _ = budget.loop_fn(
-      first, most_turns(B, budget), turn, state
-    )
-    return rng_key, trees
-
+  turns = _Turns(start, recurrent_fn, budget, stop_when_solved, data_of)
+  R = budget.rows
   return mctx.search(
     (),
     key,
@@ -179,13 +138,70 @@ def in_turns(
       value=start.node_values[:R, 0],
       embedding=jax.tree.map(lambda a: a[:R, 0], start.embeddings),
     ),
-    recurrent_fn=expand,
+    recurrent_fn=turns.expand,
     root_action_selection_fn=root_selection_fn,
     interior_action_selection_fn=interior_selection_fn,
     num_simulations=budget.num_simulations,
     max_depth=budget.max_depth,
-    loop_fn=loop,
+    loop_fn=turns.loop,
   )
+
+
+@dataclasses.dataclass
+class _Turns:
+  """What `in_turns` gives to mctx; it lives while a program is traced."""
+
+  start: mctx.Tree
+  recurrent_fn: Any
+  budget: Budget
+  stop_when_solved: bool
+  data_of: Callable[[Turn], Any] | None
+  now: Turn | None = None  # Set before mctx's simulation, which expands in it.
+
+  def expand(self, params, rng_key, action_R, parent):
+    """The search's expansion, of the trees whose turn it is."""
+    del params
+    return self.recurrent_fn(self.now, rng_key, action_R, parent)
+
+  def loop(self, first, last, body, state):
+    """In place of mctx's loop: `body` is its simulation."""
+    del last
+
+    def turn(simulation, state):
+      del simulation
+      return self.turn(body, *state)
+
+    rng_key, _ = state
+    state = rng_key, self.start, self.waits(self.start)
+    most = most_turns(self.start.node_visits.shape[0], self.budget)
+    rng_key, trees, _ = self.budget.loop_fn(first, most, turn, state)
+    return rng_key, trees
+
+  def turn(self, body, rng_key: Array, trees: mctx.Tree, waits_B: Array):
+    """A simulation of some of the trees."""
+    now = self.now = next_turn(trees, waits_B, self.budget.rows)
+    grown = jax.tree.map(lambda a: a[now.tree_R], trees)
+    if self.data_of is not None:
+      grown = grown.replace(extra_data=self.data_of(now))
+    rng_key, grown = body(now.slot_R, (rng_key, grown))
+    if self.data_of is not None:
+      grown = grown.replace(extra_data=None)
+    # A place for which no tree waits holds one that stays as it is.
+    row_R = jnp.where(now.grows_R, now.tree_R, waits_B.shape[0])
+    trees = jax.tree.map(
+      lambda a, new: a.at[row_R].set(new, mode="drop"), trees, grown
+    )
+    waits_B = self.waits(trees)
+    # Devices that share a model must make the same simulations.
+    self.budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
+    return rng_key, trees, waits_B
+
+  def waits(self, trees: mctx.Tree) -> Array:
+    """Which trees may grow further, B."""
+    waits_B = simulations(trees) < self.budget.num_simulations
+    if self.stop_when_solved:
+      waits_B &= ~jnp.any(trees.embeddings.correct, axis=1)
+    return waits_B
 
 
 def simulations(tree: mctx.Tree) -> Array:
