@@ -70,6 +70,7 @@ def inputs(config, rows, task=None):
         dict(num_simulations=64, step_tokens=4, lazy=True, slot_reuse=True),
         dict(num_simulations=64, rule="puct", leaf="rollout"),
         dict(num_simulations=32, rule="gumbel", leaf="value"),
+        dict(num_simulations=32, rule="puct", leaf="rollout", slot_reuse=True),
       )
     ),
   ],

@@ -1,5 +1,6 @@
 """Trees that take turns are those that grow in step, and no place is idle."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,8 @@ from tests.flat_search import flat_search
 from tests.search_test import PROMPTS, TASK, B, model
 from tsd_jax.base import config as config_lib
 from tsd_jax.search import search as search_lib
+from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.rules import PUCT
 from tsd_jax.tasks.task import as_prompts
 
 N, TREES = 16, 3
@@ -104,11 +107,18 @@ def test_more_places_than_prompts_are_as_many():
     np.testing.assert_array_equal(a, b)
 
 
-def test_mctx_s_own_rules_have_no_turns():
+@dataclasses.dataclass(frozen=True)
+class InStep(PUCT):
+  """A rule that grows all trees in every simulation."""
+
+  reuses_slots = False
+
+
+def test_a_rule_whose_trees_grow_in_step_has_no_turns():
   with pytest.raises(
-    ValueError, match=r"search\.slot_reuse=true is nothing for .*=puct"
+    ValueError, match=r"search\.slot_reuse=true is nothing for .*=in_step"
   ):
-    flat_search(rule="puct", leaf="rollout", slot_reuse=True)
+    SearchConfig(InStep(), leaf="rollout", slot_reuse=True)
 
 
 def test_prompts_need_be_no_multiple_of_trees():

@@ -39,6 +39,8 @@ from tsd_jax.tasks import text
 from tsd_jax.tasks.task import (
   Task,
   as_prompts,
+  chosen,
+  environment_tokens,
   prompt_form,
 )
 from tsd_jax.tasks.text import TextConfig
@@ -54,7 +56,12 @@ def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp("calculator")
   tokenizer = fetch_smollm2.PATH
   if not tokenizer.is_file():
+    import tokenizers
+
     tokenizer = write_folder(folder / "tokenizer")
+    backend = tokenizers.Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    backend.add_tokens(["<<", ">>"])  # As in SmolLM2's.
+    backend.save(f"{tokenizer}/tokenizer.json")
   lines = [
     {"prompt": f"Use {n} and 4:", "unit": unit, "wanted": 12 * unit}
     for n, unit in zip((3, 4, 3, 12), (1, 3, 10, 1), strict=True)
@@ -62,7 +69,7 @@ def config(tmp_path_factory):
   file = folder / "lines.jsonl"
   file.write_text("".join(json.dumps(line) + "\n" for line in lines))
   return TextConfig(
-    file=str(file), tokenizer=str(tokenizer), reward=results, prompt_length=8,
+    file=str(file), tokenizer=str(tokenizer), reward=results, prompt_length=10,
     response_length=T, step_ends=">", low=-2.0, high=2.0, tool=calculate,
     tool_ends="=", tool_tokens=MOST, validation_size=0, test_size=0,
   )  # fmt: skip
@@ -95,7 +102,7 @@ def model_of(task):
   follows = [pair for t in HABITS for pair in itertools.pairwise(encode(t))]
   last = encode(">>")[-1]
   follows += [(last, task.eos_id), (last, encode("<<")[0])]
-  follows += [(encode(":")[0], encode("<<3")[i]) for i in (0, -1)]
+  follows.append((encode(":")[0], encode("<<")[0]))
   known = sorted({token for pair in follows for token in pair})
   size = transformer.ModelConfig(
     vocab_size=task.vocab_size, d_model=32, num_layers=2, num_heads=2,
@@ -104,14 +111,21 @@ def model_of(task):
   assert len(known) < size.d_model
   graphdef, params = transformer.create(size, 1)
   params = add_noise(params, scale=0.1, seed=2)
-  embedding_VD = 0.1 * params["embedding_VD"][...]
-  output_VD = params["unembedding_VD"][...].at[:, : len(known)].add(-3.0)
+  # The last feature is all tokens' own; by it the others are not written.
+  embedding_VD = (0.1 * params["embedding_VD"][...]).at[:, -1].set(4.0)
+  output_VD = (0.5 * params["unembedding_VD"][...]).at[:, -1].set(-6.0)
+  output_VD = output_VD.at[jnp.array(known), -1].set(0.0)
   for i, token in enumerate(known):
-    embedding_VD = embedding_VD.at[token, i].set(8.0)
+    embedding_VD = embedding_VD.at[token, i].set(4.0)
+    output_VD = output_VD.at[jnp.array(known), i].add(-1.0)
   for token, after in follows:
-    output_VD = output_VD.at[after, known.index(token)].set(2.0)
+    goes_on = (token, after) == (encode("4")[0], encode("+")[0])
+    strength = 0.7 if goes_on else 1.0  # Or sums would be all that it writes.
+    output_VD = output_VD.at[after, known.index(token)].set(strength)
   params["embedding_VD"][...] = embedding_VD
   params["unembedding_VD"][...] = output_VD
+  for name in ("output_LHED", "down_LFD"):  # The layers change it a little.
+    params["layers"][name][...] *= 0.3
   return graphdef, params
 
 
@@ -164,17 +178,17 @@ def forward(task):
   def plain(model, tokens_1S, last):
     positions_1S = jnp.arange(tokens_1S.shape[1])[None]
     x_1SD = model.trunk(tokens_1S, positions_1S).x_RTD
-    return jax.nn.log_softmax(model.logits(x_1SD[:, last]))[0]
+    return model.logits(x_1SD[:, last])[0]
 
   return jitted(task, plain)
 
 
 @functools.cache
-def next_log_prob(task, tokens):
-  """Log pi over the vocabulary after some tokens."""
+def next_logits(task, tokens):
+  """Logits over the vocabulary after some tokens, float64."""
   padded = np.zeros((1, 32), int)
   padded[0, : len(tokens)] = tokens
-  return forward(task)(padded, len(tokens) - 1)
+  return forward(task)(padded, len(tokens) - 1).astype(np.float64)
 
 
 def log_probs(task, row, tokens, temperature=1.0):
@@ -183,7 +197,7 @@ def log_probs(task, row, tokens, temperature=1.0):
   prompt = [int(token) for token in prompt_P if token != pad]
   found = []
   for t, token in enumerate(tokens):
-    scaled_V = next_log_prob(task, (*prompt, *tokens[:t])) / temperature
+    scaled_V = next_logits(task, (*prompt, *tokens[:t])) / temperature
     found.append(scaled_V[token] - np.logaddexp.reduce(scaled_V))
   return np.array(found)
 
@@ -222,7 +236,7 @@ def test_samples_and_forks_hold_what_the_tool_writes(task, sampled):
     if shared and shared < n:
       assert own[shared]  # A fork leaves its parent where the model chose.
       forked += 1
-  assert answers > 20 and forked > 3
+  assert answers > 12 and forked > 3
 
 
 def test_what_the_tool_says_is_what_the_function_says_with_the_example(
@@ -236,6 +250,33 @@ def test_what_the_tool_says_is_what_the_function_says_with_the_example(
   right = {(0, "12"), (1, "36"), (2, "120"), (3, "12")}
   # Answers that did not fit are not there.
   assert said and {pair for pair in said if pair[1]} <= right
+
+
+def test_rewards_see_the_tools_text_and_keep_to_their_range(task, sampled):
+  for b, g in np.ndindex(B, SAMPLES.group):
+    tokens = listed(task, sampled.tokens_BGT[b, g])
+    line, reward = task.config.lines[b], -2.0
+    if task.eos_id in tokens:
+      reward = results(line.prompt, task.tokenizer.decode(tokens), line.example)
+    assert sampled.reward_BG[b, g] == pytest.approx(reward)
+    assert sampled.correct_BG[b, g] == (reward >= 1.0)
+  assert len(set(sampled.reward_BG.ravel().tolist())) > 2
+
+
+def test_given_responses_are_told_apart_by_what_was_said(
+  task, prompts, sampled
+):
+  callback.report()
+  again_BGT = jax.jit(functools.partial(environment_tokens, task))(
+    prompts, sampled.tokens_BGT
+  )
+  written_BGT = sampled.tokens_BGT != task.pad_id
+  np.testing.assert_array_equal(
+    again_BGT & written_BGT, sampled.environment_BGT & written_BGT
+  )
+  assert callback.report() == {}  # All of it was known.
+  chosen_BGT = chosen(task, prompts, sampled.tokens_BGT, sampled.mask_BGT)
+  np.testing.assert_array_equal(chosen_BGT, sampled.chosen_BGT)
 
 
 def test_greedy_answers_are_an_argmax_loop_with_a_tool(task, prompts):
@@ -252,7 +293,7 @@ def test_greedy_answers_are_an_argmax_loop_with_a_tool(task, prompts):
       if said is not None and len(tokens) + len(said) > T:
         break
       answered += said is not None
-      best = next_log_prob(task, (*prompt, *tokens)).argmax()
+      best = next_logits(task, (*prompt, *tokens)).argmax()
       tokens += [int(best)] if said is None else said
     assert listed(task, tokens_B1T[row, 0]) == tokens
   assert answered
@@ -330,6 +371,26 @@ def test_trees_branch_only_where_the_model_chooses(task, prompts, case):
   assert whole > 3 or "step_tokens" in SEARCHES[case]
 
 
+@searches
+def test_answers_of_trees_replay_and_are_graded(task, prompts, case):
+  nodes, written = searched(task, prompts, case).embeddings, 0
+  found = np.argwhere(nodes.has_answer)
+  assert len(found) > B
+  for row, n in found:
+    answer = listed(task, nodes.answer_tokens[row, n])
+    own, line = replay(task, row, answer), task.config.lines[row]
+    written += len(own) - sum(own)
+    assert answer[-1] == task.eos_id
+    reward = results(line.prompt, task.tokenizer.decode(answer), line.example)
+    assert nodes.reward[row, n] == pytest.approx((reward + 2) / 4, abs=1e-6)
+    assert nodes.correct[row, n] == (reward >= 1)
+    log_prob_T = np.where(own, log_probs(task, row, answer), 0.0)
+    assert nodes.answer_log_prob[row, n] == pytest.approx(
+      log_prob_T.sum(), abs=2e-4
+    )
+  assert written > B
+
+
 def learner(task, **changes):
   loss = LossConfig(distilled_prompts=B, champions=2, champion_gate="better")
   return methods.resolve(
@@ -364,6 +425,57 @@ def check_champions(task, found):
         np.testing.assert_array_equal(observed_T[: len(own)], np.invert(own))
         written += len(own) - sum(own)
   return written
+
+
+@pytest.mark.parametrize(
+  "source", ["search", pytest.param("samples", marks=pytest.mark.slow)]
+)
+def test_an_iteration_tells_its_champions_apart(
+  task, prompts, source, monkeypatch
+):
+  monkeypatch.setattr(iteration, "update", caught)
+  config = learner(task, champion_source=source)
+  graphdef, params = model_of(task)
+  params = jax.tree.map(jnp.copy, params)
+  program = iteration.Program(graphdef, None, task, config.static, None)
+  _, metrics = iteration._train_loop.__wrapped__(program, False)(
+    iteration.init_state(config, params),
+    jax.tree.map(lambda a: a[None], prompts),
+    update.Frozen(jax.tree.map(jnp.copy, params)),
+    {name: jnp.float32(x) for name, x in config.hyper.items()},
+    jax.random.key(0),
+  )
+  found = jax.tree.map(lambda a: a[0], metrics)
+  assert check_champions(task, found) > B
+
+
+def test_no_gradient_comes_from_what_the_tool_wrote(task, prompts, sampled):
+  """The loss of champions is the mean over the model's own tokens, by hand."""
+  tokens_CMT = sampled.tokens_BGT[:, :2]
+  used_CM = np.any(tokens_CMT == task.eos_id, axis=2)
+  d = iteration.told_apart(
+    iteration.Program(None, None, task, learner(task), None),
+    update.DistillationBatch(prompts, tokens_CMT, used_CM, None),
+  )
+  config = learner(task, policy_weight=0.0, success_weight=0.0)
+  assert not config.loss.trains_on_samples
+  graphdef, params = model_of(task)
+  batch = update.Batch(prompts, None, None, None, None, d)
+  hyper = {name: jnp.float32(x) for name, x in config.hyper.items()}
+  loss, _ = jax.jit(
+    lambda params: update.loss_fn(
+      params, update.Frozen(params), graphdef, batch, hyper, config
+    )
+  )(params)
+  picked, others = [], 0
+  for b, m in np.argwhere(used_CM):
+    tokens = listed(task, tokens_CMT[b, m])
+    own = replay(task, b, tokens)
+    picked += log_probs(task, b, tokens, SAMPLES.temperature)[own].tolist()
+    others += len(own) - sum(own)
+  assert others > 3
+  expected = -config.loss.champion_weight * np.mean(picked)
+  assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_devices_ask_for_their_own_rows(task, prompts, sampled):

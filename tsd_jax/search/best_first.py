@@ -18,7 +18,15 @@ from tsd_jax.parallel import sharding
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
 from tsd_jax.search.node import Node
-from tsd_jax.search.rules import Budget, Rule, all_solved, merged
+from tsd_jax.search.rules import (
+  Budget,
+  Rule,
+  all_solved,
+  merged,
+  most_turns,
+  next_turn,
+  simulations,
+)
 
 # Key of a move that cannot be expanded (any more).
 CLOSED = 2 * LOG_ZERO
@@ -143,9 +151,7 @@ class BestFirst(Rule):
       budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
       return rng_key, tree, waits_B
 
-    B = state[1].node_visits.shape[0]
-    # Full turns, and those in which the last trees end.
-    most = (B // budget.rows + 1) * budget.num_simulations
+    most = most_turns(state[1].node_visits.shape[0], budget)
     state = (*state, self.waits(state[1]))
     rng_key, tree, _ = budget.loop_fn(first, most, turn, state)
     return rng_key, with_edges(tree).replace(extra_data=None)
@@ -357,20 +363,6 @@ def close_seen(
     return jnp.where(late_RNA, CLOSED, open_BNA), key_RA
   closed_RNA = jnp.where(late_RNA, CLOSED, jnp.inf)
   return open_BNA.at[leaf.tree_R].min(closed_RNA), key_RA
-
-
-def simulations(tree: mctx.Tree) -> Array:
-  """How many each tree has made, B: its nodes but the root."""
-  return jnp.sum(tree.node_visits > 0, axis=1) - 1
-
-
-def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
-  """The smallest of the trees that wait, so that the last ones end together."""
-  made_B = simulations(tree)
-  last = tree.node_visits.shape[1] - 1
-  _, tree_R = jax.lax.top_k(jnp.where(waits_B, -made_B, -last), rows)
-  slot_R = jnp.minimum(made_B[tree_R], last - 1)
-  return Turn(tree_R, slot_R, waits_B[tree_R])
 
 
 def eos_actions(nodes) -> Array:

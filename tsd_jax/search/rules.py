@@ -9,6 +9,7 @@ new rule is a subclass of `Rule` in one file.
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -18,7 +19,7 @@ import mctx
 
 from tsd_jax.base.types import LOG_ZERO, Array
 from tsd_jax.parallel import sharding
-from tsd_jax.search.kv_pool import LoopFn
+from tsd_jax.search.kv_pool import LoopFn, Turn
 
 
 class Budget(NamedTuple):
@@ -89,6 +90,142 @@ def stopping(budget: Budget, stop_when_solved: bool) -> LoopFn:
   return run
 
 
+def no_simulations(first, last, body, state):
+  """A loop that makes none, in place of mctx's: the trees are their roots."""
+  del first, last, body
+  return state
+
+
+def in_turns(
+  key: Array,
+  start: mctx.Tree,
+  recurrent_fn: Any,
+  budget: Budget,
+  stop_when_solved: bool,
+  root_selection_fn: Callable,
+  interior_selection_fn: Callable,
+  data_of: Callable[[Turn], Any] | None = None,
+) -> mctx.Tree:
+  """Simulations as mctx makes them, of `Budget.rows` trees at a time.
+
+  mctx's own simulation grows all trees that it is given, and names the new
+  nodes after the number of the simulation. Here it is given the trees whose
+  turn it is, with the number that each of them has made; what has become of
+  them is written back. So a tree grows as it does among all others.
+
+  Args:
+    key: random key, consumed.
+    start: B trees before their first simulation, as a policy of mctx makes
+      them with `no_simulations`.
+    recurrent_fn: expands nodes.
+    budget: simulations, depth, the loop, how many trees grow at a time.
+    stop_when_solved: give the place of a solved tree to another.
+    root_selection_fn: the policy's, as `mctx.search` takes it.
+    interior_selection_fn: the same below the root.
+    data_of: extra data of the trees of a turn; by default their own.
+
+  Returns:
+    The B trees.
+  """
+  turns = _Turns(start, recurrent_fn, budget, stop_when_solved, data_of)
+  R = budget.rows
+  return mctx.search(
+    (),
+    key,
+    # Of as many trees as a turn has; they are made and never used.
+    root=mctx.RootFnOutput(
+      prior_logits=start.children_prior_logits[:R, 0],
+      value=start.node_values[:R, 0],
+      embedding=jax.tree.map(lambda a: a[:R, 0], start.embeddings),
+    ),
+    recurrent_fn=turns.expand,
+    root_action_selection_fn=root_selection_fn,
+    interior_action_selection_fn=interior_selection_fn,
+    num_simulations=budget.num_simulations,
+    max_depth=budget.max_depth,
+    loop_fn=turns.loop,
+  )
+
+
+@dataclasses.dataclass
+class _Turns:
+  """What `in_turns` gives to mctx; it lives while a program is traced."""
+
+  start: mctx.Tree
+  recurrent_fn: Any
+  budget: Budget
+  stop_when_solved: bool
+  data_of: Callable[[Turn], Any] | None
+  now: Turn | None = None  # Set before mctx's simulation, which expands in it.
+
+  def expand(self, params, rng_key, action_R, parent):
+    """The search's expansion, of the trees whose turn it is."""
+    del params
+    return self.recurrent_fn(self.now, rng_key, action_R, parent)
+
+  def loop(self, first, last, body, state):
+    """In place of mctx's loop: `body` is its simulation."""
+    del last
+
+    def turn(simulation, state):
+      del simulation
+      return self.turn(body, *state)
+
+    rng_key, _ = state
+    state = rng_key, self.start, self.waits(self.start)
+    most = most_turns(self.start.node_visits.shape[0], self.budget)
+    rng_key, trees, _ = self.budget.loop_fn(first, most, turn, state)
+    return rng_key, trees
+
+  def turn(self, body, rng_key: Array, trees: mctx.Tree, waits_B: Array):
+    """A simulation of some of the trees."""
+    now = self.now = next_turn(trees, waits_B, self.budget.rows)
+    grown = jax.tree.map(lambda a: a[now.tree_R], trees)
+    if self.data_of is not None:
+      grown = grown.replace(extra_data=self.data_of(now))
+    rng_key, grown = body(now.slot_R, (rng_key, grown))
+    if self.data_of is not None:
+      grown = grown.replace(extra_data=None)
+    # A place for which no tree waits holds one that stays as it is.
+    row_R = jnp.where(now.grows_R, now.tree_R, waits_B.shape[0])
+    trees = jax.tree.map(
+      lambda a, new: a.at[row_R].set(new, mode="drop"), trees, grown
+    )
+    waits_B = self.waits(trees)
+    # Devices that share a model must make the same simulations.
+    self.budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
+    return rng_key, trees, waits_B
+
+  def waits(self, trees: mctx.Tree) -> Array:
+    """Which trees may grow further, B."""
+    waits_B = simulations(trees) < self.budget.num_simulations
+    if self.stop_when_solved:
+      waits_B &= ~jnp.any(trees.embeddings.correct, axis=1)
+    return waits_B
+
+
+def simulations(tree: mctx.Tree) -> Array:
+  """How many each tree has made, B: visits of its root after the first."""
+  return tree.node_visits[:, 0] - 1
+
+
+def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
+  """The smallest of the trees that wait, so that the last ones end together."""
+  made_B = simulations(tree)
+  last = tree.node_visits.shape[1] - 1
+  _, tree_R = jax.lax.top_k(jnp.where(waits_B, -made_B, -last), rows)
+  slot_R = jnp.minimum(made_B[tree_R], last - 1)
+  return Turn(tree_R, slot_R, waits_B[tree_R])
+
+
+def most_turns(trees: int, budget: Budget) -> int:
+  """Turns in which all trees have come to their end.
+
+  Full ones, and those in which the last trees end.
+  """
+  return (trees // budget.rows + 1) * budget.num_simulations
+
+
 def all_solved(tree: mctx.Tree) -> Array:
   """Whether every tree holds a correct response, on all devices.
 
@@ -130,11 +267,17 @@ def value_or_node_mean(
 class PUCT(Rule):
   """AlphaZero's rule: argmax of Q + c * prior * sqrt(visits) / (1 + visits)."""
 
+  reuses_slots = True
+
   c: float = 1.25
   revisit_penalty: float = 1.0
 
   def run(self, key, root, recurrent_fn, budget):
     """Searches with mctx's MuZero policy, without root noise."""
+    qtransform = functools.partial(
+      value_or_node_mean, revisit_penalty=self.revisit_penalty
+    )
+    turns = budget.rows is not None
     output = mctx.muzero_policy(
       params=(),
       rng_key=key,
@@ -142,14 +285,52 @@ class PUCT(Rule):
       recurrent_fn=recurrent_fn,
       num_simulations=budget.num_simulations,
       max_depth=budget.max_depth,
-      loop_fn=stopping(budget, self.stop_when_solved),
-      qtransform=functools.partial(
-        value_or_node_mean, revisit_penalty=self.revisit_penalty
-      ),
+      loop_fn=no_simulations
+      if turns
+      else stopping(budget, self.stop_when_solved),
+      qtransform=qtransform,
       dirichlet_fraction=0.0,
       pb_c_init=self.c,
     )
-    return output.search_tree
+    if not turns:
+      return output.search_tree
+    return self._in_turns(
+      key, output.search_tree, recurrent_fn, budget, qtransform
+    )
+
+  def _in_turns(self, key, start, recurrent_fn, budget, qtransform):
+    """Trees that take turns, and break ties as they do in step.
+
+    mctx breaks them by a key of the simulation and the tree's place in it. In
+    turns a tree has neither, but knows which they would be.
+    """
+    B = start.node_visits.shape[0]
+    key = jax.random.split(key, 3)[2]  # As the policy splits it.
+    key_NB = walk_keys(key, budget.num_simulations, B)
+
+    def select(rng_key, tree, node_index, depth):
+      del rng_key
+      key = jax.lax.fori_loop(
+        0,
+        jnp.int32(depth),
+        lambda _, key: jax.random.split(key)[0],
+        tree.extra_data,
+      )
+      return mctx.muzero_action_selection(
+        jax.random.split(key)[1], tree, node_index, depth,
+        pb_c_init=self.c, qtransform=qtransform,
+      )  # fmt: skip
+
+    return in_turns(
+      key,
+      start,
+      recurrent_fn,
+      budget,
+      self.stop_when_solved,
+      functools.partial(select, depth=0),
+      select,
+      lambda turn: key_NB[turn.slot_R, turn.tree_R],
+    )
 
   def improved(self, tree):
     """Visit frequencies; the prior where no child was visited."""
@@ -170,6 +351,8 @@ class Gumbel(Rule):
   https://openreview.net/forum?id=bERaNdoegnO.
   """
 
+  reuses_slots = True
+
   scale: float = 1.0  # Of the Gumbel noise at the root; 0 searches without.
   value_scale: float = 0.1
   maxvisit_init: float = 50.0
@@ -185,6 +368,7 @@ class Gumbel(Rule):
 
   def run(self, key, root, recurrent_fn, budget):
     """Searches with mctx's Gumbel MuZero policy."""
+    A, turns = root.prior_logits.shape[-1], budget.rows is not None
     output = mctx.gumbel_muzero_policy(
       params=(),
       rng_key=key,
@@ -192,16 +376,38 @@ class Gumbel(Rule):
       recurrent_fn=recurrent_fn,
       num_simulations=budget.num_simulations,
       max_depth=budget.max_depth,
-      loop_fn=stopping(budget, self.stop_when_solved),
+      loop_fn=no_simulations
+      if turns
+      else stopping(budget, self.stop_when_solved),
       qtransform=self._qtransform,
       # Tokens are all distinct, and mctx would shift their logits.
       invalid_actions=(
         merged(root.embedding) if root.embedding.step_AU.shape[-1] > 1 else None
       ),
-      max_num_considered_actions=root.prior_logits.shape[-1],
+      max_num_considered_actions=A,
       gumbel_scale=self.scale,
     )
-    return output.search_tree
+    if not turns:
+      return output.search_tree
+    # A tree's noise is in it, and its halving goes by its own visits: no
+    # selection knows of other trees, or of random keys.
+    return in_turns(
+      key,
+      output.search_tree,
+      recurrent_fn,
+      budget,
+      self.stop_when_solved,
+      functools.partial(
+        mctx.gumbel_muzero_root_action_selection,
+        num_simulations=budget.num_simulations,
+        max_num_considered_actions=A,
+        qtransform=self._qtransform,
+      ),
+      functools.partial(
+        mctx.gumbel_muzero_interior_action_selection,
+        qtransform=self._qtransform,
+      ),
+    )
 
   def improved(self, tree):
     """softmax(prior logits + completed Q) at every node."""
@@ -213,6 +419,16 @@ class Gumbel(Rule):
     return jax.nn.softmax(
       tree.children_prior_logits + jax.vmap(completed)(tree), axis=-1
     )
+
+
+def walk_keys(key: Array, simulations: int, trees: int) -> Array:
+  """Keys of mctx's walks from the root, of trees that grow in step, NB."""
+
+  def step(key, _):
+    key, walk_key, _ = jax.random.split(key, 3)
+    return key, jax.random.split(walk_key, trees)
+
+  return jax.lax.scan(step, key, length=simulations)[1]
 
 
 def merged(nodes) -> Array:

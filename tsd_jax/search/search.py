@@ -325,7 +325,8 @@ class Search:
     rows = jnp.arange(node.depth.shape[0])
     ends_BA = jnp.any(node.step_AU == self.task.eos_id, axis=-1)
     ends_BA &= self.config.ends_with_node
-    has_B = jnp.any(ends_BA, axis=1)
+    # After an observation a path may be full: its end has no room then.
+    has_B = jnp.any(ends_BA, axis=1) & (node.depth < self.T)
     first_B = jnp.argmax(ends_BA, axis=1)
     tokens_BT, _ = moves.extend(
       node.path_tokens,

@@ -96,7 +96,7 @@ class TextConfig(TaskConfig):
 
   def _check_range(self) -> None:
     """Refuses rewards that are no range; compared as float32, as they are."""
-    f32, largest = np.float32, np.finfo(np.float32).max
+    f32, largest = np.float32, float(np.finfo(np.float32).max)
     for field in ("low", "high"):
       self.need(float, field, lambda x: abs(x) <= largest, "use a float32")
     if not f32(self.low) < f32(self.high):

@@ -75,6 +75,8 @@ class Tool:
     return kept
 
   def _ask(self, asked: Collection[tuple[int, str]]) -> list[Tokens]:
+    if not asked:  # No call, and none is counted.
+      return []
     requests = [
       (self._lines[place].prompt, text, self._lines[place].example)
       for place, text in asked
