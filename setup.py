@@ -33,6 +33,7 @@ setuptools.setup(
     include=["tsd_jax", "tsd_jax.*", "launch", "launch.*"]
     + ["experiments", "experiments.*"]
   ),
+  package_data={"tsd_jax": ["py.typed"]},  # Its types are for its users too.
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
@@ -51,7 +52,8 @@ setuptools.setup(
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],
-    "test": ["hypothesis", "pytest", "ruff", "scipy"],
+    # pyright runs on node, which the extra brings: nothing else is fetched.
+    "test": ["hypothesis", "pyright[nodejs]", "pytest", "ruff", "scipy"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],

@@ -13,13 +13,16 @@ from tests import small_experiment, small_maze
 from tsd_jax.models import transformer
 from tsd_jax.run import evaluation, load
 from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks.task import as_prompts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def perplexities(graphdef, params, examples):
   return [
-    evaluation.perplexity(graphdef, params, task, *(a[0] for a in rows))
+    evaluation.perplexity(
+      graphdef, params, task, as_prompts(task, rows[0][0]), rows[1][0]
+    )
     for task, rows in examples
   ]
 
@@ -32,21 +35,21 @@ def test_supervised_training_learns_every_task_it_is_given():
   def draw(task, steps):
     return supervised.draw(task, rng, steps, 32, 0.3, set())
 
-  lessons = [draw(c.task, 60) for c in configs]
+  examples = [draw(c.task, 60) for c in configs]
   unseen = [(c.make_task(), draw(c.task, 1)) for c in configs]
   graphdef, params = transformer.create(configs[0].model, 0)
   tasks = [c.make_task() for c in configs]
   first = supervised.train(
-    graphdef, params, [lessons[:1]], tasks=tasks[:1], learning_rate=1e-2
+    graphdef, params, [examples[:1]], tasks=tasks[:1], learning_rate=1e-2
   )
   both = supervised.train(
-    graphdef, params, [lessons], tasks=tasks, learning_rate=1e-2
+    graphdef, params, [examples], tasks=tasks, learning_rate=1e-2
   )
   start, one, two = (
     perplexities(graphdef, p, unseen) for p in (params, first, both)
   )
   assert one[0] < start[0] / 2 and two[0] < start[0] / 2
-  assert two[1] < start[1] / 2  # The second task was among the lessons here,
+  assert two[1] < start[1] / 2  # The second task was among the examples here,
   assert two[1] < one[1] / 2  # and here it was not.
 
 
@@ -100,7 +103,15 @@ def test_the_command(tmp_path):
     (rows[3], load.open_run(folder / "grpo_5" / "0")[1:3]),
   ):
     assert row[name] == pytest.approx(
-      [evaluation.perplexity(graphdef, params, maze.make_task(), *examples)],
+      [
+        evaluation.perplexity(
+          graphdef,
+          params,
+          maze.make_task(),
+          as_prompts(maze.make_task(), examples[0]),
+          examples[1],
+        )
+      ],
       abs=1e-3,
     )
   before = folder.stat().st_mtime_ns

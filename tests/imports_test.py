@@ -12,19 +12,20 @@ ORDER = """
 base: errors paths types config_values large_pages config config_json ledger
   progress
 parallel: sharding processes supervisor pod
-models: operations symbols transformer flops families lora presets weights names
-  assemble gguf hf pretrained text_tokenizer
+models: operations tokenizer symbols transformer flops families lora presets
+  weights names assemble gguf hf pretrained text_tokenizer
 rewards: reward algebra terms worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
-  text_lines text data
+  text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
 search: node moves kv_pool transpositions rules best_first config champions
-  metrics search view
+  metrics search view view_html
 learning: losses advantages loss_terms config methods memory update iteration
 run: directory reward_params checkpoint experiment costs curves evaluation
   samples report state load train
 comparison: statistics jobs judge
 planning: hlo roofline aot
+api: programs model tree sampling runs
 """
 USERS = ("experiments", "launch")
 

@@ -15,6 +15,7 @@ from tsd_jax.inference import scoring
 from tsd_jax.models import symbols
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
+from tsd_jax.tasks.task import as_prompts
 
 SIZES = dict(steps=150, batch=128, learning_rate=3e-3)
 
@@ -33,7 +34,9 @@ def taught():
   @jax.jit
   def read(params):
     model = nnx.merge(graphdef, params)
-    x_BTD = scoring.hidden_states(model, prompt_BP, response_BT[:, None])[:, 0]
+    x_BTD = scoring.hidden_states(
+      model, as_prompts(config.make(), prompt_BP), response_BT[:, None]
+    )[:, 0]
     return jax.nn.log_softmax(model.logits(x_BTD)), model.values(x_BTD)[1]
 
   right_B = config.make().score(prompt_BP, response_BT).correct_X
@@ -74,7 +77,7 @@ def test_held_out_problems_are_never_asked(monkeypatch):
   held = {
     config.canonical(p)
     for split in ("validation", "test")
-    for p in data.load_problems(config, split)
+    for p in data.load_problems(config, split).tokens_BP
   }
   assert held and len(prompt_SBP) == 20
   assert not held & {

@@ -1,19 +1,15 @@
-"""The page of plots, the samples and the tree viewer."""
+"""The page of plots and samples."""
 
 import html.parser
 import json
 import re
-import types
 import xml.etree.ElementTree as ET
 
-import jax
-import numpy as np
 import pytest
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run import report
-from tsd_jax.search import view
 
 
 def write_run(folder, accuracy, *, text="1 + 2"):
@@ -92,51 +88,3 @@ def test_folders_that_hold_no_run_are_named(tmp_path):
     report.read_log(folder)
   with pytest.raises(UserError, match="no evaluation of pass@8"):
     curves_lib.read_curve(folder, "pass@8")
-
-
-class RunState(types.SimpleNamespace):
-  """Stands for mctx's records: only the fields that the viewer reads."""
-
-
-jax.tree_util.register_pytree_node(
-  RunState,
-  lambda record: (list(vars(record).values()), tuple(vars(record))),
-  lambda names, values: RunState(**dict(zip(names, values, strict=True))),
-)
-
-
-def fake_tree():
-  """Root -> {"5" -> {end}, "7"}; the batch has one tree."""
-  children = np.full((1, 4, 2), -1)
-  children[0, 0] = [1, 2]
-  children[0, 1, 0] = 3
-  embeddings = RunState(
-    step_AU=np.array([[[5, 7], [9, 5], [0, 0], [0, 0]]])[..., None],
-    length_A=np.ones((1, 4, 2), int),
-    log_prob_A=np.log(np.array([[[0.75, 0.25], [0.5, 0.5], [1, 1], [1, 1]]])),
-    has_answer=np.array([[False, False, True, True]]),
-    finished=np.array([[False, False, False, True]]),
-    reward=np.array([[0.0, 0.0, 0.25, 1.0]]),
-    answer_tokens=np.array([[[0, 0], [0, 0], [7, 9], [5, 9]]]),
-  )
-  return RunState(
-    children_index=children,
-    node_visits=np.array([[4, 2, 1, 1]]),
-    embeddings=embeddings,
-  )
-
-
-def test_a_tree_is_drawn_node_by_node():
-  decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
-  text = view.tree_text(fake_tree(), 0, decode)
-  assert text.splitlines() == [
-    "root  n 4  4 nodes",
-    "├─ 5  p 0.75  n 2",
-    "│  └─ 9  p 0.50  n 1  reward 1.00  ★",
-    "└─ 7  p 0.25  n 1  reward 0.25  answer: 7 9",
-  ]
-  assert view.tree_text(fake_tree(), 0, decode, max_nodes=2).splitlines() == [
-    "root  n 4  4 nodes",
-    "└─ 5  p 0.75  n 2",
-    "… 2 nodes more",
-  ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.inference.rollout import RolloutConfig
-from tsd_jax.learning.methods import LossConfig, OptimizerConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rewards.reward import Score
 from tsd_jax.run.experiment import EvalConfig, Experiment

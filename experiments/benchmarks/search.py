@@ -281,6 +281,17 @@ def cache_a_node(case: Case, simulations: int):
   return run
 
 
+# Other searches of ours: name, task, changes of the config.
+OTHERS = (
+  ("puct", Unsolved, dict(rule=PUCT(stop_when_solved=False), leaf="value")),
+  (
+    "state_keys",
+    Sorted,
+    dict(rule=BestFirst(stop_when_solved=False, transpositions=True)),
+  ),
+)
+
+
 def measure(
   name: str, size: Size, table: Table, repeats: int, *, peers: bool = True
 ) -> None:
@@ -302,20 +313,9 @@ def measure(
       )  # fmt: skip
     nodes = trees * (simulations := size.simulations[0])
     ours_speed = speeds["tokens", trees, simulations]
-    for kind, task, change in (
-      (
-        "puct",
-        case.task,
-        dict(rule=PUCT(stop_when_solved=False), leaf="value"),
-      ),
-      (
-        "state_keys",
-        Sorted(**vars(case.task)),
-        dict(rule=BestFirst(stop_when_solved=False, transpositions=True)),
-      ),
-    ):
+    for kind, task, change in OTHERS:
       config = dataclasses.replace(budget(trees, simulations), **change)
-      took, _ = case.timed(ours(case, config, task), repeats)
+      took, _ = case.timed(ours(case, config, task(**vars(case.task))), repeats)
       table.note(
         f"{name}, {trees} trees, {simulations} nodes, {kind}",
         nodes / took,

@@ -44,6 +44,7 @@ def load(path: str) -> Any:
   file = _find(path)
   name = f"_tsd_jax_config_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
   spec = importlib.util.spec_from_file_location(name, file)
+  assert spec is not None and spec.loader is not None  # It ends with .py.
   module = importlib.util.module_from_spec(spec)
   # Dataclasses that the file defines look their module up here.
   sys.modules[name] = module
@@ -318,8 +319,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
   def likeness(candidate: str) -> float:
     whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-    ends = (text.rpartition(".")[2] for text in (name, candidate))
-    return whole + difflib.SequenceMatcher(None, *ends).ratio()
+    mine, its = (text.rpartition(".")[2] for text in (name, candidate))
+    return whole + difflib.SequenceMatcher(None, mine, its).ratio()
 
   return max(known, key=likeness)
 

@@ -127,7 +127,9 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     return value
   if any(typing.get_origin(m) is collections.abc.Callable for m in members):
     return _import(value, name)
-  configs = tuple(m for m in members if dataclasses.is_dataclass(m))
+  configs = tuple(
+    m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)
+  )
   if configs:
     fields = dict(value) if isinstance(value, Mapping) else {}
     tag = fields.pop(_CLASS, None)

@@ -38,7 +38,7 @@ def steps_to(curve: Curve, target: float) -> float:
 
 def area(curve: Curve, end: float | None = None) -> float:
   """Mean accuracy over the iterations (area under the curve), up to `end`."""
-  end = curve.iterations[-1] if end is None else end
+  end = float(curve.iterations[-1]) if end is None else end
   x = np.append(curve.iterations[curve.iterations < end], end)
   y = np.interp(x, curve.iterations, curve.accuracy)
   return float(np.trapezoid(y, x) / max(end - x[0], 1))

@@ -28,15 +28,20 @@ def put(
     layer: the layer of a stack that is written.
     axis: the axis.
   """
-  start = [0] * a.ndim
+  start: list[Array | int] = [0] * a.ndim
   start[axis] = at
   if layer is not None:
     start[0], new = layer, new[None]
   return jax.lax.dynamic_update_slice(a, new, start)
 
 
+# Keys and values, a list each: of one Ref (or array) of all layers, or of one a
+# layer.
+Kept = tuple[list[Any], list[Any]]
+
+
 def write_first(
-  refs: KV,
+  refs: Kept,
   stacked: bool,
   mask: Array,
   write: Callable[[Array, Array, Array | None], Array],
@@ -45,8 +50,7 @@ def write_first(
   """A layer's memory in Refs, written before it is read.
 
   Args:
-    refs: keys and values; a list each, of one Ref of all layers or of one a
-      layer.
+    refs: keys and values, in Refs.
     stacked: which of the two.
     mask: what tokens may see of what is read.
     write: (what is kept, new keys, layer of a stack) -> what is kept.
@@ -66,11 +70,11 @@ def write_first(
   return memory
 
 
-def as_read(arrays: KV, stacked: bool, read: Callable[[Any], Array]) -> KV:
+def as_read(arrays: Kept, stacked: bool, read: Callable[[Any], Array]) -> KV:
   """Keys of all layers in the form that the model reads.
 
   Args:
-    arrays: as in `write_first`, or arrays in place of Refs.
+    arrays: keys and values.
     stacked: whether they are one of all layers.
     read: what is attended to of one of them.
   """
@@ -96,9 +100,8 @@ class OwnKeys:
       shape = (c.num_layers, *shape)
     zeros = sharding.split_heads(jnp.zeros(shape, model.dtype), len(shape) - 3)
     arrays = 1 if self._stacked else c.num_layers
-    self._refs = KV(
-      *([jax.new_ref(zeros) for _ in range(arrays)] for _ in range(2))
-    )
+    k, v = ([jax.new_ref(zeros) for _ in range(arrays)] for _ in range(2))
+    self._refs: Kept = k, v
 
   def at(self, column: Array | int) -> LayerMemory:
     """What a call sees whose one token belongs in a column: all up to it."""

@@ -21,9 +21,9 @@ from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.tasks.task import Task, next_observation
 
-# (a row's own tokens so far, how many) -> tokens RO that the environment writes
-# next, and how many of them.
-Observer = Callable[[Array, Array], tuple[Array, Array]]
+# (rows' own tokens so far, how many, which rows ask) -> tokens RO that the
+# environment writes next, and how many of them; of others it says nothing.
+Observer = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 class Fork(NamedTuple):
@@ -184,7 +184,10 @@ class _Loop:
     )
     waiting = None
     if self.observe is not None:
-      shape = jax.eval_shape(self.observe, out["tokens_RT"], jnp.int32(0))[0]
+      asks_R = jnp.zeros(R, bool)
+      shape, _ = jax.eval_shape(
+        self.observe, out["tokens_RT"], jnp.int32(0), asks_R
+      )
       waiting = jnp.zeros(shape.shape, shape.dtype), jnp.zeros(R, jnp.int32)
     return _State(
       step=jnp.int32(0),
@@ -253,8 +256,10 @@ class _Loop:
       Whether it fits, R; whether it writes, R; its token, R; what is left.
     """
     waiting_RO, left_R = state.waiting
-    token_RO, count_R = self.observe(state.out["tokens_RT"], state.step)
     asked_R = left_R == 0
+    token_RO, count_R = self.observe(
+      state.out["tokens_RT"], state.step, asked_R & state.alive_R
+    )
     token_RO = jnp.where(asked_R[:, None], token_RO, waiting_RO)
     # Whoever goes on from here asks again: a move holds whole observations.
     fits_R = ~asked_R | (state.step == 0)
@@ -301,7 +306,7 @@ def observer(
   if task.observe is None:
     return None
 
-  def observe(own_RT, count):
+  def observe(own_RT, count, asks_R):
     R, T = own_RT.shape[0], task.response_length
     own_RT = jnp.pad(
       own_RT,
@@ -315,6 +320,7 @@ def observer(
       )
       own_RT = splice(head_RT, start_R, own_RT)
       length_R += start_R
+    length_R = jnp.where(asks_R, length_R, 0)
     rows = prompts.repeat(R // len(prompts))
     return next_observation(task, rows, own_RT, length_R)
 

@@ -370,10 +370,7 @@ def make_batch(
 ) -> Batch:
   """What the loss reads: samples with advantages, champions with masks."""
   if distillation is not None:
-    d = distillation
-    distillation = d._replace(
-      environment_CMT=environment_tokens(program.task, d.prompts, d.tokens_CMT)
-    )
+    distillation = told_apart(program, distillation)
   advantage_BGT, return_BGT = token_advantages(responses, program.config)
   success_BG = program.scorer(()).unit(responses.reward_BG)
   if responses.correct_BG is not None:
@@ -381,6 +378,26 @@ def make_batch(
   return Batch(
     prompts, responses, advantage_BGT, return_BGT, success_BG, distillation
   )
+
+
+def told_apart(
+  program: Program, distillation: DistillationBatch
+) -> DistillationBatch:
+  """Champions with the tokens that the environment wrote in them.
+
+  Each device asks for its own, for the environment may be on the host.
+  """
+  if program.task.observe is None:
+    return distillation
+
+  def asking(params, champions, key):
+    del params, key
+    prompts, tokens_CMT = champions
+    return environment_tokens(program.task, prompts, tokens_CMT), (), ()
+
+  champions = distillation.prompts, distillation.tokens_CMT
+  environment_CMT, *_ = program.per_shard(asking)((), champions, ())
+  return distillation._replace(environment_CMT=environment_CMT)
 
 
 def token_advantages(

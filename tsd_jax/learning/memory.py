@@ -91,7 +91,11 @@ def estimate_memory(
   """
   part, R, N = _part(model, tensor), config.trees, config.num_simulations
   B = prompts if prompts and config.slot_reuse else R
-  A, U, T = config.num_candidates, config.step_tokens, task.response_length
+  A, U, T = (
+    config.num_candidates,
+    config.move_tokens(task),
+    task.response_length,
+  )
   shared = task.shared_prefix_length
   own = task.prompt_length - shared
   position = part.position
@@ -103,7 +107,7 @@ def estimate_memory(
     grown += 3 * R * own * position // 2
   works = [grown]
   # Rows for which steps are drawn at a time.
-  draws = R if config.lazy else B * A if U > 1 else 0
+  draws = R if config.lazy else B * A if config.step_tokens > 1 else 0
   # Gathered paths are transposed once.
   if draws:
     works.append(2 * path + draws * _sampled_row(part, U))

@@ -240,7 +240,9 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
   if unknown := [(prefix + k, v) for k, v in own.items() if k not in known]:
     raise UserError(f"a {kind} with {_show(unknown)} is not supported")
   try:
-    sizes = {ours: int(own[theirs]) for ours, theirs in _GGUF_SIZES.items()}
+    sizes: dict[str, Any] = {
+      ours: int(own[theirs]) for ours, theirs in _GGUF_SIZES.items()
+    }
     head_dim = own.get(
       "attention.key_length", sizes["d_model"] // sizes["num_heads"]
     )

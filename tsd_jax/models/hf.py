@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, names, weights
+from tsd_jax.models.tokenizer import Tokenizer
 from tsd_jax.models.transformer import ModelConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -159,8 +160,8 @@ def _open(file: pathlib.Path) -> dict[str, assemble.Stored]:
 def save(
   folder: str | pathlib.Path,
   config: ModelConfig,
-  params,
-  tokenizer,
+  params: Any,
+  tokenizer: Tokenizer,
   *,
   max_length: int,
   dtype: Dtype = "float32",

@@ -65,7 +65,7 @@ def init(params: Any, config: LoraConfig, key: Array) -> dict[str, Any]:
   """
   trained: dict[str, Any] = {}
   for path, leaf in nnx.to_flat_state(params):
-    name, weight = path[-1], leaf.get_value()
+    name, weight = str(path[-1]), leaf.get_value()
     if name in _TRAINED_AS_THEY_ARE:
       trained[name] = weight
     elif name in _READS:
@@ -108,7 +108,7 @@ def merge(params: Any, trained: dict[str, Any], config: LoraConfig) -> Any:
   """
   merged = []
   for path, leaf in nnx.to_flat_state(params):
-    name, weight = path[-1], leaf.get_value()
+    name, weight = str(path[-1]), leaf.get_value()
     if name in _TRAINED_AS_THEY_ARE:
       weight = trained[name]
     elif name in _READS:

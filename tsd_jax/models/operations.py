@@ -26,8 +26,7 @@ def project(x_XD: Array, w_DF: Array, dtype=None) -> Array:
   return project_each(x_XD, (w_DF,), dtype)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project_each(
+def _project_each(
   x_XD: Array, weights: tuple[Array, ...], dtype=None
 ) -> tuple[Array, ...]:
   """Multiplies the same features by several matrices, DF each.
@@ -38,6 +37,9 @@ def project_each(
   return tuple(
     jnp.dot(x_XD, w_DF, preferred_element_type=dtype) for w_DF in weights
   )
+
+
+project_each = jax.custom_vjp(_project_each, nondiff_argnums=(2,))
 
 
 def _project_forward(x_XD, weights, dtype):
@@ -54,11 +56,12 @@ def _project_backward(dtype, saved, gradients):
     cpu=lambda x_RD: jax.lax.optimization_barrier(x_RD.T),
     default=lambda x_RD: x_RD.T,
   )
-  dx_RD, dw = 0, []
+  each_RD, dw = [], []
   for w_DF, g_XF in zip(weights, gradients, strict=True):
     g_RF = g_XF.reshape(-1, g_XF.shape[-1])
-    dx_RD += g_RF @ w_DF.T
+    each_RD.append(g_RF @ w_DF.T)
     dw.append((x_DR @ g_RF).astype(w_DF.dtype))
+  dx_RD = functools.reduce(jnp.add, each_RD)
   return dx_RD.reshape(x_XD.shape).astype(x_XD.dtype), tuple(dw)
 
 
@@ -141,11 +144,12 @@ def attend(
   ]
   tops = [jnp.max(s_RTHS, axis=-1, keepdims=True) for s_RTHS in scores]
   top_RTH1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-  total, out = 0.0, 0.0
+  totals, outs = [], []
   for s_RTHS, (_, v, _) in zip(scores, pieces, strict=True):
     w_RTHS = jnp.exp(s_RTHS - top_RTH1)
-    total += jnp.sum(w_RTHS, axis=-1, keepdims=True)
-    out += multiply(w_RTHS.astype(q_RTHE.dtype), v, 2)
+    totals.append(jnp.sum(w_RTHS, axis=-1, keepdims=True))
+    outs.append(multiply(w_RTHS.astype(q_RTHE.dtype), v, 2))
+  out, total = (functools.reduce(jnp.add, x) for x in (outs, totals))
   return (out / total).astype(q_RTHE.dtype)
 
 

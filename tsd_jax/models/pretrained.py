@@ -38,7 +38,7 @@ def load(
   *,
   config: ModelConfig | None = None,
   placement: assemble.Placement | None = None,
-):
+) -> tuple[ModelConfig, Any, Any]:
   """Reads a published model.
 
   Args:

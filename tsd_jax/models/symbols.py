@@ -7,7 +7,7 @@ token ids, without strings and without leaving the compiled program.
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 NUM_INTEGERS = 200  # Token ids 0..199 are the integers themselves.
 MAX_INTEGER = NUM_INTEGERS - 1
@@ -32,11 +32,12 @@ assert len(_IDS) == VOCAB_SIZE
 class SymbolTokenizer:
   """Integers 0..199, `+ - * /`, `=` and the three special symbols."""
 
-  vocab_size: ClassVar[int] = VOCAB_SIZE
-  separator_id: ClassVar[int] = SEPARATOR
-  pad_id: ClassVar[int] = PAD
-  bos_id: ClassVar[int] = BOS
-  eos_id: ClassVar[int] = EOS
+  vocab_size = VOCAB_SIZE
+  separator_id = SEPARATOR
+  pad_id = PAD
+  bos_id = BOS
+  eos_id = EOS
+  joiner = " "  # What `decode` puts between two tokens.
 
   def encode(self, text: str) -> list[int]:
     """Returns the token ids of symbols separated by white space.

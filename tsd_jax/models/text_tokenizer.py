@@ -47,27 +47,29 @@ class TextTokenizer:
   @property
   def bos_id(self) -> int | None:
     """The token that starts a text, where the model has one."""
-    return self._id("bos")
+    bos = self.special.get("bos")
+    return None if bos is None else self.backend.token_to_id(bos)
 
   @property
   def eos_id(self) -> int:
     """The token that ends a response."""
-    return self._id("eos")
+    return self.backend.token_to_id(self.special["eos"])
 
   @property
   def pad_id(self) -> int:
     """The token that fills a row; often the end token again."""
-    return self._id("pad")
+    return self.backend.token_to_id(self.special["pad"])
+
+  @property
+  def joiner(self) -> str:
+    """What `decode` puts between two tokens, which are words without one."""
+    return " " if self.backend.decoder is None else ""
 
   @property
   def special_ids(self) -> list[int]:
     """Tokens that are no text."""
     added = self.backend.get_added_tokens_decoder()
     return sorted(i for i, token in added.items() if token.special)
-
-  def _id(self, role: str) -> int | None:
-    token = self.special.get(role)
-    return None if token is None else self.backend.token_to_id(token)
 
   def encode(self, text: str, *, add_special: bool = False) -> list[int]:
     """Returns token ids.
@@ -212,7 +214,7 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
     special[role] = token["content"] if isinstance(token, Mapping) else token
   template = files.get("chat_template.jinja") or config.get("chat_template")
   if template is None and "chat_template.json" in files:
-    saved = hf.read_json(folder / "chat_template.json")
+    saved = hf.read_json(folder / "chat_template.json") or {}
     template = saved.get("chat_template")
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")

@@ -347,9 +347,10 @@ class Transformer(nnx.Module):
 
   def _layer_weights(self) -> list[dict[str, Array]]:
     """Weights of every layer by name, where layers are unrolled."""
-    if isinstance(self.layers, nnx.List):
-      return [{name: p[...] for name, p in w.items()} for w in self.layers]
-    weights = {name: p[...] for name, p in self.layers.items()}
+    layers: Any = self.layers
+    if isinstance(layers, nnx.List):
+      return [{name: p[...] for name, p in w.items()} for w in layers]
+    weights = {name: p[...] for name, p in layers.items()}
     return [
       {name: a[i] for name, a in weights.items()}
       for i in range(self.config.num_layers)

@@ -363,7 +363,7 @@ class Launcher:
     with subprocess.Popen(
       line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as process:
-      for text in process.stdout:
+      for text in process.stdout or ():
         lines += 1
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -247,8 +247,9 @@ def per_replica(
     The same function of all prompts; its gradients are split as parameters are.
   """
   axes = BATCH_AXES if gather else REPLICA_AXES
-  copies = mesh is not None and (gather or mesh.shape["fsdp"] == 1)
-  if not copies or all(mesh.shape[axis] == 1 for axis in axes):
+  if mesh is None or not (gather or mesh.shape["fsdp"] == 1):
+    return fn
+  if all(mesh.shape[axis] == 1 for axis in axes):
     return fn
   whole, split = PartitionSpec(), PartitionSpec(axes)
   add = jax.shard_map(
@@ -332,7 +333,7 @@ def split_heads(x: Array, axis: int) -> Array:
     return x
   if x.shape[axis] % mesh.shape["tensor"]:
     return x
-  parts = [None] * x.ndim
+  parts: list[str | None] = [None] * x.ndim
   parts[axis] = "tensor"
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 

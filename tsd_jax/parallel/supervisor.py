@@ -92,6 +92,7 @@ def supervise(
         time.sleep(min(0.1, delay))
       if asked:
         return 128 + asked[-1]
+    raise AssertionError("the last restart returns")
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)

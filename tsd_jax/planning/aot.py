@@ -73,7 +73,7 @@ def arguments(
   config: Experiment, mesh, iterations: int = 1
 ) -> tuple[Any, tuple]:
   """The compiled loop and the shapes that it is compiled for."""
-  graphdef, params = transformer.abstract(config.model)
+  graphdef, params = transformer.abstract(config.shape)
   search_graphdef, search_params = None, None
   if config.search_model is not None:
     search_graphdef, search_params = transformer.abstract(config.search_model)
@@ -366,7 +366,7 @@ def plan(
     "collectives": {},
     "compile_seconds": round(compiled.seconds, 1),
   }
-  if not compiled.fits:
+  if compiled.program is None or not compiled.fits:
     result["largest"] = largest(config, compiled, mesh, effort)
     return result
   kind, _, shape = topology.partition(":")

@@ -100,8 +100,7 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
   found = re.search(pattern, text)
   if found:
     groups, dims, order = (
-      [int(i) for i in part.split(",")] if part else None
-      for part in found.groups()
+      [int(i) for i in (part or "").split(",") if i] for part in found.groups()
     )
     ids = np.arange(math.prod(dims)).reshape(dims)
     ids = ids.transpose(order) if order else ids
@@ -166,7 +165,7 @@ class Program:
       if found["op"] == "compare" and less and less[1] in constant:
         bound[computation] = constant[less[1]]
       if found["op"] == "dot":
-        left, axes = _CONTRACTED.search(found["rest"]).groups()
+        (left, axes), *_ = _CONTRACTED.findall(found["rest"])
         inner = [shape_of[left][int(a)] for a in axes.split(",") if a]
         flops = 2 * math.prod(shape_of[found["name"]] + inner)
         self.products.append(Product(flops, scope, computation))

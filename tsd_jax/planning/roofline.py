@@ -54,7 +54,7 @@ def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
   }
 
 
-def counts(config: Experiment) -> dict[str, dict[str, float]]:
+def counts(config: Experiment) -> dict[str, dict[str, int]]:
   """Token forwards of each phase, and how often the weights are read for them.
 
   The tokens are the ledger's at most: no response ends early, no search stops
@@ -107,12 +107,13 @@ def estimate(
     and the longest of them; `total` is the phases' sum.
   """
   itemsize = np.dtype(np.float32).itemsize
-  if config.model.compute_dtype == "bfloat16":
+  if config.shape.compute_dtype == "bfloat16":
     itemsize //= 2
-  mesh, task, result = config.mesh, config.make_task(), {}
+  mesh, task = config.mesh, config.make_task()
+  result: dict[str, dict[str, float]] = {}
   for phase, count in counts(config).items():
-    own = phase == "searching" and config.search_model
-    model = config.search_model if own else config.model
+    own = config.search_model if phase == "searching" else None
+    model = own or config.shape
     weights = transformer.count_parameters(model)
     per_token = flops_per_token(model, context(task))
     # All that is not of the two loops belongs to the update.

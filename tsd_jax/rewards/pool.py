@@ -1,7 +1,8 @@
-"""Worker processes that call a reward function, each call within its limits.
+"""Worker processes that call a host function, each call within its limits.
 
-A call that raises, hangs, returns nonsense or ends its process costs its own
-sample the reward, and is counted by kind; the others get theirs.
+The function is a reward or a tool (`worker.Number`, `worker.Text`). A call that
+raises, hangs, returns nonsense or ends its process costs its own sample the
+reward, or the tool's answer, and is counted by kind; the others get theirs.
 """
 
 import atexit
@@ -28,16 +29,18 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import supervisor
 from tsd_jax.rewards import worker
 
-_START_SECONDS = 120  # For the imports of a reward function.
-_LONGEST_ANSWER = 10_000  # Bytes; a longer one is no answer.
+_START_SECONDS = 120  # For the imports of a function.
+_LONGEST_ANSWER = 2**16  # Bytes; a longer one is no answer.
 _SHOWN = 3  # Faults of a kind that are logged.
+# What reading nonsense raises: a number may be too large for a float.
+_NO_ANSWER = (EOFError, OSError, ValueError, TypeError, OverflowError)
 
 Request = tuple[str, str, Any]  # Prompt, response, example.
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolConfig:
-  """How many processes call the reward function, and what a call may take."""
+  """How many processes call a function, and what a call may take."""
 
   workers: int = 2
   seconds: float = 5.0  # Time limit of a call.
@@ -52,32 +55,39 @@ class PoolConfig:
 
 
 class Pool:
-  """Processes that call one reward function; safe to use from any thread."""
+  """Processes that call one function; safe to use from any thread."""
 
-  def __init__(self, name: str, config: PoolConfig):
+  def __init__(
+    self,
+    name: str,
+    config: PoolConfig,
+    returns: worker.Returns = worker.UNIT,
+  ):
     """Starts the processes and waits until they have imported the function.
 
     They are new programs, not copies of this one: JAX's threads do not survive
     a fork.
 
     Args:
-      name: full name of a function (prompt, response, example) -> reward in
-        [0, 1].
+      name: full name of a function of prompt, response and example.
       config: number of processes, limits.
+      returns: what it returns: a reward, by default in [0, 1], or a text.
 
     Raises:
       UserError: the function cannot be imported.
     """
-    self._name, self._config = name, config
+    self._name, self._config, self.returns = name, config, returns
     self._closed = False
     self._lock = threading.Lock()
     self._counts = collections.Counter()
     self._shown = collections.Counter()
     self._threads = concurrent.futures.ThreadPoolExecutor(
-      config.workers, thread_name_prefix="reward"
+      config.workers, thread_name_prefix=returns.noun
     )
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    self._workers = [_Worker(name, config) for _ in range(config.workers)]
+    self._workers = [
+      _Worker(name, config, returns) for _ in range(config.workers)
+    ]
     atexit.register(self.close)
     try:
       for process in self._workers:
@@ -88,13 +98,18 @@ class Pool:
       raise
 
   def grade(self, requests: Sequence[Request]) -> np.ndarray:
+    """Rewards of some requests, float32; see `ask`."""
+    return np.array(self.ask(requests), np.float32)
+
+  def ask(self, requests: Sequence[Request]) -> list[Any]:
     """Calls the function on every request.
 
     Args:
       requests: prompt, response and example (JSON) of each.
 
     Returns:
-      Rewards in [0, 1], float32; 0 where the call failed.
+      What it returned: rewards within their range, or texts and None. Where a
+      call failed, the least reward, or None.
 
     Raises:
       UserError: a process that ended could not be replaced.
@@ -107,10 +122,10 @@ class Pool:
     ]
     for request, (_, kind, detail) in zip(requests, answers, strict=True):
       if kind is not None:
-        self._report(request, kind, detail)
+        self.report(request, kind, detail)
     with self._lock:
-      self._counts["graded"] += len(requests)
-    return np.array([reward for reward, _, _ in answers], np.float32)
+      self._counts[self.returns.counted] += len(requests)
+    return [value for value, _, _ in answers]
 
   def take_counts(self) -> dict[str, int]:
     """Calls made since the last time, and failed ones by kind."""
@@ -135,13 +150,16 @@ class Pool:
     try:
       while len(answers) < len(requests):
         if self._closed:
-          raise UserError(f"the workers of reward {self._name} were closed")
+          raise UserError(
+            f"the workers of {self.returns.noun} {self._name} were closed"
+          )
         answers += process.answers(requests[len(answers) :])
     finally:
       self._idle.put(process)
     return answers
 
-  def _report(self, request: Request, kind: str, detail: str) -> None:
+  def report(self, request: Request, kind: str, detail: str) -> None:
+    """Counts a call that came to nothing, and logs the first ones of a kind."""
     with self._lock:
       self._counts[kind] += 1
       self._shown[kind] += 1
@@ -149,23 +167,24 @@ class Pool:
     if show:
       prompt, response, _ = request
       logging.warning(
-        "reward %s: %s (%s) on response %.200r to prompt %.200r",
-        *(self._name, kind, detail or "no detail", response, prompt),
+        "%s %s: %s (%s) on response %.200r to prompt %.200r",
+        *(self.returns.noun, self._name, kind, detail or "no detail"),
+        *(response, prompt),
       )
 
 
 class _Worker:
   """One process; at most one thread uses it at a time."""
 
-  def __init__(self, name: str, config: PoolConfig):
-    self._name, self._config = name, config
+  def __init__(self, name: str, config: PoolConfig, returns: worker.Returns):
+    self._name, self._config, self._returns = name, config, returns
     self._start()
 
   def _start(self) -> None:
     self._pipe, theirs = Pipe()
     command = [sys.executable, "-m", worker.__name__, str(theirs.fileno())]
-    command += [self._name, str(self._config.seconds)]
-    command += [str(self._config.memory_mib)]
+    limits = self._config.seconds, self._config.memory_mib
+    command += [worker.arguments(self._name, self._returns, *limits)]
     environment = os.environ | {
       "PYTHONPATH": supervisor.import_path(),
       # The accelerator is the trainer's.
@@ -199,8 +218,9 @@ class _Worker:
       why = f"its process ended ({type(error).__name__})"
     self.kill()
     raise UserError(
-      f"no worker could import reward {self._name}: {why}; define it in a "
-      "module that can be imported, not in a notebook, a shell or a config file"
+      f"no worker could import {self._returns.noun} {self._name}: {why}; "
+      "define it in a module that can be imported, not in a notebook, a shell "
+      "or a config file"
     )
 
   def answers(self, requests: Sequence[Request]) -> list[tuple]:
@@ -221,14 +241,14 @@ class _Worker:
           lost = worker.TIMED_OUT, f"killed after {self._config.seconds} s"
           break
         answer = json.loads(self._pipe.recv_bytes(_LONGEST_ANSWER))
-        found.append(_checked(answer))
-      except (EOFError, OSError, ValueError, TypeError) as error:
+        found.append(_checked(answer, self._returns))
+      except _NO_ANSWER as error:
         lost = worker.DIED, f"{type(error).__name__} {error}"
         break
     else:
       return found
     self._replace()
-    return [*found, (0.0, *lost)]
+    return [*found, (self._returns.failed, *lost)]
 
   def _replace(self) -> None:
     self.kill()
@@ -246,25 +266,28 @@ class _Worker:
     self._pipe.close()
 
 
-def _checked(answer: Any) -> tuple[float, str | None, str]:
+def _checked(answer: Any, returns: worker.Returns) -> worker.Judged:
   """An answer as `worker.main` gives it.
 
   Raises:
-    ValueError, TypeError: it is none; what ran there may have been taken over.
+    ValueError, TypeError, OverflowError: it is none; what ran there may have
+      been taken over.
   """
-  reward, kind, detail = answer
+  value, kind, detail = answer
   if kind is not None and kind not in worker.KINDS:
     raise ValueError(f"unknown kind {kind!r}")
-  reward, fault, _ = worker.judge(reward)
-  if fault is not None or (kind is not None and reward):
-    raise ValueError(f"no reward {reward!r}")
-  return reward, kind, str(detail)
+  value, fault, _ = returns.judge(value)
+  if fault is not None or (kind is not None and value != returns.failed):
+    raise ValueError(f"no {returns.noun} {value!r}")
+  return value, kind, str(detail)
 
 
 @functools.cache
-def shared(name: str, config: PoolConfig) -> Pool:
-  """The process-wide pool of a reward function, started at its first use."""
-  pool = Pool(name, config)
+def shared(
+  name: str, config: PoolConfig, returns: worker.Returns = worker.UNIT
+) -> Pool:
+  """The process-wide pool of a function, started at its first use."""
+  pool = Pool(name, config, returns)
   _SHARED.append(pool)
   return pool
 
@@ -272,9 +295,15 @@ def shared(name: str, config: PoolConfig) -> Pool:
 _SHARED: list[Pool] = []
 
 
-def take_counts() -> dict[str, int]:
-  """Counts of all shared pools since the last time; empty where none graded."""
-  total = collections.Counter()
+def take_counts() -> dict[str, dict[str, int]]:
+  """Counts of all shared pools since the last time, by what they serve.
+
+  Returns:
+    `host_rewards` and `host_tools`, those of which there were calls.
+  """
+  total: dict[str, collections.Counter] = {}
   for pool in _SHARED:
-    total.update(pool.take_counts())
-  return dict(total)
+    if counts := pool.take_counts():
+      name = f"host_{pool.returns.noun}s"
+      total.setdefault(name, collections.Counter()).update(counts)
+  return {name: dict(counts) for name, counts in total.items()}

@@ -152,7 +152,7 @@ class Checkpointer:
     for step in tried:
       found, failure = None, "another process cannot read it"
       try:
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
           step,
           args=ocp.args.Composite(
             arrays=ocp.args.StandardRestore(abstract),

@@ -66,11 +66,11 @@ def flops(run: Experiment, ledger: dict[str, int], iterations: int) -> float:
     ledger: what it has spent.
     iterations: in how many.
   """
-  total = ledger["total"] * flops_per_token(run.model)
+  total = ledger["total"] * flops_per_token(run.shape)
   if run.search_model is None:
     return total
   learner, task = run.learner_config(), run.make_task()
   prompts = learner.prompt_tokens(task, learner.prompts, learner.search_calls)
   searched = learner.searches * (ledger["search"] + iterations * prompts)
-  saved = flops_per_token(run.model) - flops_per_token(run.search_model)
+  saved = flops_per_token(run.shape) - flops_per_token(run.search_model)
   return total - saved * searched

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.paths import ROOT
@@ -89,19 +90,19 @@ class Experiment:
           f"{field}={value} must be a multiple of "
           f"iterations_per_call={self.iterations_per_call}"
         )
-    if self.search.num_candidates > self.model.vocab_size:
+    if self.search.num_candidates > self.shape.vocab_size:
       raise ValueError(
         f"search.num_candidates={self.search.num_candidates} exceeds "
-        f"model.vocab_size={self.model.vocab_size}"
+        f"model.vocab_size={self.shape.vocab_size}"
       )
     self._check_split(self.learner_config())
     for name in ("model", "search_model"):
       self._check_shape(name)
     task = self.make_task()
     check_range(task.reward)
-    if task.vocab_size > self.model.vocab_size:
+    if task.vocab_size > self.shape.vocab_size:
       raise ValueError(
-        f"model.vocab_size={self.model.vocab_size} is smaller than the "
+        f"model.vocab_size={self.shape.vocab_size} is smaller than the "
         f"task's {task.vocab_size}"
       )
 
@@ -118,12 +119,12 @@ class Experiment:
         f"refresh_every={self.refresh_every} would put the policy in place of "
         f"search_init={self.search_init}: set refresh_every=0"
       )
+    found = self.search_model or self.shape
     if self.search_model is None:
-      found = self.model
       if pretrained.is_pretrained(self.search_init):
         found = pretrained.read_card(find_init(self.search_init)).config
       object.__setattr__(self, "search_model", found)
-    theirs, own = self.search_model.vocab_size, self.model.vocab_size
+    theirs, own = found.vocab_size, self.shape.vocab_size
     if theirs != own:
       raise ValueError(
         f"search_model.vocab_size={theirs} is not model.vocab_size={own}: a "
@@ -167,6 +168,12 @@ class Experiment:
         f"search.trees={self.search.trees}"
       )
 
+  @property
+  def shape(self) -> transformer.ModelConfig:
+    """The policy's: `model`, filled in where `init` says it."""
+    assert self.model is not None
+    return self.model
+
   def make_task(self) -> Task:
     """The task with the run's reward."""
     task, reward = self.task.make(), self.reward
@@ -200,26 +207,26 @@ def reward_tokens(model: transformer.ModelConfig, task: Task) -> int:
   return math.ceil(flops / flops_per_token(model))
 
 
-def initial_params(config: Experiment):
+def initial_params(config: Experiment) -> tuple[Any, Any]:
   """The structure and the parameters that a run starts from.
 
   Raises:
     UserError: if `init` cannot be read, or its V_search was never trained but
       the search values leaves by it.
   """
-  graphdef, params, trained = _read(config.init, config.model, config.seed)
+  graphdef, params, trained = _read(config.init, config.shape, config.seed)
   if config.search_init is None:
     _check_value(config, "init", trained)
   return graphdef, params
 
 
-def search_model(config: Experiment):
+def search_model(config: Experiment) -> tuple[Any, Any]:
   """The same of the search model; two Nones where it is a snapshot.
 
   Raises:
     UserError: as `initial_params`, for `search_init`.
   """
-  if config.search_init is None:
+  if config.search_init is None or config.search_model is None:
     return None, None
   graphdef, params, trained = _read(
     config.search_init, config.search_model, config.seed

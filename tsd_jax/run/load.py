@@ -57,9 +57,9 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   if learner_config.lora.rank:  # A checkpoint holds adapters alone.
     graphdef, params = initial_params(config)
   else:
-    graphdef, params = transformer.create(config.model, config.seed)
+    graphdef, params = transformer.create(config.shape, config.seed)
   search_params = None
-  if config.search_init is not None:  # Its own parameters are not needed.
+  if config.search_model is not None:  # Its own parameters are not needed.
     _, search_params = transformer.create(config.search_model, config.seed)
   state = iteration.init_state(
     learner_config, params, search_params=search_params

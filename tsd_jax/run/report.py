@@ -8,9 +8,11 @@ import html
 import io
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from tsd_jax.run import curves as curves_lib
@@ -195,12 +197,12 @@ def held_out_figures(
   timed: bool = True,
 ) -> list[Figure]:
   """Accuracy against iterations, tokens, seconds if timed, FLOPs if known."""
-  axis_of = {
-    "iterations": lambda c, _: c.iterations,
-    "ledger tokens (millions)": lambda c, _: c.tokens / 1e6,
+  axis_of: dict[str, Callable[[curves_lib.Curve, str], np.ndarray]] = {
+    "iterations": lambda c, run: c.iterations,
+    "ledger tokens (millions)": lambda c, run: c.tokens / 1e6,
   }
   if timed:
-    axis_of["training seconds"] = lambda c, _: c.seconds
+    axis_of["training seconds"] = lambda c, run: c.seconds
   if flops_per_token:
     axis_of["FLOPs (10^12)"] = lambda c, run: (
       c.tokens * flops_per_token[run] / 1e12

@@ -113,7 +113,7 @@ def samples(
       "prompt": tokenizer.decode(prompt_P),
       "before": first[i],
       "after": last[i],
-      "tree": view.tree_text(tree, i, tokenizer.decode),
+      "tree": view.tree_text(tree, i, tokenizer),
     }
     for i, prompt_P in enumerate(np.asarray(prompts.tokens_BP))
   ]

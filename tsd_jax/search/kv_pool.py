@@ -86,9 +86,8 @@ class KVPool:
       shape = (c.num_layers, *shape)
     zeros = jnp.zeros(shape, model.dtype)
     zeros = sharding.split_heads(zeros, zeros.ndim - (3 if self._whole else 2))
-    self._refs = KV(
-      *([jax.new_ref(zeros) for _ in range(arrays)] for _ in range(2))
-    )
+    k, v = ([jax.new_ref(zeros) for _ in range(arrays)] for _ in range(2))
+    self._refs: own_keys.Kept = k, v
     # Trace-time cells. The loop below sets the first to the running simulation;
     # where some trees grow, `turn` says which.
     self._slot: Array | None = None

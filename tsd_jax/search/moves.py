@@ -136,10 +136,11 @@ def steps(drawn: sampling.Sampled, count: int) -> tuple[Array, Array, Array]:
   """Steps drawn for nodes: tokens BAU, PAD after their end, length, log pi."""
   length_R = jnp.sum(drawn.mask_RT, axis=1, dtype=jnp.int32)
   log_prob_R = jnp.sum(drawn.log_prob_RT, axis=1)
-  return tuple(
-    a.reshape(-1, count, *a.shape[1:])
-    for a in (drawn.tokens_RT, length_R, log_prob_R)
-  )
+
+  def of_nodes(a_R: Array) -> Array:
+    return a_R.reshape(-1, count, *a_R.shape[1:])
+
+  return of_nodes(drawn.tokens_RT), of_nodes(length_R), of_nodes(log_prob_R)
 
 
 def merged(

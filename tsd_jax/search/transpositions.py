@@ -52,6 +52,7 @@ def state_keys(
   task: Task, prompt_XP: Array, response_XT: Array, length_X: Array
 ) -> Array:
   """Hashes of what responses have come to, uint32 X; see `Task.state_key`."""
+  assert task.state_key is not None  # Else nothing is merged.
   return hashed(task.state_key(prompt_XP, response_XT, length_X))
 
 

@@ -8,6 +8,8 @@ J are the available numbers (`base/types.py`).
 """
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,7 @@ class CountdownConfig(GradedConfig):
     """Every solvable problem, in sorted order."""
     return countdown_problems.all_problems(self.sizes)
 
-  def pose(self, problem, rng):
+  def pose(self, problem: Any, rng):
     """Gives the numbers in random order, and a solution."""
     numbers, target = problem
     solution = countdown_problems.reachable(numbers, self.max_value)[target]
@@ -94,7 +96,9 @@ class CountdownConfig(GradedConfig):
     *numbers, _, target = map(int, prompt_P)
     return tuple(sorted(numbers)), target
 
-  def warm_start(self, rng, count, relabel_fraction, excluded=()):
+  def warm_start(
+    self, rng, count, relabel_fraction, excluded: Collection[Any] = ()
+  ):
     """Draws random legal expressions; see `task.TaskConfig.warm_start`."""
     return countdown_problems.random_expressions(
       rng, count, self.sizes, relabel_fraction, excluded
@@ -231,7 +235,7 @@ class Countdown:
     """Returns a line such as `3 4 5 = 17 | 3*4=12 12+5=17 | exact 1.000`."""
     del example
     prompt, response = readable(self, prompt_P), readable(self, response_T)
-    score = self.score(np.asarray(prompt_P), np.asarray(response_T))
+    score = self.score(jnp.asarray(prompt_P), jnp.asarray(response_T))
     reward = float(score.reward_X)
     if reward == 0.0:
       finished = symbols.EOS in np.asarray(response_T)

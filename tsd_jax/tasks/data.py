@@ -90,14 +90,16 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
   # this file, with a package that it imports but does not declare.
   url_infos = None
 
-  def __init__(self, *, config: TaskConfig, data_dir: os.PathLike | str):
+  def __init__(self, *, config: TaskConfig, data_dir: os.PathLike[str] | str):
     """Names the dataset's folder after its task and settings.
 
     Args:
       config: the task's config.
       data_dir: folder of all datasets.
     """
-    self.name = f"tsd_{config.make().name}"
+    self._task = config
+    # tfds reads it of the instance as well as of the class.
+    vars(self)["name"] = f"tsd_{config.make().name}"
     super().__init__(
       config=_BuilderConfig(name=config.dataset, task=config),
       data_dir=os.fspath(data_dir),
@@ -105,7 +107,7 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
     )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    task = self.builder_config.task.make()
+    task = self._task.make()
     return tfds.core.DatasetInfo(
       builder=self,
       description=(
@@ -127,7 +129,7 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # Nothing is downloaded.
-    problems = split_problems(self.builder_config.task)
+    problems = split_problems(self._task)
     # tfds refuses a split without examples; such a split is simply not there.
     return {
       split: self._generate_examples(split, problems[split])
@@ -136,7 +138,7 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, split: str, problems: list[Problem]):
-    config = self.builder_config.task
+    config = self._task
     rng = np.random.default_rng((config.seed, SPLITS.index(split)))
     place = {problem: i for i, problem in enumerate(config.problems())}
     for index, problem in enumerate(problems):
@@ -155,7 +157,7 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
 def load_problems(
   config: TaskConfig,
   split: str,
-  data_dir: os.PathLike | str | None = None,
+  data_dir: os.PathLike[str] | str | None = None,
 ) -> Prompts:
   """Returns all prompts of a split, building the dataset at its first use.
 
@@ -183,7 +185,7 @@ def load_problems(
   try:
     _check_digests(folder)
     # Only now the reader, which may not survive a broken file.
-    builder = ProblemBuilder(config=config, data_dir=root)
+    builder: Any = ProblemBuilder(config=config, data_dir=root)
     source = builder.as_data_source(split=split)
     prompt_QP, example_Q = _read_prompts(source)
   except Exception as error:

@@ -14,6 +14,7 @@ its index 0..J-1.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ class MazeConfig(GradedConfig):
         )
     return list(found)[: self.count]
 
-  def pose(self, problem, rng):
+  def pose(self, problem: Any, rng):
     """Turns, mirrors and reverses at random; solves by a shortest way."""
     wall_J, ends_3 = maze_problems.unpack(problem, self.size)
     if rng.integers(2):

@@ -48,7 +48,8 @@ class Task(Protocol):
   """Prompts of P tokens, answered by at most T tokens.
 
   A response is finished if and only if it contains `eos_id`; everything after
-  that is `pad_id`. An unfinished response has reward 0 and is never correct.
+  that is `pad_id`. An unfinished response has the least reward and is never
+  correct.
   """
 
   @property
@@ -95,12 +96,17 @@ class Task(Protocol):
   def observe(self) -> ObserveFn | None:
     """What the environment writes into responses; None: nothing, ever.
 
-    A method in pure JAX, of prompts, responses of which the first `length_B`
+    A method in JAX, of prompts, responses of which the first `length_B`
     tokens are there (PAD after them), and that length. It returns the tokens
     that the environment writes next, such as a tool's answer, at most
     `observation_length` of them, and how many there are: 0 where the model
     chooses the next token. An end token ends the response. It is not asked for
-    a first token, which would belong to the prompt, nor within an observation.
+    a first token, which would belong to the prompt, nor within an observation:
+    `length_B` is 0 there, and what it returns is not read.
+
+    It may call the host, but only where it must (`callback.observed`): it is
+    called for every token that is sampled, and for every token of responses
+    that are given (`environment_tokens`).
     """
 
   @property
@@ -371,7 +377,8 @@ def environment_tokens(
   def at(left_R, t):
     """How much of an observation is left before token t, and after it."""
     before_RT = jnp.where(jnp.arange(T) < t, response_RT, task.pad_id)
-    _, count_R = next_observation(task, prompts, before_RT, jnp.full(B * G, t))
+    length_R = jnp.where(left_R > 0, 0, t)
+    _, count_R = next_observation(task, prompts, before_RT, length_R)
     left_R = jnp.where(left_R > 0, left_R, count_R)
     return jnp.maximum(left_R - 1, 0), left_R > 0
 

@@ -1,9 +1,11 @@
 """Tasks in text: prompts from a file, answers graded by any Python function.
 
-`text_lines.py` says what the file holds.
+Another function, a tool, may write into the answers. `text_lines.py` says what
+the file holds.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,27 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models.text_tokenizer import TextTokenizer
-from tsd_jax.rewards import callback, pool
+from tsd_jax.rewards import callback, pool, worker
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.rewards.reward import Reward, Score
 from tsd_jax.tasks import text_lines
 from tsd_jax.tasks.task import (
+  ObserveFn,
   Posed,
   TaskConfig,
   check_tokens,
   check_warm_start,
   repeat_prompts,
 )
+from tsd_jax.tasks.text_tool import Tool
 
-# (prompt, response, example) -> reward in [0, 1]. The prompt is the text that
-# the model saw, the response what it wrote after it.
+# (prompt, response, example) -> reward. The prompt is the text that the model
+# saw, the response what it wrote after it.
 GradeFn = Callable[[str, str, Any], float]
+
+# (prompt, response so far, example) -> what the tool writes next, None for
+# nothing. The same texts must always get the same answer: it is asked again.
+ToolFn = Callable[[str, str, Any], str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(TaskConfig):
   """Where the prompts are, who reads them, and who grades the answers.
+
+  A tool's answer of more than `tool_tokens` tokens is not written, for half an
+  answer says something else. Neither is one that holds a special token. Both
+  are counted, and leave the next token to the model.
 
   Raises:
     ValueError: a field has an impossible value.
@@ -46,25 +59,61 @@ class TextConfig(TaskConfig):
   reply: str = ""  # How every reply begins; part of the prompt.
   # Characters: a search by steps ends one after a token that ends with one.
   step_ends: str = "\n"
+  low: float = 0.0  # The least reward, also of what is not finished.
+  high: float = 1.0  # The greatest reward.
   correct_at: float = 1.0  # The reward from which on an answer is right.
-  grading: PoolConfig = PoolConfig()  # The workers that call it.
+  grading: PoolConfig = PoolConfig()  # Workers of the reward, and of the tool.
+  # Writes into responses; a function of a module that can be imported.
+  tool: ToolFn | None = None
+  # Characters: the tool is asked after a token that ends with one of them.
+  tool_ends: str = ""
+  tool_tokens: int = 16  # O, the most tokens of its answer.
 
   def __post_init__(self):
     """Refuses impossible values."""
     super().__post_init__()
     for field in ("prompt_length", "response_length"):
       self.need(int, field, lambda x: x >= 1, "use an integer from 1 on")
-    remedy = "use a number above 0 and up to 1"
-    self.need(float, "correct_at", lambda x: 0 < x <= 1, remedy)
-    if not callable(self.reward) or not hasattr(self.reward, "__qualname__"):
+    self._check_range()
+    for field in ("reward", "tool"):
+      value = getattr(self, field)
+      given = callable(value) and hasattr(value, "__qualname__")
+      if not given and not (field == "tool" and value is None):
+        raise ValueError(
+          f"TextConfig.{field}={value!r}: use a function of a module"
+        )
+    if (self.tool is None) != (self.tool_ends == ""):
       raise ValueError(
-        f"TextConfig.reward={self.reward!r}: use a function of a module"
+        f"TextConfig.tool_ends={self.tool_ends!r}: name the characters after "
+        "which the tool is asked, and none without a tool"
       )
+    self.need(
+      int,
+      "tool_tokens",
+      lambda x: 1 <= x < self.response_length or self.tool is None,
+      f"use an integer in 1..{self.response_length - 1}",
+    )
+
+  def _check_range(self) -> None:
+    """Refuses rewards that are no range; compared as float32, as they are."""
+    f32, largest = np.float32, np.finfo(np.float32).max
+    for field in ("low", "high"):
+      self.need(float, field, lambda x: abs(x) <= largest, "use a float32")
+    if not f32(self.low) < f32(self.high):
+      raise ValueError(
+        f"TextConfig.low={self.low} must be less than high={self.high}"
+      )
+    self.need(
+      float,
+      "correct_at",
+      lambda x: f32(self.low) < f32(x) <= f32(self.high),
+      f"use a number above low={self.low} and up to high={self.high}",
+    )
 
   @property
   def reward_name(self) -> str:
     """Full name of the reward function, by which workers import it."""
-    return f"{self.reward.__module__}.{self.reward.__qualname__}"
+    return _full_name(self.reward)
 
   @property
   def lines(self) -> tuple[text_lines.Line, ...]:
@@ -173,7 +222,6 @@ class Text:
   config: TextConfig
 
   name = "text"
-  observe, observation_length = None, 0
   state_key = None
 
   @property
@@ -224,6 +272,81 @@ class Text:
     )
 
   @property
+  def observation_length(self) -> int:
+    """O."""
+    return 0 if self.config.tool is None else self.config.tool_tokens
+
+  @property
+  def observe(self) -> ObserveFn | None:
+    """Asks the tool, on the host."""
+    return None if self.config.tool is None else self._observe
+
+  def _observe(
+    self, prompts: Prompts, response_BT: Array, length_B: Array
+  ) -> tuple[Array, Array]:
+    """What the tool writes next; see `task.Task.observe`.
+
+    Raises:
+      UserError: no token ends as the config says, or the tool cannot be
+        imported by its workers.
+    """
+    shared_tool(
+      self.config
+    )  # Whatever is wrong with it shows before compiling.
+    asks_V = np.zeros(self.vocab_size, bool)
+    asks_V[list(self._tool_ends)] = True
+    last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
+    last_B = jnp.take_along_axis(response_BT, last_B1, axis=1)[:, 0]
+    # A model may have more tokens than the tokenizer; no text ends with them.
+    asks_B = jnp.asarray(asks_V).at[last_B].get(mode="fill", fill_value=False)
+    return callback.observed(
+      self.answer,
+      prompts.example_B,
+      response_BT,
+      jnp.where(asks_B, length_B, 0),
+      self.observation_length,
+    )
+
+  @property
+  def _tool_ends(self) -> tuple[int, ...]:
+    """Tokens after which the tool is asked."""
+    config = self.config
+    ids = text_lines.tokens_ending(config.tokenizer, config.tool_ends)
+    if not ids:
+      raise UserError(
+        f"no token of {config.tokenizer} ends with any of "
+        f"tool_ends={config.tool_ends!r}: the tool would never be asked"
+      )
+    return ids
+
+  def answer(
+    self, example_Q: np.ndarray, response_QT: np.ndarray, length_Q: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """What the tool writes after some responses so far, on the host.
+
+    Args:
+      example_Q: the problems' places.
+      response_QT: tokens.
+      length_Q: how many of them there are.
+
+    Returns:
+      Tokens QO, and how many of them are written, Q.
+    """
+    decode = self.tokenizer.decode
+    said = shared_tool(self.config).answers(
+      [
+        (example, decode(response_T[:length]))
+        for example, response_T, length in zip(
+          example_Q.tolist(), response_QT, length_Q.tolist(), strict=True
+        )
+      ]
+    )
+    token_QO = np.zeros((len(said), self.observation_length), np.int32)
+    for row, ids in enumerate(said):
+      token_QO[row, : len(ids)] = ids
+    return token_QO, np.array([len(ids) for ids in said], np.int32)
+
+  @property
   def reward(self) -> "TextReward":
     """The reward function, called on the host."""
     return TextReward(self)
@@ -243,7 +366,7 @@ class Text:
     graded = self.workers().grade(
       [(lines[i].prompt, text, lines[i].example) for i, text in requests]
     )
-    reward_Q = np.zeros(len(response_QT), np.float32)
+    reward_Q = np.full(len(response_QT), self.config.low, np.float32)
     for row, request in request_of_row.items():
       reward_Q[row] = graded[request]
     return reward_Q
@@ -281,7 +404,21 @@ class Text:
 
   def workers(self) -> pool.Pool:
     """The processes that grade, started at their first use."""
-    return pool.shared(self.config.reward_name, self.config.grading)
+    config = self.config
+    returns = worker.Number(config.low, config.high)
+    return pool.shared(config.reward_name, config.grading, returns)
+
+
+def _full_name(function: Callable) -> str:
+  return f"{function.__module__}.{function.__qualname__}"
+
+
+@functools.lru_cache(maxsize=4)
+def shared_tool(config: TextConfig) -> Tool:
+  """The process-wide tool of a task, started at its first use."""
+  workers = pool.shared(_full_name(config.tool), config.grading, worker.Text())
+  tokenizer = text_lines.load_tokenizer(config.tokenizer)
+  return Tool(workers, tokenizer, config.lines, config.tool_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +426,16 @@ class TextReward(Reward):
   """What a text task's reward function says of finished responses."""
 
   task: Text
+
+  @property
+  def low(self) -> float:
+    """The config's."""
+    return self.task.config.low
+
+  @property
+  def high(self) -> float:
+    """The config's."""
+    return self.task.config.high
 
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
     """Grades on the host, by the prompts' examples.
@@ -305,7 +452,9 @@ class TextReward(Reward):
     example_BG = jnp.broadcast_to(
       prompts.example_B[:, None], tokens_BGT.shape[:2]
     )
-    reward_BG = callback.graded(task.grade, example_BG, tokens_BGT)
+    reward_BG = callback.graded(
+      task.grade, example_BG, tokens_BGT, self.low, self.high
+    )
     finished_BG = jnp.any(tokens_BGT == task.eos_id, axis=-1)
     right_BG = finished_BG & (reward_BG >= task.config.correct_at)
     return Score(reward_BG, right_BG)

@@ -1,0 +1,45 @@
+"""What everything that reads text needs of a tokenizer."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+  """Token ids <-> text: of symbols (`symbols.py`), or a published model's."""
+
+  @property
+  def vocab_size(self) -> int:
+    """Largest token id plus one; a model may have more rows."""
+    ...
+
+  @property
+  def bos_id(self) -> int | None:
+    """The token that starts a text, where there is one."""
+    ...
+
+  @property
+  def eos_id(self) -> int:
+    """The token that ends a response."""
+    ...
+
+  @property
+  def pad_id(self) -> int:
+    """The token that fills a row; may be the end token again."""
+    ...
+
+  @property
+  def joiner(self) -> str:
+    """What `decode` puts between two tokens: nothing, or a space."""
+    ...
+
+  def encode(self, text: str) -> list[int]:
+    """Returns token ids; nothing is added to the text."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of token ids, an array of one axis or a list."""
+    ...
+
+  def huggingface_files(self) -> dict[str, str]:
+    """Returns the text of every tokenizer file of an exported folder."""
+    ...
