@@ -16,6 +16,7 @@ from tests.steps_test import Steps, T
 from tsd_jax.base.types import LOG_ZERO, UNVISITED
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.run import evaluation
+from tsd_jax.search import kv_pool
 from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.task import as_prompts, environment_tokens
 
@@ -388,3 +389,19 @@ def test_an_exhausted_tree_holds_every_answer_once():
     assert sorted(held) == sorted(expected)
     late += max(map(len, expected)) == T
   assert late
+
+
+def test_a_short_search_is_the_beginning_of_a_long_one():
+  """Trees of few nodes are read in place, where observations are whole too."""
+  few = 2 * T // LONGEST
+  assert few * LONGEST <= kv_pool.IN_PLACE * T < FULL * LONGEST
+  short, long = (
+    searched(**TOKENS | dict(num_simulations=n)) for n in (few, FULL)
+  )
+  for a, b in zip(
+    jax.tree.leaves(short.embeddings),
+    jax.tree.leaves(long.embeddings),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b[:, : few + 1], atol=2e-5)
+  assert np.any(short.embeddings.length_A[:, :few] > 1)
