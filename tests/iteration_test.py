@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fake_task import Fake
 from tsd_jax.base.types import Responses
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
@@ -19,31 +20,25 @@ from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Score
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import OwnReward, as_prompts
+from tsd_jax.tasks.task import as_prompts
 
 V, P, T, EOS, PAD = 8, 2, 4, 6, 7
 S, B, C = 64, 32, 32  # Prompts searched, sampled on, distilled.
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
+class Copy(Fake):
   """Begin with the prompt's last token, and end."""
 
   name = "copy"
   vocab_size, prompt_length, response_length = V, P, T
-  eos_id, pad_id, prompt_pad_id, shared_prefix_length = EOS, PAD, None, 0
-  reward = property(OwnReward)
-  observe, observation_length = None, 0
-  state_key = None
+  eos_id, pad_id = EOS, PAD
 
   def score(self, prompt_XP, response_XT):
     """Counts what is right."""
     finished_X = jnp.any(response_XT == EOS, axis=-1)
     right_X = finished_X & (response_XT[..., 0] == prompt_XP[..., -1])
     return Score(right_X.astype(jnp.float32), right_X)
-
-  def describe(self, prompt_P, response_T):
-    """Not used."""
 
 
 TASK = Copy()
@@ -236,29 +231,6 @@ def test_the_ledger_is_a_hand_count():
       tail = lengths(r.mask_BGT)[:, plain:].max()
       expected += b * (G - plain) * (1 + tail - 1)
     assert tokens.rollout == int(forwards) == expected
-
-
-def test_forks_share_what_they_say_and_differ_after_it():
-  config, model = configure().rollout, nnx.merge(*start())
-  r, _ = config(model, TASK, prompts(1)[0], jax.random.key(3))
-  r = jax.device_get(r)
-  assert r.tokens_BGT.shape == (S, 8, T)
-  for b in range(S):
-    assert list(r.parent_BG[b, :4]) == [0, 1, 2, 3]
-    assert np.all(r.fork_BG[b, :4] == 0) and np.all(r.parent_BG[b, 4:] < 4)
-    for g in range(4, 8):
-      p, n = r.parent_BG[b, g], r.fork_BG[b, g]
-      np.testing.assert_array_equal(
-        r.tokens_BGT[b, g, :n], r.tokens_BGT[b, p, :n]
-      )
-      assert not r.mask_BGT[b, g, :n].any()
-      if r.mask_BGT[b, p].sum() < 2:
-        continue  # A row of one token has nothing to fork.
-      assert 1 <= n < T and r.mask_BGT[b, g, n]
-      # Forked at the parent's least certain token after its first.
-      entropy = np.where(r.mask_BGT[b, p], r.entropy_BGT[b, p], -1)[1:]
-      assert n == 1 + entropy.argmax()
-  assert len(np.unique(r.tokens_BGT[:, 4], axis=0)) > S // 4
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.fake_task import Fake
 from tests.flat_search import flat_search
 from tests.noisy import add_noise
 from tsd_jax.base.types import PromptForm
@@ -25,7 +26,7 @@ from tsd_jax.rewards.reward import Score
 from tsd_jax.run import evaluation
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import OwnReward, as_prompts
+from tsd_jax.tasks.task import as_prompts
 
 V, T, EOS, PAD = 9, 3, 7, 8
 S, B = 8, 4  # Prompts searched, and sampled on.
@@ -39,7 +40,7 @@ FORMS, PLAIN = [(2, 0), (0, 2), (3, 1)], (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sum:
+class Sum(Fake):
   """Begin with the sum of the prompt's tokens, padding aside, modulo 6."""
 
   prompt_length: int
@@ -50,9 +51,6 @@ class Sum:
   vocab_size, response_length = V, T
   eos_id = pad_id = EOS  # As in many chat models.
   step_end_ids = (1,)
-  observe, observation_length = None, 0
-  reward = property(OwnReward)
-  state_key = None
 
   def score(self, prompt_XP, response_XT):
     """Half a point for an answer, a whole one for the right one."""

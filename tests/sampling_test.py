@@ -1,91 +1,32 @@
-"""Sampling and the search's key pools against plain full forwards."""
+"""Sampling against plain full forwards."""
 
-import dataclasses
 import functools
-import re
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from tsd_jax.base.types import PromptForm, Prompts
-from tsd_jax.inference import prefill, sampling
-from tsd_jax.models.transformer import ModelConfig, Transformer
-from tsd_jax.search import kv_pool
-from tsd_jax.tasks.task import real_tokens
-
-CONFIG = ModelConfig(
-  vocab_size=13,
-  d_model=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=6,
-  d_mlp=24,
-  qk_norm=True,
+from tests.small_model import (
+  CONFIG,
+  EOS,
+  NEVER,
+  PAD,
+  PROMPT_BP,
+  build,
+  plain,
+  prefilled,
+  prompt,
 )
-EOS, PAD, NEVER = 11, 12, 99
+from tsd_jax.inference import prefill, sampling
+
 LENGTH = 10
-PROMPT_BP = np.random.default_rng(0).integers(0, 11, (4, 7)).astype(np.int32)
-PROMPT_LENGTH_B = np.array([3, 7, 1, 5])
-PROMPT_BP[np.arange(7)[None] >= PROMPT_LENGTH_B[:, None]] = PAD
 
 
 @pytest.fixture(autouse=True)
 def _strict_ranks():
   with jax.numpy_rank_promotion("raise"):
     yield
-
-
-@functools.cache
-def build() -> Transformer:
-  """A model none of whose parameters is a zero or a one that hides a bug."""
-  # Tests trace this inside jit: the arrays must not be tracers.
-  graph, shapes = nnx.split(
-    nnx.eval_shape(lambda: Transformer(CONFIG, nnx.Rngs(params=0)))
-  )
-  rng = np.random.default_rng(1)
-
-  def draw(path, shape):
-    mean = 1.0 if "norm" in jax.tree_util.keystr(path) else 0.0
-    with jax.ensure_compile_time_eval():
-      return jnp.asarray(rng.normal(mean, 0.3, shape.shape), shape.dtype)
-
-  return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
-
-
-@jax.jit
-def _plain(tokens_1T):
-  model = build()
-  positions_1T = jnp.arange(tokens_1T.shape[1])[None]
-  x_1TD = model.trunk(tokens_1T, positions_1T).x_RTD
-  return model.logits(x_1TD)[0], model.values(x_1TD)[0][0]
-
-
-def plain(tokens) -> tuple[np.ndarray, np.ndarray]:
-  """Logits and V_pi of one sequence, no cache; junk after it is causal."""
-  padded = np.zeros((1, 24), np.int32)
-  padded[0, : len(tokens)] = tokens
-  logits_TV, value_T = _plain(padded)
-  return np.asarray(logits_TV)[: len(tokens)], np.asarray(value_T)
-
-
-def prompt(row: int) -> list[int]:
-  return list(PROMPT_BP[row, : PROMPT_LENGTH_B[row]])
-
-
-def prefilled(prompt_BP, pad_id=None):
-  """Prompts through the model, of which some are padded with a token."""
-  prompt_BP = jnp.asarray(prompt_BP)
-  B, P = prompt_BP.shape
-  length_B = jnp.full(B, P)
-  if pad_id is not None:
-    length_B = jnp.sum(real_tokens(prompt_BP, pad_id), axis=1)
-  prompts = Prompts(prompt_BP, length_B, jnp.arange(B))
-  return prefill.prefill(build(), prompts, PromptForm(pad_id is not None))
 
 
 @functools.partial(jax.jit, static_argnames=("group", "length"))
@@ -134,18 +75,6 @@ def check_ends(tokens_RT, mask_RT, room_R):
     n = ends[0] + 1 if len(ends) else room
     np.testing.assert_array_equal(mask, np.arange(len(mask)) < n)
     assert np.all(tokens[n:] == PAD)
-
-
-def test_prefill_ignores_padding():
-  run = jax.jit(prefilled)
-  prefix = run(PROMPT_BP, PAD)
-  np.testing.assert_array_equal(prefix.length_B, PROMPT_LENGTH_B)
-  logits_BV = build().logits(prefix.x_BD)
-  for b in range(4):
-    alone = run(np.array([prompt(b)]))
-    np.testing.assert_allclose(prefix.x_BD[b], alone.x_BD[0], atol=1e-5)
-    expected_TV, _ = plain(prompt(b))
-    np.testing.assert_allclose(logits_BV[b], expected_TV[-1], atol=1e-4)
 
 
 def test_padded_prompts_draw_the_same_responses():
@@ -300,192 +229,3 @@ def test_splice_and_row_keys():
   )
   data_R = jax.random.key_data(sampling.row_keys(jax.random.key(0), 4, 3))
   assert data_R.shape[0] == len(np.unique(data_R, axis=0)) == 12
-
-
-# Nodes, and the most tokens of a path.
-NODES, WIDTH = 9, 7
-
-
-def random_parents() -> np.ndarray:
-  """Parent slot of each node and tree, NODES standing for the root."""
-  rng = np.random.default_rng(7)
-  parent_NB = np.empty((NODES, 4), np.int32)
-  for b in range(4):
-    depth = {NODES: 0}
-    for n in range(NODES):
-      choices = [p for p in depth if depth[p] < WIDTH]
-      parent_NB[n, b] = rng.choice(choices)
-      depth[n] = depth[parent_NB[n, b]] + 1
-  return parent_NB
-
-
-PARENT_NB = random_parents()
-TOKEN_NB = np.random.default_rng(8).integers(0, 11, (NODES, 4)).astype(np.int32)
-
-
-class ReadFirstPool(kv_pool.KVPool):
-  """The order of reading and writing that `KVPool` avoids."""
-
-  def forward(
-    self, model, step_B1, length_B, position_B, prompt, slots_BT, depth_B
-  ):
-    read, seen_B1S = self._reading(slots_BT, depth_B[:, None] - 1)
-    mask_B1S = jnp.pad(seen_B1S, ((0, 0), (0, 0), (0, 1)), constant_values=True)
-
-    def memory(layer, *new):
-      pieces = []
-      for (ref,), new_BK1E in zip(self._refs, new, strict=True):
-        old_BKSE = read(ref[...][layer])
-        pieces.append(jnp.concatenate([old_BKSE, new_BK1E], axis=2))
-        ref[...] = self._written(ref[...], new_BK1E, layer)
-      return *pieces, mask_B1S
-
-    x_B1D = model.trunk(
-      step_B1, position_B[:, None], segments=prompt, memory=memory
-    ).x_RTD
-    return x_B1D[:, 0]
-
-
-def gathering(*args, **kwargs):
-  """A pool whose paths are gathered, as in trees of more nodes."""
-  with mock.patch.object(kv_pool, "IN_PLACE", 0):
-    return kv_pool.KVPool(*args, **kwargs)
-
-
-POOLS = (kv_pool.KVPool, gathering)
-
-
-def grow(pool_type, written):
-  """Builds all nodes through the pool and decodes greedily below each."""
-  model = build()
-  prefix = prefilled(PROMPT_BP, PAD)
-  if written:
-    model = nnx.clone(model)
-    model.config = dataclasses.replace(CONFIG, unroll_decode=True)
-    model = model.written_out()
-    past = prefill.unstacked(model, prefix.segments)
-    prefix = prefix._replace(segments=past)
-  pool = pool_type(model, 4, NODES, path=WIDTH)
-  rows = jnp.arange(4)
-
-  def body(n, state):
-    slots_NBD, depth_NB, logits_NBV, tokens_NBT, _ = state
-    parent_B = jnp.asarray(PARENT_NB)[n]
-    depth_B = depth_NB[parent_B, rows] + 1
-    slots_BT = slots_NBD[parent_B, rows].at[rows, depth_B].set(n)
-    x_BD = pool.forward(
-      model, jnp.asarray(TOKEN_NB)[n][:, None], jnp.ones_like(depth_B),
-      prefix.length_B + depth_B, prefix.segments, slots_BT, depth_B,
-    )  # fmt: skip
-    below = sampling.sample(
-      model,
-      prefill.Prefix(prefix.segments, prefix.length_B + depth_B + 1, x_BD),
-      None,
-      length=3,
-      eos_id=NEVER,
-      pad_id=PAD,
-      more_segments=(pool.path_segment(slots_BT, depth_B + 1),),
-    )
-    return (
-      slots_NBD.at[n].set(slots_BT),
-      depth_NB.at[n].set(depth_B),
-      logits_NBV.at[n].set(model.logits(x_BD)),
-      tokens_NBT.at[n].set(below.tokens_RT),
-      pool.slot,
-    )
-
-  # Row NODES is the root: an empty path.
-  state = (
-    jnp.zeros((NODES + 1, 4, WIDTH), jnp.int32),
-    jnp.full((NODES + 1, 4), -1, jnp.int32),
-    jnp.zeros((NODES, 4, CONFIG.vocab_size)),
-    jnp.zeros((NODES, 4, 3), jnp.int32),
-    jnp.int32(0),
-  )
-  return pool.loop(jax.lax.fori_loop)(0, NODES, body, state)[2:]
-
-
-@functools.cache
-def compiled(pool_type, written=False):
-  return jax.jit(lambda: grow(pool_type, written)).lower().compile()
-
-
-def path(n: int, row: int) -> list[int]:
-  tokens = []
-  while n != NODES:
-    tokens.insert(0, int(TOKEN_NB[n, row]))
-    n = PARENT_NB[n, row]
-  return tokens
-
-
-def test_the_pool_equals_plain_forwards_however_it_is_read():
-  logits_NBV, tokens_NBT, slot = compiled(kv_pool.KVPool)()
-  assert int(slot) == NODES - 1
-  others = [compiled(p)() for p in (gathering, ReadFirstPool)]
-  others += [compiled(p, True)() for p in POOLS]
-  for other_logits_NBV, other_tokens_NBT, _ in others:
-    np.testing.assert_allclose(logits_NBV, other_logits_NBV, atol=1e-5)
-    np.testing.assert_array_equal(tokens_NBT, other_tokens_NBT)
-  assert max(len(path(n, b)) for n in range(NODES) for b in range(4)) > 3
-  for n in range(NODES):
-    for b in range(4):
-      context = [*prompt(b), *path(n, b)]
-      expected_V = plain(context)[0][-1]
-      np.testing.assert_allclose(logits_NBV[n, b], expected_V, atol=1e-4)
-      response = [int(t) for t in tokens_NBT[n, b]]
-      expected_TV = plain([*context, *response[:-1]])[0][-3:]
-      np.testing.assert_array_equal(response, expected_TV.argmax(-1))
-
-
-def copies_in_loops(text: str, layer_size: int) -> list[str]:
-  """Instructions inside a loop that copy keys of a layer, or of all."""
-  sizes = {layer_size, layer_size * CONFIG.num_layers}
-  found, in_entry, seen = [], False, 0
-  for line in text.splitlines():
-    if line.endswith("{"):
-      in_entry = line.startswith("ENTRY")
-    op = re.search(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", line)
-    if op is None:
-      continue
-    is_keys = np.prod([int(n) for n in op[1].split(",")]) in sizes
-    seen += is_keys
-    # The entry may copy the zeros once; that is before the loop.
-    if is_keys and not in_entry and re.match("copy|transpose", op[2]):
-      found.append(line)
-  assert seen, "the compiled text no longer prints shapes as f32[...]"
-  return found
-
-
-def pool_copies(pool_type, written=False) -> list[str]:
-  """Instructions that copy a whole pool, or a layer of it, inside a loop."""
-  size = NODES * 4 * CONFIG.num_kv_heads * CONFIG.head_dim
-  return copies_in_loops(compiled(pool_type, written).as_text(), size)
-
-
-@pytest.mark.parametrize("written", [False, True])
-def test_a_decoding_loop_copies_no_keys(written):
-  length = 37
-
-  def run():
-    model = nnx.clone(build())
-    model.config = dataclasses.replace(CONFIG, unroll_decode=written)
-    prefix = prefilled(PROMPT_BP, PAD)
-    return sampling.sample(
-      model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
-    ).tokens_RT
-
-  text = jax.jit(run).lower().compile().as_text()
-  size = 4 * CONFIG.num_kv_heads * length * CONFIG.head_dim
-  assert not copies_in_loops(text, size)
-
-
-@pytest.mark.parametrize("written", [False, True])
-@pytest.mark.parametrize("pool_type", POOLS)
-def test_the_loop_copies_no_pool(pool_type, written):
-  """A copy of the pool a simulation would cost more than the model does."""
-  assert not pool_copies(pool_type, written)
-
-
-def test_reading_before_writing_does_copy_the_pool():
-  """Why `KVPool` writes first; if this fails, XLA learned to do without."""
-  assert pool_copies(ReadFirstPool)

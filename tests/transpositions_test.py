@@ -110,7 +110,7 @@ def test_what_has_come_to_the_same_is_judged_alike_ever_after(game):
   ways_M2T = np.array(ways_M2T)
   prompt_M2P = np.broadcast_to(prompt_P, (*ways_M2T.shape[:2], len(prompt_P)))
   score = jax.jit(task.score)(prompt_M2P, ways_M2T)
-  for judged_M2 in score:
+  for judged_M2 in jax.tree.leaves(score):
     np.testing.assert_array_equal(judged_M2[:, 0], judged_M2[:, 1])
   assert 0 < np.mean(score.correct_X) < 1
 

@@ -309,8 +309,8 @@ def observer(
   def observe(own_RT, count, asks_R):
     R, T = own_RT.shape[0], task.response_length
     own_RT = jnp.pad(
-      own_RT,
-      ((0, 0), (0, T - own_RT.shape[1])),
+      own_RT[:, :T],  # A step may have more room than a response.
+      ((0, 0), (0, max(0, T - own_RT.shape[1]))),
       constant_values=task.pad_id,
     )
     length_R = jnp.full(R, count)

@@ -281,6 +281,8 @@ class Search:
         token_BO, count_B = next_observation(
           task, growing.prompts, node.path_tokens, node.depth
         )
+        # Of one that has no room left a response holds the beginning.
+        count_B = jnp.minimum(count_B, self.T - node.depth)
         offered = moves.observations(offered, token_BO, count_B, task.pad_id)
     else:
       drawn = self.draw(growing, node, x_BD, number, self.A)
@@ -324,6 +326,8 @@ class Search:
     """A node with its end-of-response move, and the answer that it holds."""
     rows = jnp.arange(node.depth.shape[0])
     ends_BA = jnp.any(node.step_AU == self.task.eos_id, axis=-1)
+    # An observation may have filled the response: its end has no room then.
+    ends_BA &= node.depth[:, None] + node.length_A <= self.T
     ends_BA &= self.config.ends_with_node
     # After an observation a path may be full: its end has no room then.
     has_B = jnp.any(ends_BA, axis=1) & (node.depth < self.T)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tsd_jax.base.types import Array, Media, PromptForm, Prompts
 from tsd_jax.models.tokenizer import Tokenizer
-from tsd_jax.rewards.reward import Reward, Score
+from tsd_jax.rewards.reward import Reward, Score, response_mask
 
 # The canonical form of a problem: equal for problems that differ only in what
 # does not matter, so that none is trained on in another guise.
@@ -358,6 +358,9 @@ def next_observation(
     length_B: how many tokens are there.
   """
   token_BO, count_B = task.observe(prompts, response_BT, length_B)
+  # Nothing stands behind an end token, and nothing needs room there.
+  in_time_BO = response_mask(token_BO, task.eos_id)
+  count_B = jnp.minimum(count_B, jnp.sum(in_time_BO, axis=1, dtype=jnp.int32))
   return token_BO, jnp.where(length_B > 0, count_B, 0)
 
 

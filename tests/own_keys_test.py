@@ -1,0 +1,41 @@
+"""Keys of a row's own tokens are written where they lie."""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+
+from tests.small_model import (
+  CONFIG,
+  NEVER,
+  PAD,
+  PROMPT_BP,
+  build,
+  copies_in_loops,
+  prefilled,
+)
+from tsd_jax.inference import sampling
+
+
+@pytest.fixture(autouse=True)
+def _strict_ranks():
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_decoding_loop_copies_no_keys(written):
+  length = 37
+
+  def run():
+    model = nnx.clone(build())
+    model.config = dataclasses.replace(CONFIG, unroll_decode=written)
+    prefix = prefilled(PROMPT_BP, PAD)
+    return sampling.sample(
+      model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
+    ).tokens_RT
+
+  text = jax.jit(run).lower().compile().as_text()
+  size = 4 * CONFIG.num_kv_heads * length * CONFIG.head_dim
+  assert not copies_in_loops(text, size)
