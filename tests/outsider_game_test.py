@@ -5,6 +5,7 @@ its folder is read back. Nothing of the library knows either.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 from tests import small_game
 from tests.few_iterations import moved, run
 from tsd_jax.base import config as config_lib
+from tsd_jax.models import hf
 from tsd_jax.run import load, train
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
@@ -108,6 +110,12 @@ def test_a_config_file_with_both_trains_and_is_read_back(config, tmp_path):
   assert opened.config == config and opened.step == 2
   text = (tmp_path / "run" / "metrics.jsonl").read_text()
   assert "reward_first" in text and "NaN" not in text
+  hf.save(
+    tmp_path / "exported", config.model, opened.params,
+    config.make_task().tokenizer, max_length=8,
+  )  # fmt: skip
+  exported = json.loads((tmp_path / "exported" / "tokenizer.json").read_text())
+  assert exported["model"]["vocab"]["."] == small_game.EOS
   # The function is what scores.
   task = opened.config.make_task()
   prompts = data.load_problems(config.task, "validation")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.models.symbols import word_level
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rewards.reward import Score
 from tsd_jax.run.experiment import EvalConfig, Experiment
@@ -18,12 +20,26 @@ DIGITS, EOS, PAD = 6, 6, 7
 
 
 class Tokenizer:
-  """Digits 0..5, `.` for the end, nothing for padding."""
+  """Digits 0..5 and `.` for the end: a `models.tokenizer.Tokenizer`."""
 
-  vocab_size, eos_id, pad_id = 8, EOS, PAD
+  symbols = (*"012345.", "<pad>")
+  vocab_size, bos_id, eos_id, pad_id = 8, None, EOS, PAD
+  joiner = " "
+
+  def encode(self, text):
+    return [self.symbols.index(symbol) for symbol in text.split()]
 
   def decode(self, ids):
-    return " ".join("012345."[i] for i in map(int, ids) if i != PAD)
+    return " ".join(self.symbols[i] for i in map(int, ids) if i != PAD)
+
+  def huggingface_files(self):
+    ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+    special = {".": EOS, "<pad>": PAD}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "."}
+    return {
+      "tokenizer.json": json.dumps(word_level(ids, special)),
+      "tokenizer_config.json": json.dumps(config | {"pad_token": "<pad>"}),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base.types import Array, Media, PromptForm, Prompts
-from tsd_jax.models.symbols import SymbolTokenizer
+from tsd_jax.models.tokenizer import Tokenizer
 from tsd_jax.rewards.reward import Reward, Score
 
 # The canonical form of a problem: equal for problems that differ only in what
@@ -69,7 +69,7 @@ class Task(Protocol):
     """T, the end token included."""
 
   @property
-  def tokenizer(self) -> SymbolTokenizer:
+  def tokenizer(self) -> Tokenizer:
     """Token ids <-> text, for logs and exported models."""
 
   @property
