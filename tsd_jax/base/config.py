@@ -233,10 +233,12 @@ def _branch(nested: dict[str, Any], name: str) -> dict[str, Any]:
 def _choices(parent: Any, leaf: str) -> dict[str, type]:
   """Classes that a field may hold, by the names that a flag gives them."""
   members = typing.get_args(_hints(parent)[leaf])
-  known = [
+  known: list[type] = [
     m
     for m in members
-    if dataclasses.is_dataclass(m) and not inspect.isabstract(m)
+    if isinstance(m, type)
+    and dataclasses.is_dataclass(m)
+    and not inspect.isabstract(m)
   ]
   current = getattr(parent, leaf)
   if known and is_config(current):

@@ -8,7 +8,9 @@
   vote@K    the most frequent of K samples; no reward is looked at
   search@N  the champion of a tree of N simulations, chosen by the reward
 
-best, pass and search need the reward at test time; the others do not.
+best, pass and search need the reward at test time; the others do not. Where
+nobody knows what is right, accuracy is the reward from 0 to 1, and pass@K what
+the best of K samples is worth.
 """
 
 import dataclasses
