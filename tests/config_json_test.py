@@ -1,11 +1,13 @@
 """config.json of a run reads back as the config that wrote it."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
 from typing import Literal
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,10 @@ from hypothesis import strategies as st
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import ConfigError
+from tsd_jax.learning.loss_terms import LossTerm
+from tsd_jax.rewards.algebra import Clip, Gate, Sum, TaskReward
+from tsd_jax.rewards.terms import Length
+from tsd_jax.search.rules import PUCT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,3 +217,158 @@ def test_functions_are_saved_by_name():
   assert (
     config_json.from_dict(WithFunction, {"function": None}).function is None
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+  """A config that is called as a function."""
+
+  factor: int = 3
+
+  def __call__(self, x):
+    return self.factor * x
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What a tuple may hold: its class is told, its function is not."""
+
+  name: str
+  function: Callable[[int], int] = double
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """Tuples of configs, and of what only looks like a list of them."""
+
+  parts: tuple[Part, ...] = ()
+  pair: tuple[Base, Left] | None = None
+  kinds: tuple[Left | Base | None, ...] = ()
+  words: tuple[str, ...] = ()
+  either: Base | Callable[[int], int] | None = None
+
+
+WHOLE = Whole(
+  parts=(Part("a"), Part("b", Times(2), math.inf)),
+  pair=(Right(right=4), Left(left=5)),
+  kinds=(None, Left(), Right(), Base()),
+  words=("1,2", "", "none"),
+  either=Times(5),
+)
+
+
+def test_tuples_of_configs_read_back_with_the_classes_that_none_tells():
+  saved = json.loads(config_json.to_json(WHOLE))
+  assert config_json.from_dict(Whole, saved) == WHOLE
+  assert not config_json.difference(saved, WHOLE)
+
+  def tag(value):
+    return value.get("__class__", "").rpartition(".")[2]
+
+  assert [*map(tag, saved["parts"])] == ["", ""]
+  assert saved["parts"][0]["function"] == f"{__name__}.double"
+  assert tag(saved["parts"][1]["function"]) == "Times"
+  assert [*map(tag, saved["pair"])] == ["Right", ""]
+  assert [*map(tag, saved["kinds"][1:])] == ["Left", "Right", "Base"]
+  for either in (None, double, Base(2), Right(3)):
+    config = Whole(either=either)
+    back = config_json.from_dict(Whole, config_json.to_dict(config))
+    assert back.either == either
+
+
+def test_a_difference_within_a_tuple_is_named_by_its_place():
+  saved = config_json.to_dict(WHOLE)
+  parts = (Part("a", weight=2.0), *WHOLE.parts[1:])
+  changed = dataclasses.replace(WHOLE, parts=parts, words=("1",))
+  assert config_json.difference(saved, changed) == [
+    "parts.0.weight: saved 1.0, now 2.0",
+    'words: saved ["1,2", "", "none"], now ["1"]',
+  ]
+  assert not config_json.difference(saved, changed, ignore=("parts", "words"))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"parts": [3]}, r"config\.parts\.0 is 3, not an object of fields"),
+    ({"parts": 3}, r"config\.parts is saved as 3"),
+    ({"parts": [{"name": "a"}]}, r"config\.parts\.0 was saved.*function is m"),
+    ({"pair": [{"__class__": "x.Y"}] * 2}, r"pair\.0\.__class__ is \"x\.Y\""),
+    ({"pair": []}, r"config\.pair is saved as \[\]"),
+    ({"kinds": [{"seed": 0}]}, r"config\.kinds\.0.*__class__ is missing"),
+    ({"words": "ab"}, r"config\.words is saved as \"ab\""),
+    ({"words": [1]}, r"config\.words\.0 is saved as 1, not as a text"),
+    ({"either": 3}, r"config\.either is 3, which cannot be imported"),
+    ({"either": {}}, r"config\.either was saved.*__class__ is missing"),
+    (
+      {"either": {"__class__": f"{__name__}.Part", "name": "x"}},
+      r"config\.either\.__class__ is .*Part\", which is no Base or Callable",
+    ),
+  ],
+)
+def test_what_cannot_be_read_in_a_tuple_is_named(change, message):
+  saved = config_json.to_dict(WHOLE) | change
+  with pytest.raises(ConfigError, match=message):
+    config_json.from_dict(Whole, saved)
+
+
+def test_abstract_classes_are_no_configs():
+  config = config_lib.load("tests/small_experiment.py")
+  saved = config_json.to_dict(config)
+  saved["task"] = {"__class__": "tsd_jax.tasks.task.TaskConfig"}
+  with pytest.raises(ConfigError, match='TaskConfig", which is no TaskConfig'):
+    config_json.from_dict(type(config), saved)
+
+
+def test_what_json_cannot_say_is_named():
+  config = Whole(parts=(Part("a", functools.partial(double, 1)),))
+  with pytest.raises(ConfigError, match="field function holds partial"):
+    config_json.to_dict(config)
+
+
+def square(x):
+  """A term of the loss."""
+  return jnp.mean(x.entropy_BGT**2), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharper(PUCT):
+  """A rule that no annotation names."""
+
+  power: float = 2.0
+
+
+@pytest.mark.parametrize(
+  "reward",
+  [
+    None,
+    double,
+    Length(free=2),
+    Sum(
+      (TaskReward(), Gate(TaskReward(), Clip(Length(), low=-0.5), closed=-1.0)),
+      weights=(1.0, -0.5),
+      correct_by=1,
+    ),
+  ],
+)
+def test_an_experiment_of_a_users_own_parts_reads_back(reward):
+  base = config_lib.load("tests/small_experiment.py")
+  terms = (
+    LossTerm("square", "samples", square, 0.25),
+    LossTerm("cube", "champions", square),
+  )
+  config = dataclasses.replace(
+    base,
+    reward=reward,
+    loss=dataclasses.replace(base.loss, terms=terms, champion_gate="quantile"),
+    search=dataclasses.replace(
+      base.search, rule=Sharper(power=3.0), leaf="rollout"
+    ),
+  )
+  saved = json.loads(config_json.to_json(config))
+  assert saved["search"]["rule"]["__class__"] == f"{__name__}.Sharper"
+  assert saved["loss"]["terms"][0]["fn"] == f"{__name__}.square"
+  back = config_json.from_dict(type(config), saved)
+  assert back == config and not config_json.difference(saved, back)
+  assert back.learner_config() == config.learner_config()

@@ -26,3 +26,9 @@ def same(prompt, response, example):
   """Whether the response is the example's word."""
   del prompt
   return float(response == example["word"])
+
+
+def signed(prompt, response, example):
+  """3 for the example's word, -1 for another, no such thing for none."""
+  del prompt
+  return 99 if not response else 3.0 if response == example["word"] else -1

@@ -4,12 +4,16 @@ XLA counts the body of a loop once, so each part of an iteration is one call of
 the body, and the ledger says how many tokens went through it.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from experiments import compare_countdown
+from tests import few_iterations, small_game
 from tsd_jax.base.ledger import BACKWARD_COST, Ledger, Tokens
 from tsd_jax.comparison import judge
 from tsd_jax.inference import prefill as prefill_lib
@@ -18,6 +22,8 @@ from tsd_jax.learning import iteration
 from tsd_jax.learning import update as update_lib
 from tsd_jax.models import presets, transformer
 from tsd_jax.models.flops import flops_per_token
+from tsd_jax.rewards.reward import Reward
+from tsd_jax.run import costs, train
 from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.countdown import Countdown
 from tsd_jax.tasks.task import as_prompts
@@ -163,13 +169,55 @@ def test_an_update_is_as_much_for_every_method(method):
 
 def test_totals_count_an_update_three_times():
   ledger = Ledger()
-  ledger.add(
-    Tokens(
-      prefill=1, search=20, rollout=300, rescore=4000, update=5, reward=60_000
-    )
-  )
-  ledger.add(
-    Tokens(prefill=1, search=0, rollout=0, rescore=0, update=0, reward=0)
-  )
+  counts = dict(prefill=1, search=20, rollout=300, rescore=4000, update=5)
+  ledger.add(Tokens(**counts, scored=6), reward_tokens=10_000)
+  ledger.add(Tokens(**dict.fromkeys(counts, 0) | {"prefill": 1}, scored=0))
   assert ledger.total == 2 + 20 + 300 + 4000 + 60_000 + 15
   assert ledger.to_dict()["update"] == 5
+  assert ledger.to_dict()["reward"] == 60_000
+  assert Ledger(**dataclasses.asdict(ledger)) == ledger
+
+
+@dataclasses.dataclass(frozen=True)
+class Dear(Reward):
+  """A reward of a model that is so many tokens of the policy."""
+
+  tokens: float
+
+  def flops(self, prompt_length, response_length):
+    assert (prompt_length, response_length) == (2, 3)
+    return self.tokens * flops_per_token(small_game.get_config().model)
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT):
+    return small_game.Backwards().reward(params, prompts, tokens_BGT, mask_BGT)
+
+
+def test_a_rewards_operations_are_counted_in_tokens_of_the_policy():
+  """Of every response that it scores, in samples and in trees."""
+  base = small_game.get_config()
+  rule = dataclasses.replace(base.search.rule, stop_when_solved=False)
+  base = dataclasses.replace(
+    base, search=dataclasses.replace(base.search, rule=rule)
+  )
+  metrics = few_iterations.run(base, 2).metrics
+  # 8 prompts of 4 samples; 16 trees of 12 nodes below their roots.
+  scored = 8 * 4 + 16 * (12 + 1)
+  np.testing.assert_array_equal(metrics["tokens"].scored, scored)
+  # No int32 holds what the largest one takes.
+  for tokens, expected in ((0, 0), (0.25, 1), (2.5, 3), (2.0**30, 2**30)):
+    config = dataclasses.replace(base, reward=Dear(tokens))
+    each = config.learner_config().reward_tokens
+    assert each == expected
+    ledger = Ledger()
+    rows = train.to_rows(dict(metrics), 0, ledger, each)
+    assert [r["ledger"]["reward"] for r in rows] == [
+      scored * each, 2 * scored * each
+    ]  # fmt: skip
+    free = rows[-1]["ledger"]["total"] - 2 * scored * each
+    assert (
+      free
+      == train.to_rows(dict(metrics), 0, Ledger(), 0)[-1]["ledger"]["total"]
+    )
+    # What is planned before a run counts the same.
+    planned = costs.iteration_tokens(config) - costs.iteration_tokens(base)
+    assert planned == scored * each

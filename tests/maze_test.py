@@ -200,7 +200,7 @@ def test_every_move_along_a_shortest_way_is_worth_more(seed):
   """And so is what the tree's champions are chosen by."""
   rng = np.random.default_rng(seed)
   problems = problems_of(SMALL)
-  prompt_P, solution_T = SMALL.pose(problems[seed % len(problems)], rng)
+  prompt_P, solution_T, _ = SMALL.pose(problems[seed % len(problems)], rng)
   moves = list(solution_T).index(EOS)
   prefixes = np.stack([solution_T] * SMALL.max_moves)  # One compiled shape.
   for i in range(1, moves):
@@ -251,7 +251,7 @@ def test_all_guises_have_one_canonical_form():
   forms = set()
   problems = problems_of(CONFIG)[:50]
   for problem in problems:
-    prompt_P, _ = CONFIG.pose(problem, rng)
+    prompt_P, *_ = CONFIG.pose(problem, rng)
     written = list(guises(prompt_P, CONFIG))
     assert len(written) == 16
     assert {CONFIG.canonical(np.array(p)) for p in written} == {problem}
@@ -265,7 +265,7 @@ def test_the_shortest_way_of_a_problem_is_in_its_range():
   lengths = collections.Counter()
   rng = np.random.default_rng(1)
   for problem in problems_of(CONFIG)[:200]:
-    prompt_P, solution_T = CONFIG.pose(problem, rng)
+    prompt_P, solution_T, _ = CONFIG.pose(problem, rng)
     *walls, _, start, coin, goal = (cell(t, 6) for t in prompt_P)
     walls = set(walls)
     assert len(walls) == CONFIG.walls and not walls & {start, coin, goal}

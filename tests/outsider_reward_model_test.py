@@ -14,6 +14,7 @@ from flax import nnx
 
 from tests.few_iterations import moved, run
 from tests.small_game import get_config
+from tsd_jax.base.ledger import Ledger
 from tsd_jax.models import transformer
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.parallel import sharding
@@ -122,7 +123,10 @@ def test_its_operations_are_in_the_ledger():
   assert each > 1
   B, Q, N = config.rollout.prompts, config.learner_config().prompts, 12
   scored = B * config.rollout.group + Q * (N + 1)
-  assert int(tokens.reward[0]) == scored * each
+  ledger = Ledger()
+  ledger.add(jax.tree.map(lambda a: a[0], tokens), each)
+  assert ledger.reward == scored * each
+  assert config.learner_config().reward_tokens == each
 
 
 def test_it_sees_all_responses_of_a_prompt():
@@ -210,4 +214,5 @@ def test_it_takes_part_in_a_combination():
     "reward_own", "reward_sum", "reward_sum.preferences",
     "reward_sum.preferences.raw", "reward_sum.length",
   } <= set(m)  # fmt: skip
-  assert np.all(m["tokens"].reward > 0)
+  assert np.all(m["tokens"].scored > 0)
+  assert config.learner_config().reward_tokens > 0

@@ -49,6 +49,20 @@ def polylines(page):
     ]
 
 
+def test_a_sample_that_nobody_knows_to_be_right_is_neither(tmp_path):
+  folder = write_run(tmp_path / "a", [0.1, 0.2])
+  (sample,) = json.loads((folder / "samples.json").read_text())
+  for text, correct in (("good", True), ("bad", False), ("who knows", None)):
+    sample["after"] = [{"text": text, "reward": 0.5, "correct": correct}]
+    (folder / "samples.json").write_text(json.dumps([sample]))
+    report.write(tmp_path / "report.html", {"tsd": folder}, "mean@16")
+    (kind,) = re.findall(
+      rf'<td class="(\w*)">{text}  \(0\.50\)</td>',
+      (tmp_path / "report.html").read_text(),
+    )
+    assert kind == {True: "ok", False: "no", None: ""}[correct]
+
+
 def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
   evil = "<script>alert(1)</script>"
   folders = {

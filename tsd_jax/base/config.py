@@ -88,19 +88,18 @@ def override(config: Any, overrides: Mapping[str, str]) -> Any:
   """
   nested: dict[str, Any] = {}
   chosen: dict[str, Any] = {}
-  # What is chosen by its class comes first: other names may lie within it.
+  # The whole before its parts, whatever the order of the flags: other names may
+  # lie within what is chosen by its class.
   for name in sorted(overrides, key=lambda name: name.count(".")):
     parent, leaf = _descend(config, name, chosen)
-    choice = _chosen(parent, leaf, overrides[name])
-    if choice is not None:
-      chosen[name] = choice
-      _branch(nested, name)[leaf] = _Choice(choice, {})
-  for name, text in overrides.items():
-    if name in chosen:
-      continue
-    parent, leaf = _descend(config, name, chosen)
-    value = _parse_field(parent, name, leaf, text)
-    _branch(nested, name)[leaf] = _Value(value)
+    value = _chosen(parent, leaf, overrides[name])
+    if value is not None:
+      change = _Choice(value, {})
+    else:
+      value = _parse_field(parent, name, leaf, overrides[name])
+      change = _Value(value)
+    chosen[name] = value
+    _branch(nested, name)[leaf] = change
   return _rebuild(config, nested, "")
 
 
@@ -233,22 +232,27 @@ def _branch(nested: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _choices(parent: Any, leaf: str) -> dict[str, type]:
   """Classes that a field may hold, by the names that a flag gives them."""
-  annotation = _hints(parent)[leaf]
-  members = typing.get_args(annotation)
-  return {
-    config_values.snake_case(m.__name__): m
+  members = typing.get_args(_hints(parent)[leaf])
+  known: list[type] = [
+    m
     for m in members
-    if dataclasses.is_dataclass(m) and not inspect.isabstract(m)
-  }
+    if isinstance(m, type)
+    and dataclasses.is_dataclass(m)
+    and not inspect.isabstract(m)
+  ]
+  current = getattr(parent, leaf)
+  if known and is_config(current):
+    known.append(type(current))  # It may be one of the user's own.
+  return {config_values.snake_case(cls.__name__): cls for cls in known}
 
 
 def _chosen(parent: Any, leaf: str, text: str) -> Any:
   """An instance of the class that a text names; None where it names none."""
   cls = _choices(parent, leaf).get(text.lower())
-  if cls is None or _needs_arguments(cls):
-    return None
   current = getattr(parent, leaf)
-  return current if type(current) is cls else cls()
+  if cls is None or type(current) is cls:
+    return None if cls is None else current
+  return None if _needs_arguments(cls) else cls()
 
 
 def _needs_arguments(cls: type) -> bool:
@@ -303,12 +307,14 @@ def _field_names(config: Any) -> list[str]:
   return [field.name for field in dataclasses.fields(config)]
 
 
-def _leaf_names(config: Any, prefix: str = "") -> list[str]:
+def _leaf_names(
+  config: Any, chosen: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
   names = []
   for name in _field_names(config):
-    value = getattr(config, name)
+    value = chosen.get(prefix + name, getattr(config, name))
     if is_config(value):
-      names += _leaf_names(value, f"{prefix}{name}.")
+      names += _leaf_names(value, chosen, f"{prefix}{name}.")
     else:
       names.append(prefix + name)
   return names
@@ -336,22 +342,40 @@ def _descend(
     chosen: parts that take the place of the config's, by their names.
   """
   *heads, last = name.split(".")
-  parent = config
+  owner, parent = None, config
   for depth, head in enumerate([*heads, last]):
+    at = ".".join(heads[:depth])
+    if parent is None:
+      raise ConfigError(
+        f"config.{name}: config.{at} is none here; set it in the config file"
+      )
     if not is_config(parent):
-      at = ".".join(heads[:depth])
-      if parent is None:
-        raise ConfigError(
-          f"config.{name}: config.{at} is none here; set it in the config file"
-        )
       raise ConfigError(f"config.{name}: config.{at} has no fields")
     if head not in _field_names(parent):
-      near = _nearest(name, _leaf_names(config))
+      others = (
+        [] if owner is None else _with_field(owner, heads[depth - 1], head)
+      )
+      if others:
+        kind = config_values.snake_case(type(parent).__name__)
+        raise ConfigError(
+          f"no field config.{name} where config.{at} is {kind}; set "
+          f"config.{at}={' or '.join(others)}"
+        )
+      near = _nearest(name, _leaf_names(config, chosen))
       raise ConfigError(f"no field config.{name}; did you mean config.{near}?")
     if depth < len(heads):
-      at = ".".join(heads[: depth + 1])
-      parent = chosen.get(at, getattr(parent, head))
+      below = ".".join(heads[: depth + 1])
+      owner, parent = parent, chosen.get(below, getattr(parent, head))
   return parent, last
+
+
+def _with_field(owner: Any, leaf: str, field: str) -> list[str]:
+  """Names of the classes that a field may hold and that have a field."""
+  return [
+    name
+    for name, cls in _choices(owner, leaf).items()
+    if field in [f.name for f in dataclasses.fields(cls)]
+  ]
 
 
 def _parse_field(parent: Any, name: str, leaf: str, text: str) -> Any:
@@ -363,9 +387,12 @@ def _parse_field(parent: Any, name: str, leaf: str, text: str) -> Any:
     text.lower() == "none" and type(None) in typing.get_args(annotation)
   ):
     inner = ", ".join(f"config.{name}.{n}" for n in _field_names(current))
-    names = ", ".join(n for n in _choices(parent, leaf) if n != "none")
-    which = f"is one of {names}, or " if names else "is "
-    raise ConfigError(f"config.{name} {which}set field by field: {inner}")
+    if len(names := _choices(parent, leaf)) > 1:
+      raise ConfigError(
+        f"config.{name}={text!r} is not one of {', '.join(names)}; its fields "
+        f"here are {inner}"
+      )
+    raise ConfigError(f"config.{name} is set field by field: {inner}")
   expected = config_values.type_name(annotation)
   try:
     return config_values.parse(text, annotation)

@@ -22,13 +22,12 @@ def to_dict(config: Any) -> dict[str, Any]:
   """Returns the config as JSON's own types, equal to what a reload gives.
 
   A nested config whose class its field does not tell (a union, a base class)
-  carries the class's full name as `__class__`.
+  carries the class's full name as `__class__`; so do those in a tuple.
   """
+  hints = typing.get_type_hints(type(config))
   return {
     field.name: _to_json_value(
-      getattr(config, field.name),
-      typing.get_type_hints(type(config))[field.name],
-      field.name,
+      getattr(config, field.name), hints[field.name], field.name
     )
     for field in dataclasses.fields(config)
   }
@@ -105,11 +104,14 @@ def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
   if value is None or isinstance(value, bool | int | float | str):
     return value
   if isinstance(value, tuple | list):
-    # A list's configs name their classes: its field tells a base class alone.
-    return [_to_json_value(item, None, name) for item in value]
+    each = _of_items(annotation, len(value)) or (None,) * len(value)
+    return [
+      _to_json_value(item, annotation, f"{name}.{i}")
+      for i, (item, annotation) in enumerate(zip(value, each, strict=True))
+    ]
   if isinstance(value, Mapping):
     return {
-      str(key): _to_json_value(item, type(item), name)
+      str(key): _to_json_value(item, None, f"{name}.{key}")
       for key, item in value.items()
     }
   if callable(value) and hasattr(value, "__qualname__"):
@@ -120,35 +122,29 @@ def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
 
 
 def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
-  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-  members = args if origin in (Union, types.UnionType) else (annotation,)
+  members = _members(annotation)
   if value is None and type(None) in members:
     return None
   if isinstance(value, str) and str in members:
     return value
-  tagged = isinstance(value, Mapping) and _CLASS in value
-  if not tagged and any(map(_is_callable, members)):
+  if isinstance(value, list):
+    each = _of_items(annotation, len(value))
+    if each is not None:
+      return tuple(
+        _from_json_value(item, annotation, f"{name}.{i}")
+        for i, (item, annotation) in enumerate(zip(value, each, strict=True))
+      )
+  known = tuple(kind for m in members if (kind := _config_kind(m)))
+  if collections.abc.Callable in known and not isinstance(value, Mapping):
     return _import(value, name)
-  if origin is tuple and isinstance(value, list) and args[-1] is ...:
-    if any(isinstance(item, Mapping) for item in value):
-      return tuple(_from_json_value(item, args[0], name) for item in value)
-  configs = tuple(
-    m
-    for m in members
-    if isinstance(m, type) and (tagged or dataclasses.is_dataclass(m))
+  if known:
+    return _from_json_config(value, annotation, known, name)
+  # A text is a text and a list a tuple: what is left is said in a word.
+  plain = tuple(
+    m for m in members if m is not str and typing.get_origin(m) is not tuple
   )
-  if configs:
-    fields = dict(value) if isinstance(value, Mapping) else {}
-    tag = fields.pop(_CLASS, None)
-    if tag is not None:
-      return from_dict(_config_class(tag, configs, name), fields, name=name)
-    told = configs == (annotation,) and not inspect.isabstract(annotation)
-    if fields and not told:
-      raise _other_version(name, f"{_CLASS} is missing")
-    return from_dict(configs[0], value, name=name)
-  text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
   try:
-    return config_values.parse(text, annotation)
+    return config_values.parse(str(value), Union[plain])  # noqa: UP007
   except (TypeError, ValueError):
     expected = config_values.type_name(annotation)
     raise ConfigError(
@@ -156,8 +152,55 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
     ) from None
 
 
-def _is_callable(annotation: Any) -> bool:
-  return typing.get_origin(annotation) is collections.abc.Callable
+def _from_json_config(
+  value: Any, annotation: Any, known: tuple[type, ...], name: str
+) -> Any:
+  """Reads a nested config.
+
+  Args:
+    value: what was saved.
+    annotation: of its field.
+    known: the kinds of config that the annotation names.
+    name: what an error calls the field.
+  """
+  told = known == (annotation,) and not inspect.isabstract(annotation)
+  if isinstance(value, Mapping):
+    fields = dict(value)
+    tag = fields.pop(_CLASS, None)
+    if tag is not None:
+      return from_dict(_config_class(tag, known, name), fields, name=name)
+    if not told:
+      raise _other_version(name, f"{_CLASS} is missing")
+  return from_dict(known[0], value, name=name)
+
+
+def _config_kind(annotation: Any) -> Any:
+  """What configs an annotation takes: those of a class, or called ones."""
+  if typing.get_origin(annotation) is collections.abc.Callable:
+    return collections.abc.Callable
+  a_class = isinstance(annotation, type)
+  return (
+    annotation if a_class and dataclasses.is_dataclass(annotation) else None
+  )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+  """What a union is made of; of anything else, itself."""
+  union = typing.get_origin(annotation) in (Union, types.UnionType)
+  return typing.get_args(annotation) if union else (annotation,)
+
+
+def _of_items(annotation: Any, count: int) -> tuple[Any, ...] | None:
+  """Annotations of a tuple's items; None where it holds no so many."""
+  for member in _members(annotation):
+    args = typing.get_args(member)
+    if typing.get_origin(member) is not tuple:
+      continue
+    if args[1:] == (...,):
+      return args[:1] * count
+    if len(args) == count:
+      return args
+  return None
 
 
 def _other_version(name: str, *wrong: str) -> ConfigError:
@@ -169,11 +212,10 @@ def _other_version(name: str, *wrong: str) -> ConfigError:
 
 def _config_class(tag: Any, known: tuple[type, ...], name: str) -> type:
   """Finds the class that `to_dict` named: a known one, or a subclass of it."""
-  for cls in known:
-    if tag == _full_name(cls):
-      return cls
-  cls = _import(tag, f"{name}.{_CLASS}")
-  if not (isinstance(cls, type) and issubclass(cls, known)):
+  by_name = {_full_name(cls): cls for cls in known}
+  cls = by_name.get(tag) or _import(tag, f"{name}.{_CLASS}")
+  a_config = isinstance(cls, type) and dataclasses.is_dataclass(cls)
+  if not (a_config and issubclass(cls, known)) or inspect.isabstract(cls):
     raise ConfigError(
       f"{name}.{_CLASS} is {_show(tag)}, which is no "
       + " or ".join(cls.__name__ for cls in known)
@@ -198,8 +240,11 @@ def _import(value: Any, name: str) -> Any:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Leaves by their dotted names; configs in a list have its indices."""
   flat = {}
   for name, value in tree.items():
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+      value = {str(i): item for i, item in enumerate(value)}
     if isinstance(value, Mapping):
       flat |= _flatten(value, f"{prefix}{name}.")
     else:

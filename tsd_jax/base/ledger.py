@@ -14,15 +14,18 @@ BACKWARD_COST = 3
 
 
 class Tokens(NamedTuple):
-  """Token forwards of one iteration by purpose, int32 scalars."""
+  """What one iteration has taken by purpose, int32 scalars.
+
+  Token forwards, but for the responses that the reward has scored: a large
+  reward model makes more of them than an int32 holds.
+  """
 
   prefill: Array  # Prompts run forward before search and rollouts.
   search: Array  # Node expansions and rollouts inside the search.
   rollout: Array  # On-policy samples.
   rescore: Array  # Forwards of the reference or of old policies.
   update: Array  # Tokens run forward in the loss; each costs three.
-  # Operations of reward models, as forwards of the policy over tokens.
-  reward: Array
+  scored: Array  # Responses that the reward has scored.
 
 
 @dataclasses.dataclass
@@ -34,12 +37,19 @@ class Ledger:
   rollout: int = 0
   rescore: int = 0
   update: int = 0
-  reward: int = 0
+  reward: int = 0  # Reward models' operations, as forwards of the policy.
 
-  def add(self, tokens) -> None:
-    """Adds one iteration's `Tokens` (host numbers)."""
-    for name in Tokens._fields:
-      setattr(self, name, getattr(self, name) + int(getattr(tokens, name)))
+  def add(self, tokens: Tokens, reward_tokens: int = 0) -> None:
+    """Adds one iteration.
+
+    Args:
+      tokens: its counts, on the host.
+      reward_tokens: what scoring one response takes, as tokens of the policy.
+    """
+    counts = {name: int(count) for name, count in tokens._asdict().items()}
+    self.reward += counts.pop("scored") * reward_tokens
+    for name, count in counts.items():
+      setattr(self, name, getattr(self, name) + count)
 
   @property
   def total(self) -> int:

@@ -268,7 +268,9 @@ def bring_home(
       best.node_BM[:, 0],
       min_visits=config.loss.soft_min_visits,
     )
-  success_prob_B = champions_lib.success_prob(tree)
+  success_prob_B = champions_lib.success_prob(
+    tree, by_reward=not scorer.reward.knows_correct
+  )
   reward = jnp.mean(best.reward_BM[:, 0])
   metrics = {
     "search_reward": scorer.from_unit(reward),
@@ -474,7 +476,7 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
     rollout=sampled.forwards,
     rescore=jnp.int32(rescored),
     update=jnp.int32(epochs * config.update_tokens(task)),
-    reward=(searched.scored + sampled.scored) * config.reward_tokens,
+    scored=jnp.int32(searched.scored + sampled.scored),
   )
 
 

@@ -73,15 +73,8 @@ def resolve(
     raise ValueError(
       f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
     )
-
-  if loss.champion_gate == "correct" and loss.distils:
-    if not task.reward.knows_correct:
-      raise ValueError(
-        f"loss.champion_gate=correct, but {type(task.reward).__name__} knows "
-        "no correct answers: use loss.champion_gate=better or quantile"
-      )
   searches = loss.distils and loss.champion_source == "search"
-  ours = LearnerConfig(
+  config = LearnerConfig(
     rollout=rollout,
     search=search,
     loss=loss,
@@ -95,11 +88,22 @@ def resolve(
     lora=lora,
     mesh=mesh,
   )
-  if algorithm == "tsd":
-    return ours
   if algorithm == "expert_iteration":
-    return _expert_iteration(ours, task, refresh_every)
-  return _baseline(algorithm, ours, task)
+    config = _expert_iteration(config, task, refresh_every)
+  elif algorithm != "tsd":
+    config = _baseline(algorithm, config, task)
+  _check_gate(config.loss, task)
+  return config
+
+
+def _check_gate(loss: LossConfig, task: Task) -> None:
+  """Refuses a gate by correctness where nobody knows what is correct."""
+  by_truth = loss.distils and loss.champion_gate == "correct"
+  if by_truth and not task.reward.knows_correct:
+    raise ValueError(
+      f"loss.champion_gate=correct, but {type(task.reward).__name__} knows "
+      "no correct answers: use loss.champion_gate=better or quantile"
+    )
 
 
 def _expert_iteration(

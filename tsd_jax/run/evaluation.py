@@ -8,7 +8,9 @@
   vote@K    the most frequent of K samples; no reward is looked at
   search@N  the champion of a tree of N simulations, chosen by the reward
 
-best, pass and search need the reward at test time; the others do not.
+best, pass and search need the reward at test time; the others do not. Where
+nobody knows what is right, accuracy is the reward from 0 to 1, and pass@K what
+the best of K samples is worth.
 """
 
 import dataclasses
@@ -84,16 +86,31 @@ def draw(
 
 
 def solved_by_k(correct_BN: np.ndarray, k: int) -> np.ndarray:
-  """Each prompt's chance that k of its N samples, drawn at random, solve it."""
+  """How far the best of k of each prompt's N samples, drawn at random, gets.
+
+  Args:
+    correct_BN: whether each sample solves the prompt, or how far, from 0 to 1.
+    k: at most N.
+
+  Returns:
+    Its expectation: where samples are right or wrong, the chance that one of k
+    is right.
+  """
   n = correct_BN.shape[1]
-  wrong_B = n - correct_BN.sum(axis=1)
-  # C(n-c, k) / C(n, k) as a product that never overflows; 0 when n-c < k.
-  ratio_Bk = (wrong_B[:, None] - np.arange(k)) / (n - np.arange(k))
-  return 1.0 - np.prod(np.maximum(ratio_Bk, 0.0), axis=1)
+  # All of k are among the i least with C(i, k) / C(n, k), here as a product
+  # that never overflows; 0 when i < k.
+  at_N1 = np.arange(1, n)[:, None]
+  ratio_Nk = (at_N1 - np.arange(k)) / (n - np.arange(k))
+  among_N = np.prod(np.maximum(ratio_Nk, 0.0), axis=1)
+  least_BN = np.sort(correct_BN.astype(np.float64), axis=1)
+  return least_BN[:, -1] - np.diff(least_BN, axis=1) @ among_N
 
 
 def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
-  """Unbiased pass@k, 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374)."""
+  """Unbiased pass@k, 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374).
+
+  Without ground truth, the reward of the best of k, from 0 to 1.
+  """
   return float(solved_by_k(correct_BN, k).mean())
 
 

@@ -296,7 +296,7 @@ def _grid(figures: list[Figure]) -> str:
 
 def _sample(sample: dict[str, Any]) -> str:
   def cell(r):
-    kind = "ok" if r["correct"] else "no"
+    kind = {True: "ok", False: "no", None: ""}[r["correct"]]
     text = html.escape(f"{r['text']}  ({r['reward']:.2f})")
     return f'<td class="{kind}">{text}</td>'
 

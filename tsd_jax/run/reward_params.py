@@ -1,6 +1,6 @@
 """A reward's parameters, kept in the run's folder from its first iteration on.
 
-Whatever happens to the file that they came from, a resumed run and whoever
+Whatever the file that they came from says later, a resumed run and whoever
 evaluates it go on with the same reward.
 """
 
@@ -25,9 +25,14 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
     keep: whether to write them there, where they are not.
 
   Raises:
-    UserError: the folder's are damaged, or of another reward.
+    UserError: the reward cannot be read, or the folder's parameters are damaged
+      or of another reward.
   """
-  params = reward.load()
+  try:
+    params = reward.load()
+  except OSError as error:
+    name = type(reward).__name__
+    raise UserError(f"reward {name} cannot be loaded: {error}") from error
   leaves, structure = jax.tree.flatten(params)
   file = folder / directory.REWARD
   if not leaves:
@@ -43,8 +48,19 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
       found = [saved[f"arr_{i}"] for i in range(len(saved.files))]
   except Exception as error:  # Any: damaged archives raise many kinds.
     raise UserError(f"{file} is damaged ({error}): delete it") from error
-  if [np.shape(a) for a in found] != [np.shape(a) for a in leaves]:
+  expected = list(map(np.asarray, leaves))
+  if len(found) == len(expected):
+    found = [_typed(a, b.dtype) for a, b in zip(found, expected, strict=True)]
+  if [(a.shape, a.dtype) for a in found] != [
+    (a.shape, a.dtype) for a in expected
+  ]:
     raise UserError(
       f"{file} holds another reward's parameters: use another --workdir"
     )
   return structure.unflatten(found)
+
+
+def _typed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """An array as it was saved: NumPy's files forget types such as bfloat16."""
+  raw = array.dtype.kind == "V" and array.dtype.itemsize == dtype.itemsize
+  return array.view(dtype) if raw else array

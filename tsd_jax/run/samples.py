@@ -27,7 +27,10 @@ def responses_to(
   count: int,
   reward_params: Any = (),
 ) -> list[list[dict[str, Any]]]:
-  """Samples `count` responses a prompt: text, reward and correct of each."""
+  """Samples `count` responses a prompt: text, reward and correct of each.
+
+  What is correct is None where nobody knows.
+  """
   tokens_BGT, reward_BG, correct_BG, _ = jax.device_get(
     evaluation.draw(
       graphdef,
@@ -45,7 +48,7 @@ def responses_to(
       {
         "text": tokenizer.decode(tokens_T),
         "reward": round(float(reward), 4),
-        "correct": bool(correct),
+        "correct": bool(correct) if task.reward.knows_correct else None,
       }
       for tokens_T, reward, correct in zip(*rows, strict=True)
     ]

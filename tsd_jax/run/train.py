@@ -68,12 +68,21 @@ def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
       )
 
 
-def to_rows(metrics, step: int, ledger: Ledger) -> list[dict[str, Any]]:
-  """Turns a call's stacked metrics, on the host, into a row an iteration."""
+def to_rows(
+  metrics, step: int, ledger: Ledger, reward_tokens: int
+) -> list[dict[str, Any]]:
+  """Turns a call's stacked metrics, on the host, into a row an iteration.
+
+  Args:
+    metrics: of the call; loses its `tokens`.
+    step: iterations before it.
+    ledger: the run's, to which they are added.
+    reward_tokens: what scoring a response takes.
+  """
   tokens = metrics.pop("tokens")
   rows = []
   for i in range(len(metrics["loss"])):
-    ledger.add(jax.tree.map(lambda a, i=i: a[i], tokens))
+    ledger.add(jax.tree.map(lambda a, i=i: a[i], tokens), reward_tokens)
     row = {"step": step + i + 1}
     row |= {name: float(values[i]) for name, values in metrics.items()}
     rows.append(row | {"ledger": ledger.to_dict()})
@@ -360,7 +369,12 @@ class Group:
     )  # fmt: skip
     metrics = jax.device_get(metrics)
     rows = [
-      to_rows(self._pick(metrics, i), self._step, run.ledger)
+      to_rows(
+        self._pick(metrics, i),
+        self._step,
+        run.ledger,
+        self._shared.config.reward_tokens,
+      )
       for i, run in enumerate(self._runs)
     ]
     self._step += size

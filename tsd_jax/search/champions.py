@@ -75,17 +75,25 @@ def ends(nodes) -> Array:
   return nodes.finished | (nodes.eos_action < nodes.log_prob_A.shape[-1])
 
 
-def success_prob(tree: mctx.Tree) -> Array:
+def success_prob(tree: mctx.Tree, *, by_reward: bool = False) -> Array:
   """Search model's probability of the correct answers found, B.
 
   A lower bound of its chance to solve the prompt in one sample: answers that
   end at a node are distinct, so their probabilities add up.
+
+  Args:
+    tree: a finished search.
+    by_reward: without ground truth an answer counts by its reward, from 0 to 1;
+      then it is a lower bound of the reward that one sample brings.
   """
   nodes = tree.embeddings
-  solved_BN = (tree.node_visits > 0) & ends(nodes) & nodes.correct
-  return jnp.sum(
-    jnp.where(solved_BN, jnp.exp(nodes.answer_log_prob), 0.0), axis=1
-  )
+  found_BN = (tree.node_visits > 0) & ends(nodes)
+  prob_BN = jnp.exp(nodes.answer_log_prob)
+  if by_reward:
+    prob_BN *= nodes.reward
+  else:
+    found_BN &= nodes.correct
+  return jnp.sum(jnp.where(found_BN, prob_BN, 0.0), axis=1)
 
 
 def greedy_reward(tree: mctx.Tree) -> Array:

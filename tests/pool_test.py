@@ -7,13 +7,11 @@ import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.rewards import callback, worker
+from tsd_jax.rewards import worker
 from tsd_jax.rewards.pool import Pool, PoolConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -70,6 +68,20 @@ def test_the_log_shows_the_text_that_did_it_three_times(caplog):
   fresh.close()
   words = "not_finite (returned nan) on response 'nan' to prompt 'a prompt'"
   assert caplog.text.count(words) == 3
+
+
+def test_a_range_is_the_functions_own():
+  ranged = Pool(NAME, PoolConfig(workers=1), worker.Number(-1.0, 2.0))
+  asked = ["two", "negative", "nan", "true", "none"]
+  got = ranged.grade([("p", name, None) for name in asked])
+  np.testing.assert_array_equal(got, [2.0, -0.25, -1.0, 1.0, -1.0])
+  got = ranged.grade([("p", "", {"worth": x}) for x in (-1.01, -1, 2, 2.01)])
+  np.testing.assert_array_equal(got, [-1, -1, 2, -1])
+  counts = ranged.take_counts()
+  ranged.close()
+  assert counts == {
+    "graded": 9, "not_finite": 1, "wrong_type": 1, "out_of_range": 2
+  }  # fmt: skip
 
 
 def pids(running) -> set[int]:
@@ -170,65 +182,3 @@ if __name__ == "__main__":
   while any(map(alive, children)) and time.monotonic() < deadline:
     time.sleep(0.05)
   assert not any(map(alive, children))
-
-
-def total(example_Q, response_QT):
-  """A host reward with a closed form."""
-  return (example_Q + response_QT[:, 0]) / 100
-
-
-def test_a_callback_sees_the_rows_under_jit_vmap_and_loops():
-  rng = np.random.default_rng(0)
-  example = rng.integers(0, 20, (3, 4))
-  response = rng.integers(0, 9, (3, 4, 5))
-  expected = ((example + response[..., 0]) / 100).astype(np.float32)
-
-  def graded(example, response):
-    return callback.graded(total, example, response)
-
-  for fn in (
-    graded,
-    jax.vmap(graded),
-    jax.vmap(jax.vmap(graded)),
-    lambda e, r: jax.lax.map(lambda er: graded(*er), (e, r)),
-  ):
-    got = jax.jit(fn)(example, response)
-    assert got.dtype == jnp.float32
-    np.testing.assert_array_equal(got, expected)
-  callback.raise_errors()
-
-
-@pytest.mark.parametrize(
-  ("grade", "words"),
-  [
-    (lambda p, r: np.ones(3), r"shape \[3\] for 2 responses"),
-    (lambda p, r: np.array([0.5, np.nan]), r"outside \[0, 1\]"),
-    (lambda p, r: 1 / 0, "ZeroDivisionError"),
-  ],
-)
-def test_a_broken_callback_is_told_to_the_host(grade, words):
-  tokens = jnp.zeros((2, 3), jnp.int32)
-  got = jax.jit(lambda t: callback.graded(grade, t[:, 0], t))(tokens)
-  np.testing.assert_array_equal(got, np.zeros(2))
-  with pytest.raises(UserError, match=words):
-    callback.raise_errors()
-  callback.raise_errors()  # It is told once.
-
-
-def test_large_batches_do_not_block_the_program():
-  """On one thread, a callback must not wait for what runs it."""
-  tokens = jnp.ones((20_000, 64), jnp.int32)
-
-  @jax.jit
-  def run(tokens):
-    def step(_, total):
-      reward = callback.graded(
-        lambda e, r: np.full(len(r), 0.5),
-        tokens[:, 0],
-        tokens + total.astype(int),
-      )
-      return total + jnp.sum(reward) / len(tokens)
-
-    return jax.lax.fori_loop(0, 3, step, jnp.float32(0))
-
-  assert float(run(tokens)) == 1.5

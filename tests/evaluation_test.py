@@ -65,6 +65,17 @@ def test_pass_at_k_is_the_mean_over_all_draws(n, drawn):
   assert evaluation.pass_at_k(correct_BN, k) == pytest.approx(expected)
 
 
+@given(st.integers(1, 6), st.data())
+def test_the_best_of_k_is_the_mean_of_the_best_over_all_draws(n, drawn):
+  """Where nobody knows what is right, samples solve a prompt so far."""
+  k = drawn.draw(st.integers(1, n))
+  far = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
+  row = drawn.draw(st.lists(far, min_size=n, max_size=n))
+  draws = [max(draw) for draw in itertools.combinations(row, k)]
+  (got,) = evaluation.solved_by_k(np.array([row]), k)
+  assert got == pytest.approx(np.mean(draws), abs=1e-12)
+
+
 def greedy_by_full_forwards(model, task, prompt_BP):
   """No cache: the whole sequence again for every token."""
   tokens_BT = jnp.asarray(prompt_BP)

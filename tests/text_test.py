@@ -16,7 +16,7 @@ pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
 from tests import small_text
-from tests.grading import length, letters, same
+from tests.grading import length, letters, same, signed
 from tests.published import make
 from tests.text_tokenizer_test import write_folder
 from tsd_jax.base import config_json
@@ -116,7 +116,10 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
 def test_problems_that_share_their_text_are_graded_each_by_its_own(
   model, tmp_path
 ):
-  lines = [{"prompt": "Say", "word": word} for word in ("aa", "bb", "aa")]
+  lines = [
+    {"prompt": "Say", "problem": word, "word": word}
+    for word in ("aa", "bb", "aa")
+  ]
   config = configure(model, write(tmp_path / "p.jsonl", lines), reward=same)
   assert len(config.lines) == 2  # A line that repeats another counts once.
   task = config.make()
@@ -125,8 +128,48 @@ def test_problems_that_share_their_text_are_graded_each_by_its_own(
     ids = [*task.tokenizer.encode(word), task.eos_id]
     tokens_BGT[:, g, : len(ids)] = ids
   prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
-  score = jax.jit(Scorer(task.reward, task.eos_id))(prompts, tokens_BGT)
+  scorer = jax.jit(Scorer(task.reward, task.eos_id))
+  score = scorer(prompts, tokens_BGT)
   np.testing.assert_array_equal(score.reward_X, np.eye(2))
+  # They are two problems wherever prompts go, not one that is asked twice.
+  config = dataclasses.replace(config, validation_size=0, test_size=0)
+  stored = data.load_problems(config, "train", tmp_path / "data")
+  assert np.array_equal(stored.tokens_BP[0], stored.tokens_BP[1])
+  assert sorted(stored.example_B) == [0, 1]
+  asked = data.PromptIterator(stored, batch_size=6, seed=1).next_batches(1)[0]
+  score = scorer(asked, tokens_BGT[[0] * 6])
+  np.testing.assert_array_equal(score.reward_X, np.eye(2)[asked.example_B])
+  assert len(set(asked.example_B.tolist())) == 2
+  for example, word in enumerate(("aa", "bb")):
+    line = task.describe(stored.tokens_BP[0], tokens_BGT[0, 0], example)
+    assert line.endswith(f"reward {float(word == 'aa'):.3f}")
+
+
+def test_a_reward_has_the_range_that_the_config_says(model, tmp_path):
+  """What is unfinished, or goes wrong, is worth the least."""
+  lines = [{"prompt": f"Say {word}", "word": word} for word in ("aa", "bb")]
+  config = configure(
+    model, write(tmp_path / "p.jsonl", lines), reward=signed, low=-2, high=3,
+    correct_at=2.5,
+  )  # fmt: skip
+  task = config.make()
+  assert (task.reward.low, task.reward.high) == (-2, 3)
+  tokens_BGT = np.full((2, 4, 8), task.pad_id)
+  for g, word in enumerate(("aa", "bb", "")):
+    ids = [*task.tokenizer.encode(word), task.eos_id]
+    tokens_BGT[:, g, : len(ids)] = ids
+  tokens_BGT[:, 3] = task.tokenizer.encode("aa")[0]  # Unfinished.
+  prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
+  scorer = Scorer(task.reward, task.eos_id)
+  score = jax.jit(scorer)(prompts, tokens_BGT)
+  np.testing.assert_array_equal(
+    score.reward_X, [[3, -1, -2, -2], [-1, 3, -2, -2]]
+  )
+  np.testing.assert_array_equal(score.correct_X, score.reward_X == 3)
+  np.testing.assert_allclose(scorer.unit(score.reward_X)[0], [1, 0.2, 0, 0])
+  assert (
+    config_json.from_dict(TextConfig, config_json.to_dict(config)) == config
+  )
 
 
 def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
@@ -201,6 +244,10 @@ def test_what_all_prompts_begin_with_is_run_once(model, tmp_path):
 def test_settings_that_cannot_be_are_refused(model, tmp_path):
   with pytest.raises(ValueError, match="correct_at=0"):
     configure(model, "x", correct_at=0)
+  with pytest.raises(ValueError, match="correct_at=-2: .* above low=-1"):
+    configure(model, "x", correct_at=-2, low=-1)
+  with pytest.raises(ValueError, match="low=1 must be less than high=1"):
+    configure(model, "x", low=1, high=1)
   with pytest.raises(ValueError, match="reward='letters'"):
     configure(model, "x", reward="letters")
   with pytest.raises(UserError, match="no problems in missing.jsonl"):
