@@ -143,7 +143,7 @@ def time_parts(setup):
   from tsd_jax.learning import iteration
   from tsd_jax.learning import update as update_lib
 
-  config, learner, task, graphdef, params, prompts, _ = setup
+  _, learner, task, graphdef, params, prompts, _ = setup
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   program = iteration.Program(graphdef, None, task, learner, None)
