@@ -102,8 +102,9 @@ class Exam:
 
     prompt_QP, response_QT = self._examples
     found = evaluation.evaluate(
-      graphdef, params, self._task, self._problems, self._mode, seed=1
-    )[self._mode]
+      graphdef, params, self._task, self._problems, self._mode, seed=1,
+      reward_params=self._task.reward.load(),
+    )[self._mode]  # fmt: skip
     return {
       "perplexity": evaluation.perplexity(
         graphdef,
