@@ -32,6 +32,15 @@ def test_every_line_changes_a_run_that_can_start(experiment, capsys):
     assert 0.8 < count < 1.45, name
 
 
+def test_the_committed_table_is_of_these_lines():
+  """A change of a committed row is one that can be made again today."""
+  file = ROOT / "experiments" / "results" / "ablations.json"
+  rows = json.loads(file.read_text())["rows"]
+  changes = {name: row["change"] for name, row in rows.items()}
+  assert changes.pop("default") == {}
+  assert changes == {name: ablations.VARIANTS[name] for name in changes}
+
+
 def run(*flags):
   return subprocess.run(
     [sys.executable, "-m", "experiments.benchmarks.ablations", *flags],

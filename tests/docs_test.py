@@ -35,8 +35,9 @@ PAGES = [
   ROOT / "experiments" / "README.md",
   ROOT / "tsd_jax" / "models" / "README.md",
 ]
-# Their commands are checked too: findings, and experiments' lab notes.
+# Their commands are checked too: results, findings, experiments' lab notes.
 NOTES = [
+  ROOT / "experiments" / "RESULTS.md",
   ROOT / "experiments" / "results" / "NOTES.md",
   *sorted((ROOT / "experiments").glob("*.py")),
 ]

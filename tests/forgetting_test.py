@@ -8,61 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.recipes import supervised
-from tests import small_experiment, small_maze
-from tsd_jax.models import transformer
+from tests import small_maze
+from tsd_jax.learning import supervised
 from tsd_jax.run import evaluation, load
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks.task import as_prompts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def perplexities(graphdef, params, examples):
-  return [
-    evaluation.perplexity(
-      graphdef, params, task, as_prompts(task, rows[0][0]), rows[1][0]
-    )
-    for task, rows in examples
-  ]
-
-
-@pytest.mark.slow
-def test_supervised_training_learns_every_task_it_is_given():
-  configs = (small_experiment.get_config(), small_maze.get_config())
-  rng = np.random.default_rng(0)
-
-  def draw(task, steps):
-    return supervised.draw(task, rng, steps, 32, 0.3, set())
-
-  examples = [draw(c.task, 60) for c in configs]
-  unseen = [(c.make_task(), draw(c.task, 1)) for c in configs]
-  graphdef, params = transformer.create(configs[0].model, 0)
-  tasks = [c.make_task() for c in configs]
-  first = supervised.train(
-    graphdef, params, [examples[:1]], tasks=tasks[:1], learning_rate=1e-2
-  )
-  both = supervised.train(
-    graphdef, params, [examples], tasks=tasks, learning_rate=1e-2
-  )
-  start, one, two = (
-    perplexities(graphdef, p, unseen) for p in (params, first, both)
-  )
-  assert one[0] < start[0] / 2 and two[0] < start[0] / 2
-  assert two[1] < start[1] / 2  # The second task was among the examples here,
-  assert two[1] < one[1] / 2  # and here it was not.
-
-
-def test_examples_never_ask_a_held_out_problem():
-  task = small_maze.get_config().task
-  excluded = supervised.held_out(task)
-  assert len(excluded) == task.validation_size + task.test_size
-  rng = np.random.default_rng(0)
-  prompt_SBP, _ = supervised.draw(task, rng, 50, 40, 1.0, excluded)
-  asked = {task.canonical(p) for p in prompt_SBP.reshape(2000, -1)}
-  assert len(asked) > 100 and not asked & excluded
-  free, _ = supervised.draw(task, rng, 50, 40, 1.0, set())
-  assert {task.canonical(p) for p in free.reshape(2000, -1)} & excluded
 
 
 def run(*flags):
@@ -94,24 +46,19 @@ def test_the_command(tmp_path):
   assert (config.algorithm, config.loss.kl_weight) == ("grpo", 5.0)
   # Read on the examples that the command draws, the second task's too.
   maze = small_maze.get_config()
-  examples = maze.task.warm_start(
+  task = maze.make_task()
+  prompt_QP, response_QT = maze.task.warm_start(
     np.random.default_rng(1), 4096, 0.3, supervised.held_out(maze.task)
   )
+  examples = as_prompts(task, prompt_QP), response_QT
   name = "other task, perplexity"
+  last = load.open_run(folder / "grpo_5" / "0")
   for row, (graphdef, params) in (
     (start, initial_params(config)),
-    (rows[3], load.open_run(folder / "grpo_5" / "0")[1:3]),
+    (rows[3], (last.graphdef, last.params)),
   ):
     assert row[name] == pytest.approx(
-      [
-        evaluation.perplexity(
-          graphdef,
-          params,
-          maze.make_task(),
-          as_prompts(maze.make_task(), examples[0]),
-          examples[1],
-        )
-      ],
+      [evaluation.perplexity(graphdef, params, task, *examples)],
       abs=1e-3,
     )
   before = folder.stat().st_mtime_ns

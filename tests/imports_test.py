@@ -21,6 +21,7 @@ inference: vocabulary own_keys prefill sampling scoring generate rollout
 search: node moves kv_pool transpositions rules best_first config champions
   metrics search view view_html
 learning: losses advantages loss_terms config methods memory update iteration
+  supervised
 run: directory reward_params checkpoint experiment costs curves evaluation
   samples report state load train
 comparison: statistics jobs judge
@@ -111,7 +112,7 @@ def test_the_library_never_imports_its_users():
     "import experiments",
     "import launch.train as train",
     "from experiments import countdown",
-    "from experiments.recipes import supervised",
+    "from experiments.recipes import warm_start",
     "def f():\n  from launch import train",
     "importlib.import_module('experiments.countdown')",
     "import_module('launch')",

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.recipes import relabelled_value, supervised
+from experiments.recipes import relabelled_value
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference import scoring
+from tsd_jax.learning import supervised
 from tsd_jax.models import symbols
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
@@ -31,15 +32,16 @@ def taught():
     np.random.default_rng(99), 1_000, 0.5, supervised.held_out(config)
   )
 
+  task = config.make()
+  prompts = as_prompts(task, prompt_BP)
+
   @jax.jit
   def read(params):
     model = nnx.merge(graphdef, params)
-    x_BTD = scoring.hidden_states(
-      model, as_prompts(config.make(), prompt_BP), response_BT[:, None]
-    )[:, 0]
+    x_BTD = scoring.hidden_states(model, prompts, response_BT[:, None])[:, 0]
     return jax.nn.log_softmax(model.logits(x_BTD)), model.values(x_BTD)[1]
 
-  right_B = config.make().score(prompt_BP, response_BT).correct_X
+  right_B = task.score(prompt_BP, response_BT).correct_X
   return read(params), read(new), np.asarray(right_B), response_BT
 
 
@@ -73,15 +75,15 @@ def test_held_out_problems_are_never_asked(monkeypatch):
   )
   config = small_experiment.get_config().task
   relabelled_value.teach(None, None, config, steps=20, batch=64)
-  ((prompt_SBP, _),) = asked
+  ((prompt_IBP, _),) = asked
   held = {
     config.canonical(p)
     for split in ("validation", "test")
     for p in data.load_problems(config, split).tokens_BP
   }
-  assert held and len(prompt_SBP) == 20
+  assert held and len(prompt_IBP) == 20
   assert not held & {
-    config.canonical(p) for p in prompt_SBP.reshape(-1, prompt_SBP.shape[-1])
+    config.canonical(p) for p in prompt_IBP.reshape(-1, prompt_IBP.shape[-1])
   }
 
 

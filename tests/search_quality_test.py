@@ -94,8 +94,10 @@ def test_host_and_compiled_best_first_visit_the_same_nodes_in_order():
 CONFIGS = [
   SearchConfig(num_simulations=24, num_candidates=3),
   SearchConfig(PUCT(), leaf="rollout", num_simulations=12),
-  SearchConfig(Shipped(policy="puct"), leaf="rollout", num_simulations=12),
-  SearchConfig(Shipped(policy="gumbel"), leaf="rollout", num_simulations=12),
+  SearchConfig(Shipped(), leaf="rollout", num_simulations=12),
+  SearchConfig(
+    Shipped(policy="gumbel_muzero"), leaf="rollout", num_simulations=12
+  ),
 ]
 
 
@@ -158,7 +160,7 @@ def test_a_tree_of_steps_pays_for_their_tokens(lazy):
 def test_shipped_searches_are_mctx_as_it_is():
   ours, shipped = (
     SearchConfig(rule, leaf="rollout", num_simulations=12)
-    for rule in (PUCT(stop_when_solved=False), Shipped(policy="puct"))
+    for rule in (PUCT(stop_when_solved=False), Shipped())
   )
   assert ours != shipped
   trees = [search_test._search(PROMPTS, c).tree for c in (ours, shipped)]
@@ -183,13 +185,13 @@ def test_samples_are_counted_with_and_without_a_prefix_cache():
 def test_sampling_stops_when_solved_and_a_cache_never_costs_more():
   p = policy()
   spent = compiled_searches.sample(p, jax.random.key(0), 1.0, budget=30)
-  assert spent.made_N.shape == (len(PROMPTS),)
-  assert np.isfinite(spent.made_N).any()
-  assert np.all(spent.other_N <= spent.made_N)
+  assert spent.made_Q.shape == (len(PROMPTS),)
+  assert np.isfinite(spent.made_Q).any()
+  assert np.all(spent.other_Q <= spent.made_Q)
   cold = compiled_searches.sample(p, jax.random.key(0), 1e-3, budget=30)
-  solved = np.isfinite(cold.made_N)
+  solved = np.isfinite(cold.made_Q)
   # A cold sampler repeats itself: solved at once, or never.
-  assert np.all(cold.made_N[solved] < T)
+  assert np.all(cold.made_Q[solved] < T)
 
 
 def test_the_oracle_knows_which_beginnings_can_be_completed():
@@ -258,17 +260,17 @@ def test_the_oracle_knows_which_walks_can_reach_the_goal():
 
 def test_tokens_at_a_rate_are_where_the_curve_gets_there():
   rng = np.random.default_rng(0)
-  tokens_ZSN = rng.integers(5, 400, (3, 2, 40)).astype(float)
-  tokens_ZSN[:, :, :6] = np.inf
+  tokens_XXQ = rng.integers(5, 400, (3, 2, 40)).astype(float)
+  tokens_XXQ[:, :, :6] = np.inf
   everyone = np.arange(40)[None]
   for rate in (0.5, 0.8):
-    (at,) = solve_rates.tokens_at(tokens_ZSN, rate, everyone)
-    before, there = solve_rates.solve_rate(tokens_ZSN, [at - 1, at], everyone)[
+    (at,) = solve_rates.tokens_at(tokens_XXQ, rate, everyone)
+    before, there = solve_rates.solve_rate(tokens_XXQ, [at - 1, at], everyone)[
       0
     ]
     assert before < rate <= there
-  assert np.isinf(solve_rates.tokens_at(tokens_ZSN, 0.9, everyone))
-  assert solve_rates.solve_rate(tokens_ZSN, [1000], everyone) == 0.85
+  assert np.isinf(solve_rates.tokens_at(tokens_XXQ, 0.9, everyone))
+  assert solve_rates.solve_rate(tokens_XXQ, [1000], everyone) == 0.85
 
 
 def test_ratios_are_of_equal_prompts_and_say_when_the_budget_ends_them():
@@ -303,11 +305,11 @@ def test_ratios_are_of_equal_prompts_and_say_when_the_budget_ends_them():
 def test_a_bootstrap_covers_what_it_should():
   """The interval of a median of 80 prompts, over 100 fresh sets of them."""
   rng, covered = np.random.default_rng(2), 0
-  picks_QN = solve_rates.resamples(80, draws=200)
+  picks_XQ = solve_rates.resamples(80, draws=200)
   for _ in range(100):
     tokens = rng.exponential(100, (1, 1, 80))
-    at_Q = solve_rates.tokens_at(tokens, 0.5, picks_QN)
-    low, high = solve_rates.estimate(at_Q)["ci95"]
+    at_X = solve_rates.tokens_at(tokens, 0.5, picks_XQ)
+    low, high = solve_rates.estimate(at_X)["ci95"]
     covered += low <= 100 * np.log(2) <= high
   assert 87 <= covered <= 100
 

@@ -41,11 +41,11 @@ def make_reward(task: Task):
 
   def reward(prompts, completion_ids, **unused):
     del unused
-    tokens_NT = np.full((len(prompts), task.response_length), task.pad_id)
-    for row_T, ids in zip(tokens_NT, completion_ids, strict=True):
+    tokens_QT = np.full((len(prompts), task.response_length), task.pad_id)
+    for row_T, ids in zip(tokens_QT, completion_ids, strict=True):
       row_T[: len(ids)] = ids
     prompt_QP = np.array([tokenizer.encode(text) for text in prompts])
-    return np.asarray(score(prompt_QP, tokens_NT).reward_X).tolist()
+    return np.asarray(score(prompt_QP, tokens_QT).reward_X).tolist()
 
   return reward
 

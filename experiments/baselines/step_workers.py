@@ -172,7 +172,6 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from flax import nnx
 
   from tsd_jax.learning import iteration
   from tsd_jax.learning.update import Frozen
@@ -191,22 +190,23 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   tokens_IBP = np.array(work["prompts"], np.int32).reshape(
     work["steps"], PROMPTS, work["length"]
   )
-  prompts = [as_prompts(task, tokens_BP) for tokens_BP in tokens_IBP]
+  prompts = jax.device_get([as_prompts(task, a_BP) for a_BP in tokens_IBP])
   clock.step_ended()
   for batch in prompts:
-    one = jax.tree.map(lambda a: a[None], batch)
-    state, metrics = train_loop(state, one, frozen, hyper, key)
+    state, metrics = train_loop(state, batch[None], frozen, hyper, key)
     metrics = jax.device_get(metrics)
     clock.step_ended()
   figures = clock.figures()
 
+  program = iteration.Program(graphdef, None, task, config, None)
+
   @jax.jit
-  def sample(params, prompts):
-    return config.rollout(nnx.merge(graphdef, params), task, prompts, key)
+  def sample(state, prompts):
+    return iteration.sample_phase(program, state, prompts, frozen, key)
 
   alone = Clock()
   timed = alone.samples(
-    lambda prompts: jax.block_until_ready(sample(state.params, prompts))
+    lambda prompts: jax.block_until_ready(sample(state, prompts))
   )
   for batch in prompts:
     alone.step_ended()

@@ -87,7 +87,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   },
   "root_baseline": {"loss.local_weight": "0"},
   "no_success_head": {"loss.success_weight": "0"},
-  "no_refill": _IN_STEP,
+  "no_slot_reuse": _IN_STEP,
   "soft_targets": _IN_STEP
   | {"loss.soft_weight": "0.5", "search.leaf": "rollout"},
   # What the searched tree teaches by itself: no samples, no forks.
@@ -105,7 +105,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   "simulations_128": {"search.num_simulations": "128"},
   "frozen_search": {"refresh_every": "0"},
   "refresh_10": {"refresh_every": "10"},
-  "kl_leash": {"loss.kl_weight": "0.01"},
+  "kl_to_reference": {"loss.kl_weight": "0.01"},
   "two_epochs": {"optimizer.epochs": "2"},
   "clip_never_acts": {"optimizer.minibatches": "1"},
 }

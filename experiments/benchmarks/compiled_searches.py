@@ -38,10 +38,10 @@ class Policy(NamedTuple):
 class Spent(NamedTuple):
   """Forwards until the first correct answer of each prompt; inf if none."""
 
-  made_N: np.ndarray
+  made_Q: np.ndarray
   # Other counts of the same run: without a prefix cache, or with it, or
   # without the forwards of end tokens, which teach nothing.
-  other_N: np.ndarray
+  other_Q: np.ndarray
 
 
 def sample(
@@ -57,13 +57,13 @@ def sample(
       many samples.
 
   Returns:
-    Forwards of plain sampling; `other_N`: with a prefix cache, which pays for
+    Forwards of plain sampling; `other_Q`: with a prefix cache, which pays for
     no prefix twice.
   """
-  N, task = len(policy.prompts), policy.task
-  plain_N, cached_N = np.zeros(N), np.zeros(N)
-  solved_Q, seen = np.zeros(N, bool), [set() for _ in range(N)]
-  left, samples = np.arange(N), 0
+  Q, task = len(policy.prompts), policy.task
+  plain_Q, cached_Q = np.zeros(Q), np.zeros(Q)
+  solved_Q, seen = np.zeros(Q, bool), [set() for _ in range(Q)]
+  left, samples = np.arange(Q), 0
   while left.size and samples < budget:
     for start in range(0, left.size, _PROMPTS):
       prompts = left[start : start + _PROMPTS]
@@ -73,7 +73,7 @@ def sample(
           policy.graphdef,
           policy.params,
           task,
-          policy.prompts[np.resize(prompts, min(N, _PROMPTS))],
+          policy.prompts[np.resize(prompts, min(Q, _PROMPTS))],
           draw_key,
           jnp.float32(temperature),
           samples=_SAMPLES,
@@ -85,11 +85,11 @@ def sample(
         plain, cached, solved_Q[n] = count_forwards(
           tokens_GT, correct_G, task.eos_id, seen[n]
         )
-        plain_N[n] += plain
-        cached_N[n] += cached
+        plain_Q[n] += plain
+        cached_Q[n] += cached
     samples += _SAMPLES
-    left = np.flatnonzero(~solved_Q & (cached_N <= budget))
-  return Spent(*(np.where(solved_Q, a, np.inf) for a in (plain_N, cached_N)))
+    left = np.flatnonzero(~solved_Q & (cached_Q <= budget))
+  return Spent(*(np.where(solved_Q, a, np.inf) for a in (plain_Q, cached_Q)))
 
 
 def count_forwards(
@@ -118,21 +118,36 @@ def count_forwards(
   return plain, len(seen) - before, False
 
 
+_POLICIES = dict(
+  muzero=mctx.muzero_policy, gumbel_muzero=mctx.gumbel_muzero_policy
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shipped(Rule):
   """A policy of mctx with all of its defaults, as a rule.
 
   Attributes:
-    policy: "puct" is MuZero's, "gumbel" Gumbel MuZero's.
+    policy: MuZero's, whose rule is pUCT, or Gumbel MuZero's.
   """
 
-  stop_when_solved: bool = False
-  policy: Literal["puct", "gumbel"] = "puct"
+  stop_when_solved: bool = False  # It cannot.
+  policy: Literal["muzero", "gumbel_muzero"] = "muzero"
+
+  def __post_init__(self):
+    """Refuses what mctx does not do, or does not have."""
+    if self.stop_when_solved:
+      raise ValueError(
+        "search.rule.stop_when_solved=true: mctx makes all of its simulations"
+      )
+    if self.policy not in _POLICIES:
+      raise ValueError(
+        f"search.rule.policy={self.policy!r}: use {' or '.join(_POLICIES)}"
+      )
 
   def run(self, key, root, recurrent_fn, budget):
     """Searches without our changes."""
-    policies = dict(puct=mctx.muzero_policy, gumbel=mctx.gumbel_muzero_policy)
-    return policies[self.policy](
+    return _POLICIES[self.policy](
       params=(),
       rng_key=key,
       root=root,
@@ -213,12 +228,12 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
     config: the search; its simulations bound what it spends.
 
   Returns:
-    Forwards made; `other_N`: without those of end tokens.
+    Forwards made; `other_Q`: without those of end tokens.
   """
-  N, found = len(policy.prompts), []
-  for start in range(0, N, _PROMPTS):
+  Q, found = len(policy.prompts), []
+  for start in range(0, Q, _PROMPTS):
     key, search_key = jax.random.split(key)
-    prompts = np.arange(start, start + min(N, _PROMPTS)) % N
+    prompts = np.arange(start, start + min(Q, _PROMPTS)) % Q
     spent = jax.device_get(
       _search(
         policy.graphdef,
@@ -229,5 +244,5 @@ def search(policy: Policy, key: Array, config: SearchConfig) -> Spent:
         config=config,
       )
     )
-    found.append(np.stack(spent)[:, : N - start])
+    found.append(np.stack(spent)[:, : Q - start])
   return Spent(*np.concatenate(found, axis=1).astype(float))

@@ -2,7 +2,7 @@
 
 The start knows two tasks: the experiment's `init` is trained on for --teach
 steps, half on its own task's warm-start data and half on that of the second.
-Then every method learns the first task alone, with and without a leash on the
+Then every method learns the first task alone, with and without a penalty on the
 KL divergence to the start (`loss.kl_weight`). Before and after, of both tasks:
 
   perplexity  of warm-start responses that no training saw, 30 % of them asked
@@ -34,25 +34,29 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every method.")
 _TEACH = flags.DEFINE_integer("teach", 600, "Steps on both tasks.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Examples of each task a step.")
-_LEASH = flags.DEFINE_list("kl_weights", ["0", "0.1", "1"], "Leashes.")
+_KL_WEIGHTS = flags.DEFINE_list(
+  "kl_weights", ["0", "0.1", "1"], "Weights of the KL to the start."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 METHODS = ("tsd", "grpo")
-_HINDSIGHT = 0.3  # As in the second phase of `experiments.recipes.warm_start`.
+_RELABEL_FRACTION = (
+  0.3  # As in the second phase of `experiments.recipes.warm_start`.
+)
 _RATE = 1e-3
 _READ = 4096  # Responses that the perplexity is read on.
 
 
 def teach(experiment, second, file: pathlib.Path) -> None:
   """Trains on both tasks; writes the parameters that all runs start from."""
-  from experiments.recipes import supervised
+  from tsd_jax.learning import supervised
   from tsd_jax.models import weights
   from tsd_jax.run.experiment import initial_params
 
   rng = np.random.default_rng(0)
   tasks = [
     supervised.draw(
-      task, rng, _TEACH.value, _BATCH.value, _HINDSIGHT,
+      task, rng, _TEACH.value, _BATCH.value, _RELABEL_FRACTION,
       supervised.held_out(task),
     )
     for task in (experiment.task, second.task)
@@ -76,7 +80,7 @@ class Exam:
 
   def __init__(self, experiment):
     """Draws the examples; another seed than that of any training."""
-    from experiments.recipes import supervised
+    from tsd_jax.learning import supervised
     from tsd_jax.run import evaluation
     from tsd_jax.tasks import data
 
@@ -85,7 +89,10 @@ class Exam:
     self._mode = evaluation.headline(experiment.eval.modes)
     self._problems = data.load_problems(config, "validation")
     self._examples = config.warm_start(
-      np.random.default_rng(1), _READ, _HINDSIGHT, supervised.held_out(config)
+      np.random.default_rng(1),
+      _READ,
+      _RELABEL_FRACTION,
+      supervised.held_out(config),
     )
 
   def __call__(self, graphdef, params) -> dict[str, float]:
@@ -95,8 +102,9 @@ class Exam:
 
     prompt_QP, response_QT = self._examples
     found = evaluation.evaluate(
-      graphdef, params, self._task, self._problems, self._mode, seed=1
-    )[self._mode]
+      graphdef, params, self._task, self._problems, self._mode, seed=1,
+      reward_params=self._task.reward.load(),
+    )[self._mode]  # fmt: skip
     return {
       "perplexity": evaluation.perplexity(
         graphdef,
@@ -129,7 +137,7 @@ def main(overrides):
       for seed in _SEEDS.value
     ]
     for method in METHODS
-    for weight in _LEASH.value
+    for weight in _KL_WEIGHTS.value
   }
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import table

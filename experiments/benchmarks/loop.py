@@ -42,6 +42,11 @@ def repeated(prompts, iterations):
   )
 
 
+def frozen_of(params, task):
+  """What an iteration reads and does not change."""
+  return Frozen(params, task.reward.load())
+
+
 def compiled_size(config, graphdef, params, task, iterations):
   """Seconds to compile the loop, and instructions in the result."""
   from tsd_jax.learning import iteration
@@ -63,7 +68,7 @@ def compiled_size(config, graphdef, params, task, iterations):
   jax.clear_caches()  # The loop was compiled before, to be timed.
   start = time.perf_counter()
   compiled = train_loop.lower(
-    state, prompts, Frozen(params), hyper, key
+    state, prompts, frozen_of(params, task), hyper, key
   ).compile()
   took = time.perf_counter() - start
   return took, compiled.as_text().count(" = ")
@@ -143,41 +148,42 @@ def time_parts(setup):
   from tsd_jax.learning import iteration
   from tsd_jax.learning import update as update_lib
 
-  config, learner, task, graphdef, params, prompts, _ = setup
+  _, learner, task, graphdef, params, prompts, _ = setup
   key = jax.random.key(0)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   program = iteration.Program(graphdef, None, task, learner, None)
   state = iteration.init_state(learner, params)
+  frozen = frozen_of(params, task)
 
   @jax.jit
-  def search(params, prompts):
-    return iteration.search_phase(program, params, prompts, Frozen(params), key)
+  def search(search_params, frozen, prompts):
+    return iteration.search_phase(program, search_params, prompts, frozen, key)
 
   @jax.jit
-  def sample(state, prompts):
-    return iteration.sample_phase(
-      program, state, prompts, Frozen(state.params), key
-    )
+  def sample(state, frozen, prompts):
+    return iteration.sample_phase(program, state, prompts, frozen, key)
 
   own = prompts[: learner.rollout.prompts]
-  responses, *_ = sample(state, own)
-  found, searched, _ = search(params, prompts)
+  responses, *_ = sample(state, frozen, own)
+  found, searched, _ = search(state.search_params, frozen, prompts)
   batch = iteration.make_batch(
     program, own, responses,
     iteration.choose_distillation_batch(key, prompts, found, learner),
   )  # fmt: skip
 
   @jax.jit
-  def update(params, batch):
+  def update(carry, frozen, batch):
     return update_lib.update(
-      graphdef, (params, state.opt_state), Frozen(params), batch, key, hyper,
-      learner,
-    )  # fmt: skip
+      graphdef, carry, frozen, batch, key, hyper, learner
+    )
 
+  carry = state.params, state.opt_state
   parts = {
-    "search": setup.seconds(lambda: search(params, prompts)),
-    "rollouts": setup.seconds(lambda: sample(state, own)),
-    "update": setup.seconds(lambda: update(params, batch)),
+    "search": setup.seconds(
+      lambda: search(state.search_params, frozen, prompts)
+    ),
+    "rollouts": setup.seconds(lambda: sample(state, frozen, own)),
+    "update": setup.seconds(lambda: update(carry, frozen, batch)),
   }
   return parts, int(searched.forwards)
 
@@ -219,12 +225,12 @@ def time_whole(setup):
   train_loop = iteration.make_train_loop(graphdef, task, learner)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   calls = config.iterations_per_call
-  prompts = repeated(prompts, calls)
+  prompts, frozen = repeated(prompts, calls), frozen_of(params, task)
 
   def whole():
     # The loop donates its state.
     state = iteration.init_state(learner, jax.tree.map(jnp.copy, params))
-    return train_loop(state, prompts, Frozen(params), hyper, jax.random.key(0))
+    return train_loop(state, prompts, frozen, hyper, jax.random.key(0))
 
   return setup.seconds(whole) / calls
 

@@ -127,9 +127,9 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
     for a in PLACES
   }
   rules = {
-    "puct": (Shipped(policy="puct"), (most,)),
+    "puct": (Shipped(policy="muzero"), (most,)),
     "puct_tuned": (PUCT(stop_when_solved=False), (most,)),
-    "gumbel": (Shipped(policy="gumbel"), SIMULATIONS),
+    "gumbel": (Shipped(policy="gumbel_muzero"), SIMULATIONS),
     "gumbel_tuned": (Gumbel(stop_when_solved=False), SIMULATIONS),
   }
   for name, (rule, counts) in rules.items():
@@ -208,7 +208,8 @@ class Measurer:
 
     Returns:
       By name, because both kinds of sampling are measured at once: `settings`,
-      `tokens` as lists ZSN, and for trees `tokens_without_ends`.
+      `tokens` as lists of settings, repetitions and prompts, and for trees
+      `tokens_without_ends`.
     """
     if name in SAMPLING:
       return self._sample()
@@ -216,9 +217,9 @@ class Measurer:
       return {name: self._search(self._trees[name])}
     return {name: self._classic(self._classics[name], name in DRAWS)}
 
-  def _lists(self, forwards_ZSN) -> list:
+  def _lists(self, forwards_XXQ) -> list:
     """Counts the prompt as well."""
-    return (np.asarray(forwards_ZSN) + self._prompt_length).tolist()
+    return (np.asarray(forwards_XXQ) + self._prompt_length).tolist()
 
   def _sample(self):
     spent = np.array(

@@ -71,6 +71,7 @@ def main(overrides):
     found = evaluation.evaluate(
       graphdef, params, task, prompts, asked,
       seed=first.seed, search=first.search,
+      reward_params=opened[0].reward_params,
     )  # fmt: skip
     print(f"{model}\n{evaluation.table(found)}", flush=True)
     rows += [

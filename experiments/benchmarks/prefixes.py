@@ -5,7 +5,7 @@ run through the model one time, one new token after the stored keys of the
 tokens before it, in batches of a fixed shape. What a search pays is counted by
 the search itself (`searches.run`), so that sharing changes no count.
 
-S is the length of a prompt with its answer, C the numbers that make up one
+S is the length of a prompt with its answer; X are the numbers that make up one
 position's keys and values.
 """
 
@@ -28,7 +28,7 @@ _ROWS = (32, 256)
 
 
 def _pack(kv: KV):
-  """Keys and values of [L, R, K, S, E] as rows of numbers, RSC."""
+  """Keys and values of [L, R, K, S, E] as rows of numbers, RSX."""
   packed = jnp.asarray(kv).transpose(2, 4, 0, 1, 3, 5)
   return packed.reshape(*packed.shape[:2], -1)
 
@@ -44,12 +44,12 @@ def _prefill(graphdef, params, prompts: Prompts):
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _forward(graphdef, params, token_R, position_R, past_RSC, mask_RS):
+def _forward(graphdef, params, token_R, position_R, past_RSX, mask_RS):
   """Log-probabilities after one token more, and its own keys."""
   model = nnx.merge(graphdef, params)
   c = model.config
   R, S = mask_RS.shape
-  past = past_RSC.reshape(R, S, 2, c.num_layers, c.num_kv_heads, c.head_dim)
+  past = past_RSX.reshape(R, S, 2, c.num_layers, c.num_kv_heads, c.head_dim)
   past = Segment(KV(*past.transpose(2, 3, 0, 4, 1, 5)), mask_RS[:, None])
   hidden = model.trunk(token_R[:, None], position_R[:, None], segments=[past])
   log_prob_RV = jax.nn.log_softmax(model.logits(hidden.x_RTD[:, 0]))
@@ -74,16 +74,16 @@ class Prefixes:
       response_length: the longest path.
     """
     self._model = graphdef, params
-    N, P = prompts.tokens_BP.shape
+    Q, P = prompts.tokens_BP.shape
     self._prompt_length, self._length = P, P + response_length
-    log_prob_NV, kv_NPC = jax.device_get(_prefill(*self._model, prompts))
-    self._kv = kv_NPC.reshape(N * P, -1)
-    self._log_prob = np.repeat(log_prob_NV, P, axis=0)
-    self._chain = np.full((N * P, self._length), -1, np.int32)
-    self._chain[:, :P] = np.arange(N * P).reshape(N, P).repeat(P, axis=0)
-    self._roots = {(n, ()): n * P + P - 1 for n in range(N)}
+    log_prob_QV, kv_QPX = jax.device_get(_prefill(*self._model, prompts))
+    self._kv = kv_QPX.reshape(Q * P, -1)
+    self._log_prob = np.repeat(log_prob_QV, P, axis=0)
+    self._chain = np.full((Q * P, self._length), -1, np.int32)
+    self._chain[:, :P] = np.arange(Q * P).reshape(Q, P).repeat(P, axis=0)
+    self._roots = {(n, ()): n * P + P - 1 for n in range(Q)}
     self._index = dict(self._roots)
-    self._used = N * P
+    self._used = Q * P
 
   def __len__(self) -> int:
     """Positions stored, those of the prompts included."""
@@ -133,7 +133,7 @@ class Prefixes:
     padded_RS = np.zeros((rows, self._length), np.int32)
     padded_RS[:count] = np.maximum(chain_RS, 0)
     mask_RS = np.broadcast_to(np.arange(self._length) < at, padded_RS.shape)
-    log_prob_RV, kv_RC = _forward(
+    log_prob_RV, kv_RX = _forward(
       *self._model,
       token_R,
       np.full(rows, at, np.int32),
@@ -143,7 +143,7 @@ class Prefixes:
     chain_RS[:, at] = new
     self._chain[new] = chain_RS
     self._log_prob[new] = np.asarray(log_prob_RV)[:count]
-    self._kv[new] = np.asarray(kv_RC)[:count]
+    self._kv[new] = np.asarray(kv_RX)[:count]
     self._index.update(zip(keys, new.tolist(), strict=True))
     self._used += count
 

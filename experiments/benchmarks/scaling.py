@@ -58,12 +58,12 @@ def split(config, axes: dict[str, int], *, weak: bool):
   if not weak:
     return dataclasses.replace(config, mesh=mesh)
   prompts = PROMPTS * mesh.batch_size
-  lessons = config.loss.distilled_prompts * prompts // config.rollout.prompts
+  distilled = config.loss.distilled_prompts * prompts // config.rollout.prompts
   return dataclasses.replace(
     config,
     mesh=mesh,
     rollout=dataclasses.replace(config.rollout, prompts=prompts),
-    loss=dataclasses.replace(config.loss, distilled_prompts=lessons),
+    loss=dataclasses.replace(config.loss, distilled_prompts=distilled),
   )
 
 
@@ -73,9 +73,9 @@ def measure(config) -> dict[str, Any]:
   from tsd_jax.parallel import sharding
   from tsd_jax.planning import aot, hlo, roofline
 
-  chunk, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
+  train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
   start = time.process_time()
-  lowered = chunk.lower(*shapes)
+  lowered = train_loop.lower(*shapes)
   compiled = lowered.compile({"xla_backend_optimization_level": 0})
   seconds = time.process_time() - start
   program, trips = hlo.Program(compiled.as_text()), roofline.trips(config)

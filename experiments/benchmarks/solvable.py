@@ -69,21 +69,21 @@ def maze_value(
   cells = range(config.size**2)
   cell_P = maze.to_cells(prompt_P, config.size)
   start, coin, goal = map(int, cell_P[-3:])
-  wall_C = np.isin(cells, cell_P[: config.walls])
-  to_coin_C, to_goal_C = maze_problems.distances(
-    np.stack([wall_C] * 2), np.array([coin, goal])
+  wall_J = np.isin(cells, cell_P[: config.walls])
+  to_coin_J, to_goal_J = maze_problems.distances(
+    np.stack([wall_J] * 2), np.array([coin, goal])
   )
-  near_C4 = maze_problems.neighbours(config.size)
+  near_J4 = maze_problems.neighbours(config.size)
   cell_of = dict(zip(maze.to_tokens(cells, config.size), cells, strict=True))
 
   def value(path):
     at, fetched = start, start == coin
     for token in path:
       to = cell_of.get(token, -1)
-      if to < 0 or wall_C[to] or to not in near_C4[at]:
+      if to < 0 or wall_J[to] or to not in near_J4[at]:
         return 0.0
       at, fetched = to, fetched or to == coin
-    way = to_goal_C[at] if fetched else to_coin_C[at] + to_goal_C[coin]
+    way = to_goal_J[at] if fetched else to_coin_J[at] + to_goal_J[coin]
     return float(way <= config.max_moves - len(path))
 
   return value

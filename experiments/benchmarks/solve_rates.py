@@ -1,10 +1,11 @@
 """Curves of the fraction solved against tokens spent, with intervals.
 
 A method is measured as the tokens that it spent on each prompt before its first
-correct answer, inf if it found none. Axes beyond the legend of `types.py`:
-Z settings of a method, of which each point of a curve takes the best,
-S repetitions with other random numbers, N prompts, Q bootstrap resamples of the
-prompts (the same ones for all methods, so that ratios are of pairs).
+correct answer, inf if it found none: `tokens_XXQ`, whose axes are settings of
+the method, of which each point of a curve takes the best; repetitions with
+other random numbers; prompts. What else leads with X has an entry for every
+bootstrap resample of the prompts (the same ones for all methods, so that ratios
+are of pairs).
 """
 
 import functools
@@ -24,62 +25,62 @@ _STYLES = ("-", "--", ":")
 
 
 def resamples(prompts: int, draws: int = _DRAWS) -> np.ndarray:
-  """Prompts of each resample, QN; the first one is all prompts once."""
+  """Prompts of each resample; the first one is all prompts once."""
   rng = np.random.default_rng(0)
-  picks_QN = rng.integers(0, prompts, (draws, prompts))
-  return np.concatenate([np.arange(prompts)[None], picks_QN])
+  picks_XQ = rng.integers(0, prompts, (draws, prompts))
+  return np.concatenate([np.arange(prompts)[None], picks_XQ])
 
 
 def solve_rate(
-  tokens_ZSN: np.ndarray, points: Sequence[int], picks_QN: np.ndarray
+  tokens_XXQ: np.ndarray, points: Sequence[int], picks_XQ: np.ndarray
 ) -> np.ndarray:
-  """Fraction solved within so many tokens by the best setting, Q by points."""
-  solved_ZNX = (tokens_ZSN[..., None] <= np.asarray(points)).mean(axis=1)
+  """Fraction solved within so many tokens by the best setting, by points."""
+  solved_XQX = (tokens_XXQ[..., None] <= np.asarray(points)).mean(axis=1)
   return np.stack(
-    [solved_ZNX[:, picks_N].mean(axis=1).max(axis=0) for picks_N in picks_QN]
+    [solved_XQX[:, picks_Q].mean(axis=1).max(axis=0) for picks_Q in picks_XQ]
   )
 
 
 def tokens_at(
-  tokens_ZSN: np.ndarray, rate: float, picks_QN: np.ndarray
+  tokens_XXQ: np.ndarray, rate: float, picks_XQ: np.ndarray
 ) -> np.ndarray:
-  """Tokens a prompt at which the best setting has solved a fraction, Q.
+  """Tokens a prompt at which the best setting has solved a fraction.
 
   Stopping every prompt at so many tokens solves the fraction; inf if never.
   """
-  Z, S, N = tokens_ZSN.shape
-  rank = max(int(np.ceil(rate * S * N - 1e-9)) - 1, 0)
+  settings, repetitions, Q = tokens_XXQ.shape
+  rank = max(int(np.ceil(rate * repetitions * Q - 1e-9)) - 1, 0)
 
-  def one(picks_N):
-    rows_ZX = tokens_ZSN[:, :, picks_N].reshape(Z, -1)
-    return np.partition(rows_ZX, rank, axis=1)[:, rank].min()
+  def one(picks_Q):
+    rows_XX = tokens_XXQ[:, :, picks_Q].reshape(settings, -1)
+    return np.partition(rows_XX, rank, axis=1)[:, rank].min()
 
-  return np.array([one(picks_N) for picks_N in picks_QN])
+  return np.array([one(picks_Q) for picks_Q in picks_XQ])
 
 
-def estimate(value_Q: np.ndarray) -> dict[str, Any]:
+def estimate(value_X: np.ndarray) -> dict[str, Any]:
   """Value and 95 % interval; None where it is not finite."""
   with np.errstate(invalid="ignore"):
-    low, high = np.quantile(value_Q[1:], [0.025, 0.975], method="nearest")
+    low, high = np.quantile(value_X[1:], [0.025, 0.975], method="nearest")
 
   def finite(x):
     return round(float(x), 4) if np.isfinite(x) else None
 
-  return {"value": finite(value_Q[0]), "ci95": [finite(low), finite(high)]}
+  return {"value": finite(value_X[0]), "ci95": [finite(low), finite(high)]}
 
 
 def ratio(
-  ours_Q: np.ndarray, theirs_Q: np.ndarray, budget: int
+  ours_X: np.ndarray, theirs_X: np.ndarray, budget: int
 ) -> dict[str, Any] | None:
   """Our tokens as a fraction of theirs, both at an equal solve rate.
 
   Where one of both never gets there, the budget stands for its tokens and
   `bound` says what that makes of the ratio; None where neither does.
   """
-  missed = [bool(a[0] > budget) for a in (ours_Q, theirs_Q)]
+  missed = [bool(a[0] > budget) for a in (ours_X, theirs_X)]
   if all(missed):
     return None
-  result = estimate(np.minimum(ours_Q, budget) / np.minimum(theirs_Q, budget))
+  result = estimate(np.minimum(ours_X, budget) / np.minimum(theirs_X, budget))
   if any(missed):
     result["bound"] = "at least" if missed[0] else "at most"
   return result
@@ -91,7 +92,7 @@ def summarise(
   """All figures of some methods on the same prompts.
 
   Args:
-    methods: tokens_ZSN by name. All are held against `best_of_n` and
+    methods: tokens_XXQ by name. All are held against `best_of_n` and
       `cached_sampling`, and `best_first` with its kin against every other.
     points: tokens of the curve; the last one is the budget.
 
@@ -100,16 +101,16 @@ def summarise(
   """
   budget = points[-1]
   prompts = next(iter(methods.values())).shape[-1]
-  picks_QN = resamples(prompts)
+  picks_XQ = resamples(prompts)
 
   @functools.cache
   def at(name, rate):
-    return tokens_at(methods[name], rate, picks_QN)
+    return tokens_at(methods[name], rate, picks_XQ)
 
   @functools.cache
   def reached(name):
     """What a method solves with the whole budget."""
-    return float(solve_rate(methods[name], [budget], picks_QN[:1])[0, 0])
+    return float(solve_rate(methods[name], [budget], picks_XQ[:1])[0, 0])
 
   def against(name, other):
     return {
@@ -118,19 +119,19 @@ def summarise(
     }
 
   rows = {}
-  for name, tokens_ZSN in methods.items():
-    curve_QX = solve_rate(tokens_ZSN, points, picks_QN)
-    ends_2X = np.quantile(curve_QX[1:], [0.025, 0.975], axis=0)
+  for name, tokens_XXQ in methods.items():
+    curve_XX = solve_rate(tokens_XXQ, points, picks_XQ)
+    ends_2X = np.quantile(curve_XX[1:], [0.025, 0.975], axis=0)
     row: dict[str, Any] = {
       "solve_rate": {
         "tokens": list(points),
-        "value": curve_QX[0].round(4).tolist(),
+        "value": curve_XX[0].round(4).tolist(),
         "ci95": ends_2X.T.round(4).tolist(),
       }
     }
     for key, rate in RATES.items():
-      at_Q = at(name, rate)
-      row[f"tokens_{key}"] = estimate(np.where(at_Q > budget, np.inf, at_Q))
+      at_X = at(name, rate)
+      row[f"tokens_{key}"] = estimate(np.where(at_X > budget, np.inf, at_X))
     for other in BASELINES:
       if other in methods and other != name:
         row[f"tokens_ratio_vs_{other}"] = found = against(name, other)

@@ -43,11 +43,11 @@ def main(overrides):
     asked = prompts[at : at + 1]
     for name, params in models.items():
       start = time.perf_counter()
-      tokens = jax.block_until_ready(
-        evaluation.draw(
-          graphdef, params, task, asked, jax.random.key(0), 1.0, samples=0
-        )
-      )[0]
+      answer = evaluation.draw(
+        graphdef, params, task, asked, jax.random.key(0), 1.0,
+        run.reward_params, samples=0,
+      )  # fmt: skip
+      tokens = jax.block_until_ready(answer)[0]
       took = time.perf_counter() - start
       if turn:  # The first one compiles.
         written = int(np.sum(np.asarray(tokens) != task.pad_id))

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.recipes import supervised
 from tsd_jax.inference import scoring
-from tsd_jax.learning import losses
+from tsd_jax.learning import losses, supervised
 from tsd_jax.models import transformer, weights
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.task import Task, as_prompts

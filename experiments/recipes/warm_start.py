@@ -16,10 +16,10 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments.recipes import supervised
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.base.paths import ROOT
+from tsd_jax.learning import supervised
 from tsd_jax.models import transformer, weights
 from tsd_jax.run import evaluation
 from tsd_jax.tasks import data

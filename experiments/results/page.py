@@ -2,7 +2,7 @@
 
 Every file of experiments/results/ becomes a section: what made it, what was
 held against what, and its table with intervals. Nothing on the page is written
-by hand; `tests/results_page_test.py` compares it with the files.
+by hand; `tests/page_test.py` compares it with the files.
 
 Command (a second): python -m experiments.results.page
 """
@@ -105,10 +105,9 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
   # Comparisons made before it was measured lack it.
   halfway = ratios.get("accuracy_at_half_the_tokens", {})
 
-  def number(step: Mapping[str, float], *names: str) -> str:
-    """The first of some names that a step has; files of 0.1 have older ones."""
-    found = [step[name] for name in names if name in step]
-    return f"{found[0]:,.0f}" if found else "–"
+  def number(step: Mapping[str, float], name: str) -> str:
+    """A number of a step; the steps of another library have not all of them."""
+    return f"{step[name]:,.0f}" if name in step else "–"
 
   parts = [
     conditions,
@@ -124,7 +123,7 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
           spread(row["area"]),
           f"{row['iterations'][-1]:,.0f}",
           number(step_of[name], "prompts"),
-          number(step_of[name], "distilled_prompts", "lessons"),
+          number(step_of[name], "distilled_prompts"),
           number(step_of[name], "searched_prompts"),
           number(step_of[name], "ledger_tokens"),
           number(step_of[name], "backward_tokens"),

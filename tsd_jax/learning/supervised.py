@@ -1,7 +1,4 @@
-"""Supervised training on examples of one task or of several: warm starts.
-
-Axes beyond the legend of `types.py`: S steps.
-"""
+"""Supervised training on examples of one task or of several: warm starts."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +13,15 @@ from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
 from tsd_jax.models import transformer
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import Task, TaskConfig, as_prompts, chosen
+from tsd_jax.tasks.task import (
+  Task,
+  TaskConfig,
+  as_prompts,
+  chosen,
+  prompt_form,
+)
 
-# prompt_SBP and response_SBT of a task; a step reads B of each task.
+# prompt_IBP and response_IBT of a task; step i reads B of each task.
 Examples = tuple[np.ndarray, np.ndarray]
 
 
@@ -41,14 +44,14 @@ def draw(
   Args:
     config: the task.
     rng: advanced by the call.
-    steps: S.
-    batch: B.
+    steps: I, of the optimiser.
+    batch: B, examples a step.
     relabel_fraction: of the prompts, those that ask for what the response does.
     excluded: problems that are never asked.
   """
   drawn = config.warm_start(rng, steps * batch, relabel_fraction, excluded)
-  prompt_SBP, response_SBT = (a.reshape(steps, batch, -1) for a in drawn)
-  return prompt_SBP, response_SBT
+  prompt_IBP, response_IBT = (a.reshape(steps, batch, -1) for a in drawn)
+  return prompt_IBP, response_IBT
 
 
 def train(
@@ -58,6 +61,7 @@ def train(
   *,
   tasks: Sequence[Task],
   learning_rate: float,
+  say: Callable[[str], object] = print,
 ):
   """Minimises the mean over tasks of a response token's cross-entropy.
 
@@ -69,6 +73,7 @@ def train(
     phases: the examples of each task, of one phase after another.
     tasks: the tasks of every phase, in that order.
     learning_rate: its peak.
+    say: takes a line a phase.
 
   Returns:
     New parameters.
@@ -77,7 +82,7 @@ def train(
   def task_loss(model: transformer.Transformer, task, prompt_BP, response_BT):
     rows_B1T = response_BT[:, None]
     prompts = as_prompts(task, prompt_BP)
-    x_B1TD = scoring.hidden_states(model, prompts, rows_B1T)
+    x_B1TD = scoring.hidden_states(model, prompts, rows_B1T, prompt_form(task))
     log_prob_B1T = scoring.read_log_probs(
       model, scoring.log_prob_of, x_B1TD, rows_B1T
     )
@@ -89,7 +94,7 @@ def train(
     pairs = zip(tasks, examples, strict=True)
     return sum(task_loss(model, t, *e) for t, e in pairs) / len(examples)
 
-  return fit(params, phases, loss_fn, learning_rate)
+  return fit(params, phases, loss_fn, learning_rate, say)
 
 
 def fit(
@@ -97,6 +102,7 @@ def fit(
   phases: Sequence[Sequence[Examples]],
   loss_fn: Callable,
   learning_rate: float,
+  say: Callable[[str], object] = print,
 ):
   """Minimises a loss over examples.
 
@@ -107,6 +113,7 @@ def fit(
     phases: the examples of each task, of one phase after another.
     loss_fn: (params, the examples of a step) -> loss.
     learning_rate: its peak.
+    say: takes a line a phase.
 
   Returns:
     New parameters.
@@ -130,10 +137,9 @@ def fit(
   carry = (params, optimizer.init(params))
   for number, examples in enumerate(phases, 1):
     start = time.time()
-    carry, loss_S = run(carry, jax.tree.map(jnp.asarray, tuple(examples)))
-    print(
-      f"phase {number}: {len(loss_S)} steps, loss {loss_S[-20:].mean():.3f}, "
-      f"{time.time() - start:.0f} s",
-      flush=True,
+    carry, loss_I = run(carry, jax.tree.map(jnp.asarray, tuple(examples)))
+    say(
+      f"phase {number}: {len(loss_I)} steps, loss {loss_I[-20:].mean():.3f}, "
+      f"{time.time() - start:.0f} s"
     )
   return carry[0]
