@@ -1,5 +1,6 @@
 """A few real iterations of an experiment, in this process and in memory."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,22 @@ def run(config: Experiment, iterations: int = 2, **loop) -> Ran:
     inputs[2],
     jax.device_get(metrics),
     jax.device_get(batches),
+  )
+
+
+def eight_and_one(
+  config: Experiment, mesh: sharding.MeshConfig
+) -> tuple[Ran, Ran]:
+  """Two iterations on a mesh of eight devices, and the same on one."""
+  config = dataclasses.replace(
+    config,
+    mesh=mesh,
+    optimizer=dataclasses.replace(config.optimizer, minibatches=1),
+    search=dataclasses.replace(config.search, trees=2),
+  )
+  return (
+    run(config, 2, mesh=sharding.make_mesh(mesh)),
+    run(dataclasses.replace(config, mesh=sharding.ONE_DEVICE), 2),
   )
 
 

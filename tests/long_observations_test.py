@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests import search_test
 from tests.flat_search import flat_search
+from tests.observe_test import log_probs
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import Steps, T
 from tsd_jax.base.types import LOG_ZERO, UNVISITED
@@ -96,17 +97,6 @@ def walk(row, tokens, stop_at_end=True):
 def owned(pieces):
   """Which tokens of a walk the model chose."""
   return [own for _, piece, own in pieces for _ in piece]
-
-
-def log_probs(row, tokens, temperature=1.0):
-  """Log pi of every token by plain full forwards, and the entropies."""
-  found = []
-  for t, token in enumerate(tokens):
-    scaled_V = next_log_prob((*map(int, PROMPTS[row]), *tokens[:t]))[0]
-    scaled_V = scaled_V / temperature
-    log_prob_V = scaled_V - np.log(np.exp(scaled_V).sum())
-    found.append((log_prob_V[token], -(np.exp(log_prob_V) * log_prob_V).sum()))
-  return np.array(found).T
 
 
 SAMPLES = RolloutConfig(prompts=B, samples=16, forks=8, temperature=1.5)

@@ -28,7 +28,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
   def texts(cell):
     return "".join(o.get("text", "") for o in cell.outputs)
 
-  tables = [c for c in cells if "compare.summary" in c.source]
+  tables = [c for c in cells if "curves_lib.summary" in c.source]
   assert "tokens/iteration" in texts(tables[0])
   pages = [
     o["data"]["text/html"]

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests import small_game
-from tests.few_iterations import moved, run
+from tests.few_iterations import eight_and_one, moved, run
 from tsd_jax.base.types import Media
 from tsd_jax.inference import prefill, scoring
 from tsd_jax.parallel import sharding
@@ -258,15 +258,8 @@ def test_only_who_sees_learns_to_answer():
 
 @pytest.mark.slow
 def test_eight_devices_see_the_same_pictures():
-  base, mesh = experiment(), sharding.MeshConfig(data=4, fsdp=2)
-  config = dataclasses.replace(
-    base,
-    mesh=mesh,
-    optimizer=dataclasses.replace(base.optimizer, minibatches=1),
-    search=dataclasses.replace(base.search, trees=2),
-  )
-  eight = run(config, 2, mesh=sharding.make_mesh(mesh))
-  one = run(dataclasses.replace(config, mesh=sharding.ONE_DEVICE), 2)
+  mesh = sharding.MeshConfig(data=4, fsdp=2)
+  eight, one = eight_and_one(experiment(), mesh)
   for name in ("loss", "entropy", "reward", "search_reward"):
     np.testing.assert_allclose(
       eight.metrics[name][0], one.metrics[name][0], rtol=1e-4, atol=1e-6

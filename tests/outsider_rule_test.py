@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from tests import small_game
-from tests.few_iterations import moved, run
+from tests.few_iterations import eight_and_one, moved
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import ConfigError
 from tsd_jax.base.types import LOG_ZERO, UNVISITED
@@ -193,16 +193,8 @@ def test_a_run_of_a_config_file_trains_and_is_read_back(file, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_grow_the_same_trees(file):
-  config = config_lib.load(file)
   mesh = sharding.MeshConfig(data=8)
-  config = dataclasses.replace(
-    config,
-    mesh=mesh,
-    optimizer=dataclasses.replace(config.optimizer, minibatches=1),
-    search=dataclasses.replace(config.search, trees=2),
-  )
-  eight = run(config, 2, mesh=sharding.make_mesh(mesh))
-  one = run(dataclasses.replace(config, mesh=sharding.ONE_DEVICE), 2)
+  eight, one = eight_and_one(config_lib.load(file), mesh)
   assert moved(one) > 1e-5
   for name in ("search_reward", "search_correct", "champion_rate"):
     np.testing.assert_allclose(

@@ -1,7 +1,5 @@
 """mctx's own rules in turns: the trees that they grow in step, tie by tie."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import mctx
@@ -11,13 +9,12 @@ import pytest
 from tests import steps_test
 from tests.flat_search import flat_search
 from tests.search_test import PROMPTS, TASK, B, model
-from tests.slot_reuse_test import TREES, turns
+from tests.slot_reuse_test import TREES, N, search_prompts, searched, turns
 from tsd_jax.parallel import sharding
 from tsd_jax.search import rules
 from tsd_jax.search import search as search_lib
 from tsd_jax.tasks.task import as_prompts
 
-N = 16
 STEPS = dict(step_tokens=3)
 CASES = {
   "puct": (TASK, dict(rule="puct", leaf="rollout")),
@@ -38,21 +35,9 @@ cases = pytest.mark.parametrize(
 )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _search(prompt_BP, task, config):
-  prompts = as_prompts(task, prompt_BP)
-  return search_lib.search(model(), task, prompts, jax.random.key(0), config)
-
-
-@functools.cache
 def search(case, **changes):
   task, settings = CASES[case]
-  config = flat_search(
-    **{"num_simulations": N, "num_candidates": 4, "stop_when_solved": False}
-    | settings
-    | changes
-  )
-  return jax.device_get(_search(PROMPTS, task, config))
+  return searched(task, **settings | changes)
 
 
 def leaves(tree):
@@ -120,7 +105,7 @@ def test_the_test_can_tell_ties_apart():
     )  # fmt: skip
     # A function that JAX has not seen, or it would not trace it again.
     run = jax.jit(
-      lambda prompt_BP: _search.__wrapped__(prompt_BP, task, config)
+      lambda prompt_BP: search_prompts.__wrapped__(prompt_BP, task, config)
     )
     got = jax.device_get(run(PROMPTS)).tree
   assert np.any(got.children_index != in_step.children_index)

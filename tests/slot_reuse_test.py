@@ -27,20 +27,23 @@ CASES = {
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _search(prompt_BP, task, config):
+def search_prompts(prompt_BP, task, config):
   prompts = as_prompts(task, prompt_BP)
   return search_lib.search(model(), task, prompts, jax.random.key(0), config)
 
 
 @functools.cache
-def search(case, **changes):
-  task, settings = CASES[case]
+def searched(task, **settings):
   config = flat_search(
     **{"num_simulations": N, "num_candidates": 4, "stop_when_solved": False}
     | settings
-    | changes
   )
-  return jax.device_get(_search(PROMPTS, task, config))
+  return jax.device_get(search_prompts(PROMPTS, task, config))
+
+
+def search(case, **changes):
+  task, settings = CASES[case]
+  return searched(task, **settings | changes)
 
 
 def turns(needs, rows):

@@ -24,7 +24,7 @@ class Tokenizer:
 
   symbols = (*"012345.", "<pad>")
   vocab_size, bos_id, eos_id, pad_id = 8, None, EOS, PAD
-  joiner = " "
+  special_ids, joiner = (EOS, PAD), " "
 
   def encode(self, text):
     return [self.symbols.index(symbol) for symbol in text.split()]

@@ -21,13 +21,13 @@ from flax import nnx
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, PromptForm, Prompts
 from tsd_jax.inference import prefill, sampling
-from tsd_jax.models.tokenizer import Tokenizer
+from tsd_jax.models.tokenizer import Tokenizer, response_pad, tokens_ending
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Reward as RewardBase
 from tsd_jax.rewards.reward import Score
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, TokenizerIds
 
 # (prompt, response) -> a number in [0, 1]; called in this process. The prompt
 # is the text that the model read, the response what it wrote after it.
@@ -136,7 +136,7 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTask:
+class PromptTask(TokenizerIds):
   """The task of searching one prompt with a reward in this process.
 
   A `tasks.task.Task`; a static argument, equal for all prompts and rewards.
@@ -152,26 +152,6 @@ class PromptTask:
   shared_prefix_length = 0
   observe, observation_length = None, 0
   state_key = None
-
-  @property
-  def vocab_size(self) -> int:
-    """V; a model may have more rows."""
-    return self.tokenizer.vocab_size
-
-  @property
-  def eos_id(self) -> int:
-    """The end token."""
-    return self.tokenizer.eos_id
-
-  @property
-  def prompt_pad_id(self) -> int:
-    """Fills the prompt."""
-    return self.tokenizer.pad_id
-
-  @property
-  def pad_id(self) -> int:
-    """Fills responses: never the end token, which the tokenizer's may be."""
-    return response_pad(self.tokenizer)
 
   @property
   def reward(self) -> "PromptReward":
@@ -224,20 +204,6 @@ class PromptReward(RewardBase):
     reward_BG = callback.graded(self.task.grade, example_BG, tokens_BGT)
     finished_BG = jnp.any(tokens_BGT == self.task.eos_id, axis=-1)
     return Score(reward_BG, finished_BG & (reward_BG >= 1.0))
-
-
-def response_pad(tokenizer: Tokenizer) -> int:
-  """The padding token, or another one where that ends responses too."""
-  pad_id = tokenizer.pad_id
-  return pad_id if pad_id != tokenizer.eos_id else int(tokenizer.eos_id == 0)
-
-
-@functools.lru_cache(maxsize=4)
-def tokens_ending(tokenizer: Tokenizer, characters: str) -> tuple[int, ...]:
-  """Ids of tokens whose text ends with one of some characters."""
-  ends = tuple(characters)
-  ids = range(tokenizer.vocab_size)
-  return tuple(i for i in ids if tokenizer.decode([i]).endswith(ends))
 
 
 # The same task again finds the program that was compiled for it.

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tsd_jax.base.types import Array, Responses
 from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
+from tsd_jax.rewards.reward import response_mask
 from tsd_jax.search.champions import PathTargets
 
 Metrics = dict[str, Array]
@@ -171,9 +172,7 @@ def read_champions(
     environment_CMT: tokens that the environment wrote, or None.
     targets: of the first champions, or None.
   """
-  end_CMT = tokens_CMT == eos_id
-  inside_CMT = jnp.cumsum(end_CMT, axis=2) - end_CMT == 0
-  use_CMT = inside_CMT & used_CM[..., None]
+  use_CMT = response_mask(tokens_CMT, eos_id) & used_CM[..., None]
   if environment_CMT is not None:
     use_CMT &= ~environment_CMT
   return ChampionInputs(

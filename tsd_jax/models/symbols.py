@@ -37,6 +37,7 @@ class SymbolTokenizer:
   pad_id = PAD
   bos_id = BOS
   eos_id = EOS
+  special_ids = PAD, BOS, EOS
   joiner = " "  # What `decode` puts between two tokens.
 
   def encode(self, text: str) -> list[int]:

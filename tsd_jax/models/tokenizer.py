@@ -1,6 +1,7 @@
 """What everything that reads text needs of a tokenizer."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 
@@ -28,6 +29,11 @@ class Tokenizer(Protocol):
     ...
 
   @property
+  def special_ids(self) -> Sequence[int]:
+    """Tokens that are no text."""
+    ...
+
+  @property
   def joiner(self) -> str:
     """What `decode` puts between two tokens: nothing, or a space."""
     ...
@@ -43,3 +49,17 @@ class Tokenizer(Protocol):
   def huggingface_files(self) -> dict[str, str]:
     """Returns the text of every tokenizer file of an exported folder."""
     ...
+
+
+def response_pad(tokenizer: Tokenizer) -> int:
+  """The padding token, or another one where that ends responses too."""
+  choices = (tokenizer.pad_id, *tokenizer.special_ids, 0, 1)
+  return next(i for i in choices if i != tokenizer.eos_id)
+
+
+@functools.lru_cache(maxsize=4)
+def tokens_ending(tokenizer: Tokenizer, characters: str) -> tuple[int, ...]:
+  """Ids of tokens whose text ends with one of some characters."""
+  ends = tuple(characters)
+  ids = range(tokenizer.vocab_size)
+  return tuple(i for i in ids if tokenizer.decode([i]).endswith(ends))

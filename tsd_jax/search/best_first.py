@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import mctx
 
 from tsd_jax.base.types import LOG_ZERO, UNVISITED, Array
-from tsd_jax.parallel import sharding
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
 from tsd_jax.search.node import Node
@@ -22,10 +21,11 @@ from tsd_jax.search.rules import (
   Budget,
   Rule,
   all_solved,
+  may_grow,
   merged,
   most_turns,
   next_turn,
-  simulations,
+  none_wait,
 )
 
 # Key of a move that cannot be expanded (any more).
@@ -147,8 +147,7 @@ class BestFirst(Rule):
       expand = functools.partial(recurrent_fn, now, expand_key)
       tree = grow(tree, expand, keys, now)
       waits_B = self.waits(tree)
-      # Devices that share a model must make the same simulations.
-      budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
+      budget.loop.done = none_wait(waits_B)
       return rng_key, tree, waits_B
 
     most = most_turns(state[1].node_visits.shape[0], budget)
@@ -158,11 +157,8 @@ class BestFirst(Rule):
 
   def waits(self, tree: mctx.Tree) -> Array:
     """Which trees may grow further, B."""
-    waits_B = jnp.any(tree.extra_data > CLOSED, axis=(1, 2))
-    waits_B &= simulations(tree) < tree.node_visits.shape[1] - 1
-    if self.stop_when_solved:
-      waits_B &= ~jnp.any(tree.embeddings.correct, axis=1)
-    return waits_B
+    open_B = jnp.any(tree.extra_data > CLOSED, axis=(1, 2))
+    return open_B & may_grow(tree, self.stop_when_solved)
 
   def improved(self, tree):
     """The prior reweighted by success: p(a) V(a) / sum p V, over tried moves.

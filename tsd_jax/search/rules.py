@@ -90,6 +90,13 @@ def stopping(budget: Budget, stop_when_solved: bool) -> LoopFn:
   return run
 
 
+def policy_loop(budget: Budget, stop_when_solved: bool) -> LoopFn:
+  """What a policy of mctx gets for its loop; none where trees take turns."""
+  if budget.rows is not None:
+    return no_simulations
+  return stopping(budget, stop_when_solved)
+
+
 def no_simulations(first, last, body, state):
   """A loop that makes none, in place of mctx's: the trees are their roots."""
   del first, last, body
@@ -192,21 +199,33 @@ class _Turns:
       lambda a, new: a.at[row_R].set(new, mode="drop"), trees, grown
     )
     waits_B = self.waits(trees)
-    # Devices that share a model must make the same simulations.
-    self.budget.loop.done = sharding.all_shards(~jnp.any(waits_B))
+    self.budget.loop.done = none_wait(waits_B)
     return rng_key, trees, waits_B
 
   def waits(self, trees: mctx.Tree) -> Array:
     """Which trees may grow further, B."""
-    waits_B = simulations(trees) < self.budget.num_simulations
-    if self.stop_when_solved:
-      waits_B &= ~jnp.any(trees.embeddings.correct, axis=1)
-    return waits_B
+    return may_grow(trees, self.stop_when_solved)
 
 
 def simulations(tree: mctx.Tree) -> Array:
   """How many each tree has made, B: visits of its root after the first."""
   return tree.node_visits[:, 0] - 1
+
+
+def may_grow(tree: mctx.Tree, stop_when_solved: bool) -> Array:
+  """Which trees have simulations left, and are not done, B."""
+  waits_B = simulations(tree) < tree.node_visits.shape[1] - 1
+  if stop_when_solved:
+    waits_B &= ~solved(tree)
+  return waits_B
+
+
+def none_wait(waits_B: Array) -> Array:
+  """Whether all trees are done, on all devices.
+
+  Devices that share a model must make the same simulations.
+  """
+  return sharding.all_shards(~jnp.any(waits_B))
 
 
 def next_turn(tree: mctx.Tree, waits_B: Array, rows: int) -> Turn:
@@ -231,8 +250,12 @@ def all_solved(tree: mctx.Tree) -> Array:
 
   All devices stop together: a tree is the same on any mesh.
   """
-  solved_B = jnp.any(tree.embeddings.correct, axis=1)
-  return sharding.all_shards(jnp.all(solved_B))
+  return sharding.all_shards(jnp.all(solved(tree)))
+
+
+def solved(tree: mctx.Tree) -> Array:
+  """Which trees hold a correct response, B."""
+  return jnp.any(tree.embeddings.correct, axis=1)
 
 
 def value_or_node_mean(
@@ -277,7 +300,6 @@ class PUCT(Rule):
     qtransform = functools.partial(
       value_or_node_mean, revisit_penalty=self.revisit_penalty
     )
-    turns = budget.rows is not None
     output = mctx.muzero_policy(
       params=(),
       rng_key=key,
@@ -285,14 +307,12 @@ class PUCT(Rule):
       recurrent_fn=recurrent_fn,
       num_simulations=budget.num_simulations,
       max_depth=budget.max_depth,
-      loop_fn=no_simulations
-      if turns
-      else stopping(budget, self.stop_when_solved),
+      loop_fn=policy_loop(budget, self.stop_when_solved),
       qtransform=qtransform,
       dirichlet_fraction=0.0,
       pb_c_init=self.c,
     )
-    if not turns:
+    if budget.rows is None:
       return output.search_tree
     return self._in_turns(
       key, output.search_tree, recurrent_fn, budget, qtransform
@@ -368,7 +388,7 @@ class Gumbel(Rule):
 
   def run(self, key, root, recurrent_fn, budget):
     """Searches with mctx's Gumbel MuZero policy."""
-    A, turns = root.prior_logits.shape[-1], budget.rows is not None
+    A = root.prior_logits.shape[-1]
     output = mctx.gumbel_muzero_policy(
       params=(),
       rng_key=key,
@@ -376,9 +396,7 @@ class Gumbel(Rule):
       recurrent_fn=recurrent_fn,
       num_simulations=budget.num_simulations,
       max_depth=budget.max_depth,
-      loop_fn=no_simulations
-      if turns
-      else stopping(budget, self.stop_when_solved),
+      loop_fn=policy_loop(budget, self.stop_when_solved),
       qtransform=self._qtransform,
       # Tokens are all distinct, and mctx would shift their logits.
       invalid_actions=(
@@ -387,7 +405,7 @@ class Gumbel(Rule):
       max_num_considered_actions=A,
       gumbel_scale=self.scale,
     )
-    if not turns:
+    if budget.rows is None:
       return output.search_tree
     # A tree's noise is in it, and its halving goes by its own visits: no
     # selection knows of other trees, or of random keys.

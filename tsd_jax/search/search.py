@@ -329,8 +329,7 @@ class Search:
     # An observation may have filled the response: its end has no room then.
     ends_BA &= node.depth[:, None] + node.length_A <= self.T
     ends_BA &= self.config.ends_with_node
-    # After an observation a path may be full: its end has no room then.
-    has_B = jnp.any(ends_BA, axis=1) & (node.depth < self.T)
+    has_B = jnp.any(ends_BA, axis=1)
     first_B = jnp.argmax(ends_BA, axis=1)
     tokens_BT, _ = moves.extend(
       node.path_tokens,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base.types import Array, Media, PromptForm, Prompts
-from tsd_jax.models.tokenizer import Tokenizer
+from tsd_jax.models.tokenizer import Tokenizer, response_pad
 from tsd_jax.rewards.reward import Reward, Score, response_mask
 
 # The canonical form of a problem: equal for problems that differ only in what
@@ -407,6 +407,32 @@ def readable(task: Task, tokens: np.ndarray) -> list[str]:
     for token in map(int, tokens)
     if token != task.pad_id
   ]
+
+
+class TokenizerIds:
+  """What a task of text says of tokens, by its `tokenizer`."""
+
+  tokenizer: Any
+
+  @property
+  def vocab_size(self) -> int:
+    """V; a model may have more rows."""
+    return self.tokenizer.vocab_size
+
+  @property
+  def eos_id(self) -> int:
+    """The end token."""
+    return self.tokenizer.eos_id
+
+  @property
+  def prompt_pad_id(self) -> int:
+    """The tokenizer's padding token."""
+    return self.tokenizer.pad_id
+
+  @property
+  def pad_id(self) -> int:
+    """Fills responses: never the end token, which the tokenizer's may be."""
+    return response_pad(self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models.text_tokenizer import TextTokenizer
+from tsd_jax.models.tokenizer import tokens_ending
 from tsd_jax.rewards import callback, pool, worker
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.rewards.reward import Reward, Score
@@ -24,6 +25,7 @@ from tsd_jax.tasks.task import (
   ObserveFn,
   Posed,
   TaskConfig,
+  TokenizerIds,
   check_tokens,
   check_warm_start,
   repeat_prompts,
@@ -216,7 +218,7 @@ class TextConfig(TaskConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(TokenizerIds):
   """The task of `task.Task`; hashable, so it may be a static argument."""
 
   config: TextConfig
@@ -230,11 +232,6 @@ class Text:
     return text_lines.load_tokenizer(self.config.tokenizer)
 
   @property
-  def vocab_size(self) -> int:
-    """V; a model may have more rows."""
-    return self.tokenizer.vocab_size
-
-  @property
   def prompt_length(self) -> int:
     """P."""
     return self.config.prompt_length
@@ -245,31 +242,14 @@ class Text:
     return self.config.response_length
 
   @property
-  def prompt_pad_id(self) -> int:
-    """The tokenizer's padding token."""
-    return self.tokenizer.pad_id
-
-  @property
   def shared_prefix_length(self) -> int:
     """The beginning that all lines of the file share."""
     return text_lines.common_head(*self.config.file_key)
 
   @property
-  def eos_id(self) -> int:
-    """The end token."""
-    return self.tokenizer.eos_id
-
-  @property
-  def pad_id(self) -> int:
-    """Fills responses: never the end token, which the tokenizer's may be."""
-    return text_lines.response_pad(self.tokenizer)
-
-  @property
   def step_end_ids(self) -> tuple[int, ...]:
     """Tokens whose text ends with one of the config's characters."""
-    return text_lines.tokens_ending(
-      self.config.tokenizer, self.config.step_ends
-    )
+    return tokens_ending(self.tokenizer, self.config.step_ends)
 
   @property
   def observation_length(self) -> int:
@@ -290,9 +270,7 @@ class Text:
       UserError: no token ends as the config says, or the tool cannot be
         imported by its workers.
     """
-    shared_tool(
-      self.config
-    )  # Whatever is wrong with it shows before compiling.
+    shared_tool(self.config)  # What is wrong with it shows before compiling.
     asks_V = np.zeros(self.vocab_size, bool)
     asks_V[list(self._tool_ends)] = True
     last_B1 = jnp.maximum(length_B - 1, 0)[:, None]
@@ -311,7 +289,7 @@ class Text:
   def _tool_ends(self) -> tuple[int, ...]:
     """Tokens after which the tool is asked."""
     config = self.config
-    ids = text_lines.tokens_ending(config.tokenizer, config.tool_ends)
+    ids = tokens_ending(self.tokenizer, config.tool_ends)
     if not ids:
       raise UserError(
         f"no token of {config.tokenizer} ends with any of "

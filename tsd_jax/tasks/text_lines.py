@@ -24,6 +24,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import text_tokenizer
 from tsd_jax.models.text_tokenizer import TextTokenizer
+from tsd_jax.models.tokenizer import response_pad
 
 
 class Line(NamedTuple):
@@ -36,23 +37,7 @@ class Line(NamedTuple):
   example: Mapping[str, Any]
 
 
-def response_pad(tokenizer: TextTokenizer) -> int:
-  """The padding token, or another one where that ends responses too."""
-  choices = (tokenizer.pad_id, *tokenizer.special_ids, 0, 1)
-  return next(i for i in choices if i != tokenizer.eos_id)
-
-
 load_tokenizer = functools.lru_cache(maxsize=4)(text_tokenizer.load)
-
-
-@functools.lru_cache(maxsize=4)
-def tokens_ending(tokenizer: str, characters: str) -> tuple[int, ...]:
-  """Ids of a tokenizer whose text ends with one of some characters."""
-  model_tokenizer = load_tokenizer(tokenizer)
-  ids = range(model_tokenizer.vocab_size)
-  return tuple(
-    i for i in ids if model_tokenizer.decode([i]).endswith(tuple(characters))
-  )
 
 
 @functools.lru_cache(maxsize=4)
