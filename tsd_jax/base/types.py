@@ -95,6 +95,16 @@ class Prompts:
     return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), self)
 
 
+def chosen_tokens(mask_X: Array, environment_X: Array | None) -> Array:
+  """The part of a mask at which the model chose the token.
+
+  Args:
+    mask_X: tokens that count.
+    environment_X: bool, those that the environment wrote; None: none of them.
+  """
+  return mask_X if environment_X is None else mask_X & ~environment_X
+
+
 class Responses(NamedTuple):
   """G finished or cut-off responses to each of B prompts, as they were sampled.
 
@@ -121,6 +131,4 @@ class Responses(NamedTuple):
   @property
   def chosen_BGT(self) -> Array:
     """Tokens that this row sampled itself."""
-    if self.environment_BGT is None:
-      return self.mask_BGT
-    return self.mask_BGT & ~self.environment_BGT
+    return chosen_tokens(self.mask_BGT, self.environment_BGT)

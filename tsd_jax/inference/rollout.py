@@ -12,10 +12,10 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tsd_jax.base.types import Array, Prompts
+from tsd_jax.base.types import Array, Prompts, chosen_tokens
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import Transformer
-from tsd_jax.tasks.task import Task, chosen, environment_tokens, prompt_form
+from tsd_jax.tasks.task import Task, environment_tokens, prompt_form
 
 
 class Samples(NamedTuple):
@@ -137,18 +137,18 @@ class RolloutConfig(Sampler):
     samples = plain_samples(task, prompts, plain)
     if not self.forks:
       return samples, plain.forwards
-    rows = {n: getattr(samples, f"{n}_BGT") for n in _ROWS}
-    forks = choose_forks(task, prompts, rows, self.forks, self.fork_width)
+    forks = choose_forks(samples, self.forks, self.fork_width)
     grown, more = self._grow(
       model, task, prompts, prefix, plain, forks, fork_key
     )
-    rows = {n: jnp.concatenate([rows[n], grown[n]], axis=1) for n in _ROWS}
-    return Samples(
-      **{f"{n}_BGT": rows[n] for n in _ROWS},
-      parent_BG=jnp.concatenate([samples.parent_BG, forks.parent_BG], axis=1),
-      fork_BG=jnp.concatenate([samples.fork_BG, forks.length_BG], axis=1),
-      environment_BGT=environment_tokens(task, prompts, rows["tokens"]),
-    ), plain.forwards + more
+    grown = Samples(
+      **grown,
+      parent_BG=forks.parent_BG,
+      fork_BG=forks.length_BG,
+      environment_BGT=environment_tokens(task, prompts, grown["tokens_BGT"]),
+    )
+    both = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), samples, grown)
+    return both, plain.forwards + more
 
   def _options(self, task: Task) -> dict:
     return dict(
@@ -190,7 +190,7 @@ class RolloutConfig(Sampler):
       joined_RT = sampling.splice(heads[n], length_R, getattr(grown, f"{n}_RT"))
       # An empty copy keeps its parent's tokens to the end.
       joined_RT = jnp.where(possible_R[:, None], joined_RT, heads[n])
-      rows[n] = joined_RT.reshape(B, G, T)
+      rows[f"{n}_BGT"] = joined_RT.reshape(B, G, T)
     return rows, grown.forwards
 
 
@@ -229,27 +229,18 @@ class Forks(NamedTuple):
   possible_BG: Array  # bool; a row of one token cannot be forked.
 
 
-def choose_forks(
-  task: Task,
-  prompts: Prompts,
-  rows: dict[str, Array],
-  forks: int,
-  width: int,
-) -> Forks:
+def choose_forks(samples: Samples, forks: int, width: int) -> Forks:
   """The rows whose least certain token is least certain, forked before it.
 
   Args:
-    task: says which tokens the environment wrote: none of them is forked at.
-    prompts: B prompts.
-    rows: tokens, mask and entropy of G rows, BGT each.
+    samples: none of the tokens that the environment wrote is forked at.
     forks: rows that are forked.
     width: new rows a fork.
   """
-  T = task.response_length
-  later_T = jnp.arange(T) > 0
-  chosen_BGT = chosen(task, prompts, rows["tokens"], rows["mask"])
+  chosen_BGT = chosen_tokens(samples.mask_BGT, samples.environment_BGT)
+  later_T = jnp.arange(chosen_BGT.shape[-1]) > 0
   entropy_BGT = jnp.where(
-    chosen_BGT & later_T[None, None], rows["entropy"], -1.0
+    chosen_BGT & later_T[None, None], samples.entropy_BGT, -1.0
   )
   at_BG = jnp.argmax(entropy_BGT, axis=2)
   most_BG = jnp.max(entropy_BGT, axis=2)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from tsd_jax.base.types import Array, Responses
+from tsd_jax.base.types import Array, Responses, chosen_tokens
 from tsd_jax.inference import scoring
 from tsd_jax.learning import losses
 from tsd_jax.rewards.reward import response_mask
@@ -173,8 +173,7 @@ def read_champions(
     targets: of the first champions, or None.
   """
   use_CMT = response_mask(tokens_CMT, eos_id) & used_CM[..., None]
-  if environment_CMT is not None:
-    use_CMT &= ~environment_CMT
+  use_CMT = chosen_tokens(use_CMT, environment_CMT)
   return ChampionInputs(
     tokens_CMT=tokens_CMT,
     log_prob_CMT=read(scoring.log_prob_of, x_CMTD, tokens_CMT),

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsd_jax.base.types import Array, Media, PromptForm, Prompts
+from tsd_jax.base.types import (
+  Array,
+  Media,
+  PromptForm,
+  Prompts,
+  chosen_tokens,
+)
 from tsd_jax.models.tokenizer import Tokenizer, response_pad
 from tsd_jax.rewards.reward import Reward, Score, response_mask
 
@@ -394,8 +400,9 @@ def chosen(
   task: Task, prompts: Prompts, response_BGT: Array, mask_BGT: Array
 ) -> Array:
   """The part of a mask at which the model chose the token."""
-  environment_BGT = environment_tokens(task, prompts, response_BGT)
-  return mask_BGT if environment_BGT is None else mask_BGT & ~environment_BGT
+  return chosen_tokens(
+    mask_BGT, environment_tokens(task, prompts, response_BGT)
+  )
 
 
 def readable(task: Task, tokens: np.ndarray) -> list[str]:
