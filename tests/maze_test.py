@@ -227,7 +227,7 @@ def test_jit_vmap_and_leading_axes_agree():
   assert plain.reward_X.dtype == np.float32 and plain.correct_X.dtype == bool
 
 
-def guises(prompt, config):
+def all_forms(prompt, config):
   """All 16 ways to write a problem, by matrices instead of indices."""
   *walls, _, start, coin, goal = (cell(t, config.size) for t in prompt)
   n = config.size
@@ -245,14 +245,14 @@ def guises(prompt, config):
         yield [*map(turn, filter(None, walls)), SEPARATOR, *order]
 
 
-def test_all_guises_have_one_canonical_form():
+def test_all_forms_have_one_canonical_form():
   """Turned, mirrored, reversed; walls in any order; and no other problem."""
   rng = np.random.default_rng(0)
   forms = set()
   problems = problems_of(CONFIG)[:50]
   for problem in problems:
     prompt_P, *_ = CONFIG.pose(problem, rng)
-    written = list(guises(prompt_P, CONFIG))
+    written = list(all_forms(prompt_P, CONFIG))
     assert len(written) == 16
     assert {CONFIG.canonical(np.array(p)) for p in written} == {problem}
     moved = np.array(written[0])

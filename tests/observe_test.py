@@ -354,7 +354,7 @@ def by_hand(params, reference, graphdef, batch, hyper):
   log_prob_RTV, value_RT, logit_RT = rows(tokens_RT, model, 1.5)
   log_prob_NV = log_prob_RTV[chosen]
   p_NV = jnp.exp(log_prob_NV)
-  leash_NV = rows(tokens_RT, nnx.merge(graphdef, reference), 1.5)[0][chosen]
+  reference_NV = rows(tokens_RT, nnx.merge(graphdef, reference), 1.5)[0][chosen]
   index_N = jnp.arange(len(choices))
   ratio_N = jnp.exp(log_prob_NV[index_N, flat["token"]] - flat["mu"])
   clipped_N = jnp.clip(ratio_N, 0.8, 1.2)
@@ -362,7 +362,7 @@ def by_hand(params, reference, graphdef, batch, hyper):
     ratio_N * flat["advantage"], clipped_N * flat["advantage"]
   )
   entropy = -(p_NV * log_prob_NV).sum(-1).mean()
-  kl = (p_NV * (log_prob_NV - leash_NV)).sum(-1).mean()
+  kl = (p_NV * (log_prob_NV - reference_NV)).sum(-1).mean()
   error_S = value_RT[state] - batch.return_BGT.reshape(-1, T)[state]
   success_S = jnp.asarray(r.correct_BG.reshape(-1)[state[0]], jnp.float32)
   bce_S = jnp.logaddexp(0.0, logit_RT[state]) - success_S * logit_RT[state]

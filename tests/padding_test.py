@@ -176,7 +176,7 @@ def test_measured_responses_are_those_to_the_bare_prompts(form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_an_update_is_that_of_the_bare_prompts(form):
-  """Search, samples, forks and every term of the loss, the KL leash too."""
+  """Search, samples, forks and all terms of the loss, the KL too."""
 
   def train(form):
     task, asked = posed(*form)

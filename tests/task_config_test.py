@@ -67,13 +67,13 @@ def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
   assert [*map(config.canonical, prompt_QP)] == problems
   score = jax.jit(task.score)(prompt_QP, response_QT)
   assert np.all(score.correct_X) and np.all(score.reward_X == 1.0)
-  # A problem is posed in many guises, or its form would say which one it is.
+  # A problem is posed in many forms, or its form would say which one it is.
   again = [config.pose(problem, rng)[0] for problem in problems]
   assert np.any(prompt_QP != np.stack(again), axis=1).mean() > 0.3
 
 
 @every_task
-def test_no_stored_problem_is_in_two_splits_in_any_guise(config, tmp_path):
+def test_no_stored_problem_is_in_two_splits_in_any_form(config, tmp_path):
   splits, seen = data.split_problems(config), set()
   for split in data.SPLITS:
     prompt_QP = data.load_problems(config, split, tmp_path).tokens_BP

@@ -172,7 +172,7 @@ def test_a_reward_has_the_range_that_the_config_says(model, tmp_path):
   )
 
 
-def test_guises_of_a_problem_land_in_one_split(model, tmp_path):
+def test_forms_of_a_problem_land_in_one_split(model, tmp_path):
   lines = [
     {"prompt": f"{how} {word}", "problem": word}
     for word in WORDS

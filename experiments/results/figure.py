@@ -51,14 +51,14 @@ class Line(NamedTuple):
 # From the last to the first drawn: TSD lies on top.
 LINES = {
   "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
-  "expert_iteration": Line(
-    "tree search, champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"
+  "expert_iteration": Line("champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"),
+  "wide_best_of_n": Line(
+    "rejection sampling, as many prompts", "#c46200", "#f0a04b"
   ),
-  "wide_best_of_n": Line("best of N on as many prompts", "#c46200", "#f0a04b"),
   "grpo": Line("GRPO", "#1a7f45", "#56d37f"),
   "cispo": Line("CISPO", "#8250b8", "#c497f0"),
   "ppo": Line("PPO", "#c2304a", "#ff7b86"),
-  "best_of_n": Line("best of N, distilled", "#6b7280", "#9aa4b0", 1.6, "2 2"),
+  "best_of_n": Line("rejection sampling", "#6b7280", "#9aa4b0", 1.6, "2 2"),
 }
 
 

@@ -1,9 +1,10 @@
-"""Different responses that have come to the same: where a search need not go.
+"""Different responses that reach one state, of which a search follows one.
 
-A task may say what a response so far has come to (`tasks.task.Task.state_key`).
-A tree then looks at every state_key once, as a chess program does at positions
-that moves in another order lead to. Situations are held as hashes of 32 bits: a
-tree of a thousand moves mistakes two for each other once in ten thousand trees.
+A task may name the state that a response so far reaches
+(`tasks.task.Task.state_key`). A tree then expands every state once, as a chess
+program does with positions that moves in another order lead to. States are held
+as hashes of 32 bits: a tree of a thousand moves mistakes two for each other
+once in ten thousand trees.
 """
 
 import jax.numpy as jnp

@@ -40,7 +40,7 @@ def default_data_dir() -> pathlib.Path:
 
 
 def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
-  """Splits the canonical problems, so that none is in two splits in any guise.
+  """Splits the canonical problems, so that none is in two splits in any form.
 
   Args:
     config: its seed decides the split, its sizes the held-out parts.

@@ -26,7 +26,7 @@ from tsd_jax.models.tokenizer import Tokenizer, response_pad
 from tsd_jax.rewards.reward import Reward, Score, response_mask
 
 # The canonical form of a problem: equal for problems that differ only in what
-# does not matter, so that none is trained on in another guise.
+# does not matter, so that none is trained on in another form.
 Problem = Hashable
 
 
@@ -200,7 +200,7 @@ class TaskConfig(abc.ABC):
 
   @abc.abstractmethod
   def pose(self, problem: Problem, rng: np.random.Generator) -> Posed:
-    """Returns a problem in a random guise, with a correct response."""
+    """Returns a problem in a random form, with a correct response."""
 
   @abc.abstractmethod
   def canonical(self, prompt_P: np.ndarray) -> Problem:

@@ -8,7 +8,7 @@ reads are all optional but for one of these two:
 
   reply     how the reply begins, instead of the config's
   problem   names what is asked; lines that share it are one problem in several
-            guises, and land in one split. By default the prompt's text, upper
+            forms, and land in one split. By default the prompt's text, upper
             and lower case and white space aside
   solution  a right response, for warm starts
 """
