@@ -359,11 +359,12 @@ def test_stopping_early_keeps_what_was_found_until_then(settings):
   assert np.all(stopped.tree.embeddings.correct.any(1))
   before = whole.tree.embeddings.correct[:, :steps]
   assert not np.all(before.any(1))
-  for field, node in whole.tree.embeddings.items():
+  for field, node in vars(whole.tree.embeddings).items():
     # mctx goes on expanding the deepest nodes anew: their keys lie elsewhere.
     if node is not None and field != "path_slots":
       np.testing.assert_array_equal(
-        stopped.tree.embeddings[field][:, : steps + 1], node[:, : steps + 1]
+        getattr(stopped.tree.embeddings, field)[:, : steps + 1],
+        node[:, : steps + 1],
       )
   assert not np.any(stopped.tree.node_visits[:, steps + 1 :])
   assert int(stopped.scored) == (steps + 1) * B

@@ -219,10 +219,8 @@ def pad(prompts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
   rows = np.full((len(prompts), -(-longest // _STEP) * _STEP), pad_id, np.int32)
   for row, ids in zip(rows, prompts, strict=True):
     row[: len(ids)] = ids
-  length_B = np.array([len(ids) for ids in prompts], np.int32)
-  return jax.tree.map(
-    jnp.asarray, Prompts(rows, length_B, np.arange(len(prompts)))
-  )
+  length_B = jnp.array([len(ids) for ids in prompts], jnp.int32)
+  return Prompts(jnp.asarray(rows), length_B, jnp.arange(len(prompts)))
 
 
 def grow(

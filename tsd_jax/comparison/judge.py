@@ -47,7 +47,7 @@ TOLERANCE = 0.15
 
 
 def settings(
-  method: Method, experiment: Experiment, share: float = 1.0
+  method: str, experiment: Experiment, share: float = 1.0
 ) -> dict[str, str]:
   """What a method changes of an experiment, as flags say it.
 
@@ -328,7 +328,7 @@ def _content(
       for name in config.methods
     },
     "ratios": ratios,
-    "flops_per_token": flops_per_token(config.experiment.model),
+    "flops_per_token": flops_per_token(config.experiment.shape),
     "training_seconds": round(trained.seconds, 1),
   }
 

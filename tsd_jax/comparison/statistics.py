@@ -102,7 +102,7 @@ def probability_of_improvement(
 
 
 def contrast(
-  runs: dict[str, Sequence[Curve]], ours: str = "tsd"
+  runs: Mapping[str, Sequence[Curve]], ours: str = "tsd"
 ) -> dict[str, dict[str, Any]]:
   """What one method gains on each other one.
 

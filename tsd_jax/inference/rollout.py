@@ -182,7 +182,7 @@ class RolloutConfig(Sampler):
       observe=sampling.observer(task, prompts, head_RT, length_R),
       **self._options(task),
     )
-    heads = dict.fromkeys(_ROWS[2:], jnp.zeros(head_RT.shape))
+    heads: dict[str, Array] = dict.fromkeys(_ROWS[2:], jnp.zeros(head_RT.shape))
     heads["tokens"] = head_RT
     heads["mask"] = jnp.zeros(head_RT.shape, bool)
     rows = {}

@@ -255,6 +255,7 @@ class _Loop:
     Returns:
       Whether it fits, R; whether it writes, R; its token, R; what is left.
     """
+    assert self.observe is not None and state.waiting is not None
     waiting_RO, left_R = state.waiting
     asked_R = left_R == 0
     token_RO, count_R = self.observe(
@@ -314,7 +315,7 @@ def observer(
       constant_values=task.pad_id,
     )
     length_R = jnp.full(R, count)
-    if head_XT is not None:
+    if head_XT is not None and length_X is not None:
       head_RT, start_R = (
         jnp.repeat(a, R // a.shape[0], axis=0) for a in (head_XT, length_X)
       )

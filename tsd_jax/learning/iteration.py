@@ -354,6 +354,7 @@ def best_samples(
   first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
   match config.loss.champion_gate:
     case "correct":
+      assert responses.correct_BG is not None  # `methods.resolve` sees to it.
       used_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
     case "better":
       mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
@@ -446,7 +447,7 @@ def iteration_metrics(
     "correct": jnp.mean(batch.success_BG),
     "response_length": jnp.sum(r.tokens_BGT != pad_id) / (B * G),
   }
-  if config.loss.distils:
+  if batch.distillation is not None:
     used_CM = batch.distillation.used_CM
     metrics["champion_rate"] = jnp.mean(jnp.any(used_CM, axis=1))
   if config.searches:
@@ -473,7 +474,7 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
   return Tokens(
     prefill=jnp.int32(prefill),
     search=jnp.int32(searched.forwards),
-    rollout=sampled.forwards,
+    rollout=jnp.int32(sampled.forwards),
     rescore=jnp.int32(rescored),
     update=jnp.int32(epochs * config.update_tokens(task)),
     scored=jnp.int32(searched.scored + sampled.scored),

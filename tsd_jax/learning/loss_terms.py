@@ -122,6 +122,7 @@ def champion(x: ChampionInputs) -> tuple[Array, Metrics]:
 def soft(x: ChampionInputs) -> tuple[Array, Metrics]:
   """KL of the improved move distributions on the way to the first champion."""
   t = x.targets
+  assert t is not None  # `LearnerConfig` wants a search for them.
   log_prob_C1TA = x.read_first(
     functools.partial(jnp.take_along_axis, axis=-1), t.candidate_BTA[:, None]
   )

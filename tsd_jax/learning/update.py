@@ -99,6 +99,7 @@ def loss_fn(params, frozen, graphdef, batch: Batch, hyper, config):
     )
   if config.loss.distils:
     d = batch.distillation
+    assert d is not None
     inputs = loss_terms.read_champions(
       read,
       scoring.hidden_states(model, d.prompts, d.tokens_CMT, config.prompt_form),

@@ -97,12 +97,9 @@ def arguments(
   )
   lead = (iterations, learner_config.prompts)
   over_prompts = sharding.over_prompts(mesh, leading=1)
-  prompts = Prompts(
-    *(
-      jax.ShapeDtypeStruct((*lead, *shape), jnp.int32, sharding=over_prompts)
-      for shape in ((task.prompt_length,), (), ())
-    )
-  )
+  lengths = jax.ShapeDtypeStruct(lead, jnp.int32, sharding=over_prompts)
+  tokens = lengths.update(shape=(*lead, task.prompt_length))
+  prompts = jax.eval_shape(Prompts, tokens, lengths, lengths)
   frozen = Frozen(params, jax.eval_shape(task.reward.load))
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
   train_loop = iteration.make_train_loop(

@@ -66,7 +66,7 @@ def counts(config: Experiment) -> dict[str, dict[str, int]]:
   phases = {
     "sampling": dict(
       tokens=learner.prompt_tokens(task, r.prompts) + r.prompts * r.group * T,
-      reads=1 + T * (2 if r.forks else 1),
+      reads=1 + T * (2 if r.forked else 1),
     ),
     "update": dict(
       tokens=3 * o.epochs * learner.update_tokens(task),

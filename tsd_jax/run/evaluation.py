@@ -167,9 +167,8 @@ def search_best(
   scorer = Scorer(task.reward, task.eos_id, reward_params)
   result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
   best = champions_lib.champions(result.tree, 1)
-  forwards = result.forwards + prefill.prefill_tokens(
-    *prompts.tokens_BP.shape, prompt_form(task)
-  )
+  B, P = prompts.tokens_BP.shape
+  forwards = result.forwards + prefill.prefill_tokens(B, P, prompt_form(task))
   correct_B = best.correct_BM[:, 0]
   if not task.reward.knows_correct:
     correct_B = best.reward_BM[:, 0]
@@ -177,8 +176,8 @@ def search_best(
 
 
 def evaluate(
-  graphdef,
-  params,
+  graphdef: Any,
+  params: Any,
   task: Task,
   prompts: Prompts,
   modes: str,

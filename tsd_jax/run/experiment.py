@@ -16,7 +16,7 @@ from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Reward, check_range
 from tsd_jax.search.config import SearchConfig
-from tsd_jax.tasks.task import Rewarded, RewardFn, Shaped, Task, TaskConfig
+from tsd_jax.tasks.task import RewardFn, Shaped, Task, TaskConfig, rewarded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Experiment:
       return task
     if not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return Rewarded(task, reward.bind(task.reward))
+    return rewarded(task, reward.bind(task.reward))
 
   def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""
@@ -197,7 +197,7 @@ class Experiment:
       iterations=self.iterations,
       lora=self.lora,
       mesh=self.mesh,
-      reward_tokens=reward_tokens(self.model, task),
+      reward_tokens=reward_tokens(self.shape, task),
     )
 
 

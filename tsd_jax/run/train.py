@@ -158,7 +158,7 @@ def train_vmapped(
   mesh = sharding.make_mesh(config.mesh)
   task, learner_config = config.make_task(), config.learner_config()
   needs = memory.check(
-    config.model,
+    config.shape,
     task,
     learner_config,
     config.mesh,
@@ -305,7 +305,7 @@ class Group:
     self._state = self._stack([r.state for r in runs])
     self._frozen = self._stack([r.frozen for r in runs])
     for r in runs:  # Not twice in memory.
-      r.frozen = r.state = None
+      del r.frozen, r.state
     self._key = self._stack([jax.random.key(r.config.seed) for r in self._runs])
     hypers = [r.config.learner_config().hyper for r in self._runs]
     self._hyper = self._stack(

@@ -143,7 +143,7 @@ class BestFirst(Rule):
       del simulation
       rng_key, tree, waits_B = state
       rng_key, expand_key = jax.random.split(rng_key)
-      now = next_turn(tree, waits_B, budget.rows)
+      now = next_turn(tree, waits_B, budget.turn_rows)
       expand = functools.partial(recurrent_fn, now, expand_key)
       tree = grow(tree, expand, keys, now)
       waits_B = self.waits(tree)
@@ -293,7 +293,7 @@ def _enter_draw(tree, parent, node, action_R, place, keys):
   offered = offered._asdict()
   embeddings = tree.embeddings.replace(
     **{
-      name: tree.embeddings[name].at[place].set(new, mode="drop")
+      name: getattr(tree.embeddings, name).at[place].set(new, mode="drop")
       for name, new in offered.items()
     }
   )

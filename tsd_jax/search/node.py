@@ -1,14 +1,13 @@
 """What a node of a search tree holds."""
 
-import chex
 import jax.numpy as jnp
+from flax import struct
 
 from tsd_jax.base.types import Array
 from tsd_jax.tasks.task import Task
 
 
-@chex.dataclass(frozen=True)
-class Node:
+class Node(struct.PyTreeNode):
   """Embedding of a node; arrays lead with B, or BN inside a tree."""
 
   step_AU: Array  # int32, moves offered, PAD after their ends.

@@ -32,6 +32,12 @@ class Budget(NamedTuple):
   loop_fn: LoopFn  # Runs simulations; ends in `loop`.
   loop: "StoppableLoop"  # By it a rule may stop early.
 
+  @property
+  def turn_rows(self) -> int:
+    """Trees that grow in a turn, of a search in turns."""
+    assert self.rows is not None
+    return self.rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
@@ -186,7 +192,7 @@ class _Turns:
 
   def turn(self, body, rng_key: Array, trees: mctx.Tree, waits_B: Array):
     """A simulation of some of the trees."""
-    now = self.now = next_turn(trees, waits_B, self.budget.rows)
+    now = self.now = next_turn(trees, waits_B, self.budget.turn_rows)
     grown = jax.tree.map(lambda a: a[now.tree_R], trees)
     if self.data_of is not None:
       grown = grown.replace(extra_data=self.data_of(now))
@@ -242,7 +248,7 @@ def most_turns(trees: int, budget: Budget) -> int:
 
   Full ones, and those in which the last trees end.
   """
-  return (trees // budget.rows + 1) * budget.num_simulations
+  return (trees // budget.turn_rows + 1) * budget.num_simulations
 
 
 def all_solved(tree: mctx.Tree) -> Array:

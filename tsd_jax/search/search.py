@@ -158,7 +158,7 @@ class Search:
       scored=rows + B,
     )
 
-  def root(self) -> tuple[mctx.RootFnOutput, Array]:
+  def root(self) -> tuple[mctx.RootFnOutput, Array | int]:
     """The roots with their moves, and the token forwards that they took."""
     growing = self.growing()
     x_BD = growing.prefix.x_BD
@@ -218,6 +218,7 @@ class Search:
       )
     )  # fmt: skip
     if self.config.lazy:
+      assert parent.x_D is not None
       drawn = self.draw(growing, parent, parent.x_D, pool.slot, 1, True)
       step_BU, length_B, log_prob_B = (a[:, 0] for a in moves.steps(drawn, 1))
       self.loop.count += drawn.forwards
@@ -245,6 +246,9 @@ class Search:
     depth_B = jnp.minimum(parent.depth + length_B, self.T)
     ends_B = jnp.any(step_BU == self.task.eos_id, axis=-1)
     finished_B = parent.finished | (~over_B & ends_B)
+    state_key_B = None
+    if parent.state_key_A is not None:
+      state_key_B = parent.state_key_A[rows, action_B]
     node = parent.replace(
       path_tokens=path_tokens,
       path_actions=jnp.where(at_BT, action_B[:, None], parent.path_actions),
@@ -253,7 +257,7 @@ class Search:
       path_log_prob=parent.path_log_prob + log_prob_B,
       log_prob_gap=parent.log_prob_gap + prior_B - parent.prior_A[:, 0],
       value_logit=value_logit_B,
-      state_key=parent.state_key_A[rows, action_B] if self.merges else None,
+      state_key=state_key_B,
       finished=finished_B,
       cut_off=~finished_B & (depth_B >= self.room),
     )

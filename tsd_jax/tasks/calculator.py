@@ -88,6 +88,7 @@ class Calculator(Countdown):
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades as Countdown does; a response without `=` does not parse."""
     score = super().score(prompt_XP, response_XT)
+    assert score.correct_X is not None  # Countdown knows it.
     equals_XJ = jnp.asarray(response_XT)[..., _CALL - 1 : -1 : self.step_length]
     called_X = jnp.all(equals_XJ == symbols.SEPARATOR, axis=-1)
     return Score(

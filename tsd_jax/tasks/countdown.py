@@ -16,7 +16,7 @@ import numpy as np
 
 from tsd_jax.base.types import Array
 from tsd_jax.models import symbols
-from tsd_jax.rewards.reward import Score
+from tsd_jax.rewards.reward import Reward, Score
 from tsd_jax.tasks import countdown_problems
 from tsd_jax.tasks.countdown_problems import STEP_LENGTH, Problem, Sizes
 from tsd_jax.tasks.task import (
@@ -118,7 +118,6 @@ class Countdown:
   prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()  # Every operation has as many tokens.
   observe, observation_length = None, 0
-  reward = property(OwnReward)
   step_length = STEP_LENGTH  # Tokens of an operation, its result the last.
   tokenizer = symbols.SymbolTokenizer()
 
@@ -131,6 +130,11 @@ class Countdown:
   def response_length(self) -> int:
     """T: one step less than numbers, and the end token."""
     return self.step_length * (self.config.numbers - 1) + 1
+
+  @property
+  def reward(self) -> Reward:
+    """What `score` gives."""
+    return OwnReward(self)
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades responses with a bounded parser; see `Task.reward`.

@@ -22,7 +22,7 @@ import numpy as np
 
 from tsd_jax.base.types import Array
 from tsd_jax.models import symbols
-from tsd_jax.rewards.reward import Score
+from tsd_jax.rewards.reward import Reward, Score
 from tsd_jax.tasks import maze_problems
 from tsd_jax.tasks.maze_problems import Problem
 from tsd_jax.tasks.task import (
@@ -202,7 +202,6 @@ class Maze:
   prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()
   observe, observation_length = None, 0
-  reward = property(OwnReward)
   tokenizer = symbols.SymbolTokenizer()
 
   @property
@@ -214,6 +213,11 @@ class Maze:
   def response_length(self) -> int:
     """T: the moves, and the end token."""
     return self.config.max_moves + 1
+
+  @property
+  def reward(self) -> Reward:
+    """What `score` gives."""
+    return OwnReward(self)
 
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Grades responses; see `Task.reward`.

@@ -9,11 +9,12 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from tsd_jax.base.types import (
   Array,
@@ -61,42 +62,52 @@ class Task(Protocol):
   @property
   def name(self) -> str:
     """A short name for logs and file names."""
+    ...
 
   @property
   def vocab_size(self) -> int:
     """V: token ids are 0..V-1."""
+    ...
 
   @property
   def prompt_length(self) -> int:
     """P, the same for every prompt."""
+    ...
 
   @property
   def response_length(self) -> int:
     """T, the end token included."""
+    ...
 
   @property
   def tokenizer(self) -> Tokenizer:
     """Token ids <-> text, for logs and exported models."""
+    ...
 
   @property
   def prompt_pad_id(self) -> int | None:
     """The token that fills short prompts on the right; None: all are full."""
+    ...
 
   @property
   def shared_prefix_length(self) -> int:
     """How many leading tokens all prompts share, which are then run once."""
+    ...
 
   @property
   def eos_id(self) -> int:
     """The token that ends a response."""
+    ...
 
   @property
   def pad_id(self) -> int:
     """The token that follows the end of a response."""
+    ...
 
   @property
   def step_end_ids(self) -> tuple[int, ...]:
     """Tokens that end a step of a search (`SearchConfig.step_tokens`)."""
+    ...
 
   @property
   def observe(self) -> ObserveFn | None:
@@ -114,10 +125,12 @@ class Task(Protocol):
     called for every token that is sampled, and for every token of responses
     that are given (`environment_tokens`).
     """
+    ...
 
   @property
   def observation_length(self) -> int:
     """O, the most tokens that the environment writes at a time."""
+    ...
 
   @property
   def state_key(self) -> StateKeyFn | None:
@@ -129,10 +142,12 @@ class Task(Protocol):
     judged alike after both. A search then follows one of them, unless the other
     is shorter: its length, and so the room it has left, is no part of this.
     """
+    ...
 
   @property
   def reward(self) -> Reward:
     """What responses are worth."""
+    ...
 
   def describe(
     self,
@@ -141,6 +156,7 @@ class Task(Protocol):
     example: int | None = None,
   ) -> str:
     """Returns one readable line about one response; runs on the host."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +184,7 @@ class TaskConfig(abc.ABC):
     self,
     kind: type,
     field: str,
-    ok: Callable[[Any], bool],
+    ok: Callable[[Any], bool | np.bool_],
     remedy: str,
   ) -> None:
     """Raises ValueError with the remedy if a field is no such number."""
@@ -332,7 +348,7 @@ def real_tokens(prompt_XP: Array, pad_id: int) -> Array:
 
 
 def as_prompts(
-  task: Task, prompt_BP: Array, example_B: Array | None = None
+  task: Task, prompt_BP: ArrayLike, example_B: ArrayLike | None = None
 ) -> Prompts:
   """Prompts of a task from their tokens.
 
@@ -349,7 +365,7 @@ def as_prompts(
     length_B = jnp.sum(real_BP, axis=1, dtype=jnp.int32)
   if example_B is None:
     example_B = jnp.arange(B, dtype=jnp.int32)
-  return Prompts(prompt_BP, length_B, example_B)
+  return Prompts(prompt_BP, length_B, jnp.asarray(example_B))
 
 
 def next_observation(
@@ -363,6 +379,7 @@ def next_observation(
     response_BT: responses so far, PAD after `length_B` tokens.
     length_B: how many tokens are there.
   """
+  assert task.observe is not None
   token_BO, count_B = task.observe(prompts, response_BT, length_B)
   # Nothing stands behind an end token, and nothing needs room there.
   in_time_BO = response_mask(token_BO, task.eos_id)
@@ -446,7 +463,7 @@ class TokenizerIds:
 class OwnReward(Reward):
   """The reward of a game that scores tokens: `score(prompt_XP, response_XT)`.
 
-  `reward = property(OwnReward)` in the game's class is all that it takes.
+  A game's property `reward` returns it.
   """
 
   bounded = True
@@ -530,3 +547,8 @@ class Rewarded:
     if name.startswith("_"):
       raise AttributeError(name)
     return getattr(self.task, name)
+
+
+def rewarded(task: Task, reward: Reward) -> Task:
+  """A task with another reward in place of its own."""
+  return cast(Task, Rewarded(task, reward))  # The rest is found at run time.

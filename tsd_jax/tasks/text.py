@@ -162,7 +162,7 @@ class TextConfig(TaskConfig):
 
   def pose(self, problem, rng):
     """One of the lines that ask it; an unfinished response if none is given."""
-    places = text_lines.by_problem(*self.file_key)[problem]
+    places = text_lines.by_problem(*self.file_key)[str(problem)]
     example = places[rng.integers(len(places))]
     line = self.lines[example]
     response_T = line.response_T
@@ -394,6 +394,7 @@ def _full_name(function: Callable) -> str:
 @functools.lru_cache(maxsize=4)
 def shared_tool(config: TextConfig) -> Tool:
   """The process-wide tool of a task, started at its first use."""
+  assert config.tool is not None
   workers = pool.shared(_full_name(config.tool), config.grading, worker.Text())
   tokenizer = text_lines.load_tokenizer(config.tokenizer)
   return Tool(workers, tokenizer, config.lines, config.tool_tokens)

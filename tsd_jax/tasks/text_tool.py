@@ -47,7 +47,9 @@ class Tool:
     self._lines, self._most = lines, most
     self._special = frozenset(tokenizer.special_ids) | {tokenizer.eos_id}
     self._lock = threading.Lock()
-    self._kept: dict[bytes, Tokens] = collections.OrderedDict()
+    self._kept: collections.OrderedDict[bytes, Tokens] = (
+      collections.OrderedDict()
+    )
 
   def answers(self, asked: Sequence[tuple[int, str]]) -> list[Tokens]:
     """What the tool writes after some texts, each asked once.

@@ -102,3 +102,30 @@ def qtransform_completed_by_mix_value(
   use_mixed_value: bool = ...,
   epsilon: float = ...,
 ) -> Array: ...
+def muzero_action_selection(
+  rng_key: Array,
+  tree: Tree,
+  node_index: Any,
+  depth: Any,
+  *,
+  pb_c_init: float = ...,
+  pb_c_base: float = ...,
+  qtransform: Callable[..., Array] = ...,
+) -> Array: ...
+def gumbel_muzero_root_action_selection(
+  rng_key: Array,
+  tree: Tree,
+  node_index: Any,
+  *,
+  num_simulations: Any,
+  max_num_considered_actions: Any,
+  qtransform: Callable[..., Array] = ...,
+) -> Array: ...
+def gumbel_muzero_interior_action_selection(
+  rng_key: Array,
+  tree: Tree,
+  node_index: Any,
+  depth: Any,
+  *,
+  qtransform: Callable[..., Array] = ...,
+) -> Array: ...
