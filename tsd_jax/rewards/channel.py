@@ -25,7 +25,8 @@ class Channel:
     end.setblocking(False)
     self._end, self._longest = end, longest
     self._lines: collections.deque[bytes] = collections.deque()
-    self._begun = b""
+    self._begun: list[bytes] = []  # Parts of the line that has not ended.
+    self._size = 0
 
   def send(self, line: bytes, seconds: float | None) -> None:
     """Sends a line.
@@ -61,11 +62,19 @@ class Channel:
         chunk = b""
       if not chunk:
         raise EOFError("nobody is there")
-      *lines, self._begun = (self._begun + chunk).split(b"\n")
-      self._lines.extend(lines)
-      if self._longest is not None and len(self._begun) > self._longest:
-        raise ValueError(f"a line of more than {self._longest} bytes")
+      self._take(chunk)
     return self._lines.popleft()
+
+  def _take(self, chunk: bytes) -> None:
+    first, *others = chunk.split(b"\n")
+    self._begun.append(first)
+    self._size += len(first)
+    if others:
+      *lines, last = others
+      self._lines += [b"".join(self._begun), *lines]
+      self._begun, self._size = [last], len(last)
+    if self._longest is not None and self._size > self._longest:
+      raise ValueError(f"a line of more than {self._longest} bytes")
 
   def close(self) -> None:
     """Closes the end."""

@@ -157,11 +157,15 @@ def end_children() -> None:
 
 
 def _children() -> list[int]:
-  try:
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-      return [int(pid) for pid in file.read().split()]
-  except FileNotFoundError:  # Another system, which adopts orphans itself.
-    return []
+  """Numbers of this process's children, read from /proc."""
+  found = []
+  for pid in filter(str.isdigit, os.listdir("/proc")):
+    with contextlib.suppress(OSError):  # It has ended.
+      with open(f"/proc/{pid}/stat") as file:
+        _, parent, *_ = file.read().rpartition(")")[2].split()
+      if int(parent) == os.getpid():
+        found.append(int(pid))
+  return found
 
 
 def _limit(which: int, value: int) -> None:

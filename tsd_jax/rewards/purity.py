@@ -39,11 +39,11 @@ def is_pure(fn: Any) -> bool:
 
 
 def _is_pure(fn: Any, seen: set[Any]) -> bool:
+  if type(fn) is not types.FunctionType or fn.__closure__:
+    return False
   if fn in seen:
     return True
   seen.add(fn)
-  if type(fn) is not types.FunctionType or fn.__closure__:
-    return False
   defaults = *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()
   if not all(map(_is_constant, defaults)):
     return False
