@@ -1,8 +1,12 @@
-"""A reward function that goes wrong in every way; it imports no JAX."""
+"""Reward functions that go wrong in every way; they import no JAX."""
 
+import builtins
+import json
 import os
 import signal
+import socket
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -47,6 +51,93 @@ def misbehave(prompt, response, example):
       return True
     case "numpy":
       return np.float32(0.25)
-    case "pid":
-      return os.getpid() / 2**22
+    case "lines":
+      raise RuntimeError("one\ntwo \x1b[2J three")
+    case "parent":
+      return os.getppid() / 2**22
   return example["worth"] * (prompt == "p")
+
+
+def open_files():
+  return [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+
+
+def take_over(prompt, response, example):
+  """What led a function astray may do to its process; else the example's worth.
+
+  Nothing in here may signal more than its own process and its parent: where the
+  system gives no namespaces, it would be heard by others.
+  """
+  match response:
+    case "fork":
+      os.fork()
+    case "dumps":
+      json.dumps = lambda _: '[[1.0, null, ""]]'
+    case "digits":
+      json.dumps = lambda _: f"[[{'9' * 400}, null, '']]"
+    case "number":
+      json.dumps = lambda _: f'[[{"9" * 400}, null, ""]]'
+    case "brackets":
+      json.dumps = lambda _: "[" * 60_000
+    case "float":
+      builtins.float = lambda _: 1.0
+    case "code":
+      take_over.__code__ = (lambda prompt, response, example: 1.0).__code__
+    case "write":
+      for file in open_files():
+        os.write(file, b'[[1.0, null, ""]]\n' * 100)
+    case "flood":
+      for file in open_files():
+        os.write(file, b"[" * 100_000)
+    case "half":
+      for file in open_files():
+        os.write(file, b"[[1.0, nu")
+      os.kill(os.getpid(), signal.SIGSTOP)
+    case "stop":
+      os.kill(os.getpid(), signal.SIGSTOP)
+    case "close":
+      os.closerange(0, 64)
+    case "leave":
+      if not os.fork():
+        os.setsid()
+        if not os.fork():
+          time.sleep(3600)
+        os._exit(0)
+    case "stop the parent" | "kill the parent":
+      stop = response.startswith("stop")
+      os.kill(os.getppid(), signal.SIGSTOP if stop else signal.SIGKILL)
+  return example["worth"]
+
+
+def reach(prompt, response, example):
+  """How much of what lies outside of it a function may have."""
+  match response:
+    case "variables":
+      return sum(name in os.environ for name in example) / len(example)
+    case "network":
+      with socket.create_connection(("127.0.0.1", example), timeout=1):
+        return 1.0
+    case "files":
+      return len([tempfile.TemporaryFile() for _ in range(example)])
+    case "size":
+      with tempfile.TemporaryFile() as file:
+        file.seek(example)
+        return file.write(b"1")
+    case "processes":
+      for count in range(example):
+        try:
+          if not os.fork():
+            time.sleep(3600)
+        except OSError:
+          return count / example
+      return 1.0
+    case "privileges":
+      with open("/proc/self/status") as file:
+        rights = [line.split()[1] for line in file if line[:6] == "CapEff"]
+      return float(int(rights[0], 16) > 0)
+    case "memory":
+      with open(f"/proc/{example}/mem", "rb"):
+        return 1.0
+    case "signal":
+      os.kill(example, 0)
+      return 1.0

@@ -1,5 +1,6 @@
 """Reward functions in workers: what goes wrong costs its own sample only."""
 
+import json
 import os
 import pathlib
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.rewards import worker
+from tsd_jax.rewards import pool, worker
 from tsd_jax.rewards.pool import Pool, PoolConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -88,26 +89,74 @@ def pids(running) -> set[int]:
   return {process._process.pid for process in running._workers}
 
 
-def test_workers_stay_and_a_hung_one_is_replaced(workers):
+def test_workers_stay_whatever_becomes_of_a_call(workers):
   before = pids(workers)
-  got = workers.grade([("p", "pid", None)] * 40)
-  assert {round(x * 2**22) for x in map(float, got)} <= before
+  workers.grade([("p", how, None) for how in ("hang", "die", "crash", "exit")])
+  got = workers.grade([("p", "", {"worth": 0.5})] * 40)
+  np.testing.assert_array_equal(got, [0.5] * 40)
   assert pids(workers) == before
-  workers.grade([("p", "hang", None)])
-  after = pids(workers)
-  assert len(after) == 2 and len(before & after) == 1
-  for pid in before - after:
-    with pytest.raises(ProcessLookupError):
-      os.kill(pid, 0)
 
 
-def test_a_worker_that_was_lost_while_idle_costs_nothing(workers):
-  for pid in pids(workers):
-    os.kill(pid, signal.SIGKILL)
-  time.sleep(0.1)
-  got = workers.grade([("p", "", {"worth": 0.5})] * 4)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("characters", [1, 300_000])
+def test_a_worker_that_is_lost_costs_no_call(number, characters, monkeypatch):
+  """While it is idle, or has read half of what is asked."""
+  monkeypatch.setattr(pool, "_PATIENCE", 2)
+  one = Pool(NAME, PoolConfig(workers=1, seconds=0.5))
+  (before,) = pids(one)
+  os.kill(child_of(before), number)
+  got = one.grade([("p", "a" * characters, {"worth": 0.5})] * 4)
   np.testing.assert_array_equal(got, [0.5] * 4)
-  assert workers.take_counts() == {"graded": 4}
+  assert one.take_counts() == {"graded": 4}
+  assert pids(one) != {before}
+  one.close()
+
+
+def parent_of(pid: str) -> int | None:
+  try:
+    text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return None
+  return int(text.rpartition(")")[2].split()[1])
+
+
+def child_of(pid: int) -> int:
+  """The worker proper, where it has namespaces; else the process itself."""
+  everyone = filter(str.isdigit, os.listdir("/proc"))
+  return next((int(p) for p in everyone if parent_of(p) == pid), pid)
+
+
+def test_calls_of_a_worker_that_is_always_lost_fail(monkeypatch):
+  """Each is asked twice: once it may have been another one's doing."""
+  one = Pool(NAME, PoolConfig(workers=1))
+  asked = []
+
+  def lost(self, requests):
+    asked.append(len(requests))
+    return [], "EOFError: nobody is there"
+
+  monkeypatch.setattr(pool._Worker, "answers", lost)
+  np.testing.assert_array_equal(one.grade([("p", "", None)] * 2), [0, 0])
+  assert one.take_counts() == {"graded": 2, "died": 2}
+  assert asked == [2, 2, 1, 1]
+  one.close()
+
+
+def test_an_answer_to_another_question_is_none(workers, monkeypatch):
+  worker_0 = workers._workers[0]
+  monkeypatch.setattr(pool.secrets, "token_hex", lambda _: "old")
+  message = json.dumps(["older", [["p", "", {"worth": 1.0}]]])
+  worker_0._channel.send(message.encode(), 1.0)
+  found, why = worker_0.answers([("p", "", {"worth": 0.5})])
+  assert found == [] and "another question" in why
+
+
+def test_what_an_exception_says_is_logged_on_one_line(caplog):
+  fresh = Pool(NAME, PoolConfig(workers=1))
+  fresh.grade([("p", "lines", None)])
+  fresh.close()
+  assert r"RuntimeError: one\ntwo \x1b[2J three" in caplog.text
+  assert "\x1b" not in caplog.text
 
 
 def test_no_requests_are_no_rewards(workers):
@@ -155,7 +204,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [None, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(number):
-  """Not one that hangs either: it has an alarm."""
+  """Not one that hangs either."""
   code = f"""
 import time
 from tsd_jax.rewards import pool
@@ -163,7 +212,7 @@ if __name__ == "__main__":
   p = pool.shared({NAME!r}, pool.PoolConfig(workers=2, seconds=1.0))
   print(*(w._process.pid for w in p._workers), flush=True)
   if {number is not None}:
-    p._workers[0]._pipe.send_bytes(b'[["p", "hang", null]]')
+    p._workers[0]._channel.send(b'["", [["p", "hang", null]]]', 1.0)
     time.sleep(60)
 """
   process = subprocess.Popen(
@@ -171,6 +220,7 @@ if __name__ == "__main__":
   )
   children = [int(pid) for pid in process.stdout.readline().split()]
   assert len(children) == 2
+  children = [*children, *map(child_of, children)]
   if number is None:
     assert process.wait(timeout=60) == 0
   else:

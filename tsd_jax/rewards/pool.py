@@ -14,12 +14,13 @@ import functools
 import json
 import os
 import queue
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from multiprocessing import Pipe
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,12 @@ from absl import logging
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import supervisor
-from tsd_jax.rewards import worker
+from tsd_jax.rewards import isolation, worker
+from tsd_jax.rewards.channel import Channel
 
 _START_SECONDS = 120  # For the imports of a function.
-_LONGEST_ANSWER = 2**16  # Bytes; a longer one is no answer.
+_PATIENCE = 5  # Seconds beyond a call's own, after which a worker is lost.
 _SHOWN = 3  # Faults of a kind that are logged.
-# What reading nonsense raises: a number may be too large for a float.
-_NO_ANSWER = (EOFError, OSError, ValueError, TypeError, OverflowError)
 
 Request = tuple[str, str, Any]  # Prompt, response, example.
 
@@ -45,6 +45,9 @@ class PoolConfig:
   workers: int = 2
   seconds: float = 5.0  # Time limit of a call.
   memory_mib: int = 4096  # Address space of a process.
+  network: bool = False  # Whether calls may use it.
+  # Variables that calls see beside what Python needs, such as an API's key.
+  environment: tuple[str, ...] = ()
 
   def __post_init__(self):
     """Refuses impossible limits."""
@@ -85,9 +88,12 @@ class Pool:
       config.workers, thread_name_prefix=returns.noun
     )
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    self._workers = [
-      _Worker(name, config, returns) for _ in range(config.workers)
-    ]
+    # In threads that last as long as the pool: workers end with theirs.
+    self._workers = list(
+      self._threads.map(
+        lambda _: _Worker(name, config, returns), range(config.workers)
+      )
+    )
     atexit.register(self.close)
     try:
       for process in self._workers:
@@ -114,8 +120,10 @@ class Pool:
     Raises:
       UserError: a process that ended could not be replaced.
     """
-    # Short parts, so that a slow call holds up few others.
-    size = max(1, min(32, -(-len(requests) // self._config.workers)))
+    # Short parts, so that a slow call holds up few others; but calls that share
+    # a process make up for its start.
+    most = 256 if self._workers[0].together else 32
+    size = max(1, min(most, -(-len(requests) // self._config.workers)))
     parts = [requests[i : i + size] for i in range(0, len(requests), size)]
     answers = [
       a for part in self._threads.map(self._serve, parts) for a in part
@@ -146,14 +154,20 @@ class Pool:
   def _serve(self, requests: Sequence[Request]) -> list[tuple]:
     """Has one process answer; it is replaced as often as it takes."""
     process = self._idle.get()
-    answers: list[tuple] = []
+    answers: list[worker.Judged] = []
+    lost = 0  # How often while it had the next request.
     try:
       while len(answers) < len(requests):
         if self._closed:
           raise UserError(
             f"the workers of {self.returns.noun} {self._name} were closed"
           )
-        answers += process.answers(requests[len(answers) :])
+        found, why = process.answers(requests[len(answers) :])
+        answers += found
+        lost = bool(why) + (0 if found else lost)
+        if lost == 2:  # Once it may have been another one's doing.
+          answers.append((self.returns.failed, worker.DIED, why))
+          lost = 0
     finally:
       self._idle.put(process)
     return answers
@@ -168,7 +182,7 @@ class Pool:
       prompt, response, _ = request
       logging.warning(
         "%s %s: %s (%s) on response %.200r to prompt %.200r",
-        *(self.returns.noun, self._name, kind, detail or "no detail"),
+        *(self.returns.noun, self._name, kind, one_line(detail) or "no detail"),
         *(response, prompt),
       )
 
@@ -178,21 +192,24 @@ class _Worker:
 
   def __init__(self, name: str, config: PoolConfig, returns: worker.Returns):
     self._name, self._config, self._returns = name, config, returns
+    self.together = False  # Whether calls share a process.
     self._start()
 
   def _start(self) -> None:
-    self._pipe, theirs = Pipe()
-    command = [sys.executable, "-m", worker.__name__, str(theirs.fileno())]
-    limits = self._config.seconds, self._config.memory_mib
-    command += [worker.arguments(self._name, self._returns, *limits)]
-    environment = os.environ | {
-      "PYTHONPATH": supervisor.import_path(),
-      # The accelerator is the trainer's.
-      "JAX_PLATFORMS": "cpu",
-    }
+    """Starts the process; the thread that does must outlive it (`tie_to`)."""
+    config = self._config
+    ours, theirs = socket.socketpair()
+    self._channel = Channel(ours)
+    job = worker.Job(
+      self._name, self._returns, config.seconds, config.memory_mib,
+      config.network, os.getpid(),
+    )  # fmt: skip
+    command = [sys.executable, "-m", worker.__name__]
     self._process = subprocess.Popen(
-      command,
-      env=environment,
+      [*command, str(theirs.fileno()), job.text()],
+      env=isolation.environment(
+        os.environ, supervisor.import_path(), config.environment
+      ),
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
@@ -208,52 +225,50 @@ class _Worker:
     Raises:
       UserError: they failed.
     """
-    why = f"nothing was heard from it for {_START_SECONDS} s"
     try:
-      if self._pipe.poll(_START_SECONDS):
-        why = self._pipe.recv_bytes(_LONGEST_ANSWER).decode()
-        if not why:
-          return
-    except (EOFError, OSError) as error:
-      why = f"its process ended ({type(error).__name__})"
+      said = json.loads(self._channel.receive(_START_SECONDS))
+      failed, refused, self.together = said
+    except TimeoutError:
+      failed = f"nothing was heard from it for {_START_SECONDS} s"
+    except worker.NO_ANSWER as error:
+      failed = f"its process ended ({type(error).__name__})"
+    if not failed:
+      _say_refused(refused)
+      return
     self.kill()
     raise UserError(
-      f"no worker could import {self._returns.noun} {self._name}: {why}; "
-      "define it in a module that can be imported, not in a notebook, a shell "
-      "or a config file"
+      f"no worker could import {self._returns.noun} {self._name}: "
+      f"{one_line(failed)}; define it in a module that can be imported, not in "
+      "a notebook, a shell or a config file"
     )
 
-  def answers(self, requests: Sequence[Request]) -> list[tuple]:
-    """Answers up to the first that this process does not survive, included.
+  def answers(self, requests: Sequence[Request]) -> tuple[list, str]:
+    """Answers to the first requests, all of them if all is well.
+
+    Returns:
+      The answers, and what became of the process if it was lost and replaced.
 
     Raises:
       UserError: it could not be replaced.
     """
-    found: list[tuple] = []
+    found: list[worker.Judged] = []
+    # Nobody but the two knows it: an answer to another message has another.
+    number = secrets.token_hex(8)
+    patience = self._config.seconds + _PATIENCE
     try:
-      self._pipe.send_bytes(json.dumps(requests).encode())
-    except OSError:  # It ended while it had nothing to do.
-      self._replace()
-      return found
-    while len(found) < len(requests):
-      try:
-        if not self._pipe.poll(self._config.seconds):
-          lost = worker.TIMED_OUT, f"killed after {self._config.seconds} s"
-          break
-        answer = json.loads(self._pipe.recv_bytes(_LONGEST_ANSWER))
-        found.append(_checked(answer, self._returns))
-      except _NO_ANSWER as error:
-        lost = worker.DIED, f"{type(error).__name__} {error}"
-        break
-    else:
-      return found
-    self._replace()
-    return [*found, (self._returns.failed, *lost)]
-
-  def _replace(self) -> None:
-    self.kill()
-    self._start()
-    self.wait_until_ready()
+      message = json.dumps([number, requests]).encode()
+      self._channel.send(message, patience)
+      while len(found) < len(requests):
+        answered, more = worker.parsed(self._channel.receive(patience))
+        if answered != number:
+          raise ValueError("an answer to another question")
+        found += [worker.checked(answer, self._returns) for answer in more]
+    except worker.NO_ANSWER as error:
+      self.kill()
+      self._start()
+      self.wait_until_ready()
+      return found, f"{type(error).__name__}: {error}"
+    return found, ""
 
   def kill(self) -> None:
     """Ends the process and all that it started."""
@@ -263,23 +278,23 @@ class _Worker:
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
     self._process = None  # Its number may soon be another one's.
-    self._pipe.close()
+    self._channel.close()
 
 
-def _checked(answer: Any, returns: worker.Returns) -> worker.Judged:
-  """An answer as `worker.main` gives it.
+def one_line(text: str) -> str:
+  """A text whose line ends and terminal codes are written out."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
-  Raises:
-    ValueError, TypeError, OverflowError: it is none; what ran there may have
-      been taken over.
-  """
-  value, kind, detail = answer
-  if kind is not None and kind not in worker.KINDS:
-    raise ValueError(f"unknown kind {kind!r}")
-  value, fault, _ = returns.judge(value)
-  if fault is not None or (kind is not None and value != returns.failed):
-    raise ValueError(f"no {returns.noun} {value!r}")
-  return value, kind, str(detail)
+
+@functools.cache
+def _say_refused(reason: str) -> None:
+  """Says once what a worker's function is not kept from."""
+  if reason:
+    logging.warning(
+      "functions on the host are not kept from the network and from other "
+      "processes: the system gives no namespaces (%s)",
+      reason,
+    )
 
 
 @functools.cache

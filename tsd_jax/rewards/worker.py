@@ -1,21 +1,30 @@
 """The process that calls a host function: python -m tsd_jax.rewards.worker.
 
 The function is a reward, which returns a number, or a tool, which returns a
-text. The process is started by `pool.Pool` and talks JSON over one pipe. A
-function that reads model output may be led to do anything, so its process is
-one to lose, and the parent reads nothing from it but numbers and short texts.
+text. A function that reads model output may be led to do anything: replace
+what its module or Python's own hold, fork, write wherever it can, stand still.
+So the process that `pool.Pool` talks to never calls it. It forks a child for a
+call, believes nothing of what the child sends but a number or a short text
+under the call's token, and kills the child with all that it started. Calls of
+a function that can be seen to leave nothing behind (`purity.py`) share a child.
 """
 
+import contextlib
+import dataclasses
+import gc
 import importlib
 import json
 import math
 import numbers
-import resource
+import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from tsd_jax.rewards import isolation, purity
+from tsd_jax.rewards.channel import LONGEST, Channel
 
 # What may go wrong with one call. The parent tells the last two.
 RAISED, WRONG_TYPE, NOT_FINITE, OUT_OF_RANGE, TIMED_OUT, DIED = KINDS = (
@@ -27,7 +36,9 @@ RAISED, WRONG_TYPE, NOT_FINITE, OUT_OF_RANGE, TIMED_OUT, DIED = KINDS = (
   "died",  # Its process ended, or answered nonsense.
 )
 _DETAIL = 300  # Characters of an error that are kept.
-
+_TOKEN = 16  # Characters.
+# What reading nonsense raises: a number may be too large for a float.
+NO_ANSWER = (EOFError, OSError, ValueError, TypeError, OverflowError)
 
 # What was returned as JSON's own, kind of fault or None, detail.
 Judged = tuple[Any, str | None, str]
@@ -89,6 +100,40 @@ Returns = Number | Text
 UNIT = Number()  # A reward in [0, 1].
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a worker is told when it is started.
+
+  Attributes:
+    name: full name of the function.
+    returns: what it may return.
+    seconds: the time limit of a call.
+    memory_mib: address space of a process.
+    network: whether the function may use it.
+    parent: number of the process that starts the worker.
+  """
+
+  name: str
+  returns: Returns
+  seconds: float
+  memory_mib: int
+  network: bool
+  parent: int
+
+  def text(self) -> str:
+    """As JSON, for a command line."""
+    kind = type(self.returns).__name__
+    return json.dumps(vars(self) | {"returns": [kind, *self.returns]})
+
+  @classmethod
+  def read(cls, text: str) -> "Job":
+    """From JSON."""
+    fields = json.loads(text)
+    kind, *limits = fields["returns"]
+    returns = {"Number": Number, "Text": Text}[kind](*limits)
+    return cls(**fields | {"returns": returns})
+
+
 def _returned(value: Any) -> str:
   return f"returned {type(value).__name__}: {value!r}"
 
@@ -113,63 +158,170 @@ def call(
     return returns.failed, RAISED, f"{type(error).__name__}: {error}"
 
 
-def main(
-  pipe: Connection,
-  name: str,
-  returns: Returns,
-  seconds: float,
-  memory_mib: int,
-) -> None:
-  """Answers requests until the pipe closes.
+def checked(answer: Any, returns: Returns) -> Judged:
+  """An answer as `call` gives it, from a process that may have lost its head.
 
-  A request is a list of [prompt, response, example]; each is answered on its
-  own, with [number or text, kind of fault or null, detail].
+  Raises:
+    ValueError, TypeError, OverflowError: it is none.
+  """
+  value, kind, detail = answer
+  if kind is not None and kind not in KINDS:
+    raise ValueError(f"unknown kind {kind!r}")
+  value, fault, _ = returns.judge(value)
+  if fault is not None or (kind is not None and value != returns.failed):
+    raise ValueError(f"no {returns.noun} {value!r}")
+  return value, kind, str(detail)[:_DETAIL]
 
-  Args:
-    pipe: to the parent.
-    name: full name of the function.
-    returns: what it may return.
-    seconds: the time limit of a call. The parent kills this process at it;
-      should the parent be gone, an alarm does.
-    memory_mib: address space of this process.
+
+def parsed(text: bytes) -> Any:
+  """JSON from a process that may have lost its head.
+
+  Raises:
+    ValueError: it is none, or nested too deeply.
   """
   try:
-    fn = find(name)
-  except BaseException as error:
-    pipe.send_bytes(f"{type(error).__name__}: {error}".encode())
-    return
-  _, most = resource.getrlimit(resource.RLIMIT_AS)
-  limit = memory_mib * 2**20
-  if most == resource.RLIM_INFINITY or limit < most:
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-  pipe.send_bytes(b"")
-  while True:
-    try:
-      requests = json.loads(pipe.recv_bytes())
-    except EOFError:  # The parent has closed the pipe, or is gone.
-      return
+    return json.loads(text)
+  except RecursionError:
+    raise ValueError("brackets without end") from None
+
+
+class Server:
+  """Answers requests; the function is called in children only.
+
+  Attributes:
+    together: whether calls share a child.
+  """
+
+  def __init__(
+    self, channel: Channel, fn: Callable, returns: Returns, seconds: float
+  ):
+    """Looks at the function.
+
+    Args:
+      channel: to the process that asks.
+      fn: the function.
+      returns: what it may return.
+      seconds: the time limit of a call.
+    """
+    self._channel, self._fn = channel, fn
+    self._returns, self._seconds = returns, seconds
+    self.together = purity.is_pure(fn)
+    gc.collect()
+    gc.freeze()  # A child's collections would copy what it shares with us.
+
+  def run(self) -> None:
+    """Answers until nobody asks any more.
+
+    A message is [number, requests]. What comes back, in one message or more, is
+    [number, answers], each of them [number or text, kind of fault or null,
+    detail].
+    """
+    while True:
+      try:
+        number, requests = json.loads(self._channel.receive(None))
+      except EOFError:
+        return
+      for answers in self._answers(requests):
+        self._channel.send(json.dumps([number, answers]).encode(), None)
+
+  def _answers(self, requests: Sequence) -> Iterator[list[Judged]]:
+    if self.together and len(requests) > 1:
+      answers, fault = self._ask_child(requests)
+      if fault is None:
+        yield answers
+        return
+    # Or one of them was at fault: each by itself shows which.
     for request in requests:
-      signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
-      value, kind, detail = call(fn, returns, *request)
-      signal.setitimer(signal.ITIMER_REAL, 0)
-      answer = [value, kind, detail[:_DETAIL]]
-      pipe.send_bytes(json.dumps(answer).encode())
+      answers, fault = self._ask_child([request])
+      yield answers if fault is None else [(self._returns.failed, *fault)]
+
+  def _ask_child(
+    self, requests: Sequence
+  ) -> tuple[list[Judged], tuple[str, str] | None]:
+    """Calls the function on requests, one after the other, in one child.
+
+    Args:
+      requests: [prompt, response, example] of each; all have the time of one.
+
+    Returns:
+      The answers and None, or none and the kind of fault with its detail.
+    """
+    ours, theirs = socket.socketpair()
+    parent, pid = os.getpid(), os.fork()
+    if not pid:
+      with contextlib.suppress(BaseException):
+        ours.close()
+        self._channel.close()
+        self._child(parent, theirs, requests)
+      os._exit(1)
+    theirs.close()
+    channel = Channel(ours, LONGEST * len(requests))
+    try:
+      # Made after the fork, and read by the child when the function has
+      # returned: what that writes to every open file is no answer.
+      token = os.urandom(_TOKEN // 2).hex().encode()
+      channel.send(token, self._seconds)
+      said, _, text = channel.receive(self._seconds).partition(b" ")
+      if said != token:
+        raise ValueError("an answer to nothing that was asked")
+      answers = parsed(text)
+      if len(answers) != len(requests):
+        raise ValueError(f"{len(answers)} answers")
+      return [checked(answer, self._returns) for answer in answers], None
+    except TimeoutError:
+      return [], (TIMED_OUT, f"killed after {self._seconds} s")
+    except NO_ANSWER as error:
+      return [], (DIED, f"{type(error).__name__}: {error}")
+    finally:
+      for kill in os.killpg, os.kill:  # It may not lead its group yet.
+        with contextlib.suppress(ProcessLookupError):
+          kill(pid, signal.SIGKILL)
+      os.waitpid(pid, 0)
+      channel.close()
+      isolation.end_children()
+
+  def _child(self, parent: int, end: socket.socket, requests: Sequence) -> None:
+    """Calls the function, in a process that ends with it."""
+    os.setpgid(0, 0)
+    if parent != 1:  # Number 1 of a namespace takes all others with it.
+      isolation.tie_to(parent)
+    answers = [call(self._fn, self._returns, *r) for r in requests]
+    text = f" {json.dumps(answers)}\n".encode()
+    end.sendall(end.recv(_TOKEN, socket.MSG_WAITALL) + text)
 
 
-def arguments(
-  name: str, returns: Returns, seconds: float, memory_mib: int
-) -> str:
-  """What the parent says to a process it starts, as JSON."""
-  kind = type(returns).__name__
-  return json.dumps([name, [kind, *returns], seconds, memory_mib])
+def main(end: socket.socket, job: Job) -> None:
+  """Imports a function, says so, and answers requests until the pipe closes.
 
+  What is said first is [error of the import or "", reason why the worker has no
+  namespaces of its own or "", whether calls share a child].
 
-def started(pipe: str, said: str) -> None:
-  """Runs `main` by what the parent said; see `arguments`."""
-  name, (kind, *fields), *limits = json.loads(said)
-  returns = {"Number": Number, "Text": Text}[kind](*fields)
-  main(Connection(int(pipe)), name, returns, *limits)
+  Args:
+    end: of the pair whose other end the parent has.
+    job: what to do.
+  """
+  isolation.tie_to(job.parent)
+  refused = isolation.refusal()
+  if not refused:
+    isolation.enter_namespaces(job.network)
+    if pid := os.fork():  # The child is the worker, number 1 of its namespace.
+      end.close()
+      os.waitpid(pid, 0)
+      return
+    os.setsid()
+    isolation.tie_to(0)  # A parent outside has no number.
+  channel = Channel(end, longest=None)
+  try:
+    fn = find(job.name)
+  except BaseException as error:
+    said = f"{type(error).__name__}: {error}"
+    channel.send(json.dumps([said, refused, False]).encode(), None)
+    return
+  isolation.confine(job.memory_mib, not refused)
+  server = Server(channel, fn, job.returns, job.seconds)
+  channel.send(json.dumps(["", refused, server.together]).encode(), None)
+  server.run()
 
 
 if __name__ == "__main__":
-  started(*sys.argv[1:])
+  main(socket.socket(fileno=int(sys.argv[1])), Job.read(sys.argv[2]))
