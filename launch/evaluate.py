@@ -28,13 +28,14 @@ def main(overrides):
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
   from tsd_jax.run.experiment import initial_params
   from tsd_jax.tasks import data
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   saved = load.read_config(folder)
 
   def chosen(flag, default):

@@ -44,11 +44,12 @@ def main(overrides):
     return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.parallel import processes
   from tsd_jax.run import directory, evaluation, train
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   results = None
   if _DISTRIBUTED.value:
     # One that died when the others were done finds nobody to join.
