@@ -2,6 +2,8 @@
 
 python -m launch.evaluate --workdir=runs/tsd --mode=greedy,mean@16,pass@8
 python -m launch.evaluate --workdir=runs/tsd --base --mode=best@8,search@64
+
+Modes are defined at --mode below, and in docs/commands.md.
 """
 
 import json
@@ -15,7 +17,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_string(
   "mode",
   None,
-  "greedy, mean@K, pass@K, best@K, vote@K, search@N; several with commas.",
+  "What is measured, several with commas. greedy: one answer, the likeliest "
+  "token each time. mean@K: K samples, in the mean. pass@K: the chance that "
+  "one of K samples is right. best@K: the one of K samples that the reward "
+  "likes best. vote@K: the most frequent of K samples. search@N: the best "
+  "answer by the reward in a tree of N simulations. By default the run's "
+  "eval.modes.",
 )
 _BASE = flags.DEFINE_bool("base", False, "Measure the run's first parameters.")
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test.")

@@ -35,4 +35,4 @@ def test_a_run_of_hours_is_warned_of():
   assert costs.remaining(61, 59) == (
     "an iteration takes 61 s: 59 more take 60 min, without evaluation"
   )
-  assert "WARNING: the run takes 60 min" in costs.remaining(61, 60)
+  assert "WARNING: the run takes 61 min" in costs.remaining(61, 60)
