@@ -6,7 +6,8 @@ With --max_restarts=N a parent process starts the run again when it dies. With
 --distributed the same command runs on every host of a pod (TPU, GKE, Slurm).
 
 Exit codes: 0 finished; 2 bad input or a broken loss; 143 after SIGTERM and 130
-after Ctrl-C, with a checkpoint written: the same command goes on.
+after Ctrl-C, with a checkpoint written: the same command goes on. A second
+Ctrl-C or SIGTERM ends at once, without.
 """
 
 import pathlib

@@ -374,7 +374,10 @@ class Group:
   def _call(self) -> bool:
     """Makes some iterations, writes their rows; whether to stop."""
     start, size = time.monotonic(), self._size
-    through = f"iterations {self._step + 1} to {self._step + size}"
+    first, last = self._step + 1, self._step + size
+    through = (
+      f"iteration {last}" if size == 1 else f"iterations {first} to {last}"
+    )
     with self._phase(through, quiet=True):
       self._state, metrics = self._train_loop(*self._arguments())
       metrics = jax.device_get(metrics)
