@@ -16,7 +16,6 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
 from experiments.recipes import countdown_words, fetch_smollm2
-from tsd_jax.base.errors import UserError
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.run.experiment import EvalConfig, Experiment
@@ -26,11 +25,7 @@ from tsd_jax.tasks.text import TextConfig
 
 def get_config() -> Experiment:
   """The run."""
-  model = str(fetch_smollm2.PATH)
-  if not fetch_smollm2.PATH.is_file():
-    raise UserError(
-      f"no {model}: run python -m experiments.recipes.fetch_smollm2"
-    )
+  model = str(fetch_smollm2.require())
   return Experiment(
     task=TextConfig(
       file=str(countdown_words.problems_file(numbers=2, max_number=20)),

@@ -34,10 +34,11 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   config = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.comparison import judge
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   command = config_lib.command("launch.compare")
   print(judge.judge(config, folder, command=command, jobs=_JOBS.value))
 

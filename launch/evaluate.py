@@ -2,6 +2,8 @@
 
 python -m launch.evaluate --workdir=runs/tsd --mode=greedy,mean@16,pass@8
 python -m launch.evaluate --workdir=runs/tsd --base --mode=best@8,search@64
+
+Modes are defined at --mode below, and in docs/commands.md.
 """
 
 import json
@@ -15,7 +17,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_string(
   "mode",
   None,
-  "greedy, mean@K, pass@K, best@K, vote@K, search@N; several with commas.",
+  "What is measured, several with commas. greedy: one answer, the likeliest "
+  "token each time. mean@K: K samples, in the mean. pass@K: the chance that "
+  "one of K samples is right. best@K: the one of K samples that the reward "
+  "likes best. vote@K: the most frequent of K samples. search@N: the best "
+  "answer by the reward in a tree of N simulations. By default the run's "
+  "eval.modes.",
 )
 _BASE = flags.DEFINE_bool("base", False, "Measure the run's first parameters.")
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test.")
@@ -28,13 +35,14 @@ def main(overrides):
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
   from tsd_jax.run.experiment import initial_params
   from tsd_jax.tasks import data
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   saved = load.read_config(folder)
 
   def chosen(flag, default):

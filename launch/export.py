@@ -19,11 +19,12 @@ def main(overrides):
   del overrides  # There is no --config: the run's own is read.
   folder, output = map(config_lib.required, (_WORKDIR, _OUTPUT))
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.models import hf
   from tsd_jax.run import load
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   run = load.open_run(folder)
   task = run.config.make_task()
   trains_value = run.config.learner_config().loss.success_weight > 0

@@ -38,11 +38,12 @@ def main(overrides):
       f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
     )
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.inference import generate
   from tsd_jax.models import text_tokenizer
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   tokenizer = text_tokenizer.load(path)
   prompts = []
   for text in _PROMPT.value:

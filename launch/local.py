@@ -41,10 +41,11 @@ def main(overrides):
     for name in _METHODS
   }
   # Imported late: a bad flag is refused before JAX starts.
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.run import evaluation, report, train
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   workdir = pathlib.Path(_WORKDIR.value)
   for name, config in configs.items():
     print(f"{name}: {workdir / name}", flush=True)

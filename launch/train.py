@@ -6,7 +6,8 @@ With --max_restarts=N a parent process starts the run again when it dies. With
 --distributed the same command runs on every host of a pod (TPU, GKE, Slurm).
 
 Exit codes: 0 finished; 2 bad input or a broken loss; 143 after SIGTERM and 130
-after Ctrl-C, with a checkpoint written: the same command goes on.
+after Ctrl-C, with a checkpoint written: the same command goes on. A second
+Ctrl-C or SIGTERM ends at once, without.
 """
 
 import pathlib
@@ -44,11 +45,12 @@ def main(overrides):
     return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
   config = config_lib.from_flags(_CONFIG.value, overrides)
-  from tsd_jax.base import progress
+  from tsd_jax.base import compilation_cache, progress
   from tsd_jax.parallel import processes
   from tsd_jax.run import directory, evaluation, train
 
   progress.quiet_libraries()
+  compilation_cache.enable()
   results = None
   if _DISTRIBUTED.value:
     # One that died when the others were done finds nobody to join.

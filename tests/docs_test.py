@@ -16,6 +16,7 @@ import importlib
 import json
 import pathlib
 import re
+import subprocess
 import sys
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ PAGES = [
   ROOT / "experiments" / "README.md",
   ROOT / "tsd_jax" / "models" / "README.md",
 ]
-# Their commands are checked too: results, findings, experiments' lab notes.
+# Their commands are checked too: results, findings, experiments' lab notes, and
+# what launch commands say of themselves.
 NOTES = [
   ROOT / "experiments" / "RESULTS.md",
   ROOT / "experiments" / "results" / "NOTES.md",
   *sorted((ROOT / "experiments").glob("*.py")),
+  *sorted((ROOT / "launch").glob("*.py")),
 ]
 
 
@@ -378,6 +381,20 @@ def test_overrides_of_a_command_are_accepted(file, flags):
     config_lib._descend(config, name, {})
   if not open_:  # What is open may be what makes the others fit.
     config_lib.override(config, given)
+
+
+PODS = {flags for _, module, flags in COMMANDS if module == "launch.tpu_pod"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", sorted(PODS))
+def test_a_command_for_a_pod_runs_as_far_as_the_cloud(flags):
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.tpu_pod", *flags, "--dry_run"],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "-m launch.train --distributed" in done.stdout
 
 
 EXAMPLES = ("countdown", "maze", "compare_countdown")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -227,3 +228,11 @@ def test_the_base_is_measured_beside_the_run(workdir):
   first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
   expected = first["eval"]["mean@2"]
   assert {k: saved["mean@2"][k] for k in expected} == expected
+
+
+@pytest.mark.parametrize("kind", ["greedy", *evaluation.KINDS])
+def test_a_mode_is_defined_in_the_docs_and_in_help(kind):
+  page = (ROOT / "docs" / "commands.md").read_text()
+  assert re.search(rf"^\| `{kind}(@\d+)?` \| \w", page, re.M)
+  command = (ROOT / "launch" / "evaluate.py").read_text()
+  assert re.search(rf"\b{kind}(@[KN])?: \w", command)

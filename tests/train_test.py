@@ -90,6 +90,31 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
   assert rows(tmp_path) == rows(whole)
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_run_that_compiles(tmp_path):
+  process = subprocess.Popen(
+    command(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+  )  # fmt: skip
+  said = []
+  for line in process.stderr:
+    said.append(line)
+    if line == "compiling…\n":
+      break
+  time.sleep(2)  # It traces for a while, in Python.
+  process.send_signal(signal.SIGINT)
+  for line in process.stderr:
+    said.append(line)
+    if "stops after compiling" in line:
+      break
+  time.sleep(1.2)
+  process.send_signal(signal.SIGINT)
+  _, rest = process.communicate(timeout=10)
+  assert process.returncode == 130, "".join(said) + rest
+  assert "Traceback" not in rest
+  assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_a_supervised_run_that_is_killed_goes_on_by_itself(whole, tmp_path):
   process = subprocess.Popen(
     command(tmp_path, "--max_restarts=3"),
@@ -149,6 +174,21 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
   assert "GLIBC_TUNABLES" not in done.stdout
   assert rows(workdir)[:6] == rows(whole)[:6]
   assert rows(workdir)[-1]["step"] == 8
+
+
+@pytest.mark.slow
+def test_a_run_says_what_takes_long(tmp_path):
+  done = run(tmp_path, "--config.iterations=2")
+  said = [line.partition(" took")[0] for line in done.stderr.splitlines()]
+  phases = [w for w in said if w.endswith("…")]
+  assert phases == [
+    "evaluating…", "compiling…", "evaluating…", "writing the report…"
+  ]  # fmt: skip
+  before, after = (
+    next(i for i, line in enumerate(said) if line.startswith(start))
+    for start in ("tokens: up to", "an iteration takes")
+  )
+  assert before < said.index("compiling…") < after
 
 
 @pytest.mark.slow

@@ -56,6 +56,19 @@ def fetch(path: pathlib.Path) -> None:
   os.replace(partial, path)
 
 
+def require() -> pathlib.Path:
+  """Returns the file's path.
+
+  Raises:
+    UserError: it was not fetched yet.
+  """
+  if not PATH.is_file():
+    raise config_lib.UserError(
+      f"no {PATH}: run python -m experiments.recipes.fetch_smollm2"
+    )
+  return PATH
+
+
 def _sha256(path: pathlib.Path) -> str:
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags
 
-from tsd_jax.base import config_values
+from tsd_jax.base import config_text, config_values, signals
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
@@ -88,19 +88,32 @@ def override(config: Any, overrides: Mapping[str, str]) -> Any:
   """
   nested: dict[str, Any] = {}
   chosen: dict[str, Any] = {}
+  errors: list[ConfigError] = []
   # The whole before its parts, whatever the order of the flags: other names may
   # lie within what is chosen by its class.
   for name in sorted(overrides, key=lambda name: name.count(".")):
-    parent, leaf = _descend(config, name, chosen)
-    value = _chosen(parent, leaf, overrides[name])
-    if value is not None:
-      change = _Choice(value, {})
-    else:
-      value = _parse_field(parent, name, leaf, overrides[name])
-      change = _Value(value)
+    try:
+      parent, leaf = _descend(config, name, chosen)
+      value = _chosen(parent, leaf, overrides[name])
+      if value is not None:
+        change = _Choice(value, {})
+      else:
+        value = _parse_field(parent, name, leaf, overrides[name])
+        change = _Value(value)
+    except ConfigError as error:
+      errors.append(error)
+      continue
     chosen[name] = value
     _branch(nested, name)[leaf] = change
+  _raise_all(errors)
   return _rebuild(config, nested, "")
+
+
+def _raise_all(errors: list[ConfigError]) -> None:
+  """Raises what went wrong, all of it in one message."""
+  if errors:
+    message = "; ".join(map(str, errors))
+    raise ConfigError(message) from errors[0].__cause__
 
 
 def from_flags(path: str, overrides: Mapping[str, str]) -> Any:
@@ -176,6 +189,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
     main: called with the overrides; it returns the exit code or None.
   """
   overrides: dict[str, str] = {}
+  _define_print_config()
 
   def parse(argv: Sequence[str]) -> list[str]:
     try:
@@ -196,7 +210,12 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
   def guarded(argv: Sequence[str]) -> int | None:
     del argv
     try:
-      return main(overrides)
+      if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
+        config = from_flags(flags.FLAGS.config, overrides)
+        print(config_text.describe(config), end="")
+        return None
+      with signals.command():
+        return main(overrides)
     except UserError as error:
       _print_error(error)
       return error.exit_code
@@ -204,6 +223,21 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
       return 130  # As a shell counts it; who caught it has said what to do.
 
   app.run(guarded, flags_parser=parse)
+
+
+def _define_print_config() -> None:
+  """Gives a command that reads a config the flag that shows it."""
+  if "config" not in flags.FLAGS or "print_config" in flags.FLAGS:
+    return
+  flags.DEFINE_bool(
+    "print_config",
+    False,
+    "Print the config's fields, their values and what they mean, and stop. "
+    "--config.FIELD=VALUE sets one: --config.optimizer.learning_rate=1e-4.",
+  )
+  # So that --help shows it beside the command's own.
+  flag = flags.FLAGS["print_config"]
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,15 +354,76 @@ def _leaf_names(
   return names
 
 
-def _nearest(name: str, known: list[str]) -> str:
-  """Returns the known dotted name that is most like an unknown one."""
+_SEE_ALL = "--print_config shows all fields"
+
+# What others call our fields: a name's last part, and ours.
+_SYNONYMS = {
+  "lr": "learning_rate",
+  "steps": "iterations",
+  "num_steps": "iterations",
+  "max_steps": "iterations",
+  "num_iterations": "iterations",
+  "train_steps": "iterations",
+  "batch_size": "prompts",
+  "bs": "prompts",
+  "num_generations": "samples",
+  "group_size": "samples",
+  "num_samples": "samples",
+  "n": "samples",
+  "gamma": "discount",
+  "lam": "gae_lambda",
+  "lambda": "gae_lambda",
+  "beta": "kl_weight",
+  "kl_coef": "kl_weight",
+  "ent_coef": "entropy_weight",
+  "entropy_coef": "entropy_weight",
+  "vf_coef": "value_weight",
+  "clip_range": "clip_high",
+  "clip_eps": "clip_high",
+  "epsilon": "clip_high",
+  "cliprange": "clip_high",
+  "grad_clip": "max_grad_norm",
+  "num_epochs": "epochs",
+  "max_tokens": "response_length",
+  "max_new_tokens": "response_length",
+  "max_completion_length": "response_length",
+  "max_prompt_length": "prompt_length",
+  "method": "algorithm",
+  "algo": "algorithm",
+  "model_path": "init",
+  "checkpoint": "init",
+  "save_every": "checkpoint_every",
+  "save_steps": "checkpoint_every",
+  "eval_every": "every",
+  "eval_steps": "every",
+  "nodes": "num_simulations",
+  "sims": "num_simulations",
+  "simulations": "num_simulations",
+  "rollouts": "num_simulations",
+  "lora_rank": "rank",
+  "r": "rank",
+}
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+  """Returns the known dotted name that an unknown one means, if any is like it.
+
+  Parts count by themselves too, for a name is often right but for its place.
+  """
+  leaf = name.rpartition(".")[2]
+  leaf = _SYNONYMS.get(leaf, leaf)
 
   def likeness(candidate: str) -> float:
     whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-    mine, its = (text.rpartition(".")[2] for text in (name, candidate))
-    return whole + difflib.SequenceMatcher(None, mine, its).ratio()
+    its = candidate.rpartition(".")[2]
+    if its == leaf:
+      return 2 + whole
+    words = set(leaf.split("_")) & set(its.split("_"))
+    own = difflib.SequenceMatcher(None, leaf, its).ratio()
+    return max(own, 0.7 * bool(words)) + whole / 4
 
-  return max(known, key=likeness)
+  best = max(known, key=likeness)
+  return best if likeness(best) > 0.7 else None
 
 
 def _descend(
@@ -362,7 +457,8 @@ def _descend(
           f"config.{at}={' or '.join(others)}"
         )
       near = _nearest(name, _leaf_names(config, chosen))
-      raise ConfigError(f"no field config.{name}; did you mean config.{near}?")
+      hint = f"did you mean config.{near}?" if near else _SEE_ALL
+      raise ConfigError(f"no field config.{name}; {hint}")
     if depth < len(heads):
       below = ".".join(heads[: depth + 1])
       owner, parent = parent, chosen.get(below, getattr(parent, head))
@@ -406,14 +502,19 @@ def _parse_field(parent: Any, name: str, leaf: str, text: str) -> Any:
 
 
 def _rebuild(config: Any, changes: Mapping[str, Any], path: str) -> Any:
-  values = {
-    name: change.value
-    if isinstance(change, _Value)
-    else _rebuild(change.value, change.changes, f"{path}.{name}")
-    if isinstance(change, _Choice)
-    else _rebuild(getattr(config, name), change, f"{path}.{name}")
-    for name, change in changes.items()
-  }
+  values, errors = {}, []
+  for name, change in changes.items():
+    below = f"{path}.{name}"
+    try:
+      if isinstance(change, _Value):
+        values[name] = change.value
+      elif isinstance(change, _Choice):
+        values[name] = _rebuild(change.value, change.changes, below)
+      else:
+        values[name] = _rebuild(getattr(config, name), change, below)
+    except ConfigError as error:
+      errors.append(error)
+  _raise_all(errors)
   try:
     return dataclasses.replace(config, **values)
   except ValueError as error:

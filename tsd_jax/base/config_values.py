@@ -1,4 +1,4 @@
-"""Texts of flags, read as a config field's annotation says."""
+"""Texts of flags, read and written as a config field's annotation says."""
 
 import collections.abc
 import math
@@ -49,6 +49,15 @@ def parse(text: str, annotation: Any) -> Any:
   if origin in (Union, types.UnionType):
     return _parse_union(text, args)
   raise TypeError(annotation)
+
+
+def unparse(value: Any) -> str:
+  """Writes a value as `parse` reads it."""
+  if value is None or isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, tuple):
+    return ",".join(map(unparse, value))
+  return repr(value) if isinstance(value, float) else str(value)
 
 
 def _one_of(text: str, choices: Mapping[str, Any]) -> Any:

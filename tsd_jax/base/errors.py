@@ -1,5 +1,7 @@
 """Errors that are the user's to mend; commands show them on one line."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
   """Bad input: commands show the message on one line, with no traceback."""
@@ -9,3 +11,22 @@ class UserError(Exception):
 
 class ConfigError(UserError):
   """A config that does not exist, or is set to what it cannot be."""
+
+
+def refuse(violations: Iterable[str]) -> None:
+  """Says all that is wrong at once, if anything is.
+
+  Args:
+    violations: what is wrong, each with the field, the value and a remedy.
+
+  Raises:
+    ValueError: there are some.
+  """
+  if found := "; ".join(violations):
+    raise ValueError(found)
+
+
+def multiples(value: int, of: int) -> str:
+  """Names the multiples on either side of a number, those above 0."""
+  below = value // of * of
+  return f"{below} or {below + of}" if below > 0 else str(below + of)

@@ -1,17 +1,73 @@
-"""A progress bar on a terminal, plain lines elsewhere."""
+"""A progress bar on a terminal, plain lines elsewhere, and what takes long."""
 
+import contextlib
+import importlib.util
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import jax
+
+_CLEAR = "\r\x1b[K"  # Empties the line of a terminal.
+_phases: list[tuple[str, float]] = []  # That are going on, the innermost last.
+
+
+def current() -> str:
+  """Names what is being done, with its seconds so far."""
+  if not _phases:
+    return "what is being done"
+  name, start = _phases[-1]
+  return f"{name} ({time.monotonic() - start:.0f} s so far)"
+
+
+@contextlib.contextmanager
+def phase(
+  name: str,
+  *,
+  quiet: bool = False,
+  stream: TextIO | None = None,
+  bar: str = "",
+) -> Iterator[None]:
+  """Says what begins, and how long it took where that was a second or more.
+
+  Args:
+    name: such as "compiling".
+    quiet: whether to say nothing; `current` knows of it all the same.
+    stream: where to write; standard error by default.
+    bar: what stands in the line of a terminal.
+  """
+  stream = stream or sys.stderr
+  terminal, start = stream.isatty(), time.monotonic()
+
+  def write(text: str) -> None:
+    if text and not quiet:
+      stream.write(text)
+      stream.flush()
+
+  begin, end = (f"{_CLEAR}{bar}  ", _CLEAR) if terminal else ("", "")
+  write(f"{begin if bar else end}{name}…{'' if terminal else chr(10)}")
+  _phases.append((name, start))
+  try:
+    yield
+  finally:
+    _phases.pop()
+    seconds = time.monotonic() - start
+    took = f"{name} took {seconds:.0f} s\n" if seconds >= 1 else ""
+    write(f"{end}{took}{bar}")
 
 
 def quiet_libraries() -> None:
   """Hides what Orbax, tensorflow-datasets and JAX say of no use to a user.
 
   The first two log through absl, one line a file; our own warnings stay
-  visible.
+  visible. Where JAX has seen no chip of a TPU and has no plugin for another
+  accelerator, libtpu is not asked, which would print errors.
   """
+  plugins = importlib.util.find_spec("jax_plugins")
+  if not jax.config.jax_platforms and plugins is None:
+    jax.config.update("jax_platforms", "cpu")
   # It tells of every backend that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)
 
@@ -40,7 +96,8 @@ class Progress:
     self._terminal = self._stream.isatty()
     self._start = time.monotonic()
     self._tokens = None
-    self._accuracy = ""
+    self._accuracy, self._measured = "", 0
+    self._bar = ""
 
   def __enter__(self):
     """Nothing to open."""
@@ -61,8 +118,17 @@ class Progress:
     if text and not (once and text in self._said):
       if once:
         self._said.add(text)
-      self._stream.write(text + "\n")
+      self._stream.write((_CLEAR if self._terminal else "") + text + "\n")
+      self._stream.write(self._bar)
       self._stream.flush()
+
+  def start(self) -> None:
+    """Starts the clock anew: what was compiled before counts no longer."""
+    self._start = time.monotonic()
+
+  def phase(self, name: str, *, quiet: bool = False):
+    """Says what begins, and how long it took; see `phase`."""
+    return phase(name, quiet=quiet, stream=self._stream, bar=self._bar)
 
   def show(self, row: dict[str, Any]) -> None:
     """Shows a metrics row."""
@@ -71,13 +137,15 @@ class Progress:
     for mode, result in row.get("eval", {}).items():
       if mode.startswith("mean@"):
         self._accuracy = f"{mode} {result['accuracy']:.3f}"
+        self._measured = step
     if self._tokens is None:
       self._tokens = tokens if step == self._first else 0
     parts = [f"{step}/{self._total}"]
     if "reward" in row:
       parts.append(f"reward {row['reward']:.3f}")
     if self._accuracy:
-      parts.append(self._accuracy)
+      then = f" (iteration {self._measured})" * (step != self._measured)
+      parts.append(self._accuracy + then)
     made = step - self._first
     if made and elapsed:
       left = elapsed / made * (self._total - step)
@@ -88,7 +156,8 @@ class Progress:
       width = 20
       full = int(width * step / self._total)
       bar = "█" * full + "░" * (width - full)
-      self._stream.write(f"\r\x1b[K{bar} {line}")
+      self._bar = f"{bar} {line}"
+      self._stream.write(_CLEAR + self._bar)
     else:
       self._stream.write(line + "\n")
     self._stream.flush()

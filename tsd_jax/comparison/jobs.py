@@ -15,8 +15,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from tsd_jax.base import compilation_cache, config_json, progress, signals
 from tsd_jax.base import config as config_lib
-from tsd_jax.base import config_json, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import supervisor
 from tsd_jax.run import directory, train
@@ -56,10 +56,10 @@ def train_all(groups: Sequence[Runs], jobs: int) -> None:
   ]
   if not todo:
     return
-  with train.signals() as asked:
+  with signals.requests(lambda: "the runs that are going on") as asked:
     failed = _Processes(min(jobs, len(todo)), asked).run(todo)
   if asked:
-    train.end_by_signal(asked)
+    signals.end(asked)
   if failed:
     raise UserError(f"{len(failed)} of {len(todo)} runs failed: {failed[0]}")
 
@@ -168,6 +168,7 @@ def main(overrides) -> None:
   if order["cores"]:  # Before JAX counts them.
     os.sched_setaffinity(0, order["cores"])
   progress.quiet_libraries()
+  compilation_cache.enable()
   runs = {
     folder: config_json.from_dict(Experiment, saved)
     for folder, saved in order["runs"].items()

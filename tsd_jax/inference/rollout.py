@@ -7,11 +7,13 @@ fork reuses the keys of its parent's prefix: shared tokens are sampled once.
 
 import abc
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tsd_jax.base.errors import refuse
 from tsd_jax.base.types import Array, Prompts, chosen_tokens
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import Transformer
@@ -54,13 +56,15 @@ class Sampler(abc.ABC):
 
   def __post_init__(self):
     """Refuses impossible sizes."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
+    """What is wrong with the fields; a subclass adds its own."""
     for field in ("prompts", "samples", "baseline_prompts"):
       if getattr(self, field) < 1:
-        raise ValueError(
-          f"rollout.{field}={getattr(self, field)} must be at least 1"
-        )
+        yield f"rollout.{field}={getattr(self, field)} must be at least 1"
     if self.temperature <= 0:
-      raise ValueError(f"rollout.temperature={self.temperature} must be > 0")
+      yield f"rollout.temperature={self.temperature} must be > 0"
 
   @property
   def group(self) -> int:
@@ -95,16 +99,15 @@ class RolloutConfig(Sampler):
   forks: int = 2  # How many samples are forked.
   fork_width: int = 2  # New rows a fork.
 
-  def __post_init__(self):
-    """Refuses impossible sizes."""
-    super().__post_init__()
+  def _violations(self) -> Iterator[str]:
+    yield from super()._violations()
     if not 0 <= self.forks <= self.samples:
-      raise ValueError(
+      yield (
         f"rollout.forks={self.forks} must lie between 0 and "
         f"rollout.samples={self.samples}"
       )
     if self.forks and self.fork_width < 1:
-      raise ValueError(
+      yield (
         f"rollout.fork_width={self.fork_width} must be at least 1 with forks"
       )
 

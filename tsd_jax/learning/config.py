@@ -1,8 +1,10 @@
 """What the learner needs to know: the loss, the optimiser, and all together."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
+from tsd_jax.base.errors import multiples, refuse
 from tsd_jax.base.types import PromptForm
 from tsd_jax.inference.prefill import prefill_tokens
 from tsd_jax.inference.rollout import Sampler
@@ -86,28 +88,29 @@ class LossConfig:
 
   def __post_init__(self):
     """Refuses negative weights and impossible clips."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
     names = [term.name for term in self.all_terms]
     if twice := {name for name in names if names.count(name) > 1}:
-      raise ValueError(
-        f"two terms of the loss are called {', '.join(sorted(twice))}"
-      )
+      yield (f"two terms of the loss are called {', '.join(sorted(twice))}")
     numbers = self.weights | {
       "local_weight": self.local_weight,
       "champion_margin": self.champion_margin,
     }
     for name, number in numbers.items():
       if number < 0:
-        raise ValueError(f"loss.{name}={number} must not be negative")
+        yield (f"loss.{name}={number} must not be negative")
     if not 0 <= self.champion_quantile < 1:
-      raise ValueError(
+      yield (
         f"loss.champion_quantile={self.champion_quantile} must lie in [0, 1)"
       )
     if self.champions < 1:
-      raise ValueError(f"loss.champions={self.champions} must be at least 1")
+      yield (f"loss.champions={self.champions} must be at least 1")
     if not self.distils and not self.trains_on_samples:
-      raise ValueError("every weight of the loss is 0: set loss.policy_weight")
+      yield ("every weight of the loss is 0: set loss.policy_weight")
     if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-      raise ValueError(
+      yield (
         f"loss.clip_low={self.clip_low} must lie in (0, 1) and "
         f"loss.clip_high={self.clip_high} be positive"
       )
@@ -128,6 +131,9 @@ class OptimizerConfig:
 
   def __post_init__(self):
     """Refuses impossible settings."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
     for field in (
       "learning_rate",
       "eps",
@@ -136,9 +142,7 @@ class OptimizerConfig:
       "minibatches",
     ):
       if getattr(self, field) <= 0:
-        raise ValueError(
-          f"optimizer.{field}={getattr(self, field)} must be positive"
-        )
+        yield (f"optimizer.{field}={getattr(self, field)} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,47 +166,51 @@ class LearnerConfig:
 
   def __post_init__(self):
     """Refuses settings that do not fit together."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
     if self.refresh_every < 0:
-      raise ValueError(f"refresh_every={self.refresh_every} must be >= 0")
+      yield (f"refresh_every={self.refresh_every} must be >= 0")
     for name, count in (
       ("rollout.prompts", self.rollout.prompts),
       ("loss.distilled_prompts", self.distilled_prompts),
     ):
       if count % self.optimizer.minibatches:
-        raise ValueError(
+        yield (
           f"{name}={count} must be a multiple of "
-          f"optimizer.minibatches={self.optimizer.minibatches}"
+          f"optimizer.minibatches={self.optimizer.minibatches}: use "
+          + multiples(count, self.optimizer.minibatches)
         )
     if self.distilled_prompts > self.prompts:
-      raise ValueError(
+      yield (
         f"loss.distilled_prompts={self.distilled_prompts} exceeds the "
         f"{self.prompts} prompts that are searched: rollout.prompts times "
         "search.width"
       )
     if self.loss.advantage != "tree" and self.rollout.forked:
-      raise ValueError(
+      yield (
         f"loss.advantage={self.loss.advantage} knows no forks: set "
         "rollout.forks=0 or loss.advantage=tree"
       )
     if self.loss.advantage == "gae" and self.loss.value_weight == 0:
-      raise ValueError(
+      yield (
         "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
       )
     if self.loss.soft_weight > 0 and not self.searches:
-      raise ValueError(
+      yield (
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
       )
     drawn = self.search.step_tokens > 1 or self.search.lazy
     if self.loss.soft_weight > 0 and drawn:
-      raise ValueError(
+      yield (
         "loss.soft_weight > 0 needs a node's likeliest tokens as its moves: "
         "set search.step_tokens=1 and search.rule.lazy=false, not "
         f"{self.search.step_tokens} and {self.search.lazy}"
       )
     if self.loss.distils and not self.searches:
       if self.loss.champions > self.rollout.group:
-        raise ValueError(
+        yield (
           f"loss.champions={self.loss.champions} exceeds the "
           f"{self.rollout.group} samples that they are chosen from"
         )

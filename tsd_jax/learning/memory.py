@@ -186,19 +186,19 @@ def check(
     runs: runs of that kind in one program.
 
   Returns:
-    A line of text; an empty one for a run without a search.
+    A line of text.
 
   Raises:
     UserError: it does not fit; names the most simulations and trees that do.
   """
-  if not config.searches:
-    return ""
   there = device_bytes(mesh) if there is None else there
   own = config.prompts // mesh.shards
   search = dataclasses.replace(
     config.search, trees=min(config.search.trees, own)
   )
   held = runs * _held(model, config, mesh, search_model)
+  if not config.searches:
+    return f"parameters: {_size(held)} a device; there are {_size(there)}"
 
   def need(**changes):
     smaller = dataclasses.replace(search, **changes)

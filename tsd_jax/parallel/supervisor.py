@@ -7,11 +7,12 @@ supervisor is killed, Linux kills the run too: nobody would look after it.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+
+from tsd_jax.base import signals
 
 # Would only happen again: done; bad input or a broken loss; the user's Ctrl-C.
 FINAL_CODES = (0, 2, 130)
@@ -45,8 +46,8 @@ def supervise(
 ) -> int:
   """Runs a command until it ends well, or has died too often.
 
-  SIGTERM and SIGINT are passed on; the command then saves and stops, and is not
-  started again.
+  The signals that ask to stop are passed on; the command then saves and stops,
+  and is not started again.
 
   Args:
     command: the process, its arguments.
@@ -63,11 +64,7 @@ def supervise(
     if process is not None and process.poll() is None:
       process.send_signal(number)
 
-  handlers = {
-    number: signal.signal(number, pass_on)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
+  with signals.handled(pass_on):
     for restart in range(max_restarts + 1):
       # Its own session: a terminal's Ctrl-C reaches it once, through us.
       process = subprocess.Popen(
@@ -93,9 +90,6 @@ def supervise(
       if asked:
         return 128 + asked[-1]
     raise AssertionError("the last restart returns")
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

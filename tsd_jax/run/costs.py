@@ -1,5 +1,6 @@
-"""What a run costs: ledger tokens and operations, before and after it."""
+"""What a run costs: tokens, operations and time, before and after it."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 from tsd_jax.base.ledger import BACKWARD_COST
@@ -42,6 +43,75 @@ def search_share(
   learner = run.learner_config()
   budget = run.iterations * learner.prompts * learner.search.num_simulations
   return sum(ledger["search"] for ledger in ledgers) / (len(ledgers) * budget)
+
+
+# Operations a second of a core, about: what small models and SmolLM2 reach with
+# all that is not multiplied.
+_CORE_SPEED = 5e10
+_LONG = 3600.0  # Seconds from which a run is warned of.
+
+
+def forecast(run: Experiment, *, cpu: bool) -> str:
+  """A line on what a run will read, and how long a CPU takes at a guess.
+
+  Args:
+    run: its config.
+    cpu: whether it runs on this machine's cores.
+  """
+  tokens = iteration_tokens(run)
+  line = (
+    f"tokens: up to {tokens:,.0f} an iteration, "
+    f"{tokens * run.iterations:,.0f} in {run.iterations}"
+  )
+  if not cpu:
+    return line
+  cores = len(os.sched_getaffinity(0)) if _binds() else os.cpu_count() or 1
+  seconds = tokens * flops_per_token(run.shape) / (cores * _CORE_SPEED)
+  return (
+    f"{line}; on {cores} cores an iteration may take {duration(seconds)}"
+    + _warning(seconds * run.iterations)
+  )
+
+
+def remaining(seconds: float, iterations: int) -> str:
+  """A line on how long a run goes on, once an iteration was measured.
+
+  Args:
+    seconds: that an iteration took.
+    iterations: that are left.
+  """
+  line = f"an iteration takes {duration(seconds)}"
+  left = seconds * iterations
+  return (
+    f"{line}: {iterations} more take {duration(left)}, without evaluation"
+    + _warning(left)
+  )
+
+
+def _warning(seconds: float) -> str:
+  if seconds < _LONG:
+    return ""
+  return (
+    f". WARNING: the run takes {duration(seconds)}; fewer prompts "
+    "(rollout.prompts, search.width, loss.distilled_prompts), nodes "
+    "(search.num_simulations) or iterations make it shorter"
+  )
+
+
+def duration(seconds: float) -> str:
+  """Writes seconds as a person says them: 0.4 s, 12 s, 7 min, 3.1 hours."""
+  if seconds < 10:
+    return f"{seconds:.1f} s"
+  if seconds < 120:
+    return f"{seconds:.0f} s"
+  if seconds < 7200:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:,.1f} hours"
+
+
+def _binds() -> bool:
+  """Whether the system says which cores a process may use."""
+  return hasattr(os, "sched_getaffinity")
 
 
 def update_step(run: Experiment) -> dict[str, float]:

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-from tsd_jax.base.errors import UserError
+from tsd_jax.base.errors import UserError, multiples, refuse
 from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
@@ -64,58 +65,83 @@ class Experiment:
 
   def __post_init__(self):
     """Refuses what cannot run, before anything is compiled."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
     if not isinstance(self.task, TaskConfig):
-      raise ValueError(
+      yield (
         f"task={self.task!r} is no task config: use CountdownConfig(...), "
         "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
       )
+      return
     if self.model is None:
       if self.init is None or not pretrained.is_pretrained(self.init):
-        raise ValueError(
+        yield (
           f"model=none is read from a published model, which init={self.init} "
           "is not: name a Hugging Face folder or a .gguf file"
         )
+        return
       card = pretrained.read_card(find_init(self.init))
       object.__setattr__(self, "model", card.config)
-    self._check_search_model()
-    for field in ("iterations", "iterations_per_call", "checkpoint_every"):
-      if getattr(self, field) < 1:
-        raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+    yield from self._search_model_violations()
+    yield from self._count_violations()
+    if self.search.num_candidates > self.shape.vocab_size:
+      yield (
+        f"search.num_candidates={self.search.num_candidates} exceeds "
+        f"model.vocab_size={self.shape.vocab_size}"
+      )
+    try:
+      learner = self.learner_config()
+    except ValueError as error:
+      yield str(error)
+    else:
+      yield from self._split_violations(learner)
+    for name in ("model", "search_model"):
+      yield from self._shape_violations(name)
+    yield from self._task_violations()
+
+  def _task_violations(self) -> Iterator[str]:
+    """A task that the model cannot read, or whose reward has no range."""
+    task = self.make_task()
+    try:
+      check_range(task.reward)
+    except ValueError as error:
+      yield str(error)
+    if task.vocab_size > self.shape.vocab_size:
+      yield (
+        f"model.vocab_size={self.shape.vocab_size} is smaller than the "
+        f"task's {task.vocab_size}"
+      )
+
+  def _count_violations(self) -> Iterator[str]:
+    """Iterations that are no whole number of calls."""
+    wrong = [
+      f"{field}={getattr(self, field)} must be at least 1"
+      for field in ("iterations", "iterations_per_call", "checkpoint_every")
+      if getattr(self, field) < 1
+    ]
+    yield from wrong
+    if wrong:
+      return
     for field, value in (
       ("checkpoint_every", self.checkpoint_every),
       ("eval.every", self.eval.every),
     ):
       if value % self.iterations_per_call:
-        raise ValueError(
-          f"{field}={value} must be a multiple of "
-          f"iterations_per_call={self.iterations_per_call}"
+        yield (
+          f"{field}={value} must be a multiple of iterations_per_call="
+          f"{self.iterations_per_call}: use "
+          + multiples(value, self.iterations_per_call)
         )
-    if self.search.num_candidates > self.shape.vocab_size:
-      raise ValueError(
-        f"search.num_candidates={self.search.num_candidates} exceeds "
-        f"model.vocab_size={self.shape.vocab_size}"
-      )
-    self._check_split(self.learner_config())
-    for name in ("model", "search_model"):
-      self._check_shape(name)
-    task = self.make_task()
-    check_range(task.reward)
-    if task.vocab_size > self.shape.vocab_size:
-      raise ValueError(
-        f"model.vocab_size={self.shape.vocab_size} is smaller than the "
-        f"task's {task.vocab_size}"
-      )
 
-  def _check_search_model(self) -> None:
-    """Refuses a search model that cannot teach; fills in its shape."""
+  def _search_model_violations(self) -> Iterator[str]:
+    """A search model that cannot teach; fills in its shape."""
     if self.search_init is None:
       if self.search_model is not None:
-        raise ValueError(
-          "search_model has no parameters: name them with search_init"
-        )
+        yield "search_model has no parameters: name them with search_init"
       return
     if self.refresh_every:
-      raise ValueError(
+      yield (
         f"refresh_every={self.refresh_every} would put the policy in place of "
         f"search_init={self.search_init}: set refresh_every=0"
       )
@@ -126,13 +152,13 @@ class Experiment:
       object.__setattr__(self, "search_model", found)
     theirs, own = found.vocab_size, self.shape.vocab_size
     if theirs != own:
-      raise ValueError(
+      yield (
         f"search_model.vocab_size={theirs} is not model.vocab_size={own}: a "
         "search model must read and write the policy's tokens"
       )
 
-  def _check_shape(self, name: str) -> None:
-    """Refuses a model that the mesh cannot split."""
+  def _shape_violations(self, name: str) -> Iterator[str]:
+    """A model that the mesh cannot split."""
     for field, axis in (
       ("d_model", "fsdp"),
       ("num_heads", "tensor"),
@@ -142,12 +168,14 @@ class Experiment:
       size = getattr(getattr(self, name), field, 0)
       parts = getattr(self.mesh, axis)
       if size % parts:
-        raise ValueError(
-          f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}"
+        fits = max(n for n in range(1, parts) if size % n == 0)
+        yield (
+          f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}: "
+          f"use mesh.{axis}={fits}"
         )
 
-  def _check_split(self, learner: LearnerConfig) -> None:
-    """Refuses prompts that the mesh cannot split."""
+  def _split_violations(self, learner: LearnerConfig) -> Iterator[str]:
+    """Prompts that the mesh cannot split."""
     parts = self.mesh.batch_size
     for field, count in (
       ("rollout.prompts", learner.rollout.prompts),
@@ -155,17 +183,23 @@ class Experiment:
     ):
       minibatch = count // self.optimizer.minibatches
       if minibatch % parts:
-        raise ValueError(
+        yield (
           f"a minibatch of {minibatch} prompts ({field} / "
           f"optimizer.minibatches) must be a multiple of the {parts} devices "
-          "that it is split over (mesh.slice x mesh.data x mesh.fsdp)"
+          "that it is split over (mesh.slice x mesh.data x mesh.fsdp): use "
+          f"{field}={multiples(count, parts * self.optimizer.minibatches)}"
         )
     own = learner.prompts // self.mesh.shards
-    if learner.searches and own % self.search.block(own):
-      raise ValueError(
+    block = self.search.block(own)
+    if learner.searches and (not block or own % block):
+      fits = max(
+        (n for n in range(1, block + 1) if own % n == 0),
+        default=1,
+      )
+      yield (
         f"the {own} prompts that each part searches (rollout.prompts times "
         f"search.width / {self.mesh.shards} parts) must be a multiple of "
-        f"search.trees={self.search.trees}"
+        f"search.trees={self.search.trees}: use search.trees={fits}"
       )
 
   @property

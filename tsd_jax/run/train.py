@@ -16,18 +16,17 @@ import math
 import os
 import pathlib
 import platform
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tsd_jax.base import large_pages, progress
+from tsd_jax.base import large_pages, progress, signals
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
@@ -37,7 +36,14 @@ from tsd_jax.learning.iteration import TrainState
 from tsd_jax.learning.update import Frozen, merged_params
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
-from tsd_jax.run import directory, evaluation, report, reward_params, samples
+from tsd_jax.run import (
+  costs,
+  directory,
+  evaluation,
+  report,
+  reward_params,
+  samples,
+)
 from tsd_jax.run.experiment import Experiment, initial_params, search_model
 from tsd_jax.run.state import RunState
 from tsd_jax.tasks import data
@@ -126,7 +132,8 @@ def train(
     UserError: for bad input, before anything is compiled, and for a run whose
       loss became NaN or infinite.
     KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
-      dispatch has ended and a checkpoint is on disk.
+      dispatch has ended and a checkpoint is on disk. A second signal ends a
+      command at once.
   """
   return train_vmapped([config], [workdir])[0]
 
@@ -195,16 +202,18 @@ def train_vmapped(
     todo = [r for r in runs if not r.run.finished]
     todo.sort(key=lambda r: r.run.step)
     groups = itertools.groupby(todo, key=lambda r: r.run.step)
-    with signals() as asked:
+    with signals.requests(progress.current) as asked:
       for step, group in groups:
         with progress.Progress(config.iterations, step) as bar:
           if processes.leads():
             bar.say(needs)
+            on_cpu = jax.default_backend() == "cpu"
+            bar.say(costs.forecast(config, cpu=on_cpu))
             bar.say(_large_pages(), once=True)
           Group(shared, list(group), bar, asked).advance()
         if asked:
           break
-    _finish(shared, todo, asked)
+      _finish(shared, todo, asked)
     return [r.run.last_eval for r in runs]
 
 
@@ -219,10 +228,11 @@ def _finish(
       min(short),
     )
   else:
-    for r in runs:
-      show(shared, r)
+    with progress.phase("writing the report", quiet=not processes.leads()):
+      for r in runs:
+        show(shared, r)
   if short or asked:
-    end_by_signal(asked)
+    signals.end(asked)
 
 
 def _large_pages() -> str:
@@ -259,28 +269,6 @@ def check_alike(configs: Sequence[Experiment]) -> None:
       )
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-  """Lists the SIGINTs and SIGTERMs that come, instead of ending at once."""
-  asked: list[int] = []
-  handlers = {
-    number: signal.signal(number, lambda n, _: asked.append(n))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield asked
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-
-
-def end_by_signal(asked: Sequence[int]) -> NoReturn:
-  """Ends as the signals ask that came, or that came to another host."""
-  if signal.SIGINT in asked:
-    raise KeyboardInterrupt
-  sys.exit(128 + signal.SIGTERM)
-
-
 class Group:
   """Runs that stand at the same iteration, in one program."""
 
@@ -301,6 +289,7 @@ class Group:
     """
     self._shared, self._vmapped, self._bar = shared, runs, bar
     self._runs, self._asked = [r.run for r in runs], asked
+    self._told = False  # How long the run goes on.
     self._config, self._step = self._runs[0].config, self._runs[0].step
     self._state = self._stack([r.state for r in runs])
     self._frozen = self._stack([r.frozen for r in runs])
@@ -336,9 +325,10 @@ class Group:
     """Trains the runs to their last iteration, or until a signal asks."""
     if self._step == 0:
       self._start()
-    while self._step < self._config.iterations:
-      if self._call():
-        break
+    # Before the first call there is nothing to save.
+    stopping = self._stopping() or self._compile() or self._stopping()
+    while not stopping and self._step < self._config.iterations:
+      stopping = self._call()
     for i, r in enumerate(self._vmapped):
       r.state, r.frozen = self._pick((self._state, self._frozen), i)
       r.run.end()
@@ -352,22 +342,45 @@ class Group:
       rows.append([row | callback.report()])
     self._write(rows)
 
-  def _call(self) -> bool:
-    """Makes some iterations, writes their rows; whether to stop."""
-    config, start = self._config, time.monotonic()
+  def _compile(self) -> None:
+    """Compiles the program before its first call, which finds it."""
+    places = [run.prompts.get_state() for run in self._runs]
+    with self._phase("compiling"):
+      self._train_loop.lower(*self._arguments()).compile()
+    for run, place in zip(self._runs, places, strict=True):
+      run.prompts.set_state(place)
+    self._bar.start()
+
+  @property
+  def _size(self) -> int:
+    """Iterations of the next call."""
+    config, per_call = self._config, self._config.iterations_per_call
     # A run that was once shorter gets back to where it saves and evaluates.
-    per_call = config.iterations_per_call
-    size = min(per_call - self._step % per_call, config.iterations - self._step)
+    return min(per_call - self._step % per_call, config.iterations - self._step)
+
+  def _arguments(self):
+    """What the program is called with next; takes the prompts."""
     prompts, *others = prompts_of = [
-      run.prompts.next_batches(size) for run in self._runs
+      run.prompts.next_batches(self._size) for run in self._runs
     ]
     if others:
       prompts = jax.tree.map(lambda *a: np.stack(a), *prompts_of)
-    self._state, metrics = self._train_loop(
-      self._state, jax.device_put(prompts, self._batches), self._frozen,
-      self._hyper, self._key,
-    )  # fmt: skip
-    metrics = jax.device_get(metrics)
+    prompts = jax.device_put(prompts, self._batches)
+    return self._state, prompts, self._frozen, self._hyper, self._key
+
+  def _phase(self, name: str, *, quiet: bool = False):
+    return self._bar.phase(name, quiet=quiet or not processes.leads())
+
+  def _call(self) -> bool:
+    """Makes some iterations, writes their rows; whether to stop."""
+    start, size = time.monotonic(), self._size
+    first, last = self._step + 1, self._step + size
+    through = (
+      f"iteration {last}" if size == 1 else f"iterations {first} to {last}"
+    )
+    with self._phase(through, quiet=True):
+      self._state, metrics = self._train_loop(*self._arguments())
+      metrics = jax.device_get(metrics)
     rows = [
       to_rows(
         self._pick(metrics, i),
@@ -378,10 +391,19 @@ class Group:
       for i, run in enumerate(self._runs)
     ]
     self._step += size
-    share = (time.monotonic() - start) / len(self._runs)
+    seconds = time.monotonic() - start
+    self._say_what_is_left(seconds / size)
+    share = seconds / len(self._runs)
     self._close_rows(rows, share)
     self._write(rows)
     return self._save()
+
+  def _say_what_is_left(self, seconds: float) -> None:
+    """Says it once, after the first call, where there is more to do."""
+    told, self._told = self._told, True
+    left = self._config.iterations - self._step
+    if left and processes.leads() and not told:
+      self._bar.say(costs.remaining(seconds, left))
 
   def _close_rows(self, rows, seconds: float) -> None:
     """Adds to the last row of every run what is known once a call."""
@@ -399,7 +421,8 @@ class Group:
   def _measure(self, row, i: int) -> None:
     params = self._pick((self._state.params, self._frozen), i)
     run = self._runs[i]
-    run.last_eval = row["eval"] = measure_run(self._shared, run, *params)
+    with self._phase("evaluating"):
+      run.last_eval = row["eval"] = measure_run(self._shared, run, *params)
 
   def _write(self, rows) -> None:
     for run, row in zip(self._runs, rows, strict=True):
@@ -407,10 +430,14 @@ class Group:
     if processes.leads():
       self._bar.show(rows[0][-1])
 
+  def _stopping(self) -> bool:
+    """Whether a signal has come, to any process."""
+    return processes.any_says(bool(self._asked))
+
   def _save(self) -> bool:
     """Saves the runs where it is time; whether to stop."""
     done = self._step >= self._config.iterations
-    stopping = processes.any_says(bool(self._asked))
+    stopping = self._stopping()
     behind = any([run.behind() for run in self._runs])
     last = done or stopping
     if last or behind or self._step % self._config.checkpoint_every == 0:

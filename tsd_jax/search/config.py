@@ -1,9 +1,11 @@
 """How the tree is searched, as one config: a rule, and what all rules share."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 from tsd_jax.base.config_values import snake_case
+from tsd_jax.base.errors import refuse
 from tsd_jax.search import moves
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.rules import PUCT, Gumbel, Rule
@@ -39,6 +41,9 @@ class SearchConfig:
 
   def __post_init__(self):
     """Refuses impossible searches."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
     for field in (
       "num_simulations",
       "num_candidates",
@@ -47,28 +52,27 @@ class SearchConfig:
       "trees",
     ):
       if getattr(self, field) < 1:
-        raise ValueError(
-          f"search.{field}={getattr(self, field)} must be at least 1"
-        )
+        yield (f"search.{field}={getattr(self, field)} must be at least 1")
     if not isinstance(self.rule, Rule):
-      raise ValueError(
+      yield (
         f"search.rule={self.rule!r} is no rule: use BestFirst(...), PUCT(...), "
         "Gumbel(...) or another subclass of search.rules.Rule"
       )
+      return  # What follows asks it.
     if not 0.0 <= self.mix <= 1.0:
-      raise ValueError(f"search.mix={self.mix} must lie in [0, 1]")
+      yield (f"search.mix={self.mix} must lie in [0, 1]")
     if self.rollout_temperature <= 0:
-      raise ValueError(
+      yield (
         f"search.rollout_temperature={self.rollout_temperature} must be > 0"
       )
     name = snake_case(type(self.rule).__name__)
     if self.slot_reuse and not self.rule.reuses_slots:
-      raise ValueError(
+      yield (
         f"search.slot_reuse=true is nothing for search.rule={name}, whose "
         "trees grow in step: set search.slot_reuse=false"
       )
     if self.leaf == "none" and self.rule.compares_values:
-      raise ValueError(
+      yield (
         f"search.leaf=none gives search.rule={name} nothing to compare moves "
         "by: use value, rollout or mix, or rule best_first"
       )

@@ -1,0 +1,59 @@
+"""SmolLM2-135M-Instruct learns a small task in text, in a few minutes on a CPU.
+
+Purpose: the shortest whole example of a task of your own. The problems are the
+lines of `experiments/text_example.jsonl`: a chat with three worked examples
+that ends with a number, and the number after it as the answer. The reward is
+the function below. Copy the two files, change both.
+
+Cost: 4 GiB of memory, and about five minutes on two cores, compiling included.
+
+Command:
+  pip install -e '.[text]'
+  python -m experiments.recipes.fetch_smollm2
+  python -m launch.train --config=experiments/text_example.py --workdir=DIR
+Baseline: add --config.algorithm=ppo (the same loop without search).
+"""
+
+from experiments.recipes import fetch_smollm2
+from tsd_jax.base.paths import ROOT
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.run.experiment import EvalConfig, Experiment
+from tsd_jax.search.config import SearchConfig
+from tsd_jax.tasks.text import TextConfig
+
+
+def reward(prompt, response, example):
+  """1 for the answer and nothing else."""
+  del prompt  # What the model saw; the example is the line of the file.
+  return float(response.strip() == str(example["answer"]))
+
+
+def get_config() -> Experiment:
+  """The run."""
+  # Under the module's own name, by which workers import it.
+  from experiments.text_example import reward
+
+  model = str(fetch_smollm2.require())
+  return Experiment(
+    task=TextConfig(
+      file=str(ROOT / "experiments" / "text_example.jsonl"),
+      tokenizer=model,
+      reward=reward,
+      prompt_length=72,
+      response_length=5,
+      validation_size=64,
+      test_size=64,
+    ),
+    init=model,
+    model=None,
+    iterations=10,
+    iterations_per_call=1,
+    rollout=RolloutConfig(prompts=8, baseline_prompts=8),
+    search=SearchConfig(num_simulations=16, width=4, trees=32),
+    loss=LossConfig(distilled_prompts=16),
+    optimizer=OptimizerConfig(
+      learning_rate=3e-5, linear_decay=True, minibatches=2
+    ),
+    eval=EvalConfig(every=5, modes="mean@8"),
+  )
