@@ -273,7 +273,7 @@ def _find(path: str) -> pathlib.Path:
   for base in (pathlib.Path.cwd(), ROOT):
     for file in (base / given, base / f"{given}.py"):
       if file.suffix == ".py" and outside_files.is_there(file):
-        return file.resolve()
+        return file.absolute()
   known = sorted(
     str(file.relative_to(ROOT))
     for file in (ROOT / "experiments").glob("*.py")
