@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models.transformer import ModelConfig
 
@@ -44,6 +45,10 @@ _HARMLESS = {
   "torch_dtype", "transformers.js_config", "transformers_version",
   "use_cache",
 }  # fmt: skip
+
+
+# What arithmetic with odd values raises. TypeError: a list, one value a layer.
+_ODD = (TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Card(NamedTuple):
@@ -109,16 +114,17 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       reader does not know.
   """
   kind = saved.get("model_type")
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"model_type={kind!r} is not supported: use {', '.join(ARCHITECTURES)}"
+      f"model_type={kind!r:.60} is not supported: use "
+      f"{', '.join(ARCHITECTURES)}"
     )
   head = f"{ARCHITECTURES[kind]}ForCausalLM"
   if (saved.get("architectures") or [head]) != [head]:
     raise UserError(
       f"architectures={saved['architectures']} is not supported: use {head}"
     )
-  said = {k: v for k, v in saved.items() if v is not None and k[0] != "_"}
+  said = {k: v for k, v in saved.items() if v is not None and k[:1] != "_"}
   try:
     rope = _rope(said)
     _check_attributes(kind, said)
@@ -138,7 +144,7 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
     return Card(config, _length(said.get("max_position_embeddings")))
   except KeyError as error:
     raise UserError(f"config.json has no {error}") from None
-  except (TypeError, ValueError, ZeroDivisionError) as error:
+  except _ODD as error:
     raise UserError(f"config.json: {error}") from error
 
 
@@ -196,7 +202,9 @@ def _typed(sizes: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value, kind) or (
       isinstance(value, bool) and kind is not bool
     ):
-      raise ValueError(f"{_SIZES[ours]}={value!r} is of a wrong type")
+      raise ValueError(f"{_SIZES[ours]}={value!r:.60} is of a wrong type")
+    if not abs(value) <= outside_files.COUNT:
+      raise ValueError(f"{_SIZES[ours]}={value!r:.60} is too large")
   return sizes
 
 
@@ -227,9 +235,9 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
       reader does not know.
   """
   kind = said.get("general.architecture")
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"general.architecture={kind!r} is not supported: use "
+      f"general.architecture={kind!r:.60} is not supported: use "
       f"{', '.join(ARCHITECTURES)}"
     )
   prefix = f"{kind}."
@@ -271,8 +279,7 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
     return Card(config, _length(own.get("context_length")))
   except KeyError as error:
     raise UserError(f"the metadata lacks {prefix}{error.args[0]}") from None
-  except (TypeError, ValueError, ZeroDivisionError) as error:
-    # TypeError: a list, one value a layer.
+  except _ODD as error:
     raise UserError(f"the metadata of a {kind}: {error}") from error
 
 

@@ -9,16 +9,18 @@ from a prompt's first token and a response's from the prompt's own length
 one; padding on the left would shift all of its positions.
 """
 
+import contextlib
 import dataclasses
-import json
+import importlib.util
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
-from tsd_jax.models import gguf, hf, pretrained
+from tsd_jax.models import gguf, hf, pretrained, text_limits, tokenizer_json
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -34,7 +36,7 @@ _EXTRA = "needs the extra `text`: pip install -e '.[text]'"
 class TextTokenizer:
   """Text to token ids and back, and chats to prompts."""
 
-  backend: Any  # tokenizers.Tokenizer
+  backend: Any  # tokenizers.Tokenizer, or a text_limits.LimitedTokenizer.
   special: Mapping[str, str]  # Tokens by role: bos, eos, pad; bos may lack.
   chat_template: str | None
   files: Mapping[str, str]  # What an export writes, by file name.
@@ -82,18 +84,18 @@ class TextTokenizer:
     Raises:
       UserError: the text holds what this vocabulary has no tokens for.
     """
-    try:
+    with _explained(f"encode {text[:60]!r}"):
       return self.backend.encode(text, add_special_tokens=add_special).ids
-    except Exception as error:  # The library raises nothing narrower.
-      raise UserError(
-        f"the tokenizer cannot encode {text[:60]!r}: {error}"
-      ) from error
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-    """Returns the text of token ids, an array of one axis or a list."""
-    return self.backend.decode(
-      [int(i) for i in ids], skip_special_tokens=skip_special
-    )
+    """Returns the text of token ids, an array of one axis or a list.
+
+    Raises:
+      UserError: it takes too much time or memory.
+    """
+    ids = [int(i) for i in ids]
+    with _explained(f"decode {ids[:8]}"):
+      return self.backend.decode(ids, skip_special_tokens=skip_special)
 
   def render(
     self,
@@ -186,26 +188,22 @@ def load(path: str | pathlib.Path) -> TextTokenizer:
     UserError: naming what is missing, damaged or not supported.
   """
   path = pretrained.checked(path)
-  return _from_folder(path) if path.is_dir() else _from_gguf(path)
+  with outside_files.library(path):
+    return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 
 def _from_folder(folder: pathlib.Path) -> TextTokenizer:
   files = {
-    name: (folder / name).read_text(encoding="utf-8")
+    name: outside_files.read_text(folder / name, tokenizer_json.BYTES)
     for name in _FILES
-    if (folder / name).is_file()
+    if outside_files.is_there(folder / name)
   }
   if "tokenizer.json" not in files:
     raise UserError(
       f"{folder} has no tokenizer.json; write one with transformers: "
       "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
-  try:
-    backend = _library().Tokenizer.from_str(files["tokenizer.json"])
-  except Exception as error:  # The library raises nothing narrower.
-    raise UserError(f"{folder}/tokenizer.json is damaged ({error})") from error
-  backend.no_padding()
-  backend.no_truncation()
+  backend = _backend(files["tokenizer.json"], f"{folder}/tokenizer.json")
   config = hf.read_json(folder / "tokenizer_config.json") or {}
   named = (hf.read_json(folder / "special_tokens_map.json") or {}) | config
   special = {}
@@ -223,16 +221,12 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
 
 # llama.cpp's names of how text is cut before merging -> (regular expression or
 # None for GPT-2's, single digits, whether whole words skip the merges).
-_QWEN2 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _PRE = {
   "default": (None, False, False),
   "gpt-2": (None, False, False),
   "smollm": (None, True, False),
-  "qwen2": (_QWEN2, False, False),
-  "llama-bpe": (_QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), False, True),
+  "qwen2": (tokenizer_json.QWEN2, False, False),
+  "llama-bpe": (tokenizer_json.LLAMA3, False, True),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
 
@@ -254,9 +248,14 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
       role: said.get(f"tokenizer.ggml.{name}_token_id")
       for role, name in zip(_ROLES, ("bos", "eos", "padding"), strict=True)
     }
-    special = {k: tokens[i] for k, i in ids.items() if i is not None}
-  except (KeyError, IndexError) as error:
+  except KeyError as error:
     raise UserError(f"{path}: the tokenizer lacks {error}") from error
+  last = len(tokens) - 1
+  special = {
+    role: tokens[outside_files.integer(i, f"{path}: {role}_token", high=last)]
+    for role, i in ids.items()
+    if i is not None
+  }
   if "eos" in special:
     special.setdefault("pad", special["eos"])
   pattern, digits, ignore_merges = _PRE[pre]
@@ -278,12 +277,17 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     backend.normalizer = lib.normalizers.NFC()
   backend.pre_tokenizer = cut.Sequence(steps)
   backend.decoder = lib.decoders.ByteLevel()
-  for token, token_kind in zip(tokens, kinds, strict=True):
-    if token_kind in (_CONTROL, _USER_DEFINED):
-      is_control = token_kind == _CONTROL
-      added = lib.AddedToken(token, special=is_control, normalized=False)
-      add = backend.add_special_tokens if is_control else backend.add_tokens
-      add([added])
+  added = {
+    kind: [
+      lib.AddedToken(token, special=kind == _CONTROL, normalized=False)
+      for token, its in zip(tokens, kinds, strict=True)
+      if its == kind
+    ]
+    for kind in (_CONTROL, _USER_DEFINED)
+  }
+  # All at once: each call goes through all that were added before.
+  backend.add_special_tokens(added[_CONTROL])
+  backend.add_tokens(added[_USER_DEFINED])
   if said.get("tokenizer.ggml.add_bos_token") and "bos" in special:
     bos = special["bos"]
     backend.post_processor = lib.processors.TemplateProcessing(
@@ -305,6 +309,12 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
 
 def _checked(backend, special, template, files, path) -> TextTokenizer:
   """Refuses a tokenizer without an end, or with roles that it lacks."""
+  texts = {f"{role}_token": token for role, token in special.items()}
+  for name, text in (texts | {"chat_template": template}).items():
+    if text is not None and not isinstance(text, str):
+      raise UserError(
+        f"{path}: {name} is {outside_files.shown(text)}, no text: mend it"
+      )
   special = {role: token for role, token in special.items() if token}
   if "eos" not in special:
     raise UserError(f"{path}: the tokenizer names no end token (eos_token)")
@@ -326,30 +336,48 @@ def _library():
   return tokenizers
 
 
-def _render(template: str, **variables: Any) -> str:
-  """Renders a template in jinja2's sandbox: it came with a download.
+def _backend(text: str, where: str) -> Any:
+  """What reads and writes text; a file with odd parts has a process for it."""
+  lib, saved = _library(), outside_files.parse_json(text, where)
+  tokenizer_json.check(saved, where)
+  with outside_files.library(where):
+    if not tokenizer_json.is_plain(saved):
+      return _limited(text, where)
+    backend = lib.Tokenizer.from_str(text)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
-  `strftime_now` is left out on purpose: a prompt must not change from one day
-  to the next. Templates that use it test for it first.
+
+def _limited(text: str, where: str) -> text_limits.LimitedTokenizer:
+  try:
+    return text_limits.LimitedTokenizer(text)
+  except UserError as error:
+    raise UserError(
+      f"{where} cannot be used ({error}): fetch it again, or use another model"
+    ) from error
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+  """Says what a tokenizer was doing when it failed.
+
+  Raises:
+    UserError: of whatever it raises; the library has nothing narrower.
   """
   try:
-    import jinja2
-    from jinja2 import ext, sandbox
-  except ImportError:
-    raise UserError(f"a chat template {_EXTRA}") from None
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or outside_files.panicked(error):
+      raise UserError(f"the tokenizer cannot {what}: {error}") from error
+    raise
 
-  def raise_exception(message):
-    raise jinja2.TemplateError(message)
 
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-  )
-  # jinja2's own filter escapes for HTML.
-  environment.filters["tojson"] = lambda x, indent=None: json.dumps(
-    x, ensure_ascii=False, indent=indent
-  )
-  environment.globals["raise_exception"] = raise_exception
+def _render(template: str, **variables: Any) -> str:
+  """Renders a template, which is a program, within limits."""
+  if importlib.util.find_spec("jinja2") is None:
+    raise UserError(f"a chat template {_EXTRA}")
   try:
-    return environment.from_string(template).render(**variables)
-  except Exception as error:  # A template is a program: it may raise anything.
+    return text_limits.shared().render(template, variables)
+  except UserError as error:
     raise UserError(f"the chat template refuses this chat: {error}") from error
