@@ -65,10 +65,10 @@ def model():
 PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P), np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _search(prompt_BP, config):
-  prompts = as_prompts(TASK, prompt_BP)
-  return search_lib.search(model(), TASK, prompts, jax.random.key(0), config)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _search(prompt_BP, config, task=TASK):
+  prompts = as_prompts(task, prompt_BP)
+  return search_lib.search(model(), task, prompts, jax.random.key(0), config)
 
 
 def configure(**settings):
@@ -185,6 +185,35 @@ def test_every_answer_is_finished_scored_and_priced(settings):
       total += next_log_prob(tokens)[0][token]
       tokens += (int(token),)
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoEnds(Hash):
+  """Two tokens end a response, as in many chat models."""
+
+  end_ids = EOS, 9
+
+
+@pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
+def test_each_of_several_end_tokens_ends_a_response(settings):
+  result = jax.device_get(_search(PROMPTS, configure(**settings), TwoEnds()))
+  nodes, ends, last = result.tree.embeddings, TwoEnds.end_ids, set()
+  for row, n in np.argwhere(result.tree.node_visits > 0):
+    path = nodes.path_tokens[row, n][: nodes.depth[row, n]]
+    assert not np.isin(path[:-1], ends).any()
+    assert nodes.finished[row, n] == np.isin(path[-1:], ends).any()
+    if not nodes.has_answer[row, n]:
+      continue
+    answer = nodes.answer_tokens[row, n]
+    (end,) = np.flatnonzero(np.isin(answer, ends))
+    assert np.all(answer[end + 1 :] == PAD)
+    last.add(int(answer[end]))
+    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
+    for token in answer[: end + 1]:
+      total += next_log_prob(tokens)[0][token]
+      tokens += (int(token),)
+    assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+  assert last == set(ends)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)

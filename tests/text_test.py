@@ -128,7 +128,7 @@ def test_problems_that_share_their_text_are_graded_each_by_its_own(
     ids = [*task.tokenizer.encode(word), task.eos_id]
     tokens_BGT[:, g, : len(ids)] = ids
   prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
-  scorer = jax.jit(Scorer(task.reward, task.eos_id))
+  scorer = jax.jit(Scorer(task.reward, task.end_ids))
   score = scorer(prompts, tokens_BGT)
   np.testing.assert_array_equal(score.reward_X, np.eye(2))
   # They are two problems wherever prompts go, not one that is asked twice.
@@ -160,7 +160,7 @@ def test_a_reward_has_the_range_that_the_config_says(model, tmp_path):
     tokens_BGT[:, g, : len(ids)] = ids
   tokens_BGT[:, 3] = task.tokenizer.encode("aa")[0]  # Unfinished.
   prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   score = jax.jit(scorer)(prompts, tokens_BGT)
   np.testing.assert_array_equal(
     score.reward_X, [[3, -1, -2, -2], [-1, 3, -2, -2]]
@@ -317,7 +317,7 @@ def test_a_run_is_planned_without_its_host(model, tmp_path):
   task = run.make_task()
   prompts = data.load_problems(run.task, "train")[:1]
   tokens_B1T = jnp.full((1, 1, task.response_length), task.eos_id)
-  score = Scorer(task.reward, task.eos_id)(prompts, tokens_B1T)
+  score = Scorer(task.reward, task.end_ids)(prompts, tokens_B1T)
   assert score.reward_X == 0
 
 

@@ -36,7 +36,7 @@ class SymbolTokenizer:
   separator_id = SEPARATOR
   pad_id = PAD
   bos_id = BOS
-  eos_id = EOS
+  eos_id, end_ids = EOS, (EOS,)
   special_ids = PAD, BOS, EOS
   joiner = " "  # What `decode` puts between two tokens.
 

@@ -16,7 +16,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models.text_tokenizer import TextTokenizer
-from tsd_jax.models.tokenizer import tokens_ending
+from tsd_jax.models.tokenizer import before_end, is_end, tokens_ending
 from tsd_jax.rewards import callback, pool, worker
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.rewards.reward import Reward, Score
@@ -377,8 +377,8 @@ class Text(TokenizerIds):
 
   def _text(self, response_T: np.ndarray) -> str | None:
     """What a response says, None if it is unfinished."""
-    end = np.flatnonzero(np.asarray(response_T) == self.eos_id)
-    return self.tokenizer.decode(response_T[: end[0]]) if len(end) else None
+    ids, finished = before_end(response_T, self.end_ids)
+    return self.tokenizer.decode(ids) if finished else None
 
   def workers(self) -> pool.Pool:
     """The processes that grade, started at their first use."""
@@ -433,6 +433,6 @@ class TextReward(Reward):
     reward_BG = callback.graded(
       task.grade, example_BG, tokens_BGT, self.low, self.high
     )
-    finished_BG = jnp.any(tokens_BGT == task.eos_id, axis=-1)
+    finished_BG = jnp.any(is_end(tokens_BGT, task.end_ids), axis=-1)
     right_BG = finished_BG & (reward_BG >= task.config.correct_at)
     return Score(reward_BG, right_BG)
