@@ -13,7 +13,8 @@ base: errors paths types config_values large_pages config config_json ledger
   progress
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
-  weights names assemble gguf hf pretrained text_tokenizer
+  weights names assemble gguf hf pretrained special_tokens chat_template
+  text_tokenizer
 rewards: reward algebra terms worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data

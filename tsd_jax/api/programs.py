@@ -176,9 +176,9 @@ class PromptTask(TokenizerIds):
     return np.array(rewards, np.float32)
 
   def read(self, response_T: np.ndarray) -> str | None:
-    """What a response says, None if it is unfinished."""
+    """What a response says, special tokens too; None if it is unfinished."""
     ids, finished = before_end(response_T, self.end_ids)
-    return self.tokenizer.decode(ids) if finished else None
+    return self.tokenizer.decode(ids, skip_special=False) if finished else None
 
   def describe(
     self,

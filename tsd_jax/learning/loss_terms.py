@@ -159,7 +159,8 @@ def add_up(
 
 def read_champions(
   read, x_CMTD: Array, tokens_CMT: Array, used_CM: Array,
-  end_ids: tuple[int, ...], environment_CMT: Array | None, targets: PathTargets | None,
+  end_ids: tuple[int, ...], environment_CMT: Array | None,
+  targets: PathTargets | None,
 ) -> ChampionInputs:  # fmt: skip
   """What the terms read of champions.
 

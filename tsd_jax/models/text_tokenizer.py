@@ -10,7 +10,6 @@ one; padding on the left would shift all of its positions.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from tsd_jax.base.errors import UserError
-from tsd_jax.models import gguf, hf, pretrained
+from tsd_jax.models import (
+  chat_template,
+  gguf,
+  hf,
+  pretrained,
+  special_tokens,
+)
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -26,7 +31,6 @@ _FILES = (
   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
   "chat_template.json",
 )  # fmt: skip
-_ROLES = ("bos", "eos", "pad")
 _EXTRA = "needs the extra `text`: pip install -e '.[text]'"
 
 
@@ -35,7 +39,8 @@ class TextTokenizer:
   """Text to token ids and back, and chats to prompts."""
 
   backend: Any  # tokenizers.Tokenizer
-  special: Mapping[str, str]  # Tokens by role: bos, eos, pad; bos may lack.
+  special: Mapping[str, str]  # Tokens by role, such as eos; others may lack.
+  end_ids: tuple[int, ...]  # What ends a response, the eos token first.
   chat_template: str | None
   files: Mapping[str, str]  # What an export writes, by file name.
 
@@ -52,13 +57,17 @@ class TextTokenizer:
 
   @property
   def eos_id(self) -> int:
-    """The token that ends a response."""
+    """The token that is written where a response is to end."""
     return self.backend.token_to_id(self.special["eos"])
 
   @property
   def pad_id(self) -> int:
-    """The token that fills a row; often the end token again."""
-    return self.backend.token_to_id(self.special["pad"])
+    """The token that fills a row; the end token where none is kept for it."""
+    return self.backend.token_to_id(self._pad_token)
+
+  @property
+  def _pad_token(self) -> str:
+    return self.special.get("pad", self.special["eos"])
 
   @property
   def joiner(self) -> str:
@@ -124,12 +133,9 @@ class TextTokenizer:
           f"a chat message is {message!r}; it must be "
           '{"role": TEXT, "content": TEXT}'
         )
-    text = _render(
-      self.chat_template,
-      messages=[dict(message) for message in messages],
-      add_generation_prompt=True,
-      **{f"{role}_token": token for role, token in self.special.items()},
-      **variables,
+    named = {f"{role}_token": token for role, token in self.special.items()}
+    text = chat_template.render(
+      self.chat_template, messages, **(named | variables)
     )
     return text + reply
 
@@ -169,7 +175,7 @@ class TextTokenizer:
         )
       if ids[-1] == self.pad_id:
         raise UserError(
-          f"{name} ends with the padding token {self.special['pad']!r}"
+          f"{name} ends with the padding token {self._pad_token!r}"
         )
       rows[i, : len(ids)] = ids
     return rows
@@ -182,10 +188,14 @@ class TextTokenizer:
 def load(path: str | pathlib.Path) -> TextTokenizer:
   """Reads the tokenizer of a Hugging Face folder or of a GGUF file.
 
+  A model that is not supported is named as such, whatever its tokenizer is.
+
   Raises:
     UserError: naming what is missing, damaged or not supported.
   """
   path = pretrained.checked(path)
+  if not path.is_dir() or (path / "config.json").exists():
+    pretrained.read_card(path)
   return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 
@@ -206,19 +216,35 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
     raise UserError(f"{folder}/tokenizer.json is damaged ({error})") from error
   backend.no_padding()
   backend.no_truncation()
-  config = hf.read_json(folder / "tokenizer_config.json") or {}
-  named = (hf.read_json(folder / "special_tokens_map.json") or {}) | config
-  special = {}
-  for role in _ROLES:
-    token = named.get(f"{role}_token")
-    special[role] = token["content"] if isinstance(token, Mapping) else token
-  template = files.get("chat_template.jinja") or config.get("chat_template")
-  if template is None and "chat_template.json" in files:
-    saved = hf.read_json(folder / "chat_template.json") or {}
-    template = saved.get("chat_template")
+  config, older, added = (
+    hf.read_json(folder / name) or {}
+    for name in (
+      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    )
+  )  # fmt: skip
+  said = special_tokens.named(config, older)
+  try:
+    special = special_tokens.by_role(said)
+    special_tokens.add(_library(), backend, said, added)
+  except UserError as error:
+    raise UserError(f"{folder}: {error}") from error
+  # A file of its own comes before what stands in the config.
+  template = files.get("chat_template.jinja", config.get("chat_template"))
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")
-  return _checked(backend, special, template, files, folder)
+  if "eos" not in special:
+    raise UserError(f"{folder}: the tokenizer names no end token (eos_token)")
+  eos_id, (source, ends) = backend.token_to_id(special["eos"]), hf.ends(folder)
+  if ends and eos_id not in ends:
+    raise UserError(
+      f"{source} ends replies with the tokens {', '.join(map(str, ends))}, the "
+      f"tokenizer with {eos_id} ({special['eos']!r}): a text that ends with it "
+      "would go on; name all tokens that end a reply in eos_token_id of "
+      f"{folder}/generation_config.json"
+    )
+  return TextTokenizer(
+    backend, special, _ends([eos_id, *ends]), template, files
+  )
 
 
 # llama.cpp's names of how text is cut before merging -> (regular expression or
@@ -235,6 +261,12 @@ _PRE = {
   "llama-bpe": (_QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), False, True),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
+# Roles of tokens -> ggml's names of them, and those that a folder can name.
+_GGUF_ROLES = {
+  "bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot",
+  "eom": "eom",
+}  # fmt: skip
+_WRITTEN = ("bos", "eos", "pad", "unk")
 
 
 def _from_gguf(path: pathlib.Path) -> TextTokenizer:
@@ -250,15 +282,11 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     tokens = said["tokenizer.ggml.tokens"]
     merges = said["tokenizer.ggml.merges"]
     kinds = said["tokenizer.ggml.token_type"]
-    ids = {
-      role: said.get(f"tokenizer.ggml.{name}_token_id")
-      for role, name in zip(_ROLES, ("bos", "eos", "padding"), strict=True)
-    }
-    special = {k: tokens[i] for k, i in ids.items() if i is not None}
-  except (KeyError, IndexError) as error:
+  except KeyError as error:
     raise UserError(f"{path}: the tokenizer lacks {error}") from error
-  if "eos" in special:
-    special.setdefault("pad", special["eos"])
+  ids = _gguf_roles(path, said, len(tokens))
+  special = {role: tokens[i] for role, i in ids.items() if role in _WRITTEN}
+  special.setdefault("pad", special["eos"])
   pattern, digits, ignore_merges = _PRE[pre]
   lib = _library()
   backend = lib.Tokenizer(
@@ -284,7 +312,9 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
       added = lib.AddedToken(token, special=is_control, normalized=False)
       add = backend.add_special_tokens if is_control else backend.add_tokens
       add([added])
-  if said.get("tokenizer.ggml.add_bos_token") and "bos" in special:
+  # Without a word about it llama.cpp adds it to Llama 3's texts only.
+  adds_bos = said.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")
+  if adds_bos and "bos" in special:
     bos = special["bos"]
     backend.post_processor = lib.processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, ids["bos"])]
@@ -300,22 +330,40 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     "tokenizer.json": backend.to_str(pretty=True) + "\n",
     "tokenizer_config.json": hf.to_json(config),
   }
-  return _checked(backend, special, template, files, path)
+  ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids]
+  return TextTokenizer(backend, special, _ends(ends), template, files)
 
 
-def _checked(backend, special, template, files, path) -> TextTokenizer:
-  """Refuses a tokenizer without an end, or with roles that it lacks."""
-  special = {role: token for role, token in special.items() if token}
-  if "eos" not in special:
-    raise UserError(f"{path}: the tokenizer names no end token (eos_token)")
-  # Where no token is kept for padding, masks make any one do.
-  special.setdefault("pad", special["eos"])
-  for role, token in special.items():
-    if backend.token_to_id(token) is None:
+def _gguf_roles(path: Any, said: Mapping[str, Any], count: int):
+  """Ids of the tokens that have a role.
+
+  Raises:
+    UserError: one is no token, there is no end, or texts are given one.
+  """
+  ids = {}
+  for role, name in _GGUF_ROLES.items():
+    token = said.get(f"tokenizer.ggml.{name}_token_id")
+    if token is None:
+      continue
+    if not isinstance(token, int) or not 0 <= token < count:
       raise UserError(
-        f"{path}: {role}_token {token!r} is not in the vocabulary"
+        f"{path}: tokenizer.ggml.{name}_token_id={token} is none of the "
+        f"{count} tokens"
       )
-  return TextTokenizer(backend, special, template, files)
+    ids[role] = token
+  if "eos" not in ids:
+    raise UserError(f"{path}: tokenizer.ggml.eos_token_id is missing")
+  if said.get("tokenizer.ggml.add_eos_token"):
+    raise UserError(
+      f"{path}: tokenizer.ggml.add_eos_token=true, which ends every prompt, is "
+      "not supported"
+    )
+  return ids
+
+
+def _ends(ids: Sequence[int]) -> tuple[int, ...]:
+  """What ends a response: the token that is written, then the others."""
+  return tuple(dict.fromkeys(ids))
 
 
 def _library():
@@ -324,32 +372,3 @@ def _library():
   except ImportError:
     raise UserError(f"a text tokenizer {_EXTRA}") from None
   return tokenizers
-
-
-def _render(template: str, **variables: Any) -> str:
-  """Renders a template in jinja2's sandbox: it came with a download.
-
-  `strftime_now` is left out on purpose: a prompt must not change from one day
-  to the next. Templates that use it test for it first.
-  """
-  try:
-    import jinja2
-    from jinja2 import ext, sandbox
-  except ImportError:
-    raise UserError(f"a chat template {_EXTRA}") from None
-
-  def raise_exception(message):
-    raise jinja2.TemplateError(message)
-
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-  )
-  # jinja2's own filter escapes for HTML.
-  environment.filters["tojson"] = lambda x, indent=None: json.dumps(
-    x, ensure_ascii=False, indent=indent
-  )
-  environment.globals["raise_exception"] = raise_exception
-  try:
-    return environment.from_string(template).render(**variables)
-  except Exception as error:  # A template is a program: it may raise anything.
-    raise UserError(f"the chat template refuses this chat: {error}") from error

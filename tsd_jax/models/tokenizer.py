@@ -48,8 +48,14 @@ class Tokenizer(Protocol):
     """Returns token ids; nothing is added to the text."""
     ...
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of token ids, an array of one axis or a list."""
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    """Returns the text of token ids, an array of one axis or a list.
+
+    Args:
+      ids: the tokens.
+      skip_special: leave out those that are no text. A grader must see them:
+        else a response could hide in them what it did not say.
+    """
     ...
 
   def huggingface_files(self) -> dict[str, str]:

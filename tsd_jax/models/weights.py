@@ -1,8 +1,10 @@
 """Parameters as one safetensors file: the warm start, and small checkpoints."""
 
+import functools
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig, abstract
 
 
@@ -39,8 +42,46 @@ def unflatten(params, arrays: dict[str, np.ndarray]):
   return nnx.from_flat_state(filled)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
+def is_finite(array, dtype=jnp.float32) -> Array:
+  """Tells whether all numbers are finite in a precision."""
+  return jnp.all(jnp.isfinite(array.astype(dtype)))
+
+
+def check_fits(setting: str, name: str, array, dtype) -> None:
+  """Refuses to write a parameter as what it is not.
+
+  Args:
+    setting: what chose the precision.
+    name: the parameter's.
+    array: its values.
+    dtype: the precision.
+
+  Raises:
+    UserError: a value is not finite, or not in this precision.
+  """
+  if is_finite(array, dtype):
+    return
+  if not is_finite(array):
+    raise UserError(
+      f"{name} holds values that are no finite numbers: the training diverged, "
+      "take an earlier checkpoint"
+    )
+  largest = float(jnp.max(jnp.abs(array)))
+  raise UserError(
+    f"{setting} ends at {float(jnp.finfo(dtype).max):.6g}, but {name} has "
+    f"{largest:.6g}: use float32"
+  )
+
+
 def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
-  """Writes parameters; half precision keeps a start small."""
+  """Writes parameters; half precision keeps a start small.
+
+  Raises:
+    UserError: a parameter is not finite in this precision.
+  """
+  for name, leaf in by_name(params).items():
+    check_fits(f"dtype={dtype}", name, leaf, jnp.dtype(dtype))
   arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
   save_file(arrays, str(path), metadata=metadata)
 
@@ -77,4 +118,7 @@ def load(path, params):
     raise UserError(
       f"{path} holds another model than the config's: differs in {odd[:4]}"
     )
+  for name, array in arrays.items():
+    if not is_finite(array):
+      raise UserError(f"{path}: {name} holds values that are no finite numbers")
   return unflatten(params, arrays), metadata

@@ -33,7 +33,8 @@ from tsd_jax.tasks.task import (
 from tsd_jax.tasks.text_tool import Tool
 
 # (prompt, response, example) -> reward. The prompt is the text that the model
-# saw, the response what it wrote after it.
+# saw, the response what it wrote after it, special tokens spelled out, up to
+# the end token.
 GradeFn = Callable[[str, str, Any], float]
 
 # (prompt, response so far, example) -> what the tool writes next, None for
@@ -310,7 +311,7 @@ class Text(TokenizerIds):
     Returns:
       Tokens QO, and how many of them are written, Q.
     """
-    decode = self.tokenizer.decode
+    decode = functools.partial(self.tokenizer.decode, skip_special=False)
     said = shared_tool(self.config).answers(
       [
         (example, decode(response_T[:length]))
@@ -376,9 +377,9 @@ class Text(TokenizerIds):
     return f"{prompt!r} | {text!r} | reward {reward:.3f}"
 
   def _text(self, response_T: np.ndarray) -> str | None:
-    """What a response says, None if it is unfinished."""
+    """What a response says, special tokens too; None if it is unfinished."""
     ids, finished = before_end(response_T, self.end_ids)
-    return self.tokenizer.decode(ids) if finished else None
+    return self.tokenizer.decode(ids, skip_special=False) if finished else None
 
   def workers(self) -> pool.Pool:
     """The processes that grade, started at their first use."""
