@@ -145,6 +145,7 @@ def test_tensors_of_other_formats_are_refused_by_name(tmp_path):
 )
 def test_an_index_of_other_files_is_refused(tmp_path, content, message):
   folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
+  (folder / "model.safetensors").unlink()
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps(content))
   with pytest.raises(UserError, match=message):

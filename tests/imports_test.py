@@ -9,12 +9,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A folder a line, its modules in order. Each may import what stands before it.
 ORDER = """
-base: errors paths types config_values large_pages config config_json ledger
-  progress
+base: errors outside_files paths types config_values large_pages config
+  config_json ledger progress
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
-  weights names assemble gguf hf pretrained special_tokens chat_template
-  text_tokenizer
+  weights names assemble gguf_layout gguf hf pretrained special_tokens
+  tokenizer_json chat_template text_worker text_limits text_tokenizer
 rewards: reward algebra terms worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data

@@ -1,108 +1,97 @@
 """Chat templates, rendered as transformers renders them.
 
-A template came with a download and is a program: it runs in jinja2's sandbox.
+They come with a download and run in jinja2's sandbox. Imported by the process
+of `text_worker.py` alone: a template is a program, which may not end.
 """
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tsd_jax.base.errors import UserError
+import jinja2
+from jinja2 import ext, nodes, sandbox
 
 # Names under which a message may hold what was thought before it was written.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+_THOUGHT = ("reasoning_content", "thinking", "reasoning")
+# What a template may ask for: None where nobody gave it, not undefined.
+_NOT_GIVEN = {"tools": None, "documents": None}
 
 
-def render(
-  template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
-) -> str:
-  """Renders a chat, up to the reply that comes next.
+class Refusal(jinja2.TemplateError):
+  """What a template says itself against a chat."""
+
+
+class Generation(ext.Extension):
+  """`{% generation %}` marks what a model is trained on, and prints it."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    """Reads the statements inside, in a scope of their own."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    call = self.call_method("_inside")
+    return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+  def _inside(self, caller):
+    return caller()
+
+
+def render(template: str, variables: dict[str, Any]) -> str:
+  """The text that a template makes of a chat.
+
+  `strftime_now` is left out on purpose: a prompt must not change from one day
+  to the next. Templates that use it test for it first.
 
   Args:
-    template: the model's.
-    messages: the chat's.
-    **variables: what else the template may read. Those that it asks for and
-      that are not given are undefined, but for `tools` and `documents`, which
-      are None.
+    template: jinja2's.
+    variables: messages, add_generation_prompt, special tokens, and more; those
+      that are not given are undefined, but for tools and documents.
 
   Raises:
-    UserError: it is no template, fails, or refuses the messages.
+    ValueError: the template refuses the chat, is damaged, or fails.
+    MemoryError: it needs too much.
   """
+  messages = [_aliased(message) for message in variables["messages"]]
+  given = _NOT_GIVEN | variables | {"messages": messages}
   try:
-    import jinja2
-  except ImportError:
-    raise UserError(
-      "a chat template needs the extra `text`: pip install -e '.[text]'"
-    ) from None
-  refused: list[str] = []
-
-  def raise_exception(message: Any) -> None:
-    refused.append(str(message))
-    raise jinja2.TemplateError(str(message))
-
-  chat = [_aliased(message) for message in messages]
-  given = {"tools": None, "documents": None, "add_generation_prompt": True}
-  try:
-    environment = _environment(raise_exception)
-    return environment.from_string(template).render(
-      messages=chat, **(given | variables)
-    )
+    return _compiled(template).render(**given)
+  except MemoryError:
+    raise
+  except Refusal as error:
+    raise ValueError(f"it refuses this chat: {error}") from error
   except jinja2.TemplateSyntaxError as error:
-    raise UserError(
-      f"the chat template is damaged, line {error.lineno}: {error.message}"
+    raise ValueError(
+      f"it is damaged, line {error.lineno}: {error.message}"
     ) from error
   except Exception as error:  # A template is a program: it may raise anything.
-    if refused:
-      raise UserError(
-        f"the chat template refuses this chat: {refused[-1]}"
-      ) from error
-    raise UserError(
-      f"the model's chat template fails ({type(error).__name__}: {error}): "
-      "mend it, or use plain text"
-    ) from error
+    raise ValueError(f"it fails ({type(error).__name__}: {error})") from error
 
 
 def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
   """A message under all names of its parts; what is None is left out."""
   said = {name: value for name, value in message.items() if value is not None}
-  thought = [said[name] for name in _REASONING if name in said]
+  thought = [said[name] for name in _THOUGHT if name in said]
   if thought:
     said = {"thinking": thought[0], **said, "reasoning_content": thought[0]}
   return said
 
 
-def _environment(raise_exception) -> Any:
-  """What a template finds: jinja2's own, and what transformers adds.
-
-  `strftime_now` is left out on purpose: a prompt must not change from one day
-  to the next. Templates that use it test for it first.
-  """
-  from jinja2 import ext, nodes, sandbox
-
-  class Generation(ext.Extension):
-    """`{% generation %}` marks what a model is trained on; it prints it."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-      """The statements inside, in a scope of their own."""
-      line = next(parser.stream).lineno
-      body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-      return nodes.CallBlock(
-        self.call_method("_inside"), [], [], body
-      ).set_lineno(line)
-
-    def _inside(self, caller):
-      return caller()
-
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
     extensions=[Generation, ext.loopcontrols],
   )
   environment.filters["tojson"] = _to_json
-  environment.globals["raise_exception"] = raise_exception
-  return environment
+  environment.globals["raise_exception"] = _refuse
+  return environment.from_string(template)
+
+
+def _refuse(message: Any) -> None:
+  raise Refusal(str(message))
 
 
 def _to_json(

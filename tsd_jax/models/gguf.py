@@ -4,13 +4,15 @@ Tensors are expanded to float32 one at a time as they are read.
 """
 
 import functools
+import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
-from tsd_jax.models import assemble, families
+from tsd_jax.models import assemble, families, gguf_layout
 from tsd_jax.models.transformer import ModelConfig
 
 
@@ -21,8 +23,10 @@ def open_file(path: str | pathlib.Path) -> "File":
     UserError: if it is missing or damaged, or the `gguf` package is missing.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"no model at {path}")
+  try:
+    outside_files.read_start(path, 0)
+  except outside_files.MissingFile:
+    raise UserError(f"no model at {path}") from None
   stat = path.stat()
   return _open(path.absolute(), stat.st_mtime_ns, stat.st_size)
 
@@ -39,15 +43,13 @@ class File:
         "GGUF files need the extra `text`: pip install -e '.[text]'"
       ) from None
     self.path = path
-    self._dequantize = gguf.dequantize
+    self._gguf = gguf
     try:
-      reader = gguf.GGUFReader(self.path)
-      self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-      self.metadata: dict[str, Any] = {
-        name: field.contents() for name, field in reader.fields.items()
-      }
-    # What the reader raises depends on where in the file the bytes end.
-    except (ValueError, LookupError, OverflowError, TypeError) as error:
+      layout = gguf_layout.read(path, gguf.GGML_QUANT_SIZES)
+      self.metadata: dict[str, Any] = layout.metadata
+      data = np.memmap(path, mode="r")
+      self._tensors = {t.name: self._stored(t, data) for t in layout.tensors}
+    except ValueError as error:
       raise UserError(
         f"{path} is damaged or no GGUF file ({error}): fetch it again"
       ) from error
@@ -69,7 +71,7 @@ class File:
     try:
       return families.from_gguf(
         self.metadata,
-        vocab_size=int(embedding.shape[1]),  # ggml names axes in reverse.
+        vocab_size=embedding.shape[0],
         tied="output.weight" not in self._tensors,
       )
     except UserError as error:
@@ -77,33 +79,50 @@ class File:
 
   def tensors(self, config: ModelConfig) -> dict[str, assemble.Stored]:
     """All tensors, to be read later."""
-    interleaved = self.metadata["general.architecture"] == "llama"
+    if self.metadata["general.architecture"] != "llama":
+      return dict(self._tensors)
     heads = {"q": config.num_heads, "k": config.num_kv_heads}
 
-    def stored(tensor) -> assemble.Stored:
-      shape = tuple(int(n) for n in reversed(tensor.shape))
+    def ordered(name: str, tensor: assemble.Stored) -> assemble.Stored:
+      part = name.rpartition(".attn_")[2].removesuffix(".weight")
+      if part not in heads:
+        return tensor
+      return tensor._replace(
+        read=lambda: rotate_half_order(tensor.read(), heads[part])
+      )
 
-      def read() -> np.ndarray:
-        try:
-          array = self._dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-          raise UserError(
-            f"{self.path}: {tensor.name} is stored as "
-            f"{tensor.tensor_type.name}, which gguf cannot expand"
-          ) from None
-        # What is stored as float32 is a view of the file, which may change
-        # while JAX still reads the same memory.
-        if isinstance(array, np.memmap):
-          array = np.array(array)
-        array = array.reshape(shape)
-        for kind, count in heads.items():
-          if interleaved and tensor.name.endswith(f".attn_{kind}.weight"):
-            array = rotate_half_order(array, count)
-        return array
+    return {name: ordered(name, t) for name, t in self._tensors.items()}
 
-      return assemble.Stored(str(self.path), shape, read)
+  def _stored(
+    self, tensor: gguf_layout.Tensor, data: np.memmap
+  ) -> assemble.Stored:
+    """A tensor of the file.
 
-    return {name: stored(tensor) for name, tensor in self._tensors.items()}
+    Raises:
+      ValueError: it reaches past the file's end, or has no whole blocks.
+    """
+    kind = self._gguf.GGMLQuantizationType(tensor.kind)
+    shape = self._gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+    end = tensor.start + math.prod(shape)
+    if end > data.size:
+      raise ValueError(f"{tensor.name} ends at byte {end:,} of {data.size:,}")
+
+    def read() -> np.ndarray:
+      stored = data[tensor.start : end].reshape(shape)
+      try:
+        array = self._gguf.dequantize(stored, kind)
+      except NotImplementedError:
+        raise UserError(
+          f"{self.path}: {tensor.name} is stored as {kind.name}, which gguf "
+          "cannot expand"
+        ) from None
+      # What is stored as float32 is a view of the file, which may change
+      # while JAX still reads the same memory.
+      if isinstance(array, np.memmap):
+        array = np.array(array)
+      return array.reshape(tensor.shape)
+
+    return assemble.Stored(str(self.path), tensor.shape, read)
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, names, weights
 from tsd_jax.models.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def read_card(folder: str | pathlib.Path) -> families.Card:
   saved = read_json(file)
   if saved is None:
     raise UserError(f"no model in {folder}: config.json is missing")
-  if (pathlib.Path(folder) / _ADAPTER).exists():
+  if outside_files.is_there(pathlib.Path(folder) / _ADAPTER):
     raise UserError(
       f"{folder} holds an adapter ({_ADAPTER}): merge it into the model first"
     )
@@ -66,14 +66,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
     UserError: if it is damaged, or no object.
   """
   try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
+    return outside_files.read_object(file)
+  except outside_files.MissingFile:
     return None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{file} is damaged ({error})") from error
-  if not isinstance(content, dict):
-    raise UserError(f"{file} is no JSON object")
-  return content
 
 
 def ends(folder: str | pathlib.Path) -> tuple[str, tuple[int, ...]]:
@@ -172,7 +167,7 @@ def read_heads(folder: str | pathlib.Path) -> dict[str, np.ndarray] | None:
     UserError: if the file is damaged.
   """
   file = pathlib.Path(folder) / VALUE_HEADS
-  if not file.is_file():
+  if not outside_files.is_there(file):
     return None
   return {name: tensor.read() for name, tensor in _open(file).items()}
 
@@ -180,10 +175,10 @@ def read_heads(folder: str | pathlib.Path) -> dict[str, np.ndarray] | None:
 def value_trained(folder: str | pathlib.Path) -> bool:
   """Whether a model comes with value outputs whose V_search was trained."""
   file = pathlib.Path(folder) / VALUE_HEADS
-  if not file.is_file():
+  if not outside_files.is_there(file):
     return False
-  with safe_open(str(file), framework="numpy") as opened:
-    return (opened.metadata() or {}).get("value_trained") == "true"
+  metadata = weights.open_file(file).metadata() or {}
+  return metadata.get("value_trained") == "true"
 
 
 def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -193,19 +188,19 @@ def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
       listed = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError):
       raise UserError(f"{folder / _INDEX} has no weight_map") from None
-    if listed != [_SINGLE] and (folder / _SINGLE).exists():
+    if listed != [_SINGLE] and outside_files.is_there(folder / _SINGLE):
       raise UserError(
-        f"{folder} holds two models: {_SINGLE}, and {', '.join(listed[:2])} of "
+        f"{folder} holds two models: {_SINGLE}, and {listed[0]} of "
         f"{_INDEX}: remove one of them (transformers reads {_SINGLE})"
       )
     for name in listed:
       # A name with a folder in it could point outside.
-      if pathlib.PurePath(str(name)).name != name:
+      if not isinstance(name, str) or pathlib.PurePath(name).name != name:
         raise UserError(f"{folder / _INDEX} names {name!r}: no file beside it")
-      if not (folder / name).is_file():
+      if not outside_files.is_there(folder / name):
         raise UserError(f"{folder} lacks {name}, which {_INDEX} names")
     return [folder / name for name in listed]
-  if (folder / _SINGLE).is_file():
+  if outside_files.is_there(folder / _SINGLE):
     return [folder / _SINGLE]
   pickles = [f.name for f in folder.iterdir() if f.suffix in PICKLES]
   if pickles:
@@ -218,13 +213,8 @@ def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _open(file: pathlib.Path) -> dict[str, assemble.Stored]:
   """The tensors of a safetensors file; the header is checked at once."""
-  try:
-    opened = safe_open(str(file), framework="numpy")
-    slices = {name: opened.get_slice(name) for name in opened.keys()}
-  except SafetensorError as error:
-    raise UserError(
-      f"{file} is damaged or truncated ({error}): fetch it again"
-    ) from error
+  opened = weights.open_file(file)
+  slices = {name: opened.get_slice(name) for name in opened.keys()}
   for name, tensor in slices.items():
     if tensor.get_dtype() not in _READ:
       raise UserError(

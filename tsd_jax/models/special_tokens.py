@@ -15,6 +15,7 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Tokens without a role: today's name of their list, and an older one.
 _MORE = ("extra_special_tokens", "additional_special_tokens")
 _LISTED = "added_tokens_decoder"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 Said = Mapping[str, Any]  # Content of a JSON file.
 
@@ -38,23 +39,25 @@ def by_role(said: Said) -> dict[str, str]:
   """
   found = {role: said.get(f"{role}_token") for role in ROLES}
   return {
-    role: _content(f"{role}_token", token)
+    role: content
     for role, token in found.items()
-    if token is not None
+    if token is not None and (content := _content(f"{role}_token", token))
   }
 
 
-def add(library: Any, backend: Any, said: Said, older: Said) -> None:
-  """Tells a tokenizer which tokens the configs call special.
+def completed(tokenizer: Said, said: Said, older: Said) -> Said:
+  """A tokenizer that knows which of its tokens the configs call special.
 
   Such a token is one wherever it stands in a text, whatever the merges would
   make of its characters.
 
   Args:
-    library: the module `tokenizers`.
-    backend: what it made of tokenizer.json; changed.
+    tokenizer: tokenizer.json, checked.
     said: what is said of tokens by name.
     older: added_tokens.json, which is read where the config lists none.
+
+  Returns:
+    tokenizer.json: the very same where nothing is new.
 
   Raises:
     UserError: a config has a token that the vocabulary has not, or has under
@@ -66,11 +69,12 @@ def add(library: Any, backend: Any, said: Said, older: Said) -> None:
       "cut special tokens are not supported"
     )
   special = {*by_role(said).values(), *_without_role(said)}
-  ids = backend.get_vocab()
-  known = {t.content: t for t in backend.get_added_tokens_decoder().values()}
-  new: dict[str, Any] = {}
-  for i, fields in _listed(said, older):
-    content = fields["content"]
+  added = tokenizer.get("added_tokens") or []
+  known = {token["content"]: token for token in added}
+  ids = _ids(tokenizer["model"]["vocab"])
+  ids |= {content: token["id"] for content, token in known.items()}
+  new: dict[str, dict[str, Any]] = {}
+  for i, content, flags in _listed(said, older):
     if ids.get(content) != i:
       raise UserError(
         f"the token {content!r} has the id {i} in the config and "
@@ -79,22 +83,37 @@ def add(library: Any, backend: Any, said: Said, older: Said) -> None:
       )
     # The config's word, but what is older is not heard where there is newer.
     if content not in known or _LISTED in said:
-      new[content] = library.AddedToken(**fields)
-      new[content].special |= content in special and content not in known
+      new[content] = _token(i, content, flags)
+      new[content]["special"] |= content in special and content not in known
   for content in sorted(special - known.keys() - new.keys()):
     if content not in ids:
       raise UserError(
         f"the special token {content!r} is not in the vocabulary of "
         "tokenizer.json, so that the model has no row for it"
       )
-    new[content] = library.AddedToken(content, special=True)
-  backend.add_tokens(
-    [t for name, t in new.items() if repr(t) != repr(known.get(name))]
-  )
+    new[content] = _token(ids[content], content, {"special": True})
+  if all(known.get(content) == token for content, token in new.items()):
+    return tokenizer
+  tokens = sorted((known | new).values(), key=lambda token: token["id"])
+  return {**tokenizer, "added_tokens": tokens}
 
 
-def _listed(said: Said, older: Said) -> Iterator[tuple[int, dict[str, Any]]]:
-  """The added tokens that a config lists: their ids, and `AddedToken`'s words.
+def _ids(vocab: Any) -> dict[str, int]:
+  """Ids by token; a list is of pairs, whose places are their ids."""
+  if isinstance(vocab, list):
+    return {pair[0]: i for i, pair in enumerate(vocab)}
+  return dict(vocab)
+
+
+def _token(i: int, content: str, flags: Said) -> dict[str, Any]:
+  """An entry of `added_tokens`, with the library's defaults."""
+  named = {name: bool(flags.get(name)) for name in _FLAGS}
+  named["normalized"] = bool(flags.get("normalized", not named["special"]))
+  return {"id": i, "content": content, **named}
+
+
+def _listed(said: Said, older: Said) -> Iterator[tuple[int, str, Said]]:
+  """The added tokens that a config lists: id, text and flags.
 
   Raises:
     UserError: an entry is no token.
@@ -102,15 +121,10 @@ def _listed(said: Said, older: Said) -> Iterator[tuple[int, dict[str, Any]]]:
   if _LISTED not in said:
     said = {_LISTED: {i: {"content": token} for token, i in older.items()}}
   try:
-    for i, fields in said[_LISTED].items():
-      flags = {k: bool(v) for k, v in fields.items() if k in _FLAGS}
-      content = _content(_LISTED, fields["content"])
-      yield int(i), {"content": content, **flags}
+    for i, flags in said[_LISTED].items():
+      yield int(i), _content(_LISTED, flags["content"]), flags
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{_LISTED} holds what is no token ({error!r})") from error
-
-
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _without_role(said: Said) -> Iterator[str]:

@@ -9,20 +9,25 @@ from a prompt's first token and a response's from the prompt's own length
 one; padding on the left would shift all of its positions.
 """
 
+import contextlib
 import dataclasses
+import importlib.util
+import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import (
-  chat_template,
   gguf,
   hf,
   pretrained,
   special_tokens,
+  text_limits,
+  tokenizer_json,
 )
 
 # Files of a tokenizer that an export copies as they are.
@@ -38,7 +43,7 @@ _EXTRA = "needs the extra `text`: pip install -e '.[text]'"
 class TextTokenizer:
   """Text to token ids and back, and chats to prompts."""
 
-  backend: Any  # tokenizers.Tokenizer
+  backend: Any  # tokenizers.Tokenizer, or a text_limits.LimitedTokenizer.
   special: Mapping[str, str]  # Tokens by role, such as eos; others may lack.
   end_ids: tuple[int, ...]  # What ends a response, the eos token first.
   chat_template: str | None
@@ -91,18 +96,18 @@ class TextTokenizer:
     Raises:
       UserError: the text holds what this vocabulary has no tokens for.
     """
-    try:
+    with _explained(f"encode {text[:60]!r}"):
       return self.backend.encode(text, add_special_tokens=add_special).ids
-    except Exception as error:  # The library raises nothing narrower.
-      raise UserError(
-        f"the tokenizer cannot encode {text[:60]!r}: {error}"
-      ) from error
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-    """Returns the text of token ids, an array of one axis or a list."""
-    return self.backend.decode(
-      [int(i) for i in ids], skip_special_tokens=skip_special
-    )
+    """Returns the text of token ids, an array of one axis or a list.
+
+    Raises:
+      UserError: it takes too much time or memory.
+    """
+    ids = [int(i) for i in ids]
+    with _explained(f"decode {ids[:8]}"):
+      return self.backend.decode(ids, skip_special_tokens=skip_special)
 
   def render(
     self,
@@ -134,10 +139,11 @@ class TextTokenizer:
           '{"role": TEXT, "content": TEXT}'
         )
     named = {f"{role}_token": token for role, token in self.special.items()}
-    text = chat_template.render(
-      self.chat_template, messages, **(named | variables)
-    )
-    return text + reply
+    given = {
+      "messages": [dict(message) for message in messages],
+      "add_generation_prompt": True,
+    }
+    return _render(self.chat_template, **given | named | variables) + reply
 
   def encode_chat(
     self,
@@ -194,28 +200,26 @@ def load(path: str | pathlib.Path) -> TextTokenizer:
     UserError: naming what is missing, damaged or not supported.
   """
   path = pretrained.checked(path)
-  if not path.is_dir() or (path / "config.json").exists():
+  if not path.is_dir() or outside_files.is_there(path / "config.json"):
     pretrained.read_card(path)
-  return _from_folder(path) if path.is_dir() else _from_gguf(path)
+  with outside_files.library(path):
+    return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 
 def _from_folder(folder: pathlib.Path) -> TextTokenizer:
   files = {
-    name: (folder / name).read_text(encoding="utf-8")
+    name: outside_files.read_text(folder / name, tokenizer_json.BYTES)
     for name in _FILES
-    if (folder / name).is_file()
+    if outside_files.is_there(folder / name)
   }
   if "tokenizer.json" not in files:
     raise UserError(
       f"{folder} has no tokenizer.json; write one with transformers: "
       "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
-  try:
-    backend = _library().Tokenizer.from_str(files["tokenizer.json"])
-  except Exception as error:  # The library raises nothing narrower.
-    raise UserError(f"{folder}/tokenizer.json is damaged ({error})") from error
-  backend.no_padding()
-  backend.no_truncation()
+  where = f"{folder}/tokenizer.json"
+  saved = outside_files.parse_json(files["tokenizer.json"], where)
+  tokenizer_json.check(saved, where)
   config, older, added = (
     hf.read_json(folder / name) or {}
     for name in (
@@ -225,13 +229,20 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
   said = special_tokens.named(config, older)
   try:
     special = special_tokens.by_role(said)
-    special_tokens.add(_library(), backend, said, added)
+    complete = special_tokens.completed(saved, said, added)
   except UserError as error:
     raise UserError(f"{folder}: {error}") from error
+  text = files["tokenizer.json"] if complete is saved else json.dumps(complete)
+  backend = _backend(text, complete, where)
   # A file of its own comes before what stands in the config.
   template = files.get("chat_template.jinja", config.get("chat_template"))
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")
+  if template is not None and not isinstance(template, str):
+    raise UserError(
+      f"{folder}: chat_template is {outside_files.shown(template)}, no text: "
+      "mend it"
+    )
   if "eos" not in special:
     raise UserError(f"{folder}: the tokenizer names no end token (eos_token)")
   eos_id, (source, ends) = backend.token_to_id(special["eos"]), hf.ends(folder)
@@ -249,16 +260,12 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
 
 # llama.cpp's names of how text is cut before merging -> (regular expression or
 # None for GPT-2's, single digits, whether whole words skip the merges).
-_QWEN2 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _PRE = {
   "default": (None, False, False),
   "gpt-2": (None, False, False),
   "smollm": (None, True, False),
-  "qwen2": (_QWEN2, False, False),
-  "llama-bpe": (_QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), False, True),
+  "qwen2": (tokenizer_json.QWEN2, False, False),
+  "llama-bpe": (tokenizer_json.LLAMA3, False, True),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
 # Roles of tokens -> ggml's names of them, and those that a folder can name.
@@ -306,12 +313,17 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     backend.normalizer = lib.normalizers.NFC()
   backend.pre_tokenizer = cut.Sequence(steps)
   backend.decoder = lib.decoders.ByteLevel()
-  for token, token_kind in zip(tokens, kinds, strict=True):
-    if token_kind in (_CONTROL, _USER_DEFINED):
-      is_control = token_kind == _CONTROL
-      added = lib.AddedToken(token, special=is_control, normalized=False)
-      add = backend.add_special_tokens if is_control else backend.add_tokens
-      add([added])
+  added = {
+    kind: [
+      lib.AddedToken(token, special=kind == _CONTROL, normalized=False)
+      for token, its in zip(tokens, kinds, strict=True)
+      if its == kind
+    ]
+    for kind in (_CONTROL, _USER_DEFINED)
+  }
+  # All at once: each call goes through all that were added before.
+  backend.add_special_tokens(added[_CONTROL])
+  backend.add_tokens(added[_USER_DEFINED])
   # Without a word about it llama.cpp adds it to Llama 3's texts only.
   adds_bos = said.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")
   if adds_bos and "bos" in special:
@@ -372,3 +384,40 @@ def _library():
   except ImportError:
     raise UserError(f"a text tokenizer {_EXTRA}") from None
   return tokenizers
+
+
+def _backend(text: str, saved: Mapping[str, Any], where: str) -> Any:
+  """What reads and writes text; a file with odd parts has a process for it."""
+  lib = _library()
+  with outside_files.library(where):
+    if not tokenizer_json.is_plain(saved):
+      return text_limits.LimitedTokenizer(text)
+    backend = lib.Tokenizer.from_str(text)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+  """Says what a tokenizer was doing when it failed.
+
+  Raises:
+    UserError: of whatever it raises; the library has nothing narrower.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or outside_files.panicked(error):
+      raise UserError(f"the tokenizer cannot {what}: {error}") from error
+    raise
+
+
+def _render(template: str, **variables: Any) -> str:
+  """Renders a template, which is a program, within limits."""
+  if importlib.util.find_spec("jinja2") is None:
+    raise UserError(f"a chat template {_EXTRA}")
+  try:
+    return text_limits.shared().render(template, variables)
+  except UserError as error:
+    raise UserError(f"the chat template gives no prompt: {error}") from error

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig, abstract
+
+_HEADER_BYTES = 16 * outside_files.MIB  # For some 100,000 tensors.
 
 
 def named_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -99,26 +102,47 @@ def load(path, params):
   Raises:
     UserError: if the file is missing, damaged or of another model.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(
-      f"no parameters at {path}: set --config.init=none to start from scratch"
-    )
-  try:
-    with safe_open(str(path), framework="numpy") as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}
-      metadata = file.metadata() or {}
-  except SafetensorError as error:
-    raise UserError(f"{path} is damaged ({error})") from error
   flat = nnx.to_flat_state(params)
   wanted = {".".join(map(str, k)): tuple(v.shape) for k, v in flat}
-  found = {name: a.shape for name, a in arrays.items()}
+  try:
+    file = open_file(path)
+  except outside_files.MissingFile:
+    raise UserError(
+      f"no parameters at {path}: set --config.init=none to start from scratch"
+    ) from None
+  names = list(file.keys())
+  found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
   if wanted != found:
     odd = sorted(set(wanted.items()) ^ set(found.items()))
     raise UserError(
       f"{path} holds another model than the config's: differs in {odd[:4]}"
     )
+  with outside_files.library(path):
+    arrays = {name: file.get_tensor(name) for name in names}
+  metadata = file.metadata() or {}
   for name, array in arrays.items():
     if not is_finite(array):
       raise UserError(f"{path}: {name} holds values that are no finite numbers")
   return unflatten(params, arrays), metadata
+
+
+def open_file(path: str | pathlib.Path) -> Any:
+  """Opens a safetensors file; its header is checked at once.
+
+  Raises:
+    MissingFile, UserError: it is missing, no regular file, or damaged.
+  """
+  _check_header(path)
+  with outside_files.library(path):
+    return safe_open(str(path), framework="numpy")
+
+
+def _check_header(path: str | pathlib.Path) -> None:
+  """Refuses a header that lists more tensors than any model has."""
+  size = outside_files.read_start(path, 8)
+  length = int.from_bytes(size, "little")
+  if length > _HEADER_BYTES:
+    raise UserError(
+      f"{path} is damaged: its header has {length:,} bytes, more than "
+      f"{_HEADER_BYTES:,}; fetch it again"
+    )
