@@ -68,7 +68,7 @@ def completed(tokenizer: Said, said: Said, older: Said) -> Said:
       "tokenizer_config.json says split_special_tokens=true: tokenizers that "
       "cut special tokens are not supported"
     )
-  special = {*by_role(said).values(), *_without_role(said)}
+  roles = {*by_role(said).values()}
   added = tokenizer.get("added_tokens") or []
   known = {token["content"]: token for token in added}
   ids = _ids(tokenizer["model"]["vocab"])
@@ -81,10 +81,14 @@ def completed(tokenizer: Said, said: Said, older: Said) -> Said:
         f"{ids.get(content, 'none')} in tokenizer.json: write the folder again "
         "with transformers (save_pretrained)"
       )
-    # The config's word, but what is older is not heard where there is newer.
-    if content not in known or _LISTED in said:
-      new[content] = _token(i, content, flags)
-      new[content]["special"] |= content in special and content not in known
+    token = _token(i, content, flags)
+    if token == known.get(content) or (
+      content in known and _LISTED not in said
+    ):
+      continue  # Nothing new, or from a file that is older than the vocabulary.
+    token["special"] |= content in roles
+    new[content] = token
+  special = roles.union(_without_role(said))
   for content in sorted(special - known.keys() - new.keys()):
     if content not in ids:
       raise UserError(
@@ -92,7 +96,7 @@ def completed(tokenizer: Said, said: Said, older: Said) -> Said:
         "tokenizer.json, so that the model has no row for it"
       )
     new[content] = _token(ids[content], content, {"special": True})
-  if all(known.get(content) == token for content, token in new.items()):
+  if not new:
     return tokenizer
   tokens = sorted((known | new).values(), key=lambda token: token["id"])
   return {**tokenizer, "added_tokens": tokens}
