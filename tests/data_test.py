@@ -153,7 +153,8 @@ def test_bad_splits_are_refused(tmp_path):
     load(empty, "validation", tmp_path)
   assert len(load(empty, "test", tmp_path)) == 9
   greedy = CountdownConfig(max_number=2, validation_size=500)
-  with pytest.raises(ValueError, match="= 1012 leaves nothing to train on"):
+  message = "test_size=512 leave nothing to train on: there are 18 .*_size=3"
+  with pytest.raises(UserError, match=message):
     load(greedy, "train", tmp_path)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags
 
-from tsd_jax.base import config_values
+from tsd_jax.base import config_values, outside_files
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
@@ -42,6 +42,7 @@ def load(path: str) -> Any:
     ConfigError: there is no such file, or it yields no config.
   """
   file = _find(path)
+  outside_files.read_text(file, outside_files.MIB)  # Refused before it is run.
   name = f"_tsd_jax_config_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
   spec = importlib.util.spec_from_file_location(name, file)
   assert spec is not None and spec.loader is not None  # It ends with .py.
@@ -271,8 +272,8 @@ def _find(path: str) -> pathlib.Path:
   given = pathlib.Path(path).expanduser()
   for base in (pathlib.Path.cwd(), ROOT):
     for file in (base / given, base / f"{given}.py"):
-      if file.is_file() and file.suffix == ".py":
-        return file.resolve()
+      if file.suffix == ".py" and outside_files.is_there(file):
+        return file.absolute()
   known = sorted(
     str(file.relative_to(ROOT))
     for file in (ROOT / "experiments").glob("*.py")

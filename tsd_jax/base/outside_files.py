@@ -209,6 +209,12 @@ def integer(value: Any, name: str, *, low: int = 0, high: int = COUNT) -> int:
   return value
 
 
+def is_number(value: Any) -> bool:
+  """Whether a value of JSON is a number that arithmetic is made with."""
+  a_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return a_number and -(2**63) <= value <= 2**63
+
+
 _DEEP = f"more than {DEPTH} levels of brackets"
 
 

@@ -1,6 +1,8 @@
 """What a search needs of a device's memory, known before it is compiled."""
 
+import bisect
 import dataclasses
+import math
 import os
 from typing import NamedTuple
 
@@ -78,9 +80,9 @@ def estimate_memory(
     prompts  h + B (P - h) of them, h of which all prompts share
     tree     B (N + 1) (A (U + 9) + 4 T + 13) numbers, A + 1 more where moves
              are merged, and a node's features where steps are drawn lazily
-    work     the largest of what is made at a time, by a simulation or by the
-             running of the prompts: see the code, fitted to what XLA keeps on
-             CPU
+    work     the largest of what is made at a time, by a simulation, by the
+             running of the prompts, or by the metrics, B (N + 1)^2 bytes: see
+             the code, fitted to what XLA keeps on CPU
 
   Args:
     model: shape of the model.
@@ -120,6 +122,8 @@ def estimate_memory(
   # Zeros that the sampling of steps begins with are there from the beginning.
   steps = draws * U * position
   prefilled = B * own * _prefilled_position(part, task.prompt_length)
+  # Of every two nodes of a tree, whether they hold the same answer.
+  pairs = B * (N + 1) ** 2
   merged = A + 1 if config.merges(task) else 0
   node = _NUMBER * (A * (U + 9) + 4 * T + 13 + merged)
   node += model.d_model * part.itemsize if config.lazy else 0
@@ -127,7 +131,7 @@ def estimate_memory(
     pool=B * N * U * position,
     prompts=prompt_bytes,
     tree=B * (N + 1) * node,
-    work=max(weights + max(works), steps + prefilled),
+    work=max(weights + max(works), steps + prefilled, pairs),
   )
 
 
@@ -208,8 +212,11 @@ def check(
     return Memory(*(runs * part for part in one))
 
   def most(field, values):
-    fitting = (v for v in values if held + need(**{field: v}).total <= there)
-    return max(fitting, default=0)
+    """The largest value that fits; more of it never takes less."""
+    count = bisect.bisect_right(
+      values, there, key=lambda v: held + need(**{field: v}).total
+    )
+    return values[count - 1] if count else 0
 
   now, block = need(), search.block(own)
   line = (
@@ -220,7 +227,7 @@ def check(
   if held + now.total <= there:
     return line
   nodes = most("num_simulations", range(1, search.num_simulations))
-  trees = most("trees", (b for b in range(1, own + 1) if own % b == 0))
+  trees = most("trees", _divisors(own))
   ways = [
     f"search.{field}={value}"
     for field, value in (("num_simulations", nodes), ("trees", trees))
@@ -235,6 +242,11 @@ def check(
     ways.append("search.slot_reuse=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")
+
+
+def _divisors(number: int) -> list[int]:
+  small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+  return sorted({*small, *(number // d for d in small)})
 
 
 def _held(

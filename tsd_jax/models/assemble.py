@@ -58,6 +58,11 @@ def assemble(
     UserError: naming tensors that are missing, too many or misshapen (nothing
       has been read then), or one that holds what is no finite number.
   """
+  if config.num_layers > len(stored):
+    raise UserError(
+      f"{where} has {len(stored):,} tensors, and its config says "
+      f"{config.num_layers:,} layers: it is of another model, or incomplete"
+    )
   pieces = list(names.pieces(config, dialect))
   check(pieces, stored, where)
   graphdef, shapes = transformer.abstract(config)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models.transformer import ModelConfig
 
@@ -76,6 +77,10 @@ _ABSENT = {
 _ANY_ABSENT = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 
 
+# What arithmetic with odd values raises. TypeError: a list, one value a layer.
+_ODD = (TypeError, ValueError, AttributeError, ArithmeticError)
+
+
 class Card(NamedTuple):
   """What a published model says of itself besides its tensors."""
 
@@ -139,9 +144,9 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       reader does not know.
   """
   kind = saved.get("model_type")
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"model_type={kind!r} is not supported: choose a model of type "
+      f"model_type={kind!r:.60} is not supported: choose a model of type "
       f"{', '.join(ARCHITECTURES)}"
     )
   head = f"{ARCHITECTURES[kind]}ForCausalLM"
@@ -165,8 +170,9 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
     return Card(config, _length(said.get("max_position_embeddings")))
   except KeyError as error:
     raise UserError(f"config.json has no {error}") from None
-  except (TypeError, ValueError, ArithmeticError) as error:
+  except _ODD as error:
     message = str(error)
+    # In their words.
     for ours, theirs in (*_SIZES.items(), ("rope_theta", "rope_theta")):
       message = message.replace(f"model.{ours}=", f"{theirs}=")
     raise UserError(f"config.json: {message}") from error
@@ -252,7 +258,9 @@ def _typed(sizes: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value, kind) or (
       isinstance(value, bool) and kind is not bool
     ):
-      raise ValueError(f"{_SIZES[ours]}={value!r} is of a wrong type")
+      raise ValueError(f"{_SIZES[ours]}={value!r:.60} is of a wrong type")
+    if not abs(value) <= outside_files.COUNT:
+      raise ValueError(f"{_SIZES[ours]}={value!r:.60} is too large")
   return sizes
 
 
@@ -283,9 +291,9 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
       reader does not know.
   """
   kind = said.get("general.architecture")
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"general.architecture={kind!r} is not supported: choose a model of type "
+      f"general.architecture={kind!r:.60} is not supported: choose a model of type "
       f"{', '.join(ARCHITECTURES)}"
     )
   prefix = f"{kind}."
@@ -327,7 +335,7 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
     return Card(config, _length(own.get("context_length")))
   except KeyError as error:
     raise UserError(f"the metadata lacks {prefix}{error.args[0]}") from None
-  except (TypeError, ValueError, ArithmeticError) as error:
+  except _ODD as error:
     # TypeError: a list, one value a layer.
     raise UserError(f"the metadata of a {kind}: {error}") from error
 

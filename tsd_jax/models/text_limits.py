@@ -19,8 +19,8 @@ from multiprocessing import Pipe
 from typing import Any, NamedTuple
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.paths import ROOT
 from tsd_jax.models import text_worker
-from tsd_jax.parallel import supervisor
 
 _START_SECONDS = 120
 _KEPT = 4  # Tokenizers that it has at a time.
@@ -114,11 +114,13 @@ class TextProcess:
 
   def _start(self) -> None:
     self._pipe, theirs = Pipe()
-    command = [sys.executable, "-m", text_worker.__name__]
+    # Nothing beside the user's script: it may have a name of the library's.
+    command = [sys.executable, "-P", "-m", text_worker.__name__]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
       self._process = subprocess.Popen(
         [*command, str(theirs.fileno())],
-        env=os.environ | {"PYTHONPATH": supervisor.import_path()},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -129,9 +131,13 @@ class TextProcess:
       theirs.close()
     # Its imports are no part of the first request's time.
     self._pipe.send_bytes(json.dumps(["ready", []]).encode())
-    if not self._pipe.poll(_START_SECONDS):
-      raise OSError
-    self._pipe.recv_bytes(text_worker.ANSWER_BYTES)
+    try:
+      if self._pipe.poll(_START_SECONDS):
+        self._pipe.recv_bytes(text_worker.ANSWER_BYTES)
+        return
+    except (EOFError, OSError):
+      pass
+    raise UserError(f"no process could be started for it: {' '.join(command)}")
 
 
 @functools.lru_cache(maxsize=_KEPT)

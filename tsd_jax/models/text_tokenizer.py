@@ -391,11 +391,20 @@ def _backend(text: str, saved: Mapping[str, Any], where: str) -> Any:
   lib = _library()
   with outside_files.library(where):
     if not tokenizer_json.is_plain(saved):
-      return text_limits.LimitedTokenizer(text)
+      return _limited(text, where)
     backend = lib.Tokenizer.from_str(text)
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def _limited(text: str, where: str) -> text_limits.LimitedTokenizer:
+  try:
+    return text_limits.LimitedTokenizer(text)
+  except UserError as error:
+    raise UserError(
+      f"{where} cannot be used ({error}): fetch it again, or use another model"
+    ) from error
 
 
 @contextlib.contextmanager

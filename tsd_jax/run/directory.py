@@ -1,16 +1,17 @@
 """A run's folder on disk: one writer, whole files, one config."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Collection
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
 
-from tsd_jax.base import config_json
+from tsd_jax.base import config_json, outside_files
 from tsd_jax.base.errors import UserError
 
 # What a run's folder holds.
@@ -35,14 +36,28 @@ def read_json(workdir: str | pathlib.Path, name: str) -> Any:
   """
   file = pathlib.Path(workdir) / name
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
+    return outside_files.read_json(file)
+  except outside_files.MissingFile:
     raise UserError(
       f"no run in {workdir}: {file} is missing; train one with "
       f"python -m launch.train --workdir={workdir}"
     ) from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{file} is damaged ({error}): delete it") from error
+
+
+def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Reads a run's config.json, as it was saved.
+
+  Raises:
+    UserError: if it is not there, or damaged.
+  """
+  saved = read_json(workdir, CONFIG)
+  task = saved.get("task") if isinstance(saved, dict) else None
+  if not isinstance(task, dict) or not isinstance(task.get("__class__"), str):
+    raise UserError(
+      f"{pathlib.Path(workdir) / CONFIG} names no task: it is no config of a "
+      "run, or damaged"
+    )
+  return saved
 
 
 def write_whole(file: pathlib.Path, text: str) -> None:
@@ -75,8 +90,8 @@ def prepare(
   ignore = ("mesh", *ignore, *(() if fixed_length else ("iterations",)))
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / CONFIG
-  if file.exists():
-    saved = read_json(workdir, CONFIG)
+  if outside_files.is_there(file):
+    saved = read_config(workdir)
     lines = config_json.difference(saved, config, ignore=ignore)
     if lines:
       raise UserError(
@@ -91,20 +106,20 @@ def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
   # One that is finished may be a shorter one.
   if not (workdir / REPORT).exists():
     return None
-  saved = read_json(workdir, CONFIG)
-  last = read_rows(workdir)[-1]
+  saved, last = read_config(workdir), read_rows(workdir)[-1]
   other = config_json.difference(saved, config, ignore=("iterations", "mesh"))
-  return None if other or last["step"] < config.iterations else last["eval"]
+  short = last["step"] < config.iterations
+  return None if other or short else last.get("eval")
 
 
 @contextlib.contextmanager
 def sole_writer(workdir: pathlib.Path):
-  """Keeps other processes out of a run's folder; the lock dies with us.
+  """Makes a run's folder, and keeps others out of it; the lock dies with us.
 
   Raises:
-    UserError: if another process trains there.
+    UserError: if another process trains there, or nothing can be written.
   """
-  with open(workdir / _LOCK, "w") as file:
+  with _lock_file(workdir) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -113,6 +128,22 @@ def sole_writer(workdir: pathlib.Path):
         "--workdir"
       ) from None
     yield
+
+
+def _lock_file(workdir: pathlib.Path) -> IO[str]:
+  checkpoints = workdir / CHECKPOINTS
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    # No link that leads nowhere, and no file.
+    checkpoints.mkdir(exist_ok=True)
+    lock = workdir / _LOCK
+    if lock.exists() and not lock.is_file():  # A FIFO would wait for a reader.
+      raise FileExistsError(errno.EEXIST, "no regular file", lock)
+    return open(lock, "w")
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"--workdir={workdir} cannot be written ({error}): use another one"
+    ) from None
 
 
 class RowLog:
@@ -163,23 +194,63 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """
   file = pathlib.Path(workdir) / METRICS
   try:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-  except FileNotFoundError:
+    lines = outside_files.read_lines(file)
+  except outside_files.MissingFile:
     raise UserError(f"no run in {workdir}: {file} missing") from None
-  except json.JSONDecodeError as error:
-    raise UserError(f"{file} is damaged: {error}") from error
+  rows = [
+    _row(line, f"{file}, line {number}")
+    for number, line in enumerate(lines, 1)
+    if line
+  ]
+  if not rows:
+    raise UserError(f"{file} holds no rows: the run has made no iteration yet")
+  return rows
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+  """A row that has what every reader of rows takes for granted.
+
+  Raises:
+    UserError: it has not.
+  """
+  row = outside_files.parse_json(line, where)
+  evaluated = row.get("eval", {}) if isinstance(row, dict) else None
+  if not isinstance(evaluated, dict):
+    raise UserError(f"{where} is no row of a run: remove that line")
+  outside_files.integer(row.get("step"), f"{where}: step")
+  counts = row.get("ledger")
+  counts = counts if isinstance(counts, dict) else {}
+  for part, count in counts.items():
+    outside_files.integer(count, f"{where}: ledger.{part}", high=2**63)
+  needed = {"ledger.total": counts.get("total")}
+  for mode, result in evaluated.items():
+    needed["seconds"] = row.get("seconds")
+    for name in ("accuracy", "stderr"):
+      value = result.get(name) if isinstance(result, dict) else None
+      needed[f"eval.{mode}.{name}"] = value
+  for name, value in needed.items():
+    if not outside_files.is_number(value):
+      raise UserError(
+        f"{where}: {name} is {outside_files.shown(value)}, no number: remove "
+        "that line"
+      )
+  return row
 
 
 def keep_rows(file: pathlib.Path, step: int) -> None:
-  """Drops metrics rows past a checkpoint; the resumed run writes them again."""
-  if not file.exists():
+  """Drops metrics rows past a checkpoint; the resumed run writes them again.
+
+  Raises:
+    UserError: if the file is damaged before its last line.
+  """
+  if not outside_files.is_there(file):
     return
-  rows = []
-  for line in file.read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue  # A row half written when the run was killed.
-    if row["step"] <= step:
-      rows.append(line + "\n")
+  *lines, last = outside_files.read_lines(file)
+  rows = [
+    line + "\n"
+    for number, line in enumerate(lines, 1)
+    if _row(line, f"{file}, line {number}")["step"] <= step
+  ]
+  # A last line without an end was half written when the run was killed.
+  del last
   write_whole(file, "".join(rows))

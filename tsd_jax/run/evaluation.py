@@ -15,6 +15,7 @@ the best of K samples is worth.
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -136,7 +137,7 @@ def parse_modes(modes: str) -> list[tuple[str, int]]:
     kind, _, k = mode.strip().partition("@")
     if kind == "greedy" and not k:
       parsed.append((kind, 0))
-    elif kind in KINDS and k.isdigit() and int(k) > 0:
+    elif kind in KINDS and re.fullmatch(r"[1-9]\d{0,6}", k, re.ASCII):
       parsed.append((kind, int(k)))
     else:
       raise UserError(

@@ -34,7 +34,7 @@ def read_config(workdir: str | pathlib.Path) -> Experiment:
   Raises:
     UserError: if there is none, or it is damaged or of other code.
   """
-  saved = directory.read_json(workdir, directory.CONFIG)
+  saved = directory.read_config(workdir)
   try:
     return config_json.from_dict(Experiment, saved)
   except ConfigError as error:

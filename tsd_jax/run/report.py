@@ -6,6 +6,7 @@ time, of one run or of several beside each other.
 
 import html
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from tsd_jax.base import outside_files
+from tsd_jax.base.errors import UserError
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run import directory
 
@@ -85,12 +88,41 @@ def read_log(workdir: str | pathlib.Path) -> Log:
     UserError: if it holds no run, or a damaged file.
   """
   workdir = pathlib.Path(workdir)
-  shown = (workdir / directory.SAMPLES).exists()
   return Log(
     directory.read_rows(workdir),
-    directory.read_json(workdir, directory.CONFIG),
-    directory.read_json(workdir, directory.SAMPLES) if shown else [],
+    directory.read_config(workdir),
+    _samples(workdir / directory.SAMPLES),
   )
+
+
+def _samples(file: pathlib.Path) -> list[dict[str, Any]]:
+  """What the page shows of a run's samples; none where there is no file."""
+  try:
+    shown = outside_files.read_json(file)
+  except outside_files.MissingFile:
+    return []
+  if not (isinstance(shown, list) and all(map(_is_sample, shown))):
+    raise UserError(
+      f"{file} is damaged (it holds no list of samples): delete it"
+    )
+  return shown
+
+
+def _is_sample(sample: Any) -> bool:
+  if not isinstance(sample, dict):
+    return False
+  texts = [sample.get("prompt"), sample.get("tree")]
+  both = [sample.get("before"), sample.get("after")]
+  if not all(isinstance(rows, list) for rows in both):
+    return False
+  for answer in itertools.chain(*both):
+    if not isinstance(answer, dict) or "correct" not in answer:
+      return False
+    number = outside_files.is_number(answer.get("reward"))
+    if not number or answer["correct"] not in (True, False, None):
+      return False
+    texts.append(answer.get("text"))
+  return all(isinstance(text, str) for text in texts)
 
 
 def write(
@@ -190,6 +222,11 @@ def _document(title: str, parts: list[str]) -> str:
   )
 
 
+# What names a run is no mathematics, whatever signs are in it.
+_plain_names = mpl.rc_context({"text.parse_math": False})
+
+
+@_plain_names
 def held_out_figures(
   curves: dict[str, curves_lib.Curve],
   flops_per_token: dict[str, float] | None = None,
@@ -228,6 +265,7 @@ def held_out_figures(
   return figures
 
 
+@_plain_names
 def training_figures(logs: dict[str, Log]) -> list[Figure]:
   """One figure a group of metrics that some run has, and the ledger."""
   figures = []
@@ -235,7 +273,11 @@ def training_figures(logs: dict[str, Log]) -> list[Figure]:
     figure, axes = _axes(title, "iterations")
     for (run, log), colour in zip(logs.items(), _cycle(), strict=False):
       for metric, style in metrics.items():
-        points = [(r["step"], r[metric]) for r in log.rows if metric in r]
+        points = [
+          (r["step"], r[metric])
+          for r in log.rows
+          if outside_files.is_number(r.get(metric))
+        ]
         if points:
           label = run if len(metrics) == 1 else f"{run}: {metric}"
           axes.plot(
@@ -253,7 +295,7 @@ def training_figures(logs: dict[str, Log]) -> list[Figure]:
     # An update costs a forward and twice as much backward.
     weight = 3e-6 if part == "update" else 1e-6
     widths = {
-      n: weight * log.rows[-1]["ledger"][part] for n, log in logs.items()
+      n: weight * log.rows[-1]["ledger"].get(part, 0) for n, log in logs.items()
     }
     axes.barh(
       list(logs), list(widths.values()), left=list(left.values()),
@@ -302,7 +344,7 @@ def _sample(sample: dict[str, Any]) -> str:
 
   rows = "".join(
     f"<tr>{cell(before)}{cell(after)}</tr>"
-    for before, after in zip(sample["before"], sample["after"], strict=True)
+    for before, after in zip(sample["before"], sample["after"], strict=False)
   )
   return (
     f"<p class=prompt>{html.escape(sample['prompt'])}</p><table>"

@@ -5,11 +5,13 @@ evaluates it go on with the same reward.
 """
 
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import processes
 from tsd_jax.rewards.reward import Reward
@@ -37,18 +39,16 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
   file = folder / directory.REWARD
   if not leaves:
     return params
-  if not file.exists():
+  if not outside_files.is_there(file):
     if keep and processes.leads():
       partial = file.with_suffix(".tmp.npz")
       np.savez(partial, *map(np.asarray, leaves))
       partial.rename(file)
     return params
-  try:
-    with np.load(file) as saved:
-      found = [saved[f"arr_{i}"] for i in range(len(saved.files))]
-  except Exception as error:  # Any: damaged archives raise many kinds.
-    raise UserError(f"{file} is damaged ({error}): delete it") from error
   expected = list(map(np.asarray, leaves))
+  _check_size(file, expected)
+  with outside_files.library(file, "delete it"), np.load(file) as saved:
+    found = [saved[f"arr_{i}"] for i in range(len(saved.files))]
   if len(found) == len(expected):
     found = [_typed(a, b.dtype) for a, b in zip(found, expected, strict=True)]
   if [(a.shape, a.dtype) for a in found] != [
@@ -58,6 +58,24 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
       f"{file} holds another reward's parameters: use another --workdir"
     )
   return structure.unflatten(found)
+
+
+def _check_size(file: pathlib.Path, expected: list[np.ndarray]) -> None:
+  """Refuses an archive that is larger, unpacked, than the parameters.
+
+  Raises:
+    UserError: it is, or no regular file or no archive.
+  """
+  outside_files.read_start(file, 0)
+  with outside_files.library(file, "delete it"), zipfile.ZipFile(file) as saved:
+    size = sum(entry.file_size for entry in saved.infolist())
+  # Each array has a header.
+  most = sum(array.nbytes + 1_000 for array in expected)
+  if size > most:
+    raise UserError(
+      f"{file} holds {size:,} bytes, another reward's parameters than these "
+      f"of at most {most:,}: use another --workdir"
+    )
 
 
 def _typed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

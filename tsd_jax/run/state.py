@@ -39,7 +39,6 @@ class RunState:
     self._log: directory.RowLog | None = None
     with contextlib.ExitStack() as claimed:
       if processes.leads():
-        folder.mkdir(parents=True, exist_ok=True)
         claimed.enter_context(directory.sole_writer(folder))
         # A learning rate that has fallen to 0 does not rise again.
         fixed = config.optimizer.linear_decay

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Prompts
 from tsd_jax.tasks.task import Problem, TaskConfig, as_prompts
@@ -28,6 +29,7 @@ from tsd_jax.tasks.task import Problem, TaskConfig, as_prompts
 SPLITS = ("train", "validation", "test")
 _DATA_DIR_VARIABLE = "TSD_JAX_DATA_DIR"
 _DIGESTS = "sha256.json"  # Lies beside the records, written last.
+_FILE_BYTES = 2**33  # Of the records' files: no bound but on nonsense.
 _READ_SIZE = 10_000  # Records decoded at once: bounds the memory in between.
 
 
@@ -49,14 +51,17 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
     A list of canonical problems, in random order, for each of `SPLITS`.
 
   Raises:
-    ValueError: the held-out parts leave no problem to train on.
+    UserError: the held-out parts leave no problem to train on.
   """
   problems = config.problems()
   held_out = config.validation_size + config.test_size
   if held_out >= len(problems):
-    raise ValueError(
-      f"validation_size + test_size = {held_out} leaves nothing to train on: "
-      f"there are {len(problems)} problems"
+    part = len(problems) // 5
+    raise UserError(
+      f"validation_size={config.validation_size} and "
+      f"test_size={config.test_size} leave nothing to train on: there are "
+      f"{len(problems)} problems; use for instance "
+      f"--config.task.validation_size={part} --config.task.test_size={part}"
     )
   order = np.random.default_rng(config.seed).permutation(len(problems))
   shuffled = [problems[index] for index in order]
@@ -232,7 +237,9 @@ def _build(
 def _digests(folder: pathlib.Path) -> dict[str, str]:
   """Returns the SHA-256 of every file in the folder, but for the list."""
   return {
-    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+    path.name: hashlib.sha256(
+      outside_files.read_bytes(path, _FILE_BYTES)
+    ).hexdigest()
     for path in folder.iterdir()
     if path.name != _DIGESTS
   }
@@ -240,7 +247,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 def _check_digests(folder: pathlib.Path) -> None:
   """Raises ValueError where a file is missing or not what was built."""
-  expected = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+  expected = outside_files.read_object(folder / _DIGESTS)
   found = _digests(folder)
   wrong = [name for name in expected if found.get(name) != expected[name]]
   if wrong:

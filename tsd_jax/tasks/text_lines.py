@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import text_tokenizer
 from tsd_jax.models.text_tokenizer import TextTokenizer
@@ -57,11 +58,11 @@ def read(
     UserError: naming the file and the line that does not fit.
   """
   try:
-    text = pathlib.Path(file).expanduser().read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"no problems in {file}: {error}") from error
+    written_lines = outside_files.read_lines(pathlib.Path(file).expanduser())
+  except outside_files.MissingFile as error:
+    raise UserError(f"no problems in {file}: {error}") from None
   model_tokenizer, lines, seen = load_tokenizer(tokenizer), [], set()
-  for number, written in enumerate(text.split("\n"), 1):
+  for number, written in enumerate(written_lines, 1):
     if not written.strip():
       continue
     try:
@@ -85,10 +86,7 @@ def _line(
   prompt_length: int,
   length: int,
 ) -> Line:
-  try:
-    example = json.loads(written)
-  except json.JSONDecodeError as error:
-    raise UserError(f"no JSON ({error})") from error
+  example = outside_files.parse_json(written, "its JSON")
   if not isinstance(example, dict) or (
     ("prompt" in example) == ("messages" in example)
   ):
