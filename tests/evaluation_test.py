@@ -152,13 +152,14 @@ def test_perplexity_follows_from_a_plain_forward():
   assert got == pytest.approx(np.exp(-np.mean(found)), rel=1e-4)
 
 
-def test_the_vote_is_a_count_of_equal_finished_answers():
+@pytest.mark.parametrize("end_ids", [(2,), (2, 1)])
+def test_the_vote_is_a_count_of_equal_finished_answers(end_ids):
   rng = np.random.default_rng(0)
   tokens_BGT = rng.integers(0, 3, (200, 7, 2))
-  chosen_B = evaluation.vote(tokens_BGT, eos_id=2)
+  chosen_B = evaluation.vote(tokens_BGT, end_ids)
   ties = 0
   for tokens_KT, chosen in zip(tokens_BGT, chosen_B, strict=True):
-    rows = [tuple(t) for t in tokens_KT]
+    rows = [tuple(2 if i in end_ids else i for i in t) for t in tokens_KT]
     counts = {t: rows.count(t) for t in rows if 2 in t}
     if counts:
       best = [t for t in counts if counts[t] == max(counts.values())]

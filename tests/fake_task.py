@@ -15,6 +15,10 @@ class Numbers:
 
   bos_id, joiner = None, " "
 
+  @property
+  def end_ids(self):
+    return (self.eos_id,)
+
   def encode(self, text):
     return [int(word) for word in text.split()]
 
@@ -34,6 +38,10 @@ class Fake:
   prompt_pad_id, shared_prefix_length, step_end_ids = None, 0, ()
   observe, observation_length, state_key = None, 0, None
   reward = property(OwnReward)
+
+  @property
+  def end_ids(self):
+    return (self.eos_id,)
 
   @property
   def tokenizer(self):

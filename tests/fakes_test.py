@@ -97,7 +97,7 @@ def responses(task, rng):
 def test_its_reward_scores_responses(task):
   prompts, tokens_BGT = responses(task, np.random.default_rng(0))
   # Which raises where shapes and kinds are not as they should be.
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   score = jax.device_get(jax.jit(scorer)(prompts, tokens_BGT))
   assert score.reward_X.shape == score.correct_X.shape == (B, G)
   reward = scorer.reward

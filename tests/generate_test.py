@@ -34,7 +34,7 @@ def test_padded_prompts_are_continued_as_bare_ones():
   for row, prompt in zip(rows_BP, prompts, strict=True):
     row[: len(prompt)] = prompt
   tokens_BT, mask_BT = generate.complete(
-    graphdef, params, rows_BP, None, length=5, eos_id=999, pad_id=PAD
+    graphdef, params, rows_BP, None, length=5, end_ids=(999,), pad_id=PAD
   )
   assert mask_BT.all()
   for prompt, tokens in zip(prompts, tokens_BT, strict=True):
@@ -50,7 +50,7 @@ def test_samples_follow_the_key_and_the_temperature():
   def draw(seed, temperature):
     tokens_BT, _ = generate.complete(
       graphdef, params, rows_BP, jax.random.key(seed), temperature,
-      length=8, eos_id=999, pad_id=PAD,
+      length=8, end_ids=(999,), pad_id=PAD,
     )  # fmt: skip
     return np.asarray(tokens_BT)
 

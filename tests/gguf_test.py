@@ -80,7 +80,8 @@ def write(
     writer.add_chat_template(tokenizer["chat_template"])
     writer.add_bos_token_id(tokenizer["bos"])
     writer.add_eos_token_id(tokenizer["eos"])
-    writer.add_add_bos_token(tokenizer.get("add_bos", False))
+    if (adds := tokenizer.get("add_bos", False)) is not None:
+      writer.add_add_bos_token(adds)
   for name in more:
     writer.add_tensor(name, np.zeros(8, np.float32))
   writer.write_header_to_file()

@@ -28,7 +28,7 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
   ("change", "message"),
   [
     ({"model_type": "gpt2"}, "model_type='gpt2' is not supported"),
-    ({"architectures": ["LlamaModel"]}, "use LlamaForCausalLM"),
+    ({"architectures": ["LlamaModel"]}, "with LlamaForCausalLM"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type=yarn"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type=linear"),
     (
@@ -46,7 +46,7 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
     ({"logit_scale": 0.5}, "logit_scale=0.5, which is unknown"),
     ({"rope_scaling": "yarn"}, "config.json: "),
     ({"max_position_embeddings": "long"}, "config.json: .*long"),
-    ({"num_attention_heads": 3}, "num_kv_heads=2"),
+    ({"num_attention_heads": 3}, "num_key_value_heads=2"),
     ({"hidden_size": "32"}, "config.json: "),
     ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 is of a wrong type"),
     (
@@ -145,6 +145,7 @@ def test_tensors_of_other_formats_are_refused_by_name(tmp_path):
 )
 def test_an_index_of_other_files_is_refused(tmp_path, content, message):
   folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
+  (folder / "model.safetensors").unlink()
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps(content))
   with pytest.raises(UserError, match=message):

@@ -121,7 +121,7 @@ def test_scores_of_a_text_task_have_its_range(config):
     rows[0, i, : len(ids)] = ids
   rows[0, -1][rows[0, -1] == task.eos_id] = task.pad_id  # Unfinished.
   assert (task.reward.low, task.reward.high) == (-2.0, 2.0)
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   prompts = as_prompts(task, np.array([config.lines[0].prompt_P]))
   score = jax.jit(scorer)(prompts, rows)
   expected = [0.5, -1.5, -2.0, -2.0, -2.0]

@@ -13,8 +13,8 @@ base: errors outside_files paths types config_values large_pages signals
   config_text config config_json ledger progress compilation_cache
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
-  weights names assemble gguf_layout gguf hf pretrained chat_template
-  text_worker text_limits tokenizer_json text_tokenizer
+  weights names assemble gguf_layout gguf hf pretrained special_tokens
+  tokenizer_json chat_template text_worker text_limits text_tokenizer
 rewards: reward algebra terms worker pool callback
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data

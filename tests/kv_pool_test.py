@@ -111,7 +111,7 @@ def grow(pool_type, written):
       prefill.Prefix(prefix.segments, prefix.length_B + depth_B + 1, x_BD),
       None,
       length=3,
-      eos_id=NEVER,
+      end_ids=(NEVER,),
       pad_id=PAD,
       more_segments=(pool.path_segment(slots_BT, depth_B + 1),),
     )

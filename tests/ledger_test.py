@@ -80,7 +80,7 @@ def test_a_step_of_sampling():
   def sample(params, prefix, key):
     return sampling.sample(
       nnx.merge(GRAPHDEF, params), prefix, sampling.row_keys(key, B, 1),
-      length=T, eos_id=TASK.eos_id, pad_id=TASK.pad_id,
+      length=T, end_ids=TASK.end_ids, pad_id=TASK.pad_id,
     )  # fmt: skip
 
   # Beyond the weights: V_pi and V_search (7 %), attention, and the draw, whose

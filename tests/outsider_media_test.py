@@ -94,6 +94,7 @@ class Brightest:
 
   name = "brightest"
   vocab_size, eos_id, pad_id = 8, EOS, PAD
+  end_ids = (EOS,)
   tokenizer = small_game.Tokenizer()
   prompt_length, response_length = 3, 2
   prompt_pad_id, shared_prefix_length, step_end_ids = None, 0, ()
@@ -214,7 +215,7 @@ def test_scores_samples_and_trees_read_them_as_by_hand():
     expected_GT = np.take_along_axis(
       expected_GTV, np.asarray(tokens_1GT)[0, ..., None], axis=-1
     )[..., 0]
-    inside_GT = np.asarray(response_mask(tokens_1GT[0], EOS))
+    inside_GT = np.asarray(response_mask(tokens_1GT[0], (EOS,)))
     np.testing.assert_allclose(
       nodes.answer_log_prob[b, answers],
       (expected_GT * inside_GT).sum(axis=-1),

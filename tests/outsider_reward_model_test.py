@@ -137,7 +137,7 @@ def test_it_sees_all_responses_of_a_prompt():
   tokens_BGT = rng.integers(0, 6, (3, 4, task.response_length))
   tokens_BGT[:, :2, 1:] = task.eos_id
   reward = task.reward
-  scorer = Scorer(reward, task.eos_id, reward.load())
+  scorer = Scorer(reward, task.end_ids, reward.load())
   score = scorer(prompts, jnp.asarray(tokens_BGT))
   raw_BG = np.asarray(score.parts["raw"])
   expected_BG = raw_BG - 0.5 * raw_BG.mean(axis=1, keepdims=True)

@@ -50,7 +50,7 @@ class TwoTemperatures(Sampler):
       prefill.repeat_rows(prefix, G),
       sampling.row_keys(key, B, G),
       length=task.response_length,
-      eos_id=task.eos_id,
+      end_ids=task.end_ids,
       pad_id=task.pad_id,
       temperature=self.temperatures(B),
       observe=sampling.observer(task, prompts),

@@ -33,7 +33,7 @@ def test_a_decoding_loop_copies_no_keys(written):
     model.config = dataclasses.replace(CONFIG, unroll_decode=written)
     prefix = prefilled(PROMPT_BP, PAD)
     return sampling.sample(
-      model, prefix, None, length=length, eos_id=NEVER, pad_id=PAD
+      model, prefix, None, length=length, end_ids=(NEVER,), pad_id=PAD
     ).tokens_RT
 
   text = jax.jit(run).lower().compile().as_text()

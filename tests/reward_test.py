@@ -88,7 +88,7 @@ def searched(reward: Reward, seed=0):
   task = config.make_task()
   graphdef, params = initial_params(config)
   prompts = data.load_problems(config.task, "train")[:8]
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   options = dataclasses.replace(config.search, num_simulations=60)
   result = search(
     nnx.merge(graphdef, params), task, prompts, jax.random.key(seed), options,

@@ -29,16 +29,16 @@ def _strict_ranks():
     yield
 
 
-@functools.partial(jax.jit, static_argnames=("group", "length"))
+@functools.partial(jax.jit, static_argnames=("group", "length", "end_ids"))
 def draw(
-  prompt_BP, pad_id, keys_R, *, group=1, eos_id=EOS, temperature=1.0,
+  prompt_BP, pad_id, keys_R, *, group=1, end_ids=(EOS,), temperature=1.0,
   fork=None, room_R=None, length=LENGTH,
 ):  # fmt: skip
   model = build()
   prefix = prefilled(prompt_BP, pad_id)
   return sampling.sample(
     model, prefill.repeat_rows(prefix, group), keys_R, length=length,
-    eos_id=eos_id, pad_id=PAD, temperature=temperature, fork=fork,
+    end_ids=end_ids, pad_id=PAD, temperature=temperature, fork=fork,
     room_R=room_R,
   )  # fmt: skip
 
@@ -91,21 +91,21 @@ def test_padded_prompts_draw_the_same_responses():
     )
 
 
-def test_greedy_is_an_argmax_loop_and_stops_at_the_end_token():
-  def loop(context, eos_id):
+def test_greedy_is_an_argmax_loop_and_stops_at_every_end_token():
+  def loop(context, end_ids):
     tokens = []
-    while len(tokens) < LENGTH and eos_id not in tokens:
+    while len(tokens) < LENGTH and not {*end_ids} & {*tokens}:
       tokens.append(int(plain([*context, *tokens])[0][-1].argmax()))
     return tokens + [PAD] * (LENGTH - len(tokens))
 
-  free = draw(PROMPT_BP, PAD, None, eos_id=NEVER)
-  expected = [loop(prompt(b), NEVER) for b in range(4)]
+  free = draw(PROMPT_BP, PAD, None, end_ids=(NEVER,))
+  expected = [loop(prompt(b), ()) for b in range(4)]
   np.testing.assert_array_equal(free.tokens_RT, expected)
-  # Now let a token that row 0 did emit be the end token.
-  eos_id = expected[0][2]
-  ended = draw(PROMPT_BP, PAD, None, eos_id=eos_id)
-  expected = [loop(prompt(b), eos_id) for b in range(4)]
-  np.testing.assert_array_equal(ended.tokens_RT, expected)
+  # Now let tokens that rows 0 and 1 did emit be end tokens.
+  for end_ids in ((expected[0][2],), (expected[0][2], expected[1][1])):
+    ended = draw(PROMPT_BP, PAD, None, end_ids=end_ids)
+    rows = [loop(prompt(b), end_ids) for b in range(4)]
+    np.testing.assert_array_equal(ended.tokens_RT, rows)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -169,7 +169,7 @@ def test_groups_share_their_prompt():
 
 def test_rows_stop_at_their_room():
   room_R = np.array([0, 1, 6, 99])
-  sampled = draw(PROMPT_BP, PAD, None, eos_id=NEVER, room_R=room_R)
+  sampled = draw(PROMPT_BP, PAD, None, end_ids=(NEVER,), room_R=room_R)
   np.testing.assert_array_equal(sampled.mask_RT.sum(1), [0, 1, 6, LENGTH])
   check_row(sampled, 2, prompt(2), 1.0)
 
@@ -184,10 +184,10 @@ def fork_at(sampled, row_R, length_R):
 
 
 def test_a_greedy_fork_of_a_greedy_response_is_its_tail():
-  whole = draw(PROMPT_BP, PAD, None, eos_id=NEVER)
+  whole = draw(PROMPT_BP, PAD, None, end_ids=(NEVER,))
   length_R = np.array([1, 4, 9, 10])
   fork = fork_at(whole, np.arange(4), length_R)
-  tail = draw(PROMPT_BP, PAD, None, eos_id=NEVER, fork=fork)
+  tail = draw(PROMPT_BP, PAD, None, end_ids=(NEVER,), fork=fork)
   for row, kept in enumerate(length_R):
     left = LENGTH - kept
     np.testing.assert_array_equal(
@@ -204,7 +204,7 @@ def test_a_greedy_fork_of_a_greedy_response_is_its_tail():
 
 def test_sampled_forks_store_what_a_plain_forward_says():
   group, parents = 2, np.array([0, 0, 3, 2, 4, 5, 6, 6])
-  first = draw(PROMPT_BP, PAD, split(5, 8), group=group, eos_id=NEVER)
+  first = draw(PROMPT_BP, PAD, split(5, 8), group=group, end_ids=(NEVER,))
   length_R = np.array([2, 5, 1, 9, 3, 3, 6, 7])
   fork = fork_at(first, parents, length_R)
   second = draw(

@@ -173,7 +173,7 @@ def test_samples_are_counted_with_and_without_a_prefix_cache():
   )
   seen = set()
   count = functools.partial(
-    compiled_searches.count_forwards, eos_id=EOS, seen=seen
+    compiled_searches.count_forwards, end_ids=(EOS,), seen=seen
   )
   # 1, 12 | again | 1, 13, 134: the last token is never run | 1, 13.
   assert count(tokens_GT, [False] * 4) == (9, 4, False)

@@ -37,6 +37,12 @@ class Hash(Fake):
   vocab_size, prompt_length, response_length = V, P, T
   eos_id, pad_id = EOS, PAD
 
+  ends: tuple[int, ...] = (EOS,)
+
+  @property
+  def end_ids(self):
+    return self.ends
+
   def score(self, prompt_XP, response_XT):
     """Reward in [0, 1] of finished responses; two thirds are correct."""
     mixed_X = jnp.sum(response_XT * jnp.array([7, 13, 29, 31]), axis=-1)
@@ -65,10 +71,10 @@ def model():
 PROMPTS = np.random.default_rng(1).integers(0, 10, (B, P), np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _search(prompt_BP, config):
-  prompts = as_prompts(TASK, prompt_BP)
-  return search_lib.search(model(), TASK, prompts, jax.random.key(0), config)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _search(prompt_BP, config, task=TASK):
+  prompts = as_prompts(task, prompt_BP)
+  return search_lib.search(model(), task, prompts, jax.random.key(0), config)
 
 
 def configure(**settings):
@@ -185,6 +191,34 @@ def test_every_answer_is_finished_scored_and_priced(settings):
       total += next_log_prob(tokens)[0][token]
       tokens += (int(token),)
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
+def test_each_of_several_end_tokens_ends_a_response(settings):
+  ends, last = (EOS, 9), set()
+  tree = jax.device_get(
+    _search(PROMPTS, configure(**settings), Hash(ends)).tree
+  )
+  nodes = tree.embeddings
+  for row, n in np.argwhere(tree.node_visits > 0):
+    above = max(tree.parents[row, n], 0)
+    if nodes.finished[row, above] or nodes.cut_off[row, above]:
+      continue  # Visited again: nothing is below it.
+    path = nodes.path_tokens[row, n][: nodes.depth[row, n]]
+    assert not np.isin(path[:-1], ends).any()
+    assert nodes.finished[row, n] == np.isin(path[-1:], ends).any()
+    if not nodes.has_answer[row, n]:
+      continue
+    answer = nodes.answer_tokens[row, n]
+    (end,) = np.flatnonzero(np.isin(answer, ends))
+    assert np.all(answer[end + 1 :] == PAD)
+    last.add(int(answer[end]))
+    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
+    for token in answer[: end + 1]:
+      total += next_log_prob(tokens)[0][token]
+      tokens += (int(token),)
+    assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+  assert last == set(ends)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)

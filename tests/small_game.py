@@ -24,6 +24,7 @@ class Tokenizer:
 
   symbols = (*"012345.", "<pad>")
   vocab_size, bos_id, eos_id, pad_id = 8, None, EOS, PAD
+  end_ids = (EOS,)
   special_ids, joiner = (EOS, PAD), " "
 
   def encode(self, text):
@@ -94,6 +95,7 @@ class Backwards:
 
   name = "backwards"
   vocab_size, eos_id, pad_id = Tokenizer.vocab_size, EOS, PAD
+  end_ids = (EOS,)
   tokenizer = Tokenizer()
   prompt_pad_id, shared_prefix_length, step_end_ids = None, 0, ()
   observe, observation_length, state_key = None, 0, None

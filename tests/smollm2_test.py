@@ -109,7 +109,7 @@ def test_greedy_text_is_that_of_transformers(ours, theirs, tokenizer, prompts):
     tokenizer.pad(prompts, PROMPT),
     None,
     length=LENGTH,
-    eos_id=tokenizer.eos_id,
+    end_ids=tokenizer.end_ids,
     pad_id=tokenizer.pad_id,
   )
   compared = ties = 0

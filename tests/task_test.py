@@ -33,7 +33,7 @@ def rewarded(fn):
 
 def scored(task, prompt_BP, response_BT):
   """Scores a response to each prompt."""
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   return jax.jit(scorer)(
     as_prompts(task, prompt_BP), jnp.asarray(response_BT)[:, None]
   )
@@ -42,7 +42,7 @@ def scored(task, prompt_BP, response_BT):
 def test_the_reward_is_changed_and_the_rest_is_the_tasks():
   task = rewarded(no_times)
   assert isinstance(task, Task) and hash(task) == hash(rewarded(no_times))
-  for name in ("vocab_size", "prompt_length", "response_length", "eos_id"):
+  for name in ("vocab_size", "prompt_length", "response_length", "end_ids"):
     assert getattr(task, name) == getattr(COUNTDOWN, name)
   score = scored(task, np.stack([PROMPT] * 3), np.stack([RESPONSE] * 3))
   np.testing.assert_allclose(score.reward_X, 0.5)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -24,8 +25,9 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.models import hf, text_tokenizer
 from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.planning import aot
-from tsd_jax.rewards.reward import Scorer
+from tsd_jax.rewards.reward import Scorer, response_mask
 from tsd_jax.run import directory, train
+from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task, as_prompts
 from tsd_jax.tasks.text import TextConfig
@@ -87,8 +89,9 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
   )
   assert task.pad_id != task.eos_id == task.prompt_pad_id
   encode, eos = task.tokenizer.encode, task.eos_id
-  texts = ["ab", "bb", "q", "", "ab", "xyz"]
-  rows = np.full((2, 6, 8), task.pad_id)
+  # The grader sees special tokens, in which nothing can hide.
+  texts = ["ab", "bb", "q", "", "ab", "xyz", "a<|im_start|><|im_start|>b"]
+  rows = np.full((2, len(texts), 8), task.pad_id)
   for i, text in enumerate(texts):
     ids = [*encode(text), eos]
     rows[:, i, : len(ids)] = ids
@@ -96,7 +99,7 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
   prompts = as_prompts(
     task, np.stack([config.lines[i].prompt_P for i in (0, 1)])
   )
-  score = jax.jit(Scorer(task.reward, eos))(prompts, rows)
+  score = jax.jit(Scorer(task.reward, task.end_ids))(prompts, rows)
   for i, word in enumerate(WORDS[:2]):
     expected = [
       sum(c in word for c in t) / max(1, len(t)) if t != "q" and j != 4 else 0.0
@@ -111,6 +114,35 @@ def test_a_response_is_graded_as_the_function_grades_its_text(model, tmp_path):
   assert (prompt, "bb") in said and said.count((prompt, "ab")) == 1
   chat = next(p for p, _ in said if "<|im_start|>" in p)
   assert chat.endswith("assistant\nIt is") and WORDS[1] in chat
+
+
+def test_every_token_that_ends_generation_ends_a_response(model, tmp_path):
+  folder = shutil.copytree(model, tmp_path / "model")
+  (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+  file = write(tmp_path / "p.jsonl", problems(solution="ab"))
+  task = configure(folder, file).make()
+  assert (task.eos_id, task.end_ids) == (2, (2, 0))
+  assert task.config.lines[0].response_T[-1] != 0  # Solutions end as before.
+  assert task.pad_id not in task.end_ids
+  ab, c = task.tokenizer.encode("ab"), task.tokenizer.encode("c")
+  rows = np.full((1, 3, 8), task.pad_id)
+  for row, ids in zip(rows[0], ([*ab, 0, *c], [*ab, 2, *c], ab), strict=True):
+    row[: len(ids)] = ids
+  prompts = as_prompts(task, task.config.lines[0].prompt_P[None])
+  score = Scorer(task.reward, task.end_ids)(prompts, rows)
+  expected = sum(letter in WORDS[0] for letter in "ab") / 2
+  np.testing.assert_allclose(score.reward_X, [[expected, expected, 0]])
+  mask_GT = response_mask(jnp.asarray(rows[0]), task.end_ids)
+  n = len(ab) + 1
+  assert mask_GT.sum(axis=1).tolist() == [n, n, 8]
+
+
+def test_a_run_beyond_the_models_positions_is_refused(model, tmp_path):
+  file = write(tmp_path / "p.jsonl", problems(letters="abcdefghijklmnop"))
+  config = small_text.experiment(str(model), file)
+  task = dataclasses.replace(config.task, response_length=20)
+  with pytest.raises(UserError, match=r"exceed the 64 positions of init="):
+    initial_params(dataclasses.replace(config, task=task))
 
 
 def test_problems_that_share_their_text_are_graded_each_by_its_own(
@@ -128,7 +160,7 @@ def test_problems_that_share_their_text_are_graded_each_by_its_own(
     ids = [*task.tokenizer.encode(word), task.eos_id]
     tokens_BGT[:, g, : len(ids)] = ids
   prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
-  scorer = jax.jit(Scorer(task.reward, task.eos_id))
+  scorer = jax.jit(Scorer(task.reward, task.end_ids))
   score = scorer(prompts, tokens_BGT)
   np.testing.assert_array_equal(score.reward_X, np.eye(2))
   # They are two problems wherever prompts go, not one that is asked twice.
@@ -160,7 +192,7 @@ def test_a_reward_has_the_range_that_the_config_says(model, tmp_path):
     tokens_BGT[:, g, : len(ids)] = ids
   tokens_BGT[:, 3] = task.tokenizer.encode("aa")[0]  # Unfinished.
   prompts = as_prompts(task, np.stack([line.prompt_P for line in config.lines]))
-  scorer = Scorer(task.reward, task.eos_id)
+  scorer = Scorer(task.reward, task.end_ids)
   score = jax.jit(scorer)(prompts, tokens_BGT)
   np.testing.assert_array_equal(
     score.reward_X, [[3, -1, -2, -2], [-1, 3, -2, -2]]
@@ -317,7 +349,7 @@ def test_a_run_is_planned_without_its_host(model, tmp_path):
   task = run.make_task()
   prompts = data.load_problems(run.task, "train")[:1]
   tokens_B1T = jnp.full((1, 1, task.response_length), task.eos_id)
-  score = Scorer(task.reward, task.eos_id)(prompts, tokens_B1T)
+  score = Scorer(task.reward, task.end_ids)(prompts, tokens_B1T)
   assert score.reward_X == 0
 
 

@@ -88,7 +88,9 @@ def tokenizer(folder):
   return text_tokenizer.load(folder)
 
 
-def gguf_file(path, backend, pre="smollm", template=CHATML, **said):
+def gguf_file(
+  path, backend, pre="smollm", template=CHATML, metadata=None, **said
+):
   """The same vocabulary in ggml's words."""
   model = json.loads(backend.to_str())["model"]
   tokens = sorted(model["vocab"], key=model["vocab"].get)
@@ -108,6 +110,7 @@ def gguf_file(path, backend, pre="smollm", template=CHATML, **said):
       "eos": 2,
     }
     | said,
+    **metadata or {},
   )
 
 
@@ -184,11 +187,15 @@ def test_a_prefilled_reply_is_continued(tokenizer, folder):
   ("template", "chat", "message"),
   [
     (None, CHAT, "has no chat template"),
-    ("{{ raise_exception('two systems') }}", CHAT, "two systems"),
-    ("{{ messages.append(1) }}", CHAT, "refuses this chat"),
-    ("{{ ''.__class__.__mro__ }}", CHAT, "refuses this chat"),
-    ("{% if %}", CHAT, "refuses this chat"),
-    ("{{ 1 + 'a' }}", CHAT, "refuses this chat"),
+    (
+      "{{ raise_exception('two systems') }}",
+      CHAT,
+      "it refuses this chat: two systems",
+    ),
+    ("{{ messages.append(1) }}", CHAT, "it fails .*unsafe"),
+    ("{{ ''.__class__.__mro__ }}", CHAT, "it fails .*unsafe"),
+    ("\n{% if %}", CHAT, "it is damaged, line 2: Expected an expr"),
+    ("{{ 1 + 'a' }}", CHAT, r"it fails \(TypeError"),
     (CHATML, ["hi"], "a chat message is 'hi'"),
     (CHATML, [{"role": "user"}], "a chat message is"),
     (CHATML, [{"role": "user", "content": 3}], "a chat message is"),
@@ -295,7 +302,7 @@ def test_a_folders_files_are_exported_as_they_are(tmp_path):
   ("config", "message"),
   [
     ({"eos_token": None}, "names no end token"),
-    ({"bos_token": "<s>"}, "bos_token '<s>' is not in the vocabulary"),
+    ({"bos_token": "<s>"}, "token '<s>' is not in the vocabulary"),
   ],
 )
 def test_special_tokens_that_lack_are_refused(tmp_path, config, message):

@@ -209,7 +209,7 @@ SAMPLES = RolloutConfig(prompts=B, samples=5, forks=3, temperature=1.25)
 def sampled(task, prompts):
   def draw(model, prompts):
     samples, _ = SAMPLES(model, task, prompts, jax.random.key(3))
-    score = Scorer(task.reward, task.eos_id)(prompts, samples.tokens_BGT)
+    score = Scorer(task.reward, task.end_ids)(prompts, samples.tokens_BGT)
     return Responses(
       **samples._asdict(), reward_BG=score.reward_X, correct_BG=score.correct_X
     )
@@ -656,7 +656,7 @@ def test_sampling_asks_for_nothing_it_will_not_write(
       prefill(model, prompts, prompt_form(task)),
       jax.random.split(jax.random.key(7), B),
       length=T,
-      eos_id=task.eos_id,
+      end_ids=task.end_ids,
       pad_id=task.pad_id,
       observe=sampling.observer(task, prompts),
     )

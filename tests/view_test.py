@@ -18,7 +18,7 @@ class Pieces:
   """Token i is the i-th text; the last one ends a response."""
 
   def __init__(self, *texts, joiner=""):
-    self.texts, self.joiner, self.eos_id = texts, joiner, len(texts)
+    self.texts, self.joiner, self.end_ids = texts, joiner, (len(texts),)
 
   def decode(self, ids):
     return self.joiner.join(self.texts[i] for i in ids)
@@ -161,7 +161,7 @@ def test_white_space_and_control_codes_are_seen(text, shown):
 
 def test_a_piece_is_what_tokens_add_to_a_text():
   class Bytes:
-    joiner, eos_id = "", 256
+    joiner = ""
 
     def decode(self, ids):
       return bytes(ids).decode(errors="replace")

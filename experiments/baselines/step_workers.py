@@ -24,6 +24,7 @@ class Words:
   def __init__(self, vocab_size: int):
     """Names all tokens that a model of so many has, and two more."""
     self.bos_id = self.eos_id = vocab_size
+    self.end_ids = (self.eos_id,)
     self.pad_id = vocab_size + 1
     self._special = {"<end>": self.eos_id, "<pad>": self.pad_id}
     self._words = [*(f"t{i}" for i in range(vocab_size)), *self._special]

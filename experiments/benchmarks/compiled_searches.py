@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from tsd_jax.base.types import Array, Prompts
+from tsd_jax.models.tokenizer import before_end, is_end
 from tsd_jax.run import evaluation
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
@@ -83,7 +84,7 @@ def sample(
         prompts, tokens_BGT, correct_BG, strict=False
       ):
         plain, cached, solved_Q[n] = count_forwards(
-          tokens_GT, correct_G, task.eos_id, seen[n]
+          tokens_GT, correct_G, task.end_ids, seen[n]
         )
         plain_Q[n] += plain
         cached_Q[n] += cached
@@ -93,7 +94,10 @@ def sample(
 
 
 def count_forwards(
-  tokens_GT: np.ndarray, correct_G: np.ndarray, eos_id: int, seen: set
+  tokens_GT: np.ndarray,
+  correct_G: np.ndarray,
+  end_ids: tuple[int, ...],
+  seen: set,
 ) -> tuple[int, int, bool]:
   """Counts the forwards of samples up to the first correct one.
 
@@ -102,7 +106,7 @@ def count_forwards(
   Args:
     tokens_GT: samples in order.
     correct_G: which of them solve the prompt.
-    eos_id: end token.
+    end_ids: tokens that end a sample.
     seen: prefixes that were run before; those of these samples are added.
 
   Returns:
@@ -110,7 +114,8 @@ def count_forwards(
   """
   plain, before = 0, len(seen)
   for tokens_T, correct in zip(tokens_GT.tolist(), correct_G, strict=True):
-    end = tokens_T.index(eos_id) if eos_id in tokens_T else len(tokens_T) - 1
+    ids, ended = before_end(tokens_T, end_ids)
+    end = len(ids) if ended else len(tokens_T) - 1
     plain += end
     seen.update(tuple(tokens_T[:i]) for i in range(1, end + 1))
     if correct:
@@ -198,7 +203,7 @@ def forwards_to_solve(tree: mctx.Tree, task: Task, config: SearchConfig):
   over_BN = nodes.finished | full_BN | ~grown_BN
   rolled_BN = jnp.zeros(grown_BN.shape, jnp.int32)
   if config.leaf in ("rollout", "mix"):
-    ended_BNT = nodes.answer_tokens == task.eos_id
+    ended_BNT = is_end(nodes.answer_tokens, task.end_ids)
     length_BN = jnp.where(
       jnp.any(ended_BNT, axis=-1),
       jnp.argmax(ended_BNT, axis=-1) + 1,

@@ -41,7 +41,7 @@ def rollouts(
       repeat_rows(prefix, group),
       sampling.row_keys(jax.random.key(2), prompts, group),
       length=size.length,
-      eos_id=case.task.eos_id,
+      end_ids=case.task.end_ids,
       pad_id=case.task.pad_id,
     )
     return sampled.tokens_RT, sampled.log_prob_RT, sampled.forwards

@@ -43,6 +43,11 @@ class Unsolved:
     """The last token."""
     return self.vocab_size - 1
 
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """The last token."""
+    return (self.eos_id,)
+
   def score(self, prompt_XP: Array, response_XT: Array) -> Score:
     """Nothing for anything."""
     del prompt_XP

@@ -21,7 +21,13 @@ from flax import nnx
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, PromptForm, Prompts
 from tsd_jax.inference import prefill, sampling
-from tsd_jax.models.tokenizer import Tokenizer, response_pad, tokens_ending
+from tsd_jax.models.tokenizer import (
+  Tokenizer,
+  before_end,
+  is_end,
+  response_pad,
+  tokens_ending,
+)
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Reward as RewardBase
 from tsd_jax.rewards.reward import Score
@@ -170,11 +176,9 @@ class PromptTask(TokenizerIds):
     return np.array(rewards, np.float32)
 
   def read(self, response_T: np.ndarray) -> str | None:
-    """What a response says, None if it is unfinished."""
-    ids = cast(list[int], response_T.tolist())
-    if self.eos_id not in ids:
-      return None
-    return self.tokenizer.decode(ids[: ids.index(self.eos_id)])
+    """What a response says, special tokens too; None if it is unfinished."""
+    ids, finished = before_end(response_T, self.end_ids)
+    return self.tokenizer.decode(ids, skip_special=False) if finished else None
 
   def describe(
     self,
@@ -202,7 +206,7 @@ class PromptReward(RewardBase):
       prompts.example_B[:, None], tokens_BGT.shape[:2]
     )
     reward_BG = callback.graded(self.task.grade, example_BG, tokens_BGT)
-    finished_BG = jnp.any(tokens_BGT == self.task.eos_id, axis=-1)
+    finished_BG = jnp.any(is_end(tokens_BGT, self.task.end_ids), axis=-1)
     return Score(reward_BG, finished_BG & (reward_BG >= 1.0))
 
 
@@ -331,7 +335,7 @@ def draw(
       jnp.float32(temperature or 1.0),
       samples=samples,
       length=max_tokens,
-      eos_id=tokenizer.eos_id,
+      end_ids=tokenizer.end_ids,
       pad_id=response_pad(tokenizer),
     )
   )
@@ -343,7 +347,7 @@ def draw(
     "graphdef",
     "samples",
     "length",
-    "eos_id",
+    "end_ids",
     "pad_id",
   ),
 )
@@ -356,7 +360,7 @@ def _draw(
   *,
   samples: int,
   length: int,
-  eos_id: int,
+  end_ids: tuple[int, ...],
   pad_id: int,
 ) -> tuple[Array, Array, Array]:
   model = nnx.merge(graphdef, params)
@@ -366,7 +370,7 @@ def _draw(
     prefill.repeat_rows(prefix, samples),
     None if key is None else sampling.row_keys(key, len(prompts), samples),
     length=length,
-    eos_id=eos_id,
+    end_ids=end_ids,
     pad_id=pad_id,
     temperature=temperature,
   )

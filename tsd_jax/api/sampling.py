@@ -8,6 +8,7 @@ from typing import cast
 from tsd_jax.api import programs
 from tsd_jax.api.model import Model, Prompt, is_chat
 from tsd_jax.base.errors import UserError
+from tsd_jax.models.tokenizer import before_end
 from tsd_jax.search.view import visible
 
 
@@ -84,9 +85,8 @@ def sample(
   )
   samples: list[Sample] = []
   for row, (tokens, mask) in enumerate(zip(tokens_RT, mask_RT, strict=True)):
-    ids: list[int] = tokens[mask].tolist()
-    finished = model.tokenizer.eos_id in ids
-    text = model.tokenizer.decode(ids[:-1] if finished else ids)
+    ids, finished = before_end(tokens[mask], model.tokenizer.end_ids)
+    text = model.tokenizer.decode(ids)
     prompt = asked[row // num_samples].text
     log_prob = float(log_prob_RT[row].sum())
     samples.append(Sample(text, log_prob, finished, prompt))

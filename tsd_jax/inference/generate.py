@@ -67,7 +67,7 @@ def generate(
     None if temperature == 0 else jax.random.key(seed),
     temperature or 1.0,
     length=max_tokens,
-    eos_id=tokenizer.eos_id,
+    end_ids=tokenizer.end_ids,
     pad_id=tokenizer.pad_id,
   )
   rows = zip(np.asarray(tokens_BT), np.asarray(mask_BT), strict=True)
@@ -75,7 +75,7 @@ def generate(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("graphdef", "length", "eos_id", "pad_id")
+  jax.jit, static_argnames=("graphdef", "length", "end_ids", "pad_id")
 )
 def complete(
   graphdef,
@@ -85,7 +85,7 @@ def complete(
   temperature: Array | float = 1.0,
   *,
   length: int,
-  eos_id: int,
+  end_ids: tuple[int, ...],
   pad_id: int,
 ) -> tuple[Array, Array]:
   """Completes right-padded prompts.
@@ -97,7 +97,7 @@ def complete(
     key: consumed; None decodes greedily.
     temperature: of sampling.
     length: T, most tokens of a reply.
-    eos_id: end token.
+    end_ids: tokens that end a reply.
     pad_id: padding of prompts and replies.
 
   Returns:
@@ -113,7 +113,7 @@ def complete(
     prefill(model, prompts, PromptForm(padded=True)),
     None if key is None else sampling.row_keys(key, rows, 1),
     length=length,
-    eos_id=eos_id,
+    end_ids=end_ids,
     pad_id=pad_id,
     temperature=temperature,
   )

@@ -156,7 +156,7 @@ class RolloutConfig(Sampler):
   def _options(self, task: Task) -> dict:
     return dict(
       length=task.response_length,
-      eos_id=task.eos_id,
+      end_ids=task.end_ids,
       pad_id=task.pad_id,
       temperature=self.temperature,
     )

@@ -17,6 +17,7 @@ from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import vocabulary
 from tsd_jax.inference.own_keys import OwnKeys
 from tsd_jax.inference.prefill import Prefix, unstacked
+from tsd_jax.models.tokenizer import is_end
 from tsd_jax.models.transformer import KV, Segment, Transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.tasks.task import Task, next_observation
@@ -69,7 +70,7 @@ def sample(
   keys_R: Array | None,
   *,
   length: int,
-  eos_id: int,
+  end_ids: tuple[int, ...],
   pad_id: int,
   temperature: Array | float = 1.0,
   fork: Fork | None = None,
@@ -79,14 +80,14 @@ def sample(
   observe: Observer | None = None,
   run_last: bool = False,
 ) -> Sampled:
-  """Samples responses until their end token or `length` tokens in all.
+  """Samples responses until an end token or `length` tokens in all.
 
   Args:
     model: the model.
     prefix: prompts, one row a response (`repeat_rows`).
     keys_R: a random key a row, consumed; None decodes greedily.
     length: T, the most tokens of a response (of a whole one, with a fork).
-    eos_id: end token.
+    end_ids: tokens that end a response.
     pad_id: fills tokens after the end.
     temperature: divides the logits; a number, or one of each row, R1.
     fork: continue from the middle of other responses instead of the prompt.
@@ -125,7 +126,7 @@ def sample(
     uniform_RT=uniform_RT,
     temperature=temperature,
     room_R=room_R,
-    eos_id=eos_id,
+    end_ids=end_ids,
     pad_id=pad_id,
     stops_V=stops_V if stop_ids else None,
     observe=observe,
@@ -165,7 +166,7 @@ class _Loop:
   uniform_RT: Array | None  # None decodes greedily.
   temperature: Array | float
   room_R: Array
-  eos_id: int
+  end_ids: tuple[int, ...]
   pad_id: int
   stops_V: Any  # None where only the end token stops a row.
   observe: Observer | None
@@ -239,7 +240,7 @@ class _Loop:
       name: out[name].at[:, step].set(column.astype(out[name].dtype))
       for name, column in columns.items()
     }
-    alive_R &= (token_R != self.eos_id) & (step + 1 < self.room_R)
+    alive_R &= ~is_end(token_R, self.end_ids) & (step + 1 < self.room_R)
     if self.stops_V is not None:
       stops_R = jnp.asarray(self.stops_V)[token_R]
       if waiting is not None:  # An observation is written to its end.

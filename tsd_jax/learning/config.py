@@ -157,7 +157,7 @@ class LearnerConfig:
   refresh_every: int  # theta_s <- theta every so many iterations; 0: never.
   # Iterations in which the learning rate falls to 0; 0 where it stays.
   decay_over: int
-  eos_id: int
+  end_ids: tuple[int, ...]
   prompt_form: PromptForm = PromptForm()  # The task's.
   # What the reward's models do for one response, as tokens of the policy.
   reward_tokens: int = 0

@@ -72,7 +72,7 @@ class Program(NamedTuple):
 
   def scorer(self, params: Any) -> Scorer:
     """The task's reward with its parameters."""
-    return Scorer(self.task.reward, self.task.eos_id, params)
+    return Scorer(self.task.reward, self.task.end_ids, params)
 
 
 class Found(NamedTuple):

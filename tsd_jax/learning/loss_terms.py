@@ -159,8 +159,9 @@ def add_up(
 
 
 def read_champions(
-  read, x_CMTD: Array, tokens_CMT: Array, used_CM: Array, eos_id: int,
-  environment_CMT: Array | None, targets: PathTargets | None,
+  read, x_CMTD: Array, tokens_CMT: Array, used_CM: Array,
+  end_ids: tuple[int, ...], environment_CMT: Array | None,
+  targets: PathTargets | None,
 ) -> ChampionInputs:  # fmt: skip
   """What the terms read of champions.
 
@@ -169,11 +170,11 @@ def read_champions(
     x_CMTD: hidden states before the champions' tokens.
     tokens_CMT: the champions.
     used_CM: bool, those that are distilled.
-    eos_id: the end token; nothing after it is learned.
+    end_ids: the end tokens; nothing after it is learned.
     environment_CMT: tokens that the environment wrote, or None.
     targets: of the first champions, or None.
   """
-  use_CMT = response_mask(tokens_CMT, eos_id) & used_CM[..., None]
+  use_CMT = response_mask(tokens_CMT, end_ids) & used_CM[..., None]
   use_CMT = chosen_tokens(use_CMT, environment_CMT)
   return ChampionInputs(
     tokens_CMT=tokens_CMT,

@@ -82,7 +82,7 @@ def resolve(
     searches=searches,
     refresh_every=refresh_every if searches else 0,
     decay_over=iterations if optimizer.linear_decay else 0,
-    eos_id=task.eos_id,
+    end_ids=task.end_ids,
     prompt_form=prompt_form(task),
     reward_tokens=reward_tokens,
     lora=lora,

@@ -105,7 +105,7 @@ def loss_fn(params, frozen, graphdef, batch: Batch, hyper, config):
       scoring.hidden_states(model, d.prompts, d.tokens_CMT, config.prompt_form),
       d.tokens_CMT,
       d.used_CM,
-      config.eos_id,
+      config.end_ids,
       d.environment_CMT,
       d.targets,
     )

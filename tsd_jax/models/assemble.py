@@ -55,8 +55,8 @@ def assemble(
     graphdef and params.
 
   Raises:
-    UserError: naming tensors that are missing, too many or misshapen; nothing
-      has been read then.
+    UserError: naming tensors that are missing, too many or misshapen (nothing
+      has been read then), or one that holds what is no finite number.
   """
   if config.num_layers > len(stored):
     raise UserError(
@@ -80,12 +80,14 @@ def assemble(
       if array.dtype != jnp.float32:
         array = _as_float32(sharding)(array)
       arrays[name] = array.block_until_ready()
+      _check_finite(array, mine, stored)
       continue
     stack, write = _zeros(leaf.shape, sharding)(), _write_layer(sharding)
     for piece in mine:
       array = piece.to_ours(stored[piece.theirs].read())
       stack = write(stack, _put(array, _of_one_layer(sharding)), piece.layer)
       stack.block_until_ready()  # Else tensors would queue up on the host.
+    _check_finite(stack, mine, stored)
     arrays[name] = stack
   return graphdef, fill(shapes, arrays)
 
@@ -117,6 +119,25 @@ def check(
       )
 
 
+def _check_finite(
+  array: Array, pieces: list[names.Piece], stored: Mapping[str, Stored]
+) -> None:
+  """Refuses a parameter that is no number.
+
+  Raises:
+    UserError: naming the tensor.
+  """
+  if weights.is_finite(array):
+    return
+  for piece in pieces:
+    part = array if piece.layer is None else array[piece.layer]
+    if not weights.is_finite(part):
+      raise UserError(
+        f"{stored[piece.theirs].file}: {piece.theirs} holds values that are no "
+        "finite numbers: the file is damaged, or of a training that diverged"
+      )
+
+
 def check_heads(heads: Mapping[str, np.ndarray], shapes, where: str) -> None:
   """Compares value outputs with those that a model must have.
 
@@ -134,6 +155,10 @@ def check_heads(heads: Mapping[str, np.ndarray], shapes, where: str) -> None:
       raise UserError(
         f"{where}: {name} has shape {list(heads[name].shape)}, not "
         f"{list(shape)}: these value outputs are of another model"
+      )
+    if not np.isfinite(heads[name]).all():
+      raise UserError(
+        f"{where}: {name} holds values that are no finite numbers"
       )
 
 

@@ -30,13 +30,18 @@ _SIZES = {
 }
 # Attributes that change the result, with the one value that we compute.
 _FIXED = {
-  "hidden_act": "silu",
+  "add_cross_attention": False,
+  "chunk_size_feed_forward": 0,
+  "is_causal": True,
+  "is_encoder_decoder": False,
   "mlp_bias": False,
   "partial_rotary_factor": 1.0,
+  "pruned_heads": {},
   "rope_interleaved": False,
   "use_mrope": False,
   "use_sliding_window": False,
 }
+_SILU = ("silu", "swish")  # Two names of one function.
 # Attributes without influence on the logits of a full forward.
 _HARMLESS = {
   "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
@@ -44,7 +49,32 @@ _HARMLESS = {
   "max_window_layers", "name_or_path", "pad_token_id", "pretraining_tp",
   "torch_dtype", "transformers.js_config", "transformers_version",
   "use_cache",
+  # What transformers writes for every model, and for its own uses of one.
+  "attn_implementation", "auto_map", "cross_attention_hidden_size",
+  "decoder_start_token_id", "finetuning_task", "id2label", "is_decoder",
+  "keys_to_ignore_at_inference", "label2id", "num_labels",
+  "output_attentions", "output_hidden_states", "prefix", "problem_type",
+  "return_dict", "sep_token_id", "task_specific_params", "tf_legacy_loss",
+  "tie_encoder_decoder", "tokenizer_class", "torchscript", "unk_token_id",
+  "use_bfloat16", "use_return_dict",
+  # How a text is sampled, in folders without generation_config.json.
+  "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample",
+  "early_stopping", "encoder_no_repeat_ngram_size",
+  "exponential_decay_length_penalty", "forced_bos_token_id",
+  "forced_eos_token_id", "length_penalty", "max_length", "min_length",
+  "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+  "num_return_sequences", "output_scores", "remove_invalid_values",
+  "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+  "temperature", "top_k", "top_p", "typical_p",
 }  # fmt: skip
+# What transformers takes where config.json lacks a key. A null is another
+# thing: it means what follows from the rest.
+_ABSENT = {
+  "llama": {},
+  "qwen2": {"num_key_value_heads": 32},
+  "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+}
+_ANY_ABSENT = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 
 
 # What arithmetic with odd values raises. TypeError: a list, one value a layer.
@@ -116,24 +146,20 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
   kind = saved.get("model_type")
   if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"model_type={kind!r:.60} is not supported: use "
+      f"model_type={kind!r:.60} is not supported: choose a model of type "
       f"{', '.join(ARCHITECTURES)}"
     )
   head = f"{ARCHITECTURES[kind]}ForCausalLM"
   if (saved.get("architectures") or [head]) != [head]:
     raise UserError(
-      f"architectures={saved['architectures']} is not supported: use {head}"
+      f"architectures={saved['architectures']} is not supported: choose a "
+      f"model with {head}"
     )
   said = {k: v for k, v in saved.items() if v is not None and k[:1] != "_"}
   try:
     rope = _rope(said)
     _check_attributes(kind, said)
-    width, heads = said["hidden_size"], said["num_attention_heads"]
-    said = {
-      "num_key_value_heads": heads,
-      "head_dim": width // heads,
-      "tie_word_embeddings": False,
-    } | said
+    said = _derived(kind, saved, said) | said
     sizes = {ours: said[theirs] for ours, theirs in _SIZES.items()}
     config = ModelConfig(
       **_typed(sizes),
@@ -145,20 +171,46 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
   except KeyError as error:
     raise UserError(f"config.json has no {error}") from None
   except _ODD as error:
-    raise UserError(f"config.json: {error}") from error
+    message = str(error)
+    # In their words.
+    for ours, theirs in (*_SIZES.items(), ("rope_theta", "rope_theta")):
+      message = message.replace(f"model.{ours}=", f"{theirs}=")
+    raise UserError(f"config.json: {message}") from error
+
+
+def _derived(
+  kind: str, saved: Mapping[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What config.json means by what it does not say.
+
+  Raises:
+    KeyError: it lacks what everything else follows from.
+  """
+  width, heads = said["hidden_size"], said["num_attention_heads"]
+  derived = {"num_key_value_heads": heads}
+  if kind != "qwen3":
+    derived["head_dim"] = width // heads
+  absent = _ANY_ABSENT | _ABSENT[kind]
+  return derived | {k: v for k, v in absent.items() if k not in saved}
 
 
 def _rope(said: Mapping[str, Any]) -> float:
   """Base of the rotary frequencies; other kinds of them are refused."""
-  rope = dict(said.get("rope_scaling") or {})
-  rope |= said.get("rope_parameters") or {}
+  # The older name comes first in transformers, all of it.
+  rope = dict(said.get("rope_scaling") or said.get("rope_parameters") or {})
   kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
   rope.pop("type", None)
   if kind != "default":
-    raise UserError(f"rope_type={kind} is not supported: use default")
-  theta = rope.pop("rope_theta", None) or said.get("rope_theta") or 10_000.0
+    raise UserError(
+      f"rope_type={kind} is not supported: choose a model whose rotary "
+      "frequencies are not scaled (an edited config.json would make another "
+      "model of this one)"
+    )
+  theta = rope.pop("rope_theta", said.get("rope_theta", 10_000.0))
   if odd := {k: v for k, v in rope.items() if v is not None}:
     raise UserError(f"rope_parameters have {_show(odd.items())}: not supported")
+  if isinstance(theta, bool) or not isinstance(theta, int | float):
+    raise ValueError(f"rope_theta={theta!r} is of a wrong type")
   return float(theta)
 
 
@@ -168,6 +220,8 @@ def _check_attributes(kind: str, said: Mapping[str, Any]) -> None:
   if kind != "qwen2":  # There it says what is always so.
     fixed["attention_bias"] = False
   wrong = [(k, said[k]) for k in fixed if k in said and said[k] != fixed[k]]
+  if said.get("hidden_act", "silu") not in _SILU:
+    wrong.append(("hidden_act", said["hidden_act"]))
   layers = said.get("layer_types") or []
   if any(layer != "full_attention" for layer in layers):
     wrong.append(("layer_types", sorted(set(layers))))
@@ -176,14 +230,16 @@ def _check_attributes(kind: str, said: Mapping[str, Any]) -> None:
   if wrong:
     raise UserError(f"a {kind} with {_show(wrong)} is not supported")
   known = {
-    "architectures", "attention_bias", "layer_types", "model_type",
+    "architectures", "attention_bias", "hidden_act", "layer_types",
+    "model_type",
     "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
     *_SIZES.values(), *_HARMLESS, *fixed,
   }  # fmt: skip
   if unknown := [(k, v) for k, v in said.items() if k not in known]:
     raise UserError(
-      f"config.json says {_show(unknown)}, which is unknown here: remove it if "
-      "it does not change the model's result"
+      f"config.json says {_show(unknown)}, which is unknown here and may "
+      "change what the model computes: choose another model, or remove it from "
+      "a copy if you know that transformers reads over it"
     )
 
 
@@ -237,7 +293,7 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
   kind = said.get("general.architecture")
   if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"general.architecture={kind!r:.60} is not supported: use "
+      f"general.architecture={kind!r:.60} is not supported: choose a model of type "
       f"{', '.join(ARCHITECTURES)}"
     )
   prefix = f"{kind}."
@@ -280,10 +336,13 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
   except KeyError as error:
     raise UserError(f"the metadata lacks {prefix}{error.args[0]}") from None
   except _ODD as error:
+    # TypeError: a list, one value a layer.
     raise UserError(f"the metadata of a {kind}: {error}") from error
 
 
 def _length(value: Any) -> int | None:
+  if value is not None and int(value) < 1:
+    raise ValueError(f"a model of {int(value)} positions")
   return None if value is None else int(value)
 
 

@@ -4,9 +4,11 @@ The value outputs, which transformers does not know, travel beside the model in
 their own file.
 """
 
+import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -24,8 +26,14 @@ from tsd_jax.models.transformer import ModelConfig
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 VALUE_HEADS = "value_heads.safetensors"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# What early Llama files hold beside the weights.
+_FREQUENCIES = re.compile(
+  r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+)
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _READ = ("F32", "BF16", "F16")  # Storage formats, in safetensors' words.
 MAX_FILE_BYTES = 5 * 10**9  # As transformers splits large models.
@@ -41,6 +49,10 @@ def read_card(folder: str | pathlib.Path) -> families.Card:
   saved = read_json(file)
   if saved is None:
     raise UserError(f"no model in {folder}: config.json is missing")
+  if outside_files.is_there(pathlib.Path(folder) / _ADAPTER):
+    raise UserError(
+      f"{folder} holds an adapter ({_ADAPTER}): merge it into the model first"
+    )
   try:
     return families.from_hf(saved)
   except UserError as error:
@@ -59,6 +71,30 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
+def ends(folder: str | pathlib.Path) -> tuple[str, tuple[int, ...]]:
+  """Tokens at which transformers ends a reply, and the file that says so.
+
+  Without a `generation_config.json` that is `config.json`. There are none where
+  the file names none: a reply goes on to its longest then.
+
+  Raises:
+    UserError: the file is damaged, or names what is no token.
+  """
+  for name in ("generation_config.json", "config.json"):
+    file = pathlib.Path(folder) / name
+    saved = read_json(file)
+    if saved is None:
+      continue
+    said = saved.get("eos_token_id")
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(type(i) is int and i >= 0 for i in ids):
+      raise UserError(
+        f"{file}: eos_token_id={said!r:.60} is neither a token nor a list"
+      )
+    return str(file), tuple(ids)
+  return "", ()
+
+
 def read_tensors(
   folder: str | pathlib.Path, config: ModelConfig
 ) -> dict[str, assemble.Stored]:
@@ -74,10 +110,54 @@ def read_tensors(
       if name in stored:
         raise UserError(f"{file} and {stored[name].file} both have {name}")
       stored[name] = tensor
-  if config.tied_embeddings:
-    # Some writers store the tied matrix twice; transformers ignores it too.
-    stored.pop("lm_head.weight", None)
+  if config.tied_embeddings and _HEAD in stored:
+    _check_tied(stored, folder)
+  for name in [name for name in stored if _FREQUENCIES.fullmatch(name)]:
+    _check_frequencies(name, stored.pop(name), config)
   return stored
+
+
+def _check_tied(stored: dict[str, assemble.Stored], folder: Any) -> None:
+  """Drops a tied matrix that is stored twice, once it is the same.
+
+  Raises:
+    UserError: it is not, so that config and tensors are of two models.
+  """
+  head, embedding = stored.pop(_HEAD), stored.get(_EMBEDDING)
+  if embedding is not None and _digest(head) != _digest(embedding):
+    raise UserError(
+      f"config.json of {folder} says that {_HEAD} is {_EMBEDDING} "
+      f"(tie_word_embeddings=true), but {head.file} has another matrix: "
+      "transformers would compute with both (tie_word_embeddings=false says so)"
+    )
+
+
+def _digest(tensor: assemble.Stored) -> bytes:
+  """A tensor's values; one after the other, so that two take no more room."""
+  array = np.ascontiguousarray(tensor.read(), np.float32)
+  return hashlib.blake2b(array.data, digest_size=16).digest()
+
+
+def _check_frequencies(
+  name: str, tensor: assemble.Stored, config: ModelConfig
+) -> None:
+  """Compares rotary frequencies in a file, which nothing reads, with ours.
+
+  Raises:
+    UserError: they are of another model than the config.
+  """
+  exponent_E = np.arange(0, config.head_dim, 2) / config.head_dim
+  wanted_E = config.rope_theta**-exponent_E
+  found_E = np.asarray(tensor.read(), np.float64)
+  # They may have gone through half precision.
+  same = found_E.shape == wanted_E.shape and np.allclose(
+    found_E, wanted_E, rtol=1e-2, atol=1e-7
+  )
+  if not same:
+    raise UserError(
+      f"{tensor.file}: {name} has other rotary frequencies than config.json "
+      f"with rope_theta={config.rope_theta}: the config is of another model"
+    )
 
 
 def read_heads(folder: str | pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -108,6 +188,11 @@ def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
       listed = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError):
       raise UserError(f"{folder / _INDEX} has no weight_map") from None
+    if listed != [_SINGLE] and outside_files.is_there(folder / _SINGLE):
+      raise UserError(
+        f"{folder} holds two models: {_SINGLE}, and {listed[0]} of "
+        f"{_INDEX}: remove one of them (transformers reads {_SINGLE})"
+      )
     for name in listed:
       # A name with a folder in it could point outside.
       if not isinstance(name, str) or pathlib.PurePath(name).name != name:
@@ -169,19 +254,22 @@ def save(
     max_length: positions that the model was trained on.
     dtype: of the tensors; value outputs stay float32.
     generation: content of generation_config.json; sampling at temperature 1
-      from the tokenizer's end token by default.
+      to the tokenizer's end tokens by default.
     value_trained: whether the run trained V_search.
     max_file_bytes: larger models are split over several files.
 
   Raises:
-    UserError: if the folder holds something.
+    UserError: if the folder holds something, or a parameter is not finite in
+      this precision.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--output={folder} is not empty: name a new folder")
+  ends = tokenizer.end_ids
   tokens = {
-    f"{role}_token_id": getattr(tokenizer, f"{role}_id")
-    for role in ("bos", "eos", "pad")
+    "bos_token_id": tokenizer.bos_id,
+    "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
+    "pad_token_id": tokenizer.pad_id,
   }
   if generation is None:
     generation = tokens | {"do_sample": True, "temperature": 1.0}
@@ -191,13 +279,16 @@ def save(
     ),
     "generation_config.json": to_json(generation),
   }
+  leaves = weights.by_name(params)
+  for name, leaf in leaves.items():
+    kept = jnp.float32 if names.is_value(name) else jnp.dtype(dtype)
+    weights.check_fits(f"--dtype={dtype}", name, leaf, kept)
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = folder.with_name(folder.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir()
   for name, text in files.items():
     (partial / name).write_text(text, encoding="utf-8")
-  leaves = weights.by_name(params)
   _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
   heads = {k: np.asarray(v) for k, v in leaves.items() if names.is_value(k)}
   facts = {"value_trained": "true" if value_trained else "false"}

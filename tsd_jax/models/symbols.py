@@ -36,7 +36,7 @@ class SymbolTokenizer:
   separator_id = SEPARATOR
   pad_id = PAD
   bos_id = BOS
-  eos_id = EOS
+  eos_id, end_ids = EOS, (EOS,)
   special_ids = PAD, BOS, EOS
   joiner = " "  # What `decode` puts between two tokens.
 
@@ -60,11 +60,12 @@ class SymbolTokenizer:
       ids.append(_IDS[symbol])
     return ids
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the symbols of `ids` joined by spaces, without the padding.
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    """Returns the symbols of `ids` joined by spaces.
 
     Args:
       ids: token ids, a list or an array of one axis.
+      skip_special: leave out the padding; the other special symbols are shown.
 
     Raises:
       ValueError: an id is outside the vocabulary.
@@ -76,7 +77,7 @@ class SymbolTokenizer:
           f"token id {token} at position {position} is outside 0.."
           f"{VOCAB_SIZE - 1}"
         )
-      if token != PAD:
+      if token != PAD or not skip_special:
         symbols.append(_SYMBOLS[token])
     return " ".join(symbols)
 

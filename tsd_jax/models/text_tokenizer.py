@@ -12,6 +12,7 @@ one; padding on the left would shift all of its positions.
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,14 @@ import numpy as np
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
-from tsd_jax.models import gguf, hf, pretrained, text_limits, tokenizer_json
+from tsd_jax.models import (
+  gguf,
+  hf,
+  pretrained,
+  special_tokens,
+  text_limits,
+  tokenizer_json,
+)
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -28,7 +36,6 @@ _FILES = (
   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
   "chat_template.json",
 )  # fmt: skip
-_ROLES = ("bos", "eos", "pad")
 _EXTRA = "needs the extra `text`: pip install -e '.[text]'"
 
 
@@ -37,7 +44,8 @@ class TextTokenizer:
   """Text to token ids and back, and chats to prompts."""
 
   backend: Any  # tokenizers.Tokenizer, or a text_limits.LimitedTokenizer.
-  special: Mapping[str, str]  # Tokens by role: bos, eos, pad; bos may lack.
+  special: Mapping[str, str]  # Tokens by role, such as eos; others may lack.
+  end_ids: tuple[int, ...]  # What ends a response, the eos token first.
   chat_template: str | None
   files: Mapping[str, str]  # What an export writes, by file name.
 
@@ -54,13 +62,17 @@ class TextTokenizer:
 
   @property
   def eos_id(self) -> int:
-    """The token that ends a response."""
+    """The token that is written where a response is to end."""
     return self.backend.token_to_id(self.special["eos"])
 
   @property
   def pad_id(self) -> int:
-    """The token that fills a row; often the end token again."""
-    return self.backend.token_to_id(self.special["pad"])
+    """The token that fills a row; the end token where none is kept for it."""
+    return self.backend.token_to_id(self._pad_token)
+
+  @property
+  def _pad_token(self) -> str:
+    return self.special.get("pad", self.special["eos"])
 
   @property
   def joiner(self) -> str:
@@ -126,14 +138,12 @@ class TextTokenizer:
           f"a chat message is {message!r}; it must be "
           '{"role": TEXT, "content": TEXT}'
         )
-    text = _render(
-      self.chat_template,
-      messages=[dict(message) for message in messages],
-      add_generation_prompt=True,
-      **{f"{role}_token": token for role, token in self.special.items()},
-      **variables,
-    )
-    return text + reply
+    named = {f"{role}_token": token for role, token in self.special.items()}
+    given = {
+      "messages": [dict(message) for message in messages],
+      "add_generation_prompt": True,
+    }
+    return _render(self.chat_template, **given | named | variables) + reply
 
   def encode_chat(
     self,
@@ -171,7 +181,7 @@ class TextTokenizer:
         )
       if ids[-1] == self.pad_id:
         raise UserError(
-          f"{name} ends with the padding token {self.special['pad']!r}"
+          f"{name} ends with the padding token {self._pad_token!r}"
         )
       rows[i, : len(ids)] = ids
     return rows
@@ -184,10 +194,14 @@ class TextTokenizer:
 def load(path: str | pathlib.Path) -> TextTokenizer:
   """Reads the tokenizer of a Hugging Face folder or of a GGUF file.
 
+  A model that is not supported is named as such, whatever its tokenizer is.
+
   Raises:
     UserError: naming what is missing, damaged or not supported.
   """
   path = pretrained.checked(path)
+  if not path.is_dir() or outside_files.is_there(path / "config.json"):
+    pretrained.read_card(path)
   with outside_files.library(path):
     return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
@@ -203,20 +217,45 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
       f"{folder} has no tokenizer.json; write one with transformers: "
       "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
-  backend = _backend(files["tokenizer.json"], f"{folder}/tokenizer.json")
-  config = hf.read_json(folder / "tokenizer_config.json") or {}
-  named = (hf.read_json(folder / "special_tokens_map.json") or {}) | config
-  special = {}
-  for role in _ROLES:
-    token = named.get(f"{role}_token")
-    special[role] = token["content"] if isinstance(token, Mapping) else token
-  template = files.get("chat_template.jinja") or config.get("chat_template")
-  if template is None and "chat_template.json" in files:
-    saved = hf.read_json(folder / "chat_template.json") or {}
-    template = saved.get("chat_template")
+  where = f"{folder}/tokenizer.json"
+  saved = outside_files.parse_json(files["tokenizer.json"], where)
+  tokenizer_json.check(saved, where)
+  config, older, added = (
+    hf.read_json(folder / name) or {}
+    for name in (
+      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    )
+  )  # fmt: skip
+  said = special_tokens.named(config, older)
+  try:
+    special = special_tokens.by_role(said)
+    complete = special_tokens.completed(saved, said, added)
+  except UserError as error:
+    raise UserError(f"{folder}: {error}") from error
+  text = files["tokenizer.json"] if complete is saved else json.dumps(complete)
+  backend = _backend(text, complete, where)
+  # A file of its own comes before what stands in the config.
+  template = files.get("chat_template.jinja", config.get("chat_template"))
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")
-  return _checked(backend, special, template, files, folder)
+  if template is not None and not isinstance(template, str):
+    raise UserError(
+      f"{folder}: chat_template is {outside_files.shown(template)}, no text: "
+      "mend it"
+    )
+  if "eos" not in special:
+    raise UserError(f"{folder}: the tokenizer names no end token (eos_token)")
+  eos_id, (source, ends) = backend.token_to_id(special["eos"]), hf.ends(folder)
+  if ends and eos_id not in ends:
+    raise UserError(
+      f"{source} ends replies with the tokens {', '.join(map(str, ends))}, the "
+      f"tokenizer with {eos_id} ({special['eos']!r}): a text that ends with it "
+      "would go on; name all tokens that end a reply in eos_token_id of "
+      f"{folder}/generation_config.json"
+    )
+  return TextTokenizer(
+    backend, special, _ends([eos_id, *ends]), template, files
+  )
 
 
 # llama.cpp's names of how text is cut before merging -> (regular expression or
@@ -229,6 +268,12 @@ _PRE = {
   "llama-bpe": (tokenizer_json.LLAMA3, False, True),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
+# Roles of tokens -> ggml's names of them, and those that a folder can name.
+_GGUF_ROLES = {
+  "bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot",
+  "eom": "eom",
+}  # fmt: skip
+_WRITTEN = ("bos", "eos", "pad", "unk")
 
 
 def _from_gguf(path: pathlib.Path) -> TextTokenizer:
@@ -244,20 +289,11 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     tokens = said["tokenizer.ggml.tokens"]
     merges = said["tokenizer.ggml.merges"]
     kinds = said["tokenizer.ggml.token_type"]
-    ids = {
-      role: said.get(f"tokenizer.ggml.{name}_token_id")
-      for role, name in zip(_ROLES, ("bos", "eos", "padding"), strict=True)
-    }
   except KeyError as error:
     raise UserError(f"{path}: the tokenizer lacks {error}") from error
-  last = len(tokens) - 1
-  special = {
-    role: tokens[outside_files.integer(i, f"{path}: {role}_token", high=last)]
-    for role, i in ids.items()
-    if i is not None
-  }
-  if "eos" in special:
-    special.setdefault("pad", special["eos"])
+  ids = _gguf_roles(path, said, len(tokens))
+  special = {role: tokens[i] for role, i in ids.items() if role in _WRITTEN}
+  special.setdefault("pad", special["eos"])
   pattern, digits, ignore_merges = _PRE[pre]
   lib = _library()
   backend = lib.Tokenizer(
@@ -288,7 +324,9 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   # All at once: each call goes through all that were added before.
   backend.add_special_tokens(added[_CONTROL])
   backend.add_tokens(added[_USER_DEFINED])
-  if said.get("tokenizer.ggml.add_bos_token") and "bos" in special:
+  # Without a word about it llama.cpp adds it to Llama 3's texts only.
+  adds_bos = said.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")
+  if adds_bos and "bos" in special:
     bos = special["bos"]
     backend.post_processor = lib.processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, ids["bos"])]
@@ -304,28 +342,40 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
     "tokenizer.json": backend.to_str(pretty=True) + "\n",
     "tokenizer_config.json": hf.to_json(config),
   }
-  return _checked(backend, special, template, files, path)
+  ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids]
+  return TextTokenizer(backend, special, _ends(ends), template, files)
 
 
-def _checked(backend, special, template, files, path) -> TextTokenizer:
-  """Refuses a tokenizer without an end, or with roles that it lacks."""
-  texts = {f"{role}_token": token for role, token in special.items()}
-  for name, text in (texts | {"chat_template": template}).items():
-    if text is not None and not isinstance(text, str):
+def _gguf_roles(path: Any, said: Mapping[str, Any], count: int):
+  """Ids of the tokens that have a role.
+
+  Raises:
+    UserError: one is no token, there is no end, or texts are given one.
+  """
+  ids = {}
+  for role, name in _GGUF_ROLES.items():
+    token = said.get(f"tokenizer.ggml.{name}_token_id")
+    if token is None:
+      continue
+    if not isinstance(token, int) or not 0 <= token < count:
       raise UserError(
-        f"{path}: {name} is {outside_files.shown(text)}, no text: mend it"
+        f"{path}: tokenizer.ggml.{name}_token_id={token} is none of the "
+        f"{count} tokens"
       )
-  special = {role: token for role, token in special.items() if token}
-  if "eos" not in special:
-    raise UserError(f"{path}: the tokenizer names no end token (eos_token)")
-  # Where no token is kept for padding, masks make any one do.
-  special.setdefault("pad", special["eos"])
-  for role, token in special.items():
-    if backend.token_to_id(token) is None:
-      raise UserError(
-        f"{path}: {role}_token {token!r} is not in the vocabulary"
-      )
-  return TextTokenizer(backend, special, template, files)
+    ids[role] = token
+  if "eos" not in ids:
+    raise UserError(f"{path}: tokenizer.ggml.eos_token_id is missing")
+  if said.get("tokenizer.ggml.add_eos_token"):
+    raise UserError(
+      f"{path}: tokenizer.ggml.add_eos_token=true, which ends every prompt, is "
+      "not supported"
+    )
+  return ids
+
+
+def _ends(ids: Sequence[int]) -> tuple[int, ...]:
+  """What ends a response: the token that is written, then the others."""
+  return tuple(dict.fromkeys(ids))
 
 
 def _library():
@@ -336,10 +386,9 @@ def _library():
   return tokenizers
 
 
-def _backend(text: str, where: str) -> Any:
+def _backend(text: str, saved: Mapping[str, Any], where: str) -> Any:
   """What reads and writes text; a file with odd parts has a process for it."""
-  lib, saved = _library(), outside_files.parse_json(text, where)
-  tokenizer_json.check(saved, where)
+  lib = _library()
   with outside_files.library(where):
     if not tokenizer_json.is_plain(saved):
       return _limited(text, where)
@@ -380,4 +429,4 @@ def _render(template: str, **variables: Any) -> str:
   try:
     return text_limits.shared().render(template, variables)
   except UserError as error:
-    raise UserError(f"the chat template refuses this chat: {error}") from error
+    raise UserError(f"the chat template gives no prompt: {error}") from error

@@ -1,8 +1,9 @@
 """What everything that reads text needs of a tokenizer."""
 
 import functools
+import operator
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Tokenizer(Protocol):
@@ -20,7 +21,12 @@ class Tokenizer(Protocol):
 
   @property
   def eos_id(self) -> int:
-    """The token that ends a response."""
+    """The token that is written where a response is to end."""
+    ...
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """All tokens that end a response, `eos_id` first."""
     ...
 
   @property
@@ -42,8 +48,14 @@ class Tokenizer(Protocol):
     """Returns token ids; nothing is added to the text."""
     ...
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of token ids, an array of one axis or a list."""
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    """Returns the text of token ids, an array of one axis or a list.
+
+    Args:
+      ids: the tokens.
+      skip_special: leave out those that are no text. A grader must see them:
+        else a response could hide in them what it did not say.
+    """
     ...
 
   def huggingface_files(self) -> dict[str, str]:
@@ -53,8 +65,23 @@ class Tokenizer(Protocol):
 
 def response_pad(tokenizer: Tokenizer) -> int:
   """The padding token, or another one where that ends responses too."""
-  choices = (tokenizer.pad_id, *tokenizer.special_ids, 0, 1)
-  return next(i for i in choices if i != tokenizer.eos_id)
+  choices = (tokenizer.pad_id, *tokenizer.special_ids)
+  choices = (*choices, *range(tokenizer.vocab_size))
+  return next(i for i in choices if i not in tokenizer.end_ids)
+
+
+def is_end(tokens_X: Any, end_ids: Sequence[int]) -> Any:
+  """Tells which tokens end a response; an array of numpy or of JAX."""
+  return functools.reduce(operator.or_, (tokens_X == i for i in end_ids))
+
+
+def before_end(
+  tokens: Iterable[int], end_ids: Sequence[int]
+) -> tuple[list[int], bool]:
+  """The tokens before the first end token, and whether there is one."""
+  ids = [int(token) for token in tokens]
+  end = next((i for i, token in enumerate(ids) if token in end_ids), None)
+  return ids[:end], end is not None
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ being copied together.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +81,14 @@ class ModelConfig:
         raise ValueError(
           f"model.{field}={getattr(self, field)} must be at least 1"
         )
+    if not 0 < self.rope_theta < math.inf:
+      raise ValueError(
+        f"model.rope_theta={self.rope_theta} must be a positive number"
+      )
+    if not 0 <= self.rms_eps < math.inf:
+      raise ValueError(
+        f"model.rms_eps={self.rms_eps} must be a number from 0 on"
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"model.num_heads={self.num_heads} must be a multiple of "

@@ -1,8 +1,10 @@
 """Parameters as one safetensors file: the warm start, and small checkpoints."""
 
+import functools
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,6 +13,7 @@ from safetensors.numpy import save_file
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig, abstract
 
 _HEADER_BYTES = 16 * outside_files.MIB  # For some 100,000 tensors.
@@ -42,8 +45,46 @@ def unflatten(params, arrays: dict[str, np.ndarray]):
   return nnx.from_flat_state(filled)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
+def is_finite(array, dtype=jnp.float32) -> Array:
+  """Tells whether all numbers are finite in a precision."""
+  return jnp.all(jnp.isfinite(array.astype(dtype)))
+
+
+def check_fits(setting: str, name: str, array, dtype) -> None:
+  """Refuses to write a parameter as what it is not.
+
+  Args:
+    setting: what chose the precision.
+    name: the parameter's.
+    array: its values.
+    dtype: the precision.
+
+  Raises:
+    UserError: a value is not finite, or not in this precision.
+  """
+  if is_finite(array, dtype):
+    return
+  if not is_finite(array):
+    raise UserError(
+      f"{name} holds values that are no finite numbers: the training diverged, "
+      "take an earlier checkpoint"
+    )
+  largest = float(jnp.max(jnp.abs(array)))
+  raise UserError(
+    f"{setting} ends at {float(jnp.finfo(dtype).max):.6g}, but {name} has "
+    f"{largest:.6g}: use float32"
+  )
+
+
 def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
-  """Writes parameters; half precision keeps a start small."""
+  """Writes parameters; half precision keeps a start small.
+
+  Raises:
+    UserError: a parameter is not finite in this precision.
+  """
+  for name, leaf in by_name(params).items():
+    check_fits(f"dtype={dtype}", name, leaf, jnp.dtype(dtype))
   arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
   save_file(arrays, str(path), metadata=metadata)
 
@@ -79,6 +120,9 @@ def load(path, params):
   with outside_files.library(path):
     arrays = {name: file.get_tensor(name) for name in names}
   metadata = file.metadata() or {}
+  for name, array in arrays.items():
+    if not is_finite(array):
+      raise UserError(f"{path}: {name} holds values that are no finite numbers")
   return unflatten(params, arrays), metadata
 
 

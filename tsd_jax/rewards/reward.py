@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.base.types import Array, Prompts
+from tsd_jax.models.tokenizer import is_end
 
 
 class Score(NamedTuple):
@@ -94,7 +95,7 @@ class Scorer:
   """A reward with its parameters, for use inside a compiled program."""
 
   reward: Reward
-  eos_id: int
+  end_ids: tuple[int, ...]
   params: Any = ()
 
   def __post_init__(self):
@@ -107,7 +108,7 @@ class Scorer:
     Raises:
       ValueError: the reward returns anything but scores of the right shape.
     """
-    mask_BGT = response_mask(tokens_BGT, self.eos_id)
+    mask_BGT = response_mask(tokens_BGT, self.end_ids)
     return within_range(self.reward, self.params, prompts, tokens_BGT, mask_BGT)
 
   def one(self, prompts: Prompts, tokens_BT: Array) -> Score:
@@ -149,9 +150,9 @@ def within_range(
   return score._replace(reward_X=clipped_BG)
 
 
-def response_mask(tokens_XT: Array, eos_id: int) -> Array:
+def response_mask(tokens_XT: Array, end_ids: tuple[int, ...]) -> Array:
   """True up to and including the first end token; all true without one."""
-  end_XT = tokens_XT == eos_id
+  end_XT = is_end(tokens_XT, end_ids)
   return jnp.cumsum(end_XT, axis=-1) - end_XT == 0
 
 

@@ -27,6 +27,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses
+from tsd_jax.models.tokenizer import is_end
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import champions as champions_lib
@@ -71,13 +72,13 @@ def draw(
     prefill.repeat_rows(prefill.prefill(model, prompts, form), group),
     sampling.row_keys(key, B, group) if samples else None,
     length=task.response_length,
-    eos_id=task.eos_id,
+    end_ids=task.end_ids,
     pad_id=task.pad_id,
     temperature=temperature if samples else 1.0,
     observe=sampling.observer(task, prompts),
   )
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
-  scorer = Scorer(task.reward, task.eos_id, reward_params)
+  scorer = Scorer(task.reward, task.end_ids, reward_params)
   score = scorer(prompts, tokens_BGT)
   correct_BG = score.correct_X
   if correct_BG is None:
@@ -152,10 +153,13 @@ def headline(modes: str) -> str:
   return next((name for name in names if name.startswith("mean@")), names[0])
 
 
-def vote(tokens_BGT: np.ndarray, eos_id: int) -> np.ndarray:
+def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
   """Index of each prompt's most frequent finished response, the first of it."""
+  end_BGT = is_end(tokens_BGT, end_ids)
+  # The same answer, whichever of the end tokens follows it.
+  tokens_BGT = np.where(end_BGT, end_ids[0], tokens_BGT)
   same_BGG = np.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
-  finished_BG = np.any(tokens_BGT == eos_id, axis=-1)
+  finished_BG = np.any(end_BGT, axis=-1)
   return np.argmax(same_BGG.sum(axis=2) * finished_BG, axis=1)
 
 
@@ -165,7 +169,7 @@ def search_best(
 ):
   """Searches once a prompt: reward_B, correct_B, token forwards made."""
   model = nnx.merge(graphdef, params)
-  scorer = Scorer(task.reward, task.eos_id, reward_params)
+  scorer = Scorer(task.reward, task.end_ids, reward_params)
   result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
   best = champions_lib.champions(result.tree, 1)
   B, P = prompts.tokens_BP.shape
@@ -259,7 +263,7 @@ class _Measure:
       case "best":
         chosen_Q = reward_QG.argmax(axis=1)
       case "vote":
-        chosen_Q = vote(tokens_QGT, self.task.eos_id)
+        chosen_Q = vote(tokens_QGT, self.task.end_ids)
       case _:
         return correct_QG.mean(axis=1), reward_QG, tokens
     return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens

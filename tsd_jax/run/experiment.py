@@ -245,9 +245,11 @@ def initial_params(config: Experiment) -> tuple[Any, Any]:
   """The structure and the parameters that a run starts from.
 
   Raises:
-    UserError: if `init` cannot be read, or its V_search was never trained but
-      the search values leaves by it.
+    UserError: if `init` cannot be read, or has fewer positions than the task
+      needs, or its V_search was never trained but the search values leaves by
+      it.
   """
+  _check_positions(config, "init")
   graphdef, params, trained = _read(config.init, config.shape, config.seed)
   if config.search_init is None:
     _check_value(config, "init", trained)
@@ -262,11 +264,27 @@ def search_model(config: Experiment) -> tuple[Any, Any]:
   """
   if config.search_init is None or config.search_model is None:
     return None, None
+  _check_positions(config, "search_init")
   graphdef, params, trained = _read(
     config.search_init, config.search_model, config.seed
   )
   _check_value(config, "search_init", trained)
   return graphdef, params
+
+
+def _check_positions(config: Experiment, field: str) -> None:
+  """Refuses to go beyond the positions that a model was trained on."""
+  init, task = getattr(config, field), config.make_task()
+  if init is None or not pretrained.is_pretrained(init):
+    return
+  most = pretrained.read_card(find_init(init)).max_length
+  needed = task.prompt_length + task.response_length
+  if most is not None and needed > most:
+    raise UserError(
+      f"task.prompt_length={task.prompt_length} and task.response_length="
+      f"{task.response_length} exceed the {most} positions of {field}={init}: "
+      f"shorten them to {most} tokens in all"
+    )
 
 
 def _read(init: str | None, model: transformer.ModelConfig, seed: int):

@@ -105,7 +105,7 @@ def samples(
   def grow(params, prompts, reward_params):
     model = nnx.merge(graphdef, params)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    scorer = Scorer(task.reward, task.eos_id, reward_params)
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
     return search_lib.search(
       model, task, prompts, key, search, scorer=scorer
     ).tree

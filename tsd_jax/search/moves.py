@@ -122,7 +122,7 @@ def draw(
     repeat_rows(prefix, count),
     key_R,
     length=step_tokens,
-    eos_id=task.eos_id,
+    end_ids=task.end_ids,
     pad_id=task.pad_id,
     more_segments=(repeat_segment(path, count),),
     room_R=jnp.repeat(room_B, count),

@@ -20,6 +20,7 @@ from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill as prefill_lib
 from tsd_jax.inference import sampling
 from tsd_jax.inference.prefill import Prefix
+from tsd_jax.models.tokenizer import is_end
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Scorer
@@ -87,7 +88,7 @@ def search(
   if index_B is None:
     index_B = sharding.prompt_indices(len(prompts))
   if scorer is None:
-    scorer = Scorer(task.reward, task.eos_id)
+    scorer = Scorer(task.reward, task.end_ids)
   if prefix is None:
     prefix = prefill_lib.prefill(model, prompts, prompt_form(task))
   model = model.written_out()
@@ -244,7 +245,7 @@ class Search:
       )
     _, value_logit_B = self.model.values(x_BD)
     depth_B = jnp.minimum(parent.depth + length_B, self.T)
-    ends_B = jnp.any(step_BU == self.task.eos_id, axis=-1)
+    ends_B = jnp.any(is_end(step_BU, self.task.end_ids), axis=-1)
     finished_B = parent.finished | (~over_B & ends_B)
     state_key_B = None
     if parent.state_key_A is not None:
@@ -329,10 +330,11 @@ class Search:
   def end(self, node: Node) -> tuple[Node, Answer]:
     """A node with its end-of-response move, and the answer that it holds."""
     rows = jnp.arange(node.depth.shape[0])
-    ends_BA = jnp.any(node.step_AU == self.task.eos_id, axis=-1)
+    ends_BA = jnp.any(is_end(node.step_AU, self.task.end_ids), axis=-1)
     # An observation may have filled the response: its end has no room then.
     ends_BA &= node.depth[:, None] + node.length_A <= self.T
-    ends_BA &= self.config.ends_with_node
+    # Below the end of a response nothing ends again.
+    ends_BA &= self.config.ends_with_node & ~node.finished[:, None]
     has_B = jnp.any(ends_BA, axis=1)
     first_B = jnp.argmax(ends_BA, axis=1)
     tokens_BT, _ = moves.extend(
@@ -360,7 +362,7 @@ class Search:
       Prefix(prefix.segments, prefix.length_B + node.depth, x_BD),
       key_B,
       length=T,
-      eos_id=task.eos_id,
+      end_ids=task.end_ids,
       pad_id=task.pad_id,
       temperature=self.config.rollout_temperature,
       more_segments=(path,),
@@ -371,7 +373,7 @@ class Search:
     )
     self.loop.count += sampled.forwards
     tokens_BT = sampling.splice(node.path_tokens, node.depth, sampled.tokens_RT)
-    ended_B = jnp.any(tokens_BT == task.eos_id, axis=1)
+    ended_B = jnp.any(is_end(tokens_BT, task.end_ids), axis=1)
     log_prob_B = node.path_log_prob + jnp.sum(sampled.log_prob_RT, axis=1)
     return Answer(tokens_BT, log_prob_B, ended_B)
 

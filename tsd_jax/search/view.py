@@ -19,7 +19,7 @@ import mctx
 import numpy as np
 
 from tsd_jax.base.types import UNVISITED
-from tsd_jax.models.tokenizer import Tokenizer
+from tsd_jax.models.tokenizer import Tokenizer, before_end
 
 MAX_LINES, WIDTH = 40, 100  # Of a tree in print, by default.
 PATH, CHAMPION, END, ROLLED_OUT = "▸", "★", "⏹", "→"
@@ -81,10 +81,10 @@ def nodes_of(
   """
   one: Any = jax.device_get(jax.tree.map(lambda a: a[row], tree))
   nodes = one.embeddings
-  eos_id = tokenizer.eos_id
+  end_ids = tokenizer.end_ids
 
   def read(n: int, parent: TreeNode | None) -> TreeNode:
-    path = _before(nodes.path_tokens[n][: nodes.depth[n]], eos_id)
+    path = _before(nodes.path_tokens[n][: nodes.depth[n]], end_ids)
     before = 0.0 if parent is None else nodes.path_log_prob[parent.index]
     answers = bool(nodes.has_answer[n])
     return TreeNode(
@@ -98,7 +98,7 @@ def nodes_of(
       value=float(nodes.reward[n] if nodes.finished[n] else one.node_values[n]),
       finished=bool(nodes.finished[n]),
       reward=float(nodes.reward[n]) if answers else None,
-      answer=_before(nodes.answer_tokens[n], eos_id) if answers else None,
+      answer=_before(nodes.answer_tokens[n], end_ids) if answers else None,
       answer_log_prob=float(nodes.answer_log_prob[n]) if answers else 0.0,
     )
 
@@ -118,10 +118,9 @@ def nodes_of(
   return found
 
 
-def _before(tokens: np.ndarray, eos_id: int) -> tuple[int, ...]:
+def _before(tokens: np.ndarray, end_ids: Sequence[int]) -> tuple[int, ...]:
   """What stands before the end token."""
-  ids = tokens.tolist()
-  return tuple(ids[: ids.index(eos_id)] if eos_id in ids else ids)
+  return tuple(before_end(tokens, end_ids)[0])
 
 
 def piece(

@@ -197,7 +197,7 @@ class Maze:
 
   name = "maze"
   vocab_size = symbols.VOCAB_SIZE
-  eos_id = symbols.EOS
+  eos_id, end_ids = symbols.EOS, (symbols.EOS,)
   pad_id = symbols.PAD
   prompt_pad_id, shared_prefix_length = None, 0
   step_end_ids = ()

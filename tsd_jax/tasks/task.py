@@ -54,9 +54,9 @@ StateKeyFn = Callable[[Array, Array, Array], Array]
 class Task(Protocol):
   """Prompts of P tokens, answered by at most T tokens.
 
-  A response is finished if and only if it contains `eos_id`; everything after
-  that is `pad_id`. An unfinished response has the least reward and is never
-  correct.
+  A response is finished if and only if it contains one of `end_ids`;
+  everything after that is `pad_id`. An unfinished response has the least reward
+  and is never correct.
   """
 
   @property
@@ -96,7 +96,12 @@ class Task(Protocol):
 
   @property
   def eos_id(self) -> int:
-    """The token that ends a response."""
+    """The token that is written where a response is to end."""
+    ...
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """All tokens that end a response, `eos_id` among them."""
     ...
 
   @property
@@ -382,7 +387,7 @@ def next_observation(
   assert task.observe is not None
   token_BO, count_B = task.observe(prompts, response_BT, length_B)
   # Nothing stands behind an end token, and nothing needs room there.
-  in_time_BO = response_mask(token_BO, task.eos_id)
+  in_time_BO = response_mask(token_BO, task.end_ids)
   count_B = jnp.minimum(count_B, jnp.sum(in_time_BO, axis=1, dtype=jnp.int32))
   return token_BO, jnp.where(length_B > 0, count_B, 0)
 
@@ -445,8 +450,13 @@ class TokenizerIds:
 
   @property
   def eos_id(self) -> int:
-    """The end token."""
+    """The end token that is written."""
     return self.tokenizer.eos_id
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """All end tokens."""
+    return self.tokenizer.end_ids
 
   @property
   def prompt_pad_id(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models.text_tokenizer import TextTokenizer
-from tsd_jax.models.tokenizer import tokens_ending
+from tsd_jax.models.tokenizer import before_end, is_end, tokens_ending
 from tsd_jax.rewards import callback, pool, worker
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.rewards.reward import Reward, Score
@@ -33,7 +33,8 @@ from tsd_jax.tasks.task import (
 from tsd_jax.tasks.text_tool import Tool
 
 # (prompt, response, example) -> reward. The prompt is the text that the model
-# saw, the response what it wrote after it.
+# saw, the response what it wrote after it, special tokens spelled out, up to
+# the end token.
 GradeFn = Callable[[str, str, Any], float]
 
 # (prompt, response so far, example) -> what the tool writes next, None for
@@ -310,7 +311,7 @@ class Text(TokenizerIds):
     Returns:
       Tokens QO, and how many of them are written, Q.
     """
-    decode = self.tokenizer.decode
+    decode = functools.partial(self.tokenizer.decode, skip_special=False)
     said = shared_tool(self.config).answers(
       [
         (example, decode(response_T[:length]))
@@ -376,9 +377,9 @@ class Text(TokenizerIds):
     return f"{prompt!r} | {text!r} | reward {reward:.3f}"
 
   def _text(self, response_T: np.ndarray) -> str | None:
-    """What a response says, None if it is unfinished."""
-    end = np.flatnonzero(np.asarray(response_T) == self.eos_id)
-    return self.tokenizer.decode(response_T[: end[0]]) if len(end) else None
+    """What a response says, special tokens too; None if it is unfinished."""
+    ids, finished = before_end(response_T, self.end_ids)
+    return self.tokenizer.decode(ids, skip_special=False) if finished else None
 
   def workers(self) -> pool.Pool:
     """The processes that grade, started at their first use."""
@@ -434,6 +435,6 @@ class TextReward(Reward):
     reward_BG = callback.graded(
       task.grade, example_BG, tokens_BGT, self.low, self.high
     )
-    finished_BG = jnp.any(tokens_BGT == task.eos_id, axis=-1)
+    finished_BG = jnp.any(is_end(tokens_BGT, task.end_ids), axis=-1)
     right_BG = finished_BG & (reward_BG >= task.config.correct_at)
     return Score(reward_BG, right_BG)

@@ -45,7 +45,7 @@ class Tool:
     """
     self._workers, self._tokenizer = workers, tokenizer
     self._lines, self._most = lines, most
-    self._special = frozenset(tokenizer.special_ids) | {tokenizer.eos_id}
+    self._special = frozenset([*tokenizer.special_ids, *tokenizer.end_ids])
     self._lock = threading.Lock()
     self._kept: collections.OrderedDict[bytes, Tokens] = (
       collections.OrderedDict()
