@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A folder a line, its modules in order. Each may import what stands before it.
 ORDER = """
-base: errors paths types config_values large_pages config config_json ledger
-  progress
+base: errors paths names types config_values large_pages config config_json
+  ledger progress
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf hf pretrained text_tokenizer

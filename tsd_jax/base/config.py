@@ -14,19 +14,17 @@ other flags are ordinary absl flags.
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import pathlib
 import sys
 import traceback
 import typing
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from tsd_jax.base import config_values
+from tsd_jax.base import config_values, names
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
@@ -42,14 +40,9 @@ def load(path: str) -> Any:
     ConfigError: there is no such file, or it yields no config.
   """
   file = _find(path)
-  name = f"_tsd_jax_config_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-  spec = importlib.util.spec_from_file_location(name, file)
-  assert spec is not None and spec.loader is not None  # It ends with .py.
-  module = importlib.util.module_from_spec(spec)
-  # Dataclasses that the file defines look their module up here.
-  sys.modules[name] = module
+  names.allow([str(file)])
   try:
-    spec.loader.exec_module(module)
+    module = names.load_file(file, again=True)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
       raise ConfigError(
@@ -176,6 +169,9 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
     main: called with the overrides; it returns the exit code or None.
   """
   overrides: dict[str, str] = {}
+  imports = flags.DEFINE_list(
+    "imports", [], "Modules and .py files that a run's config.json may name."
+  )
 
   def parse(argv: Sequence[str]) -> list[str]:
     try:
@@ -195,6 +191,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
 
   def guarded(argv: Sequence[str]) -> int | None:
     del argv
+    names.allow(imports.value)
     try:
       return main(overrides)
     except UserError as error:

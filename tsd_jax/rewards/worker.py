@@ -6,7 +6,6 @@ function that reads model output may be led to do anything, so its process is
 one to lose, and the parent reads nothing from it but numbers and short texts.
 """
 
-import importlib
 import json
 import math
 import numbers
@@ -16,6 +15,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
+
+from tsd_jax.base import names
 
 # What may go wrong with one call. The parent tells the last two.
 RAISED, WRONG_TYPE, NOT_FINITE, OUT_OF_RANGE, TIMED_OUT, DIED = KINDS = (
@@ -94,13 +95,12 @@ def _returned(value: Any) -> str:
 
 
 def find(name: str) -> Callable[[str, str, Any], Any]:
-  """Imports a function by its full name, such as `package.module.function`.
+  """Imports a function by its full name (`base.names`).
 
   Raises:
     ImportError: there is none; AttributeError: it is not in its module.
   """
-  module, _, function = name.rpartition(".")
-  return getattr(importlib.import_module(module), function)
+  return names.find(name)
 
 
 def call(
