@@ -35,20 +35,20 @@ tsd_jax_find_python() {
     "install one, or name it with PYTHON=/path/to/python3.11"
 }
 
-# Sets CONSTRAINTS, the file of exact versions for an interpreter, or "".
-tsd_jax_constraints() {
+# Sets LOCK, the folder of exact versions for an interpreter, or "".
+tsd_jax_lock() {
   case "$1" in
-    3.11) CONSTRAINTS="$ROOT/constraints/py311.txt" ;;
-    3.12 | 3.13) CONSTRAINTS="$ROOT/constraints/py313.txt" ;;
-    *) CONSTRAINTS="" ;;
+    3.11) LOCK="$ROOT/constraints/hashes/py311" ;;
+    3.12 | 3.13) LOCK="$ROOT/constraints/hashes/py313" ;;
+    *) LOCK="" ;;
   esac
 }
 
 # Prints what an installation depends on, for interpreter version $1.
 tsd_jax_fingerprint() {
-  tsd_jax_constraints "$1"
+  tsd_jax_lock "$1"
   local files=("$ROOT/setup.py" "$ROOT/pyproject.toml")
-  [[ -z "$CONSTRAINTS" ]] || files+=("$CONSTRAINTS")
+  [[ -z "$LOCK" ]] || files+=("$LOCK"/*.txt)
   echo "$1 $ROOT $(cat "${files[@]}" | cksum)"
 }
 
@@ -87,6 +87,30 @@ tsd_jax_make_venv() {
     "$VENV/install.log"
 }
 
+# Installs the project with the extras of $1 (comma list): first what it needs,
+# each file with the SHA-256 sum that LOCK has of it, then itself.
+tsd_jax_install() {
+  local pip=("$VENV/bin/python" -m pip install) extra
+  if [[ -z "$LOCK" ]]; then
+    "${pip[@]}" --editable "$ROOT${1:+[$1]}"
+    return
+  fi
+  # What builds is checked too: pip checks no sum of what it isolates.
+  local own=(--no-build-isolation --use-pep517)
+  local checked=("${pip[@]}" "${own[@]}" --require-hashes -r "$LOCK/base.txt")
+  for extra in ${1//,/ }; do
+    checked+=(-r "$LOCK/$extra.txt")
+  done
+  "${pip[@]}" --require-hashes -r "$LOCK/build.txt" || return
+  if ! "${checked[@]}"; then
+    # The index serves torch's CUDA wheel, which needs more.
+    [[ ",$1," == *,interop,* ]] && grep -q "^ *nvidia-" "$VENV/install.log" ||
+      return
+    "${checked[@]}" -r "$LOCK/torch_cuda.txt" || return
+  fi
+  "${pip[@]}" "${own[@]}" --no-deps --editable "$ROOT"
+}
+
 # Makes sure that VENV holds tsd_jax with the extras of $1 (comma list).
 tsd_jax_setup() {
   local extras="$1" version reason
@@ -107,18 +131,13 @@ tsd_jax_setup() {
   rm -f "$VENV/$STAMP"
   version="$(tsd_jax_version "$VENV/bin/python")" ||
     tsd_jax_fail "$VENV/bin/python does not run; delete $VENV and try again"
-  extras="$(tr ',' '\n' <<<"$extras" | sed '/^$/d' | sort -u | paste -sd, -)"
-  tsd_jax_constraints "$version"
-  local pip=("$VENV/bin/python" -m pip install --editable
-    "$ROOT${extras:+[$extras]}")
-  if [[ -n "$CONSTRAINTS" ]]; then
-    pip+=(--constraint "$CONSTRAINTS")
-  else
-    echo "no constraints for Python $version: installing newest versions" >&2
-  fi
+  extras="$(tr ',' '\n' <<<"$extras" | sed '/^$/d;/^none$/d' | sort -u | paste -sd, -)"
+  tsd_jax_lock "$version"
+  [[ -n "$LOCK" ]] ||
+    echo "no versions locked for Python $version: installing the newest" >&2
   echo "installing tsd_jax in $VENV (log: $VENV/install.log)" >&2
-  if ! "${pip[@]}" >"$VENV/install.log" 2>&1 </dev/null; then
-    reason="$(grep '^ERROR' "$VENV/install.log" | head -n 1 | cut -c 1-200)"
+  if ! tsd_jax_install "$extras" >"$VENV/install.log" 2>&1 </dev/null; then
+    reason="$(grep '^ERROR' "$VENV/install.log" | tail -n 1 | cut -c 1-200)"
     tsd_jax_fail "pip could not install tsd_jax (${reason:-no reason given});" \
       "check the network, pip's index settings and the free disk space, then" \
       "run this again; log: $VENV/install.log"

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsd_jax.base import config as config_lib
-from tsd_jax.base import config_json
+from tsd_jax.base import config_json, names
 from tsd_jax.base.errors import ConfigError
 from tsd_jax.learning.loss_terms import LossTerm
 from tsd_jax.rewards.algebra import Clip, Gate, Sum, TaskReward
 from tsd_jax.rewards.terms import Length
 from tsd_jax.search.rules import PUCT
+
+names.allow([__name__])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,8 @@ def test_a_class_that_the_field_does_not_tell_must_be_named():
   [
     (f"{__name__}.Inner", r"Inner\", which is no Left or Base"),
     (f"{__name__}.double", "which is no Left or Base"),
-    ("nowhere.Game", "which cannot be imported"),
+    ("nowhere.Game", "add --imports=nowhere"),
+    ("tsd_jax.nowhere.Game", "which cannot be imported"),
     (3, "which cannot be imported"),
   ],
 )
@@ -204,16 +208,15 @@ def double(prompt_XP, response_XT, score):
 class WithFunction:
   """A leaf that only code can say."""
 
-  function: Callable[[int], int] | None = None
+  function: Callable[[int, int, int], int] | None = None
 
 
 def test_functions_are_saved_by_name():
   saved = config_json.to_dict(WithFunction(double))
   assert saved == {"function": f"{__name__}.double"}
   assert config_json.from_dict(WithFunction, saved).function is double
-  local = config_json.to_dict(WithFunction(lambda: 0))
-  with pytest.raises(ConfigError, match="cannot be imported: define"):
-    config_json.from_dict(WithFunction, local)
+  with pytest.raises(ConfigError, match="define it at the top of a module"):
+    config_json.to_dict(WithFunction(lambda prompt: 0))
   assert (
     config_json.from_dict(WithFunction, {"function": None}).function is None
   )
@@ -234,7 +237,7 @@ class Part:
   """What a tuple may hold: its class is told, its function is not."""
 
   name: str
-  function: Callable[[int], int] = double
+  function: Callable[[int, int, int], int] = double
   weight: float = 1.0
 
 
@@ -246,7 +249,7 @@ class Whole:
   pair: tuple[Base, Left] | None = None
   kinds: tuple[Left | Base | None, ...] = ()
   words: tuple[str, ...] = ()
-  either: Base | Callable[[int], int] | None = None
+  either: Base | Callable[[int, int, int], int] | None = None
 
 
 WHOLE = Whole(
@@ -372,3 +375,53 @@ def test_an_experiment_of_a_users_own_parts_reads_back(reward):
   back = config_json.from_dict(type(config), saved)
   assert back == config and not config_json.difference(saved, back)
   assert back.learner_config() == config.learner_config()
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("os.system", "would run os, .* add --imports=os"),
+    ("hostile_module.f", "would run hostile_module"),
+    ("/tmp/../tmp/hostile.py:f", "would run .*hostile.py"),
+    ("experiments/../hostile.py:f", "would run experiments/../hostile.py"),
+    # Within an own module, what that has from elsewhere.
+    ("tsd_jax.parallel.supervisor.import_path", "does not take 3 arguments"),
+    ("tsd_jax.base.config_json.is_config", "config_json does not define"),
+    ("tsd_jax.base.errors.UserError", "no function"),
+  ],
+)
+def test_a_saved_name_leads_only_to_functions_of_trusted_modules(name, message):
+  with pytest.raises(ConfigError, match=message):
+    config_json.from_dict(WithFunction, {"function": name})
+
+
+def test_a_module_that_the_user_names_is_imported(tmp_path, monkeypatch):
+  (tmp_path / "named_module.py").write_text("def f(a, b, c): return a\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(names, "_allowed", set())
+  saved = {"function": "named_module.f"}
+  with pytest.raises(ConfigError, match="add --imports=named_module"):
+    config_json.from_dict(WithFunction, saved)
+  assert "named_module" not in sys.modules
+  names.allow(["named_module"])
+  assert config_json.from_dict(WithFunction, saved).function(1, 2, 3) == 1
+
+
+def test_a_function_of_a_config_file_is_found_again(tmp_path, monkeypatch):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from tests.config_json_test import WithFunction\n"
+    "def f(a, b, c): return b\n"
+    "def get_config(): return WithFunction(f)\n"
+  )
+  monkeypatch.setattr(names, "_allowed", {"tests"})
+  config = config_lib.load(str(file))
+  saved = config_json.to_dict(config)
+  assert saved == {"function": f"{file}:f"}
+  # Another process has neither loaded it nor been told of it.
+  monkeypatch.setattr(names, "_allowed", set())
+  monkeypatch.delitem(sys.modules, str(file))
+  with pytest.raises(ConfigError, match="add --imports="):
+    config_json.from_dict(WithFunction, saved)
+  names.allow([str(file)])
+  assert config_json.from_dict(WithFunction, saved).function(1, 2, 3) == 2

@@ -15,6 +15,10 @@ os.environ.setdefault(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tsd_jax.base import names  # noqa: E402
+
+names.allow(["tests"])  # Configs that the tests write by hand name them.
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_forgotten():

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from tsd_jax.api.model import Model
-from tsd_jax.base import progress
+from tsd_jax.base import names, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.models import hf
@@ -67,16 +68,22 @@ class Run:
     )
 
 
-def load_run(workdir: str | pathlib.Path) -> Run:
+def load_run(
+  workdir: str | pathlib.Path, *, imports: Collection[str] = ()
+) -> Run:
   """Reads a run's newest whole checkpoint; changes nothing on disk.
 
   Args:
     workdir: its folder; the run may still be going on.
+    imports: modules and .py files that may be run because its config.json names
+      them: those of its own reward or task. tsd_jax, experiments, and what a
+      config of this process named may be anyway.
 
   Raises:
     UserError: there is no run, or no checkpoint yet.
   """
   _quiet()
+  names.allow(imports)
   workdir = pathlib.Path(workdir).expanduser()
   opened = load.open_run(workdir)
   config = opened.config

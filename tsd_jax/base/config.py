@@ -14,19 +14,23 @@ other flags are ordinary absl flags.
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import pathlib
 import sys
 import traceback
 import typing
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from tsd_jax.base import config_text, config_values, outside_files, signals
+from tsd_jax.base import (
+  config_text,
+  config_values,
+  names,
+  outside_files,
+  signals,
+)
 from tsd_jax.base.errors import ConfigError, UserError
 from tsd_jax.base.paths import ROOT
 
@@ -43,14 +47,9 @@ def load(path: str) -> Any:
   """
   file = _find(path)
   outside_files.read_text(file, outside_files.MIB)  # Refused before it is run.
-  name = f"_tsd_jax_config_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-  spec = importlib.util.spec_from_file_location(name, file)
-  assert spec is not None and spec.loader is not None  # It ends with .py.
-  module = importlib.util.module_from_spec(spec)
-  # Dataclasses that the file defines look their module up here.
-  sys.modules[name] = module
+  names.allow([str(file)])
   try:
-    spec.loader.exec_module(module)
+    module = names.load_file(file, again=True)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
       raise ConfigError(
@@ -191,6 +190,9 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
   """
   overrides: dict[str, str] = {}
   _define_print_config()
+  imports = flags.DEFINE_list(
+    "imports", [], "Modules and .py files that a run's config.json may name."
+  )
 
   def parse(argv: Sequence[str]) -> list[str]:
     try:
@@ -210,6 +212,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
 
   def guarded(argv: Sequence[str]) -> int | None:
     del argv
+    names.allow(imports.value)
     try:
       if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
         config = from_flags(flags.FLAGS.config, overrides)

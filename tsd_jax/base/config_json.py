@@ -2,7 +2,6 @@
 
 import collections.abc
 import dataclasses
-import importlib
 import inspect
 import json
 import math
@@ -11,7 +10,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, Union
 
-from tsd_jax.base import config_values
+from tsd_jax.base import config_values, names
 from tsd_jax.base.config import is_config
 from tsd_jax.base.errors import ConfigError
 
@@ -97,7 +96,9 @@ def difference(
 
 def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
   if is_config(value):
-    tag = {} if type(value) is annotation else {_CLASS: _full_name(type(value))}
+    tag = (
+      {} if type(value) is annotation else {_CLASS: _named(type(value), name)}
+    )
     return tag | to_dict(value)
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)
@@ -115,7 +116,7 @@ def _to_json_value(value: Any, annotation: Any, name: str) -> Any:
       for key, item in value.items()
     }
   if callable(value) and hasattr(value, "__qualname__"):
-    return _full_name(value)
+    return _named(value, name)
   raise ConfigError(
     f"field {name} holds {type(value).__name__}, which JSON cannot say"
   )
@@ -136,7 +137,7 @@ def _from_json_value(value: Any, annotation: Any, name: str) -> Any:
       )
   known = tuple(kind for m in members if (kind := _config_kind(m)))
   if collections.abc.Callable in known and not isinstance(value, Mapping):
-    return _import(value, name)
+    return _function(value, members, name)
   if known:
     return _from_json_config(value, annotation, known, name)
   # A text is a text and a list a tuple: what is left is said in a word.
@@ -212,7 +213,7 @@ def _other_version(name: str, *wrong: str) -> ConfigError:
 
 def _config_class(tag: Any, known: tuple[type, ...], name: str) -> type:
   """Finds the class that `to_dict` named: a known one, or a subclass of it."""
-  by_name = {_full_name(cls): cls for cls in known}
+  by_name = {names.full_name(cls): cls for cls in known}
   cls = by_name.get(tag) or _import(tag, f"{name}.{_CLASS}")
   a_config = isinstance(cls, type) and dataclasses.is_dataclass(cls)
   if not (a_config and issubclass(cls, known)) or inspect.isabstract(cls):
@@ -223,20 +224,67 @@ def _config_class(tag: Any, known: tuple[type, ...], name: str) -> type:
   return cls
 
 
-def _full_name(value: Any) -> str:
-  return f"{value.__module__}.{value.__qualname__}"
+def _function(value: Any, members: tuple[Any, ...], name: str) -> Any:
+  """Finds the function that `to_dict` named.
+
+  Args:
+    value: its name.
+    members: annotations of its field; one of them says what it takes.
+    name: what an error calls the field.
+  """
+  function = _import(value, name)
+  called = [m for m in members if _config_kind(m) is collections.abc.Callable]
+  wanted, *_ = typing.get_args(called[0]) or (...,)
+  if isinstance(function, type) or not callable(function):
+    raise ConfigError(f"{name} is {_show(value)}, which is no function")
+  if wanted is not ... and not names.takes(function, len(wanted)):
+    raise ConfigError(
+      f"{name} is {_show(value)}, which does not take {len(wanted)} arguments"
+    )
+  return function
+
+
+def _named(value: Any, field: str) -> str:
+  """The name that a function or class is found by again.
+
+  Raises:
+    ConfigError: it would not be.
+  """
+  name = names.full_name(value)
+  try:
+    names.find(name)
+  except (ImportError, AttributeError):
+    raise ConfigError(
+      f"field {field} holds {name}, which nobody could find again: define it "
+      "at the top of a module or of the config file"
+    ) from None
+  names.allow([names.home(name)])  # This process's own config names it.
+  return name
 
 
 def _import(value: Any, name: str) -> Any:
   """Finds the function or class that `to_dict` named."""
-  try:
-    module, _, path = str(value).rpartition(".")
-    return getattr(importlib.import_module(module), path)
-  except (ImportError, AttributeError, ValueError):
+  wanted = str(value)
+  place = names.home(wanted)
+  if place and not names.is_allowed(wanted):
     raise ConfigError(
-      f"{name} is {_show(value)}, which cannot be imported: define it in a "
-      "module, not in a notebook, a shell, a config file or another function"
+      f"{name} is {_show(value)}: reading it would run {place}, and a run's "
+      f"folder may come from anywhere; if you trust it, add --imports={place} "
+      f"(in Python: load_run(workdir, imports=['{place}']))"
+    )
+  try:
+    found = names.find(wanted)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ConfigError(
+      f"{name} is {_show(value)}, which cannot be imported ({error}): start "
+      "where it was trained, or put its folder on PYTHONPATH"
     ) from None
+  # Not what a module has from elsewhere.
+  if getattr(found, "__module__", None) != place:
+    raise ConfigError(
+      f"{name} is {_show(value)}, which {place} does not define"
+    )
+  return found
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from tsd_jax.base import compilation_cache, config_json, progress, signals
+from tsd_jax.base import (
+  compilation_cache,
+  config_json,
+  names,
+  progress,
+  signals,
+)
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import supervisor
@@ -125,7 +131,7 @@ class _Processes:
     before = log.stat().st_size if log.exists() else 0
     cores = self._free.get()
     saved = {str(f): config_json.to_dict(run) for f, run in runs.items()}
-    order = json.dumps({"cores": cores, "runs": saved}).encode()
+    order = {"cores": cores, "runs": saved, "imports": names.allowed()}
     try:
       with open(log, "ab") as out:
         # Its own session: a terminal's Ctrl-C reaches it once, through us.
@@ -143,7 +149,7 @@ class _Processes:
         self._running.add(process)
         if self._asked:  # The others were told before it was there.
           process.send_signal(self._asked[0])
-        process.communicate(order)
+        process.communicate(json.dumps(order).encode())
         self._running.discard(process)
     finally:
       self._free.put(cores)
@@ -169,6 +175,7 @@ def main(overrides) -> None:
     os.sched_setaffinity(0, order["cores"])
   progress.quiet_libraries()
   compilation_cache.enable()
+  names.allow(order["imports"])
   runs = {
     folder: config_json.from_dict(Experiment, saved)
     for folder, saved in order["runs"].items()

@@ -12,7 +12,6 @@ a function that can be seen to leave nothing behind (`purity.py`) share a child.
 import contextlib
 import dataclasses
 import gc
-import importlib
 import json
 import math
 import numbers
@@ -23,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tsd_jax.base import names
 from tsd_jax.rewards import isolation, purity
 from tsd_jax.rewards.channel import LONGEST, Channel
 
@@ -139,13 +139,12 @@ def _returned(value: Any) -> str:
 
 
 def find(name: str) -> Callable[[str, str, Any], Any]:
-  """Imports a function by its full name, such as `package.module.function`.
+  """Imports a function by its full name (`base.names`).
 
   Raises:
     ImportError: there is none; AttributeError: it is not in its module.
   """
-  module, _, function = name.rpartition(".")
-  return getattr(importlib.import_module(module), function)
+  return names.find(name)
 
 
 def call(

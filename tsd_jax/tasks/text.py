@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tsd_jax.base import names
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.models.text_tokenizer import TextTokenizer
@@ -116,7 +117,7 @@ class TextConfig(TaskConfig):
   @property
   def reward_name(self) -> str:
     """Full name of the reward function, by which workers import it."""
-    return _full_name(self.reward)
+    return names.full_name(self.reward)
 
   @property
   def lines(self) -> tuple[text_lines.Line, ...]:
@@ -388,15 +389,13 @@ class Text(TokenizerIds):
     return pool.shared(config.reward_name, config.grading, returns)
 
 
-def _full_name(function: Callable) -> str:
-  return f"{function.__module__}.{function.__qualname__}"
-
-
 @functools.lru_cache(maxsize=4)
 def shared_tool(config: TextConfig) -> Tool:
   """The process-wide tool of a task, started at its first use."""
   assert config.tool is not None
-  workers = pool.shared(_full_name(config.tool), config.grading, worker.Text())
+  workers = pool.shared(
+    names.full_name(config.tool), config.grading, worker.Text()
+  )
   tokenizer = text_lines.load_tokenizer(config.tokenizer)
   return Tool(workers, tokenizer, config.lines, config.tool_tokens)
 
