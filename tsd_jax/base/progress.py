@@ -38,13 +38,13 @@ def phase(
     stream: where to write; standard error by default.
     bar: what stands in the line of a terminal.
   """
-  stream = stream or sys.stderr
-  terminal, start = stream.isatty(), time.monotonic()
+  out = stream or sys.stderr
+  terminal, start = out.isatty(), time.monotonic()
 
   def write(text: str) -> None:
     if text and not quiet:
-      stream.write(text)
-      stream.flush()
+      out.write(text)
+      out.flush()
 
   begin, end = (f"{_CLEAR}{bar}  ", _CLEAR) if terminal else ("", "")
   write(f"{begin if bar else end}{name}…{'' if terminal else chr(10)}")
@@ -66,7 +66,7 @@ def quiet_libraries() -> None:
   accelerator, libtpu is not asked, which would print errors.
   """
   plugins = importlib.util.find_spec("jax_plugins")
-  if not jax.config.jax_platforms and plugins is None:
+  if not jax.config.read("jax_platforms") and plugins is None:
     jax.config.update("jax_platforms", "cpu")
   # It tells of every backend that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)

@@ -235,7 +235,7 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
   text = files["tokenizer.json"] if complete is saved else json.dumps(complete)
   backend = _backend(text, complete, where)
   # A file of its own comes before what stands in the config.
-  template = files.get("chat_template.jinja", config.get("chat_template"))
+  template: Any = files.get("chat_template.jinja", config.get("chat_template"))
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")
   if template is not None and not isinstance(template, str):

@@ -6,7 +6,6 @@ time, of one run or of several beside each other.
 
 import html
 import io
-import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -112,10 +111,10 @@ def _is_sample(sample: Any) -> bool:
   if not isinstance(sample, dict):
     return False
   texts = [sample.get("prompt"), sample.get("tree")]
-  both = [sample.get("before"), sample.get("after")]
-  if not all(isinstance(rows, list) for rows in both):
+  before, after = sample.get("before"), sample.get("after")
+  if not isinstance(before, list) or not isinstance(after, list):
     return False
-  for answer in itertools.chain(*both):
+  for answer in before + after:
     if not isinstance(answer, dict) or "correct" not in answer:
       return False
     number = outside_files.is_number(answer.get("reward"))
