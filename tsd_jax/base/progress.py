@@ -66,7 +66,8 @@ def quiet_libraries() -> None:
   accelerator, libtpu is not asked, which would print errors.
   """
   plugins = importlib.util.find_spec("jax_plugins")
-  if not jax.config.read("jax_platforms") and plugins is None:
+  said = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+  if not said and plugins is None:
     jax.config.update("jax_platforms", "cpu")
   # It tells of every backend that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)
