@@ -211,7 +211,7 @@ def test_an_update_is_that_of_the_bare_prompts(form):
   ((bare, told), tokens), ((other, told_too), fewer) = map(train, (PLAIN, form))
   assert_close(bare.params, other.params, atol=2e-6)
   # Padding is run, and counted; a head counts once in a call: two minibatches
-  # of samples and of lessons, the samples' rollouts, two searches of 4 trees.
+  # of samples and of champions, the samples' rollouts, two searches of 4 trees.
   by, head = form
   assert fewer - tokens == by * 2 * B - head * (2 * B - 4)
   counted = told.pop("tokens"), told_too.pop("tokens")

@@ -129,7 +129,7 @@ def test_better_champions_beat_the_greedy_answer_by_a_margin(low, high, margin):
   )  # fmt: skip
   scorer, _, tree = searched(Judged(low, high))
   tree = jax.tree.map(jnp.asarray, tree)
-  found, metrics = iteration.bring_home(config.learner_config(), scorer, tree)
+  found, metrics = iteration.read_trees(config.learner_config(), scorer, tree)
   champions = champions_lib.champions(tree, 3)
   reward_BM = np.asarray(scorer.from_unit(champions.reward_BM))
   greedy_B1 = np.asarray(

@@ -129,7 +129,7 @@ def test_copies_add_up_to_the_mean_and_its_gradient(name, gather):
   ids=["copies", "gathered"],
 )
 def test_a_minibatchs_gradient_is_sent_once(mesh):
-  # Weights read in four passes: prompt and answer, of samples and of lessons.
+  # Weights read in four passes: prompt and answer, of samples and of champions.
   config = config_lib.override(
     small_experiment.get_config(),
     {

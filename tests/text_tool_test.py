@@ -453,7 +453,7 @@ def test_no_gradient_comes_from_what_the_tool_wrote(task, prompts, sampled):
   """The loss of champions is the mean over the model's own tokens, by hand."""
   tokens_CMT = sampled.tokens_BGT[:, :2]
   used_CM = np.any(tokens_CMT == task.eos_id, axis=2)
-  d = iteration.told_apart(
+  d = iteration.mark_environment(
     iteration.Program(None, None, task, learner(task), None),
     update.DistillationBatch(prompts, tokens_CMT, used_CM, None),
   )
@@ -494,7 +494,7 @@ def test_devices_ask_for_their_own_rows(task, prompts, sampled):
     d = update.DistillationBatch(
       prompts, samples.tokens_BGT, jnp.ones((B, SAMPLES.group), bool), None
     )
-    return samples, iteration.told_apart(program, d).environment_CMT
+    return samples, iteration.mark_environment(program, d).environment_CMT
 
   samples, environment_CMT = jitted(task, both)(prompts)
   np.testing.assert_array_equal(samples.tokens_BGT, sampled.tokens_BGT)

@@ -23,7 +23,7 @@ A letter means one thing everywhere; digits are sizes.
   C  prompts that are distilled
   M  champions of a prompt
   I  iterations
-  W  waves, blocks of prompts searched one after another
+  W  blocks of prompts searched one after another
   Y  forks of a prompt
   O  tokens of one observation
   Z  integers of a state key

@@ -154,7 +154,9 @@ class Comparison:
     for method in self.methods:
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
-        train.check_alike([run] * min(2, self.runs))  # Lanes, one device.
+        train.check_alike(
+          [run] * min(2, self.runs)
+        )  # In one program: one device.
         steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
     first, *others = steps
     for name in others:

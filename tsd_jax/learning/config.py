@@ -33,7 +33,7 @@ class LossConfig:
   champion_weight: float = 8.0
   champions: int = 1  # M, distinct answers a prompt, best first.
   # C, searched prompts whose champions an update distils, those that have one
-  # first. Own samples give a lesson for every prompt.
+  # first. With `champion_source=samples` all sampled prompts are in the batch.
   distilled_prompts: int = 448
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"

@@ -76,18 +76,19 @@ class Program(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What the search brings home of Q prompts; every leaf leads with Q."""
+  """What the trees of Q prompts teach; every leaf leads with Q."""
 
   tokens_QMT: Array  # Champions, best first.
   used_QM: Array  # bool, whether they may be distilled.
-  reward_QM: Array  # Theirs; that of no answer is the least there is.
-  # The search model's probability of success, as far as it is found.
+  reward_QM: Array  # Theirs, from 0 to 1; 0 where there is no answer.
+  # The search model's probability of the correct answers in the tree: 0 where
+  # none was found.
   success_prob_Q: Array
   targets: champions_lib.PathTargets | None  # At the first champion's states.
 
 
 class Work(NamedTuple):
-  """What a phase has taken; int32 scalars, summed over devices."""
+  """Compute that a phase has used; int32 scalars, summed over devices."""
 
   forwards: Array | int = 0  # Token forwards below the prompts.
   scored: Array | int = 0  # Responses that the reward has scored.
@@ -140,7 +141,8 @@ def iteration(
     jax.random.split(key, 5)
   )
   search_params = refreshed(config, state)
-  own, distillation, searched, metrics = prompts[:B], None, Work(), {}
+  rollout_prompts, distillation = prompts[:B], None
+  searched, metrics = Work(), {}
   if config.searches:
     found, searched, metrics = search_phase(
       program, search_params, prompts, frozen, search_key
@@ -149,13 +151,13 @@ def iteration(
       distillation_key, prompts, found, config
     )
     if config.rollout.choose == "uncertain":
-      own = prompts[choose_prompts(choice_key, found, B)]
+      rollout_prompts = prompts[choose_prompts(choice_key, found, B)]
   responses, sampled, sample_metrics = sample_phase(
-    program, state, own, frozen, rollout_key
+    program, state, rollout_prompts, frozen, rollout_key
   )
   if config.loss.distils and not config.searches:
-    distillation = best_samples(own, responses, config)
-  batch = make_batch(program, own, responses, distillation)
+    distillation = best_samples(rollout_prompts, responses, config)
+  batch = make_batch(program, rollout_prompts, responses, distillation)
   (params, opt_state), update_metrics = update(
     program.graphdef, (state.params, state.opt_state), frozen, batch, order_key,
     decayed(config, state, hyper), config, program.mesh,
@@ -223,21 +225,21 @@ def search_shard(
   scorer = program.scorer(reward_params)
   block = config.search.block(len(prompts))
   index_WB = sharding.prompt_indices(len(prompts)).reshape(-1, block)
-  waves = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), prompts)
+  blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), prompts)
   model = nnx.merge(graphdef, params)
 
-  def wave(inputs):
+  def search_block(inputs):
     prompts, index_B = inputs
     result = search(
       model, program.task, prompts, key, config.search, scorer=scorer,
       index_B=index_B,
     )  # fmt: skip
-    found, metrics = bring_home(config, scorer, result.tree)
+    found, metrics = read_trees(config, scorer, result.tree)
     metrics["search_simulations"] = result.simulations
     metrics |= search_metrics(result.tree, result.simulations)
     return found, Work(result.forwards, result.scored), metrics
 
-  found, work_W, metrics = jax.lax.map(wave, (waves, index_WB))
+  found, work_W, metrics = jax.lax.map(search_block, (blocks, index_WB))
   found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
   return (
     found,
@@ -246,7 +248,7 @@ def search_shard(
   )
 
 
-def bring_home(
+def read_trees(
   config: LearnerConfig, scorer: Scorer, tree
 ) -> tuple[Found, dict[str, Array]]:
   """What finished trees teach, with metrics."""
@@ -287,7 +289,10 @@ def bring_home(
 def choose_distillation_batch(
   key: Array, prompts: Prompts, found: Found, config: LearnerConfig
 ) -> DistillationBatch:
-  """C of the Q searched prompts to distil: random ones that have a champion."""
+  """C of the Q searched prompts to distil: random ones that have a champion.
+
+  If fewer than C have one, the others are masked.
+  """
   used_QM = found.used_QM
   if config.loss.champion_gate == "quantile":
     reward_QM = jnp.where(used_QM, found.reward_QM, jnp.nan)
@@ -308,7 +313,8 @@ def choose_prompts(key: Array, found: Found, count: int) -> Array:
   """Indices of B searched prompts whose samples' outcome is least certain.
 
   Their success probability p, as the tree found it, has the largest p (1 - p):
-  there, samples differ in their reward and have something to teach.
+  there, samples differ in their reward and have something to teach. A tree
+  without a correct answer has p = 0 and is taken last.
   """
   spread_Q = found.success_prob_Q * (1.0 - found.success_prob_Q)
   ties_Q = 1e-6 * jax.random.uniform(key, spread_Q.shape)
@@ -373,7 +379,7 @@ def make_batch(
 ) -> Batch:
   """What the loss reads: samples with advantages, champions with masks."""
   if distillation is not None:
-    distillation = told_apart(program, distillation)
+    distillation = mark_environment(program, distillation)
   advantage_BGT, return_BGT = token_advantages(responses, program.config)
   success_BG = program.scorer(()).unit(responses.reward_BG)
   if responses.correct_BG is not None:
@@ -383,7 +389,7 @@ def make_batch(
   )
 
 
-def told_apart(
+def mark_environment(
   program: Program, distillation: DistillationBatch
 ) -> DistillationBatch:
   """Champions with the tokens that the environment wrote in them.
@@ -439,7 +445,11 @@ def token_advantages(
 def iteration_metrics(
   config: LearnerConfig, state: TrainState, batch: Batch, pad_id: int
 ) -> dict[str, Array]:
-  """What an iteration says of its samples and champions."""
+  """Metrics of an iteration's samples and champions.
+
+  Rewards are means over all rows, forks included, of the prompts that were
+  chosen: with `rollout.choose=uncertain` they do not compare with a baseline's.
+  """
   r = batch.responses
   B, G = r.reward_BG.shape
   metrics = {
@@ -459,7 +469,7 @@ def iteration_metrics(
 
 
 def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
-  """The ledger of an iteration."""
+  """Unweighted counts of an iteration; `Ledger` weights update tokens by 3."""
   config, task = program.config, program.task
   B, G = config.rollout.prompts, config.rollout.group
   epochs = config.optimizer.epochs
