@@ -253,7 +253,7 @@ TRIES = 3  # Smaller batches that are compiled before it is given up.
 def largest_prompts(config: Experiment, tried: dict[int, Compiled]) -> int:
   """How many prompts an iteration may have, where those tried do not fit.
 
-  What an iteration makes grows with its prompts, distilled prompts and trees, what it
+  What an iteration makes grows with its prompts, champions and trees, what it
   holds does not. After one try all of it is taken to grow, which overstates B';
   after more, the line through the two smallest says what stays:
     temporary(B) = a + b B,  B' = (limit - held - a) / b.
@@ -280,7 +280,7 @@ def largest_prompts(config: Experiment, tried: dict[int, Compiled]) -> int:
 
 
 def with_prompts(config: Experiment, prompts: int) -> Experiment:
-  """The run with fewer prompts, and distilled prompts and trees in proportion."""
+  """The run with fewer prompts, and champions and trees in proportion."""
   step = config.mesh.batch_size * config.optimizer.minibatches
   share = prompts / config.rollout.prompts
 
