@@ -154,9 +154,8 @@ class Comparison:
     for method in self.methods:
       for value in self.values:
         run = self.run(method, value, self.seeds[0], self.split)
-        train.check_alike(
-          [run] * min(2, self.runs)
-        )  # In one program: one device.
+        # Those of one program have one device.
+        train.check_alike([run] * min(2, self.runs))
         steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
     first, *others = steps
     for name in others:
