@@ -238,8 +238,7 @@ class _Worker:
     self.kill()
     raise UserError(
       f"no worker could import {self._returns.noun} {self._name}: "
-      f"{one_line(failed)}; define it in a module that can be imported, not in "
-      "a notebook, a shell or a config file"
+      + one_line(failed)
     )
 
   def answers(self, requests: Sequence[Request]) -> tuple[list, str]:

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tsd_jax.base.errors import UserError
 from tsd_jax.rewards import isolation, purity
 from tsd_jax.rewards.channel import LONGEST, Channel
 
@@ -314,7 +315,12 @@ def main(end: socket.socket, job: Job) -> None:
   try:
     fn = find(job.name)
   except BaseException as error:
-    said = f"{type(error).__name__}: {error}"
+    said = str(error)
+    if not isinstance(error, UserError):  # Which names its remedy.
+      said = (
+        f"{type(error).__name__}: {said}; define it in a module that can be "
+        "imported, not in a notebook, a shell or a config file"
+      )
     channel.send(json.dumps([said, refused, False]).encode(), None)
     return
   isolation.confine(job.memory_mib, not refused)
