@@ -73,7 +73,9 @@ def test_a_text_is_judged_by_its_length(value, judged):
 
 @pytest.mark.parametrize("returns", [worker.Number(-2, 5), worker.Text(7)])
 def test_a_worker_is_told_what_its_function_returns(returns):
-  job = worker.Job("a.b", returns, 1.5, 64, network=True, parent=7)
+  job = worker.Job(
+    "a.b", returns, 1.5, 64, shared=False, network=True, parent=7
+  )
   heard = worker.Job.read(job.text())
   assert heard == job
   assert type(heard.returns) is type(returns)
