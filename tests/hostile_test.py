@@ -137,7 +137,7 @@ def test_files_have_their_limits(reach):
 
 @NAMESPACES
 def test_a_function_has_few_processes_again_and_again(reach):
-  for _ in range(3):
+  for _ in range(2):
     share, faults = ask(reach, "processes", 1000)
     assert 0 < share < 0.5 and faults == {}
 

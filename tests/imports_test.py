@@ -15,7 +15,8 @@ parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
-rewards: reward algebra terms worker pool callback
+rewards: reward algebra terms channel isolation purity worker pool callback
+  verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
@@ -67,13 +68,17 @@ def imported(source: str) -> set[str]:
 def module(name: str) -> str | None:
   """The module of the library that an imported name lies in."""
   parts = name.split(".")
-  return ".".join(parts[1:3]) if parts[0] == "tsd_jax" and parts[1:] else None
+  if parts[0] != "tsd_jax" or not parts[1:]:
+    return None
+  # `tsd_jax.rewards.verifiers.math`: one folder has folders.
+  depth = 4 if parts[1:3] == ["rewards", "verifiers"] else 3
+  return ".".join(parts[1:depth])
 
 
 def files() -> dict[str, pathlib.Path]:
   return {
     ".".join(f.relative_to(ROOT / "tsd_jax").with_suffix("").parts): f
-    for f in sorted((ROOT / "tsd_jax").glob("*/*.py"))
+    for f in sorted((ROOT / "tsd_jax").glob("*/**/*.py"))
     if f.name != "__init__.py"
   }
 

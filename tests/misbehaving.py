@@ -11,6 +11,8 @@ import time
 
 import numpy as np
 
+CALLS = []
+
 
 def misbehave(prompt, response, example):
   """What a response asks for; this runs in a worker."""
@@ -107,6 +109,14 @@ def take_over(prompt, response, example):
       stop = response.startswith("stop")
       os.kill(os.getppid(), signal.SIGSTOP if stop else signal.SIGKILL)
   return example["worth"]
+
+
+def count(prompt, response, example):
+  """How many calls its process has had; the example says which one hangs."""
+  CALLS.append(response)
+  if response == example["hangs"]:
+    time.sleep(3600)
+  return len(CALLS) / 1000
 
 
 def reach(prompt, response, example):

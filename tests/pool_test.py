@@ -1,5 +1,6 @@
 """Reward functions in workers: what goes wrong costs its own sample only."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -157,6 +158,26 @@ def test_what_an_exception_says_is_logged_on_one_line(caplog):
   fresh.close()
   assert r"RuntimeError: one\ntwo \x1b[2J three" in caplog.text
   assert "\x1b" not in caplog.text
+
+
+def counted(config, hangs=None) -> list[int]:
+  running = Pool("tests.misbehaving.count", config)
+  example = {"hangs": hangs}
+  got = running.grade([("p", str(i), example) for i in range(8)])
+  running.close()
+  return [round(1000 * float(x)) for x in got]
+
+
+def test_a_call_has_a_process_of_its_own_unless_they_are_said_to_share():
+  alone = PoolConfig(workers=1)
+  shared = dataclasses.replace(alone, shared=True)
+  assert counted(alone) == [1] * 8
+  assert counted(shared) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_of_calls_that_share_a_process_only_the_one_that_hangs_fails():
+  shared = PoolConfig(workers=1, seconds=0.5, shared=True)
+  assert counted(shared, hangs="3") == [1, 1, 1, 0, 1, 1, 1, 1]
 
 
 def test_no_requests_are_no_rewards(workers):

@@ -47,7 +47,7 @@ def test_right_answers_are_right_and_others_as_their_verifier_says(
 
 def test_nothing_that_a_model_writes_is_run(tmp_path):
   names = ("countdown", "n_queens", "puzzle24", "spiral_matrix",
-           "binary_matrix", "coin_flip", "string_insertion")  # fmt: skip
+           "binary_matrix", "string_insertion")  # fmt: skip
   examples = [problems(name, 1)[0] for name in names]
   mark = tmp_path / "mark"
   started = time.monotonic()
@@ -72,11 +72,45 @@ def test_nothing_that_a_model_writes_is_run(tmp_path):
     ("simple_integration", {}, "runs the answer as code"),
     ("graph_color", {}, "gives its own answer 0"),
     ("composite", {}, "composite"),
+    (
+      "complex_arithmetic",
+      {},
+      "complex_arithmetic: its verifier gives 'NaN' 1",
+    ),
+    ("coin_flip", {}, "gives '0' 1 on most problems"),
+    ("game_of_life_halting", {}, "gives '.*' 1 on most problems"),
   ],
 )
 def test_what_cannot_be_graded_is_refused(name, options, words):
   with pytest.raises(UserError, match=words):
     problems(name, **options)
+
+
+def test_a_score_lies_between_zero_and_one():
+  lines = problems("spell_backward", 40)
+  scores = {gym.reward("", line["entry"]["answer"], line) for line in lines}
+  assert scores == {1.0}
+
+
+@pytest.mark.parametrize("answer", ["x", "2 x 3", "[", "9" * 900, "\0"])
+def test_an_answer_that_a_verifier_cannot_read_is_wrong(answer):
+  (line,) = problems("prime_factorization", 1)
+  assert gym.reward("", answer, line) <= 0.01
+
+
+@pytest.mark.slow
+def test_no_verifier_that_is_offered_likes_a_wrong_answer():
+  """How many there are stands in tsd_jax/models/README.md."""
+  offered = 0
+  for name in reasoning_gym.factory.DATASETS:
+    try:
+      problems(name, 1)
+    except UserError:
+      continue
+    offered += 1
+  page = (ROOT / "tsd_jax" / "models" / "README.md").read_text()
+  count = f"{offered} of its {len(reasoning_gym.factory.DATASETS)}"
+  assert count in " ".join(page.split())
 
 
 ONE_DIGIT = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)

@@ -23,19 +23,23 @@ from typing import Any
 
 from absl import flags
 
+try:  # Here, for what is imported in a call is imported in every call.
+  import reasoning_gym
+except ImportError:
+  reasoning_gym = None
+
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.run import directory
 from tsd_jax.tasks import data
 
 VERSION = "0.1.25"  # Of reasoning_gym: what follows was read in its code.
-# Verifiers that call `eval`, sympy's parser or `Fraction`, and all that they
+# Verifiers that call `eval` or sympy's parser, and all that they
 # may see of an answer. No list is multiplied and nothing is raised to a power.
 _SUM = r"(?!.*\*\*)(?!.*[0-9]{10})[0-9+\-*/() ]*"
 _MATRIX = r"[0-9,\[\]\s-]*"
 HARMLESS = {
   "binary_matrix": _MATRIX,
-  "coin_flip": r"[0-9./]{0,20}",
   "countdown": _SUM,
   "n_queens": r"[Q_\s]*",
   "puzzle24": _SUM,
@@ -47,6 +51,12 @@ _REFUSED = {
   "intermediate_integration", "polynomial_multiplication", "simple_integration",
 }  # fmt: skip
 LONGEST = 1000  # Characters of an answer that a verifier sees.
+# Answers that no verifier may like on most of a few problems.
+WRONG = (
+  "", "x", "I do not know", "NaN", "inf", "0", "1", "-1", "0.5", "None", "True",
+  "False", "yes", "no", "[]", "{}", "()", "\\boxed{}", "?",
+)  # fmt: skip
+_VETTED = 10
 
 
 def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
@@ -58,7 +68,8 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
     example: a line of the file.
 
   Returns:
-    What the verifier says; 0 for an answer that it may not see.
+    What the verifier says, from 0 to 1; 0 for an answer that it may not see or
+    cannot read.
   """
   del prompt
   found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
@@ -68,7 +79,12 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
     return 0.0
   if name in HARMLESS and not re.fullmatch(HARMLESS[name], answer, re.DOTALL):
     return 0.0
-  return float(_verifier(name)(answer, example["entry"]))
+  verifier = _verifier(name)
+  try:
+    score = float(verifier(answer, example["entry"]))
+  except Exception:  # Some raise at what they cannot read: that is no answer.
+    return 0.0
+  return min(1.0, max(0.0, score))  # One gives 1.0000000000000002; NaN is 0.
 
 
 def lines(
@@ -102,6 +118,7 @@ def lines(
     problems = _library().create_dataset(name, size=count, seed=seed, **options)
   except (AssertionError, TypeError, ValueError) as error:
     raise UserError(f"dataset={name}, options={options}: {error}") from error
+  _check_verifier(name, options)
   opening = [{"role": "system", "content": system}] if system else []
   seen: set[str] = set()
   for number, entry in enumerate(problems):
@@ -113,20 +130,45 @@ def lines(
       answer = {"role": "assistant", "content": str(entry["answer"])}
       opening += [question, answer]
       continue
-    example = {"dataset": name, "entry": entry}
-    try:
-      example = json.loads(json.dumps(example))
-      right = reward("", str(entry["answer"]), example)
-    except Exception as error:  # A verifier may raise anything.
-      raise UserError(
-        f"dataset={name}, problem {number}: {type(error).__name__}: {error}"
-      ) from error
+    example = _example(name, number, entry)
+    right = reward("", str(entry["answer"]), example)
     if right != 1.0:
       raise UserError(
         f"dataset={name}, problem {number}: its verifier gives its own answer "
         f"{right} after a way through JSON, so it cannot grade"
       )
     yield {"messages": [*opening, question], **example}
+
+
+def _example(name: str, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+  try:
+    return json.loads(json.dumps({"dataset": name, "entry": entry}))
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"dataset={name}, problem {number}: {type(error).__name__}: {error}"
+    ) from error
+
+
+def _check_verifier(name: str, options: dict[str, Any]) -> None:
+  """Refuses a verifier that one and the same wrong answer satisfies.
+
+  Raises:
+    UserError: naming it and the answer.
+  """
+  drawn = _library().create_dataset(name, size=_VETTED, seed=0, **options)
+  examples = [_example(name, number, e) for number, e in enumerate(drawn)]
+  for constant in WRONG:
+    earned = [
+      reward("", constant, example)
+      for example in examples
+      # Where it is no wrong one.
+      if constant.lower() != str(example["entry"]["answer"]).strip().lower()
+    ]
+    if 2 * sum(score == 1.0 for score in earned) > len(earned):
+      raise UserError(
+        f"dataset={name}: its verifier gives {constant!r} 1 on most problems "
+        "where that is not the answer, so it cannot grade; choose another one"
+      )
 
 
 def problems_file(
@@ -175,8 +217,6 @@ def _library():
       f"reasoning_gym is {found}, and only {VERSION} was looked through: pip "
       f"install reasoning-gym=={VERSION}"
     )
-  import reasoning_gym
-
   return reasoning_gym
 
 

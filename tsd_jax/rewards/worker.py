@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tsd_jax.base import names
+from tsd_jax.base.errors import UserError
 from tsd_jax.rewards import isolation, purity
 from tsd_jax.rewards.channel import LONGEST, Channel
 
@@ -109,6 +110,7 @@ class Job:
     returns: what it may return.
     seconds: the time limit of a call.
     memory_mib: address space of a process.
+    shared: whether calls share a process, whatever the function is.
     network: whether the function may use it.
     parent: number of the process that starts the worker.
   """
@@ -117,6 +119,7 @@ class Job:
   returns: Returns
   seconds: float
   memory_mib: int
+  shared: bool
   network: bool
   parent: int
 
@@ -191,20 +194,17 @@ class Server:
     together: whether calls share a child.
   """
 
-  def __init__(
-    self, channel: Channel, fn: Callable, returns: Returns, seconds: float
-  ):
+  def __init__(self, channel: Channel, fn: Callable, job: Job):
     """Looks at the function.
 
     Args:
       channel: to the process that asks.
       fn: the function.
-      returns: what it may return.
-      seconds: the time limit of a call.
+      job: its limits.
     """
     self._channel, self._fn = channel, fn
-    self._returns, self._seconds = returns, seconds
-    self.together = purity.is_pure(fn)
+    self._returns, self._seconds = job.returns, job.seconds
+    self.together = job.shared or purity.is_pure(fn)
     gc.collect()
     gc.freeze()  # A child's collections would copy what it shares with us.
 
@@ -313,11 +313,16 @@ def main(end: socket.socket, job: Job) -> None:
   try:
     fn = find(job.name)
   except BaseException as error:
-    said = f"{type(error).__name__}: {error}"
+    said = str(error)
+    if not isinstance(error, UserError):  # Which names its remedy.
+      said = (
+        f"{type(error).__name__}: {said}; define it in a module that can be "
+        "imported, not in a notebook, a shell or a config file"
+      )
     channel.send(json.dumps([said, refused, False]).encode(), None)
     return
   isolation.confine(job.memory_mib, not refused)
-  server = Server(channel, fn, job.returns, job.seconds)
+  server = Server(channel, fn, job)
   channel.send(json.dumps(["", refused, server.together]).encode(), None)
   server.run()
 

@@ -1,0 +1,1 @@
+"""Rewards of tasks in text, for `TextConfig.reward`; no JAX in here."""
