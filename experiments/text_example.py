@@ -6,7 +6,10 @@ with three worked examples that ends with a number ("436") and the number after
 it as the answer (437); `experiments/recipes/text_example_reward.py` is the
 reward; this one sets sizes that two cores are enough for.
 
-Cost: 8 GiB of memory.
+mean@8 of 64 held-out problems goes from .139 to .902 in three iterations and to
+.938 in six (`tsd_jax/models/README.md`).
+
+Cost: 8 GiB of memory and 253 processor seconds, compiling included.
 
 Command:
   pip install -e '.[text]'

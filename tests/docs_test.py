@@ -368,7 +368,8 @@ def configured() -> list:
       found.setdefault((config, changes), file)
   params = []
   for (config, changes), file in found.items():
-    slow = [pytest.mark.slow] if "smollm2" in config else []  # Reads the model.
+    reads_model = "smollm2" in config or "text_example" in config
+    slow = [pytest.mark.slow] if reads_model else []
     name = f"{file}:{' '.join([config, *changes])}"
     if config not in _HEAVY:
       params.append(pytest.param(config, changes, id=name, marks=slow))
