@@ -1,11 +1,15 @@
-"""SmolLM2-135M-Instruct learns a small task in text, in a few minutes on a CPU.
+"""SmolLM2-135M-Instruct learns a small task in text, in minutes on a CPU.
 
-Purpose: the shortest whole example of a task of your own. The problems are the
-lines of `experiments/text_example.jsonl`: a chat with three worked examples
-that ends with a number, and the number after it as the answer. The reward is
-the function below. Copy the two files, change both.
+Purpose: the shortest whole example of a task of your own. Copy three files:
+`experiments/recipes/text_example.jsonl` has the problems, one a line, a chat
+with three worked examples that ends with a number ("436") and the number after
+it as the answer (437); `experiments/recipes/text_example_reward.py` is the
+reward; this one sets sizes that two cores are enough for.
 
-Cost: 4 GiB of memory, and about five minutes on two cores, compiling included.
+mean@8 of 64 held-out problems goes from .139 to .902 in three iterations and to
+.938 in six (`tsd_jax/models/README.md`).
+
+Cost: 8 GiB of memory and 253 processor seconds, compiling included.
 
 Command:
   pip install -e '.[text]'
@@ -15,6 +19,7 @@ Baseline: add --config.algorithm=ppo (the same loop without search).
 """
 
 from experiments.recipes import fetch_smollm2
+from experiments.recipes.text_example_reward import reward
 from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
@@ -23,21 +28,12 @@ from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.text import TextConfig
 
 
-def reward(prompt, response, example):
-  """1 for the answer and nothing else."""
-  del prompt  # What the model saw; the example is the line of the file.
-  return float(response.strip() == str(example["answer"]))
-
-
 def get_config() -> Experiment:
   """The run."""
-  # Under the module's own name, by which workers import it.
-  from experiments.text_example import reward
-
   model = str(fetch_smollm2.require())
   return Experiment(
     task=TextConfig(
-      file=str(ROOT / "experiments" / "text_example.jsonl"),
+      file=str(ROOT / "experiments" / "recipes" / "text_example.jsonl"),
       tokenizer=model,
       reward=reward,
       prompt_length=72,
@@ -47,7 +43,7 @@ def get_config() -> Experiment:
     ),
     init=model,
     model=None,
-    iterations=10,
+    iterations=6,
     iterations_per_call=1,
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=16, width=4, trees=32),
@@ -55,5 +51,5 @@ def get_config() -> Experiment:
     optimizer=OptimizerConfig(
       learning_rate=3e-5, linear_decay=True, minibatches=2
     ),
-    eval=EvalConfig(every=5, modes="mean@8"),
+    eval=EvalConfig(every=3, modes="mean@8"),
   )

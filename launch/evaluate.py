@@ -65,17 +65,18 @@ def main(overrides):
   else:
     run = load.open_run(folder)
     graphdef, params, step = run.graphdef, run.params, run.step
-  results = evaluation.evaluate(
-    graphdef,
-    params,
-    task,
-    problems,
-    modes,
-    seed=seed,
-    temperature=temperature,
-    search=saved.search,
-    reward_params=reward_params.read(task.reward, pathlib.Path(folder)),
-  )
+  with progress.phase("evaluating"):
+    results = evaluation.evaluate(
+      graphdef,
+      params,
+      task,
+      problems,
+      modes,
+      seed=seed,
+      temperature=temperature,
+      search=saved.search,
+      reward_params=reward_params.read(task.reward, pathlib.Path(folder)),
+    )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluation.table(results))
   for name, counts in callback.report().items():

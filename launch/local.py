@@ -1,6 +1,6 @@
 """Trains an experiment with TSD and with PPO, and compares the two.
 
-bash launch/local.sh [--config.iterations=20] [--workdir=DIR]
+bash launch/local.sh --config.iterations=20 --workdir=DIR
 
 TSD has the learning rate of the experiment, PPO --ppo_learning_rate;
 --config.optimizer.learning_rate is for both.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 
@@ -9,12 +10,14 @@ import pytest
 
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import config_text
 from tsd_jax.base.errors import ConfigError
 from tsd_jax.base.paths import ROOT
 from tsd_jax.rewards.algebra import Sum, TaskReward
 from tsd_jax.rewards.terms import Length
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.rules import PUCT, Gumbel
+from tsd_jax.tasks.text import TextConfig
 
 BASE = small_experiment.get_config()
 
@@ -211,3 +214,92 @@ def test_a_command_says_it_in_one_line(flags, words, tmp_path):
   (line,) = done.stderr.splitlines()
   assert line.startswith("error: ") and words in line
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("flags", "messages"),
+  [
+    (
+      {"lr": "1", "search.nodes": "3", "iterations": "many"},
+      [
+        "did you mean config.optimizer.learning_rate?",
+        "did you mean config.search.num_simulations?",
+        "config.iterations='many' is not an integer",
+      ],
+    ),
+    (
+      {"search.mix": "3", "loss.champions": "0", "loss.clip_low": "3"},
+      ["search.mix=3.0", "loss.champions=0", "loss.clip_low=3.0"],
+    ),
+    (
+      {"iterations_per_call": "4", "search.num_candidates": "999"},
+      ["checkpoint_every=2", "eval.every=2", "num_candidates=999 exceeds"],
+    ),
+  ],
+)
+def test_everything_that_is_wrong_is_said_at_once(flags, messages):
+  with pytest.raises(ConfigError) as error:
+    config_lib.override(BASE, flags)
+  for message in messages:
+    assert str(error.value).count(message) == 1
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ("file", "flags"),
+  [
+    ("countdown", {"mesh.fsdp": "16"}),
+    ("countdown", {"optimizer.minibatches": "5"}),
+    ("countdown", {"iterations_per_call": "4"}),
+    ("countdown", {"mesh.tensor": "3"}),
+    ("countdown", {"search.slot_reuse": "false", "search.trees": "100"}),
+  ],
+)
+def test_the_values_that_a_refusal_names_fit(file, flags):
+  config = config_lib.load(f"experiments/{file}.py")
+  with pytest.raises(ConfigError) as error:
+    config_lib.override(config, flags)
+  named = {}
+  for part in str(error.value).removeprefix("config: ").split("; "):
+    said, _, remedy = part.partition(": use ")
+    field = re.match(r"([\w.]+)=", said) or re.match(r"([\w.]+)=", remedy)
+    # Of two values that fit, the larger.
+    value = remedy.rpartition(" ")[2].rpartition("=")[2]
+    field = re.match(r"([\w.]+)=", remedy) or field
+    named[field[1]] = value
+  assert named
+  config_lib.override(config, flags | named)
+
+
+@pytest.mark.parametrize(
+  ("name", "meant"),
+  [
+    ("lr", "optimizer.learning_rate"),
+    ("learning_rate", "optimizer.learning_rate"),
+    ("optimizer.lr", "optimizer.learning_rate"),
+    ("batch_size", "rollout.prompts"),
+    ("steps", "iterations"),
+    ("simulations", "search.num_simulations"),
+    ("search.num_sims", "search.num_simulations"),
+    ("kl_coef", "loss.kl_weight"),
+    ("lora_rank", "lora.rank"),
+    ("eval_every", "eval.every"),
+    ("max_number", "task.max_number"),
+    ("num_candidate", "search.num_candidates"),
+  ],
+)
+def test_a_wrong_name_is_answered_with_the_field_that_is_meant(name, meant):
+  with pytest.raises(ConfigError, match=rf"did you mean config\.{meant}\?"):
+    config_lib.override(BASE, {name: "1"})
+
+
+def test_a_name_like_no_other_is_answered_with_the_way_to_see_all():
+  with pytest.raises(ConfigError, match="--print_config shows all fields"):
+    config_lib.override(BASE, {"xyz": "1"})
+
+
+def test_every_synonym_means_a_field_that_there_is():
+  text = config_text.describe(config_lib.load("experiments/countdown.py"))
+  text += "\n".join(f.name for f in dataclasses.fields(TextConfig))
+  for field in config_lib._SYNONYMS.values():
+    assert re.search(rf"\b{field}\b", text), field

@@ -298,6 +298,8 @@ def test_commands_give_flags_that_there_are():
     text = "\n".join(sources(module))
     # A call that defines several, such as a table of flags, has no name here.
     known = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text)) | {"help"}
+    if "config" in known:
+      known.add("print_config")  # As `config_lib.run` defines it.
     for flag in flags:
       name = flag.removeprefix("--").partition("=")[0]
       if not name.startswith("config.") and name not in known:
@@ -366,7 +368,8 @@ def configured() -> list:
       found.setdefault((config, changes), file)
   params = []
   for (config, changes), file in found.items():
-    slow = [pytest.mark.slow] if "smollm2" in config else []  # Reads the model.
+    reads_model = "smollm2" in config or "text_example" in config
+    slow = [pytest.mark.slow] if reads_model else []
     name = f"{file}:{' '.join([config, *changes])}"
     if config not in _HEAVY:
       params.append(pytest.param(config, changes, id=name, marks=slow))

@@ -215,5 +215,6 @@ def test_weights_that_are_served_by_both_axes_take_less():
   assert saved > 0.3
 
 
-def test_a_run_without_a_search_has_none_to_check():
-  assert not check(config_lib.override(configure(), {"algorithm": "grpo"}))
+def test_a_run_without_a_search_is_told_its_parameters():
+  line = check(config_lib.override(configure(), {"algorithm": "grpo"}))
+  assert re.fullmatch(r"parameters: [\d.]+ MiB a device; there are .*", line)

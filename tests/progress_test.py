@@ -1,9 +1,15 @@
 """What a run says while it goes on, on a terminal and in a log."""
 
 import io
+import os
 import re
+import subprocess
+import sys
+
+import pytest
 
 from tsd_jax.base import progress
+from tsd_jax.base.paths import ROOT
 
 
 class Terminal(io.StringIO):
@@ -91,3 +97,21 @@ def test_a_phase_that_fails_is_over():
   except ValueError:
     pass
   assert progress.current() == "what is being done"
+
+
+def test_nothing_is_said_of_a_tpu_that_is_not_there():
+  pytest.importorskip("libtpu", reason="needs the extra: tpu")
+  code = """
+import jax
+from tsd_jax.base import progress
+progress.quiet_libraries()
+print(jax.default_backend())
+"""
+  environment = dict(os.environ)
+  environment.pop("JAX_PLATFORMS")  # As a user has it.
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, env=environment,
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  if done.stdout == "cpu\n":
+    assert done.stderr == ""

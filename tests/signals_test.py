@@ -79,6 +79,22 @@ def test_a_command_that_has_nothing_to_save_ends_soon():
   assert process.returncode == 130
 
 
+def test_a_command_with_a_handler_of_its_own_goes_on():
+  code = """
+import time
+from tsd_jax.base import signals
+with signals.command(), signals.handled(lambda number, _: print(number)):
+  print("ready", flush=True)
+  end = time.monotonic() + signals._UNWINDING + 1.5
+  while time.monotonic() < end:
+    time.sleep(0.1)
+"""
+  process = start(code)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=10)
+  assert (process.returncode, out, err) == (0, "2\n", "")
+
+
 def test_the_second_leaves_another_programs_process_alive():
   process = start(GUEST)
   process.send_signal(signal.SIGINT)

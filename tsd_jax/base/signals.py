@@ -24,8 +24,15 @@ _ends_process = False  # Whether a second request may end the process.
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-  """Has a handler for every one of `SIGNALS`, for a while."""
-  before = {number: signal.signal(number, handler) for number in SIGNALS}
+  """Has a handler for every one of `SIGNALS`, for a while.
+
+  A SIGHUP that is ignored stays so: that is what `nohup` asks for.
+  """
+  before = {
+    number: signal.signal(number, handler)
+    for number in SIGNALS
+    if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
+  }
   try:
     yield
   finally:
@@ -53,17 +60,11 @@ def requests(waits_for: Callable[[], str]) -> Iterator[list[int]]:
     return time.monotonic() - first > _ONE_REQUEST
 
   def hear(number: int) -> None:
-    said = first
+    new = not first
     if again() and _ends_process:
       os._exit(128 + number)
-    if not said:
-      name = _name(number)
-      print(
-        f"\n{name}: stops after {waits_for()}, and saves; {name} again ends "
-        "at once, without",
-        file=sys.stderr,
-        flush=True,
-      )
+    if new:
+      _say(number, waits_for())
 
   def handle(number: int, frame: object) -> None:
     del frame
@@ -86,7 +87,9 @@ def command() -> Iterator[None]:
   over = threading.Event()
 
   def hear(number: int) -> None:
-    if number == signal.SIGINT and not over.wait(_UNWINDING):
+    # Whoever has a handler of their own knows what to do, as a supervisor does.
+    default = signal.getsignal(number) is signal.default_int_handler
+    if default and not over.wait(_UNWINDING):
       os._exit(128 + number)
 
   before, _ends_process = _ends_process, True
@@ -107,8 +110,17 @@ def end(asked: Sequence[int]) -> NoReturn:
   sys.exit(128 + (asked[0] if asked else signal.SIGTERM))
 
 
-def _name(number: int) -> str:
-  return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+def _say(number: int, waits_for: str) -> None:
+  """Says what the first signal waits for."""
+  sigint = number == signal.SIGINT
+  name = "Ctrl-C" if sigint else signal.Signals(number).name
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    print(
+      f"\n{name}: stops after {waits_for}, and saves; {name} again ends at "
+      "once, without",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 @contextlib.contextmanager
