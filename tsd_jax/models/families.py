@@ -293,8 +293,8 @@ def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
   kind = said.get("general.architecture")
   if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise UserError(
-      f"general.architecture={kind!r:.60} is not supported: choose a model of type "
-      f"{', '.join(ARCHITECTURES)}"
+      f"general.architecture={kind!r:.60} is not supported: choose a model of "
+      f"type {', '.join(ARCHITECTURES)}"
     )
   prefix = f"{kind}."
   own = {
