@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +214,29 @@ def test_weights_that_are_served_by_both_axes_take_less():
   saved = beside("tensor") - beside("2d")
   np.testing.assert_allclose(saved, 0.75 * served, atol=0.11)
   assert saved > 0.3
+
+
+def test_a_thousand_million_simulations_are_refused_at_once():
+  """What fits is bisected, not counted up to."""
+  config = configure()
+  huge = dataclasses.replace(config.search, num_simulations=10**9)
+  start = time.monotonic()
+  with pytest.raises(UserError, match="use search.num_simulations=") as info:
+    check(dataclasses.replace(config, search=huge), there=2**33)
+  assert time.monotonic() - start < 2
+  most = int(re.search(r"num_simulations=(\d+)", str(info.value))[1])
+  assert 1_000 < most < 10**9
+
+
+def test_the_metrics_comparison_of_nodes_is_counted():
+  """A byte for every two nodes of a tree: are their answers the same?"""
+  task = small_experiment.get_config().make_task()
+  search = dataclasses.replace(
+    configure().search, num_simulations=8_000, trees=8
+  )
+  small = dataclasses.replace(MODEL, num_layers=1, num_kv_heads=1, head_dim=4)
+  found = memory.estimate_memory(small, task, search)
+  assert found.total > 8 * 8_000**2 > found.pool + found.tree
 
 
 def test_a_run_without_a_search_has_none_to_check():

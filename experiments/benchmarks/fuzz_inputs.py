@@ -4,6 +4,7 @@ A kind of input is a folder that is written once and read without complaint, the
 files of it that are spoilt, and the call that reads it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -234,20 +235,19 @@ def _spoil_template(file: pathlib.Path, rng: random.Random) -> None:
 
 def _spoil_file(file: pathlib.Path, rng: random.Random) -> None:
   if rng.random() < 0.02:
-    return _replace_by_no_file(file, rng)
+    _replace_by_no_file(file, rng)
+    return
   if not file.is_file() or file.is_symlink():
-    return None
+    return
   data = file.read_bytes()
-  if file.suffix in (".json", ".jsonl") and rng.random() < 0.7:
-    try:
-      return file.write_bytes(_spoilt_json(data, file, rng)) and None
-    except (ValueError, RecursionError):
-      pass  # It was spoilt before.
-  if file.suffix == ".safetensors" and rng.random() < 0.6:
-    data = _spoilt_header(data, rng)
+  with contextlib.suppress(ValueError, RecursionError):  # Spoilt before.
+    if file.suffix in (".json", ".jsonl") and rng.random() < 0.7:
+      file.write_bytes(_spoilt_json(data, file, rng))
+      return
+    if file.suffix == ".safetensors" and rng.random() < 0.6:
+      data = _spoilt_header(data, rng)
   binary = file.suffix in (".safetensors", ".gguf") or rng.random() < 0.1
   file.write_bytes(_spoilt_bytes(data, rng, _ANY if binary else _SIGNS))
-  return None
 
 
 def _replace_by_no_file(file: pathlib.Path, rng: random.Random) -> None:
