@@ -671,7 +671,9 @@ def test_all_ends_of_a_gguf_file_end_a_reply(tmp_path):
     wanted = [2, *(x for x in (eot, eom) if x not in (None, 2))]
     assert text_tokenizer.load(path).end_ids == tuple(wanted)
   path = gguf_file(tmp_path / "b.gguf", train(), metadata={keys[0]: 9_999})
-  with pytest.raises(UserError, match="eot_token_id=9999 is none of the"):
+  with pytest.raises(
+    UserError, match="eot_token_id is 9999: it must be an int"
+  ):
     text_tokenizer.load(path)
   said = {"tokenizer__ggml__add_eos_token": 1}
   path = gguf_file(tmp_path / "c.gguf", train(), metadata=said)
