@@ -547,6 +547,21 @@ def test_tokens_that_the_vocabulary_has_not_are_refused(
   assert words in str(error.value)
 
 
+@row("the vocabulary")
+def test_a_model_has_a_row_for_every_token(folder):
+  tokenizer = text_tokenizer.load(folder)
+  generate.generate(folder, tokenizer, [[5, 6]], max_tokens=1)
+  file = folder / "tokenizer.json"
+  saved = json.loads(file.read_text())
+  new = {"id": tokenizer.vocab_size} | flags("<|new|>")
+  file.write_text(
+    json.dumps(saved | {"added_tokens": [*saved["added_tokens"], new]})
+  )
+  tokenizer = text_tokenizer.load(folder)
+  with pytest.raises(UserError, match=r"has 3\d\d tokens, its model 3\d\d"):
+    generate.generate(folder, tokenizer, [[5, 6]], max_tokens=1)
+
+
 @row("the start token")
 @pytest.mark.parametrize("says", [None, True, False])
 @pytest.mark.parametrize("adds", [True, False])
