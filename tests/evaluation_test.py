@@ -167,7 +167,10 @@ def test_the_vote_is_a_count_of_equal_finished_answers(end_ids):
   assert ties
 
 
-@pytest.mark.parametrize("modes", ["best", "mean", "mean@0", "pass@-1", ""])
+@pytest.mark.parametrize(
+  "modes",
+  ["best", "mean", "mean@0", "pass@-1", "", "mean@²", "mean@" + "9" * 5_000],
+)
 def test_unknown_modes_are_refused(modes):
   with pytest.raises(UserError, match="use greedy, mean@K"):
     evaluation.parse_modes(modes)

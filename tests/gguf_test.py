@@ -152,6 +152,7 @@ def test_the_order_of_rotary_pairs_matters(tmp_path):
     ({"ARCH__attention__sliding_window": 9}, r"attention\.sliding_window=9"),
     ({"ARCH__vocab_size": 9}, r"llama\.vocab_size=9 is not supported"),
     ({"split__count": 2}, r"split\.count=2"),
+    ({"ARCH__block_count": 2**32 - 1}, "says 4,294,967,295 layers"),
   ],
 )
 def test_metadata_that_is_not_ours_is_refused(tmp_path, said, message):

@@ -93,12 +93,22 @@ def test_a_page_shows_the_runs_and_escapes_what_a_model_wrote(tmp_path):
   assert (tmp_path / "again.html").read_text() == page
 
 
+def test_signs_of_mathematics_in_a_name_are_shown_as_they_are(tmp_path):
+  name = r"$\frac{$ & 50 %"
+  folder = write_run(tmp_path / "a", [0.1, 0.2])
+  report.write(tmp_path / "r.html", {name: folder}, "mean@16")
+  page = (tmp_path / "r.html").read_text()
+  assert page.count(html.escape(name, quote=False)) > 3
+  ET.fromstring("<svg" + page.split("<svg")[1].split("</svg>")[0] + "</svg>")
+
+
 def test_folders_that_hold_no_run_are_named(tmp_path):
   with pytest.raises(UserError, match=r"no run in .*metrics\.jsonl missing"):
     report.write(tmp_path / "r.html", {"x": tmp_path}, "mean@16")
   folder = write_run(tmp_path / "a", [0.1])
-  (folder / "samples.json").write_text("[{")
-  with pytest.raises(UserError, match="damaged"):
-    report.read_log(folder)
+  for odd in ("[{", "5", "[5]", "{}", '[{"prompt": 3}]'):
+    (folder / "samples.json").write_text(odd)
+    with pytest.raises(UserError, match=r"samples\.json is damaged"):
+      report.read_log(folder)
   with pytest.raises(UserError, match="no evaluation of pass@8"):
     curves_lib.read_curve(folder, "pass@8")

@@ -286,6 +286,47 @@ def test_settings_that_cannot_be_are_refused(model, tmp_path):
     configure(model, "missing.jsonl").problems()
 
 
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ('{"prompt": "2", "answer": ' + "1" * 5_000 + "}", "5,000 digits"),
+    ("[" * 200_000, "more than 64 levels of brackets"),
+    ('{"prompt": "\\ud800"}', "half a character"),
+    ('{"prompt": "2", "answer": 1e999}', "1e999 is no finite number"),
+    ('{"prompt": "caf\xe9"}'.encode("latin-1"), "no UTF-8 text"),
+    ("5", 'an object with "prompt"'),
+  ],
+  ids=["digits", "depth", "surrogate", "infinity", "bytes", "number"],
+)
+def test_lines_that_hold_no_problem_are_named(model, tmp_path, line, message):
+  line = line if isinstance(line, bytes) else line.encode()
+  file = tmp_path / "problems.jsonl"
+  file.write_bytes(b'{"prompt": "1"}\n' + line)
+  with pytest.raises(UserError, match=f"{file}, line 2.*{message}"):
+    configure(model, file).problems()
+
+
+def test_what_is_no_file_of_problems_is_named(model, tmp_path):
+  os.mkfifo(tmp_path / "fifo")
+  for file, message in (
+    (tmp_path, "is a folder, no regular file"),
+    (tmp_path / "fifo", "is a FIFO, no regular file"),
+    ("/dev/zero", "is a device, no regular file"),
+  ):
+    with pytest.raises(UserError, match=message):
+      configure(model, file).problems()
+
+
+def test_held_out_parts_that_leave_nothing_are_refused_with_sizes(
+  model, tmp_path
+):
+  file = write(tmp_path / "x", [{"prompt": str(i)} for i in range(300)])
+  task = configure(model, file, validation_size=512, test_size=512)
+  message = "there are 300 problems; .*validation_size=60 .*test_size=60"
+  with pytest.raises(UserError, match=message):
+    data.load_problems(task, "train", tmp_path / "data")
+
+
 def run(module, *flags):
   return subprocess.run(
     [sys.executable, "-m", f"launch.{module}", *flags],

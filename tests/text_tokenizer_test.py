@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -306,6 +307,50 @@ def test_a_folders_files_are_exported_as_they_are(tmp_path):
   ],
 )
 def test_special_tokens_that_lack_are_refused(tmp_path, config, message):
+  with pytest.raises(UserError, match=message):
+    text_tokenizer.load(write_folder(tmp_path / "x", **config))
+
+
+@pytest.mark.parametrize(
+  ("said", "message"),
+  [
+    ({"eos": 4294967295}, "eos_token is 4294967295: it must be an integer"),
+    ({"tokens": ["a"] * 3, "token_type": [1] * 3}, "is damaged"),
+    ({"token_type": [1, 2]}, "is damaged"),
+    ({"merges": ["nothing"]}, "is damaged"),
+  ],
+)
+def test_gguf_vocabularies_that_are_none_are_refused(tmp_path, said, message):
+  path = gguf_file(tmp_path / "m.gguf", train(), **said)
+  with pytest.raises(UserError, match=message):
+    text_tokenizer.load(path)
+
+
+def test_a_vocabulary_of_special_tokens_is_read_in_no_time(tmp_path):
+  """Each would else go through all that were added before it."""
+  tokens = [*(f"<{i}>" for i in range(30_000)), "a", "b", "ab"]
+  path = gguf_file(
+    tmp_path / "m.gguf", train(), tokens=tokens, token_type=[3] * len(tokens),
+    merges=["a b"],
+  )  # fmt: skip
+  start = time.monotonic()
+  assert text_tokenizer.load(path).encode("<7><29999>") == [7, 29_999]
+  assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ({"chat_template": 5}, "chat_template is 5, no text"),
+    ({"chat_template": ["x"]}, "is damaged"),
+    ({"eos_token": 7}, "eos_token is 7, no text"),
+    ({"eos_token": {"content": ["x"]}}, "eos_token is a list"),
+    ({"eos_token": {}}, "is damaged"),
+  ],
+)
+def test_settings_of_a_tokenizer_of_other_types_are_named(
+  tmp_path, config, message
+):
   with pytest.raises(UserError, match=message):
     text_tokenizer.load(write_folder(tmp_path / "x", **config))
 
