@@ -533,7 +533,7 @@ def test_a_token_that_only_a_config_calls_special_is_one(
       {"extra_special_tokens": ["<|new|>"]},
       "special token '<|new|>' is not in the vocabulary",
     ),
-    ({"eos_token": 5}, "eos_token=5 is no token"),
+    ({"eos_token": 5}, "eos_token is 5, no text"),
     ({"added_tokens_decoder": {"a": 3}}, "added_tokens_decoder holds what is"),
     ({"split_special_tokens": True}, "split_special_tokens=true"),
   ],
