@@ -239,5 +239,28 @@ def test_the_metrics_comparison_of_nodes_is_counted():
   assert found.total > 8 * 8_000**2 > found.pool + found.tree
 
 
+def test_trees_outside_of_a_run_are_refused_too():
+  """Those of search@N, and of a search of one prompt."""
+  config = configure()
+  task, there = config.make_task(), 2**30
+
+  def fits(simulations):
+    search = config.search.exhaustive(simulations)
+    memory.check_trees(MODEL, task, search, 8, there)
+
+  fits(16)
+  with pytest.raises(
+    UserError, match=r"=1000000000 for 8 trees .*: \d+ w"
+  ) as e:
+    fits(10**9)
+  most = int(re.search(r"(\d+) would fit", str(e.value))[1])
+  fits(most)
+  with pytest.raises(UserError, match=f"{most} would fit"):
+    fits(most + 1)
+  there = 0
+  with pytest.raises(UserError, match="not even one would fit"):
+    fits(16)
+
+
 def test_a_run_without_a_search_has_none_to_check():
   assert not check(config_lib.override(configure(), {"algorithm": "grpo"}))

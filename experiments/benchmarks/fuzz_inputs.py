@@ -240,7 +240,7 @@ def _spoil_file(file: pathlib.Path, rng: random.Random) -> None:
   if not file.is_file() or file.is_symlink():
     return
   data = file.read_bytes()
-  with contextlib.suppress(ValueError, RecursionError):  # Spoilt before.
+  with contextlib.suppress(ValueError, TypeError, RecursionError):
     if file.suffix in (".json", ".jsonl") and rng.random() < 0.7:
       file.write_bytes(_spoilt_json(data, file, rng))
       return

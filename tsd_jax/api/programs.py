@@ -21,6 +21,7 @@ from flax import nnx
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, PromptForm, Prompts
 from tsd_jax.inference import prefill, sampling
+from tsd_jax.learning import memory
 from tsd_jax.models.tokenizer import (
   Tokenizer,
   before_end,
@@ -259,13 +260,15 @@ def grow(
     prompt's included.
 
   Raises:
-    UserError: the reward failed.
+    UserError: the reward failed, or the tree does not fit.
   """
   _check_outside()
   prompts = pad([prompt], tokenizer.pad_id)
   length = prompts.tokens_BP.shape[1]
   ends = tokens_ending(tokenizer, step_ends) if config.step_tokens > 1 else ()
   task = _prompt_task(tokenizer, length, max_tokens, ends)
+  shape = nnx.merge(graphdef, params).config
+  memory.check_trees(shape, cast(Task, task), config, trees=1)
   with task.slot.lock:
     task.slot.grader = grader
     try:

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from tsd_jax.base.errors import UserError
 from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.models import lora, transformer
-from tsd_jax.parallel.sharding import MeshConfig
+from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
@@ -212,11 +213,7 @@ def check(
     return Memory(*(runs * part for part in one))
 
   def most(field, values):
-    """The largest value that fits; more of it never takes less."""
-    count = bisect.bisect_right(
-      values, there, key=lambda v: held + need(**{field: v}).total
-    )
-    return values[count - 1] if count else 0
+    return _most(values, there, lambda v: held + need(**{field: v}).total)
 
   now, block = need(), search.block(own)
   line = (
@@ -242,6 +239,51 @@ def check(
     ways.append("search.slot_reuse=false")
   remedy = f"use {' or '.join(ways)}" if ways else "not even one tree fits"
   raise UserError(f"{line}, which is not enough: {remedy}")
+
+
+def check_trees(
+  model: transformer.ModelConfig,
+  task: Task,
+  config: SearchConfig,
+  trees: int,
+  there: int | None = None,
+) -> None:
+  """Refuses trees outside of a run that a device has no room for.
+
+  Args:
+    model: shape of the model.
+    task: gives the lengths.
+    config: the search.
+    trees: how many grow at a time.
+    there: bytes of a device; `device_bytes` by default.
+
+  Raises:
+    UserError: they do not fit; names the most simulations that do.
+  """
+  there = device_bytes(ONE_DEVICE) if there is None else there
+  held = _NUMBER * transformer.count_parameters(model)
+
+  def need(simulations):
+    smaller = dataclasses.replace(
+      config, num_simulations=simulations, trees=trees, slot_reuse=False
+    )
+    return held + estimate_memory(model, task, smaller).total
+
+  nodes = config.num_simulations
+  if need(nodes) <= there:
+    return
+  most = _most(range(1, nodes), there, need)
+  remedy = f"{most} would fit" if most else "not even one would fit"
+  raise UserError(
+    f"num_simulations={nodes} for {trees} trees at a time needs "
+    f"{_size(need(nodes))}, and there are {_size(there)}: {remedy}"
+  )
+
+
+def _most(values: Sequence[int], there: int, need: Callable[[int], int]) -> int:
+  """The largest value that fits; more of it never takes less. 0: none does."""
+  count = bisect.bisect_right(values, there, key=need)
+  return values[count - 1] if count else 0
 
 
 def _divisors(number: int) -> list[int]:

@@ -26,7 +26,7 @@ from flax import nnx
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill, sampling, scoring
-from tsd_jax.learning import losses
+from tsd_jax.learning import losses, memory
 from tsd_jax.models.tokenizer import is_end
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Scorer
@@ -285,6 +285,8 @@ class _Measure:
   def _searched(self, simulations: int):
     # Every prompt gets its N simulations, whatever the others do.
     config = self.search.exhaustive(simulations)
+    shape = nnx.merge(self.graphdef, self.params).config
+    memory.check_trees(shape, self.task, config, len(self.prompts))
     reward_Q, correct_Q, tokens = jax.device_get(
       search_best(
         self.graphdef, self.params, self.task, self.prompts, self.key,
