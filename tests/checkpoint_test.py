@@ -73,14 +73,15 @@ def test_the_last_save_is_tried_again_and_its_failure_is_an_error(tmp_path):
 def test_rows_wait_for_room(tmp_path, caplog):
   file = tmp_path / "metrics.jsonl"
   log = directory.RowLog(file)
-  log.write([{"step": 1}])
+  ledger = {"ledger": {"total": 0}}
+  log.write([{"step": 1} | ledger])
   with full_disk():
-    log.write([{"step": 2, "long": "x" * 300_000}])
-    log.write([{"step": 3}])
+    log.write([{"step": 2, "long": "x" * 300_000} | ledger])
+    log.write([{"step": 3} | ledger])
     with pytest.raises(UserError, match="could not be written"):
       log.finish()
   assert "kept and tried again" in caplog.text
-  log.write([{"step": 4}])
+  log.write([{"step": 4} | ledger])
   log.finish()
   assert [row["step"] for row in directory.read_rows(tmp_path)] == [1, 2, 3, 4]
 

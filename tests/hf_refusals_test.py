@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -118,6 +120,33 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     pretrained.load(folder)
   with pytest.raises(UserError, match="no model at .*nowhere"):
     pretrained.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+  "name", ["config.json", "model.safetensors", hf.VALUE_HEADS]
+)
+def test_what_is_no_file_in_a_folder_is_named(tmp_path, name):
+  folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
+  file = folder / name
+  for put, message in (
+    (os.mkfifo, "is a FIFO"),
+    (os.mkdir, "is a folder"),
+    (lambda f: f.symlink_to("/dev/zero"), "is a device"),
+    (lambda f: f.symlink_to(name), "symbolic links"),
+    (lambda f: f.symlink_to("gone"), "where nothing is"),
+  ):
+    shutil.rmtree(file) if file.is_dir() else file.unlink()
+    put(file)
+    with pytest.raises(UserError, match=f"{name}.*{message}"):
+      pretrained.load(folder)
+
+
+def test_a_header_of_gigabytes_is_refused(tmp_path):
+  folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
+  file = folder / "model.safetensors"
+  file.write_bytes((2**40).to_bytes(8, "little") + file.read_bytes()[8:])
+  with pytest.raises(UserError, match="header has 1,099,511,627,776 bytes"):
+    pretrained.load(folder)
 
 
 def test_pickles_are_refused_by_name(tmp_path):

@@ -93,7 +93,10 @@ def test_a_finished_run_waits_for_nobody(tmp_path):
   overrides = dict(flag[9:].split("=") for flag in FLAGS if "config." in flag)
   config = config_lib.override(small_experiment.get_config(), overrides)
   directory.prepare(config, tmp_path)
-  row = {"step": config.iterations, "eval": {"greedy": {"n": 1}}}
+  row = {
+    "step": config.iterations, "seconds": 1.0, "ledger": {"total": 1},
+    "eval": {"greedy": {"accuracy": 0.5, "stderr": 0.1}},
+  }  # fmt: skip
   (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
   assert directory.results(config, tmp_path) is None  # No report yet.
   (tmp_path / "report.html").touch()

@@ -234,10 +234,10 @@ def _spoil_template(file: pathlib.Path, rng: random.Random) -> None:
 
 
 def _spoil_file(file: pathlib.Path, rng: random.Random) -> None:
+  if not file.is_file() or file.is_symlink():
+    return
   if rng.random() < 0.02:
     _replace_by_no_file(file, rng)
-    return
-  if not file.is_file() or file.is_symlink():
     return
   data = file.read_bytes()
   with contextlib.suppress(ValueError, TypeError, RecursionError):

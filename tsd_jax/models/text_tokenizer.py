@@ -9,13 +9,12 @@ from a prompt's first token and a response's from the prompt's own length
 one; padding on the left would shift all of its positions.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -96,8 +95,10 @@ class TextTokenizer:
     Raises:
       UserError: the text holds what this vocabulary has no tokens for.
     """
-    with _explained(f"encode {text[:60]!r}"):
+    try:
       return self.backend.encode(text, add_special_tokens=add_special).ids
+    except BaseException as error:
+      _explain(error, f"encode {text[:60]!r}")
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """Returns the text of token ids, an array of one axis or a list.
@@ -106,8 +107,10 @@ class TextTokenizer:
       UserError: it takes too much time or memory.
     """
     ids = [int(i) for i in ids]
-    with _explained(f"decode {ids[:8]}"):
+    try:
       return self.backend.decode(ids, skip_special_tokens=skip_special)
+    except BaseException as error:
+      _explain(error, f"decode {ids[:8]}")
 
   def render(
     self,
@@ -408,19 +411,15 @@ def _limited(text: str, where: str) -> text_limits.LimitedTokenizer:
     ) from error
 
 
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explain(error: BaseException, what: str) -> NoReturn:
   """Says what a tokenizer was doing when it failed.
 
   Raises:
-    UserError: of whatever it raises; the library has nothing narrower.
+    UserError: of whatever it raised; the library has nothing narrower.
   """
-  try:
-    yield
-  except BaseException as error:
-    if isinstance(error, Exception) or outside_files.panicked(error):
-      raise UserError(f"the tokenizer cannot {what}: {error}") from error
-    raise
+  if isinstance(error, Exception) or outside_files.panicked(error):
+    raise UserError(f"the tokenizer cannot {what}: {error}") from error
+  raise error
 
 
 def _render(template: str, **variables: Any) -> str:
