@@ -184,7 +184,7 @@ def test_answers_are_those_that_a_plain_model_and_the_reward_tell(model, tree):
     if node.answer is None:
       continue
     log_prob = log_prob_of(model, prompt.ids, [*node.answer, eos])
-    text = model.tokenizer.decode(node.answer)
+    text = view.said(model.tokenizer, node.answer)
     found = (vowels(tree.prompt, text), log_prob, text)
     best[text] = max(best.get(text, found), found)
   assert len(best) > 3
@@ -196,7 +196,7 @@ def test_answers_are_those_that_a_plain_model_and_the_reward_tell(model, tree):
     assert answer.reward == reward
     assert answer.log_prob == pytest.approx(log_prob, abs=1e-3)
     node = tree.nodes[answer.node]
-    assert model.tokenizer.decode(node.answer) == text
+    assert view.said(model.tokenizer, node.answer) == text
   assert tree.champion == tree.answers[0]
 
 
@@ -217,6 +217,13 @@ def test_the_reward_sees_each_finished_response_once(model):
   texts = [response for _, response in calls]
   assert sorted(set(texts)) == sorted(texts)
   assert sorted(texts) == sorted(a.text for a in tree.answers)
+
+
+def test_nothing_hides_in_special_tokens_from_a_reward(model):
+  task = programs.PromptTask(model.tokenizer, 8, 6, ())
+  a, b = map(model.tokenizer.encode, "ab")
+  response = np.array([*a, 1, 1, *b, model.tokenizer.eos_id, task.pad_id])
+  assert task.read(response) == "a<|im_start|><|im_start|>b"
 
 
 def test_the_same_program_serves_other_prompts_and_rewards(model):

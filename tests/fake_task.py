@@ -22,7 +22,7 @@ class Numbers:
   def encode(self, text):
     return [int(word) for word in text.split()]
 
-  def decode(self, ids):
+  def decode(self, ids, skip_special=True):
     return self.joiner.join(str(int(i)) for i in ids)
 
   def huggingface_files(self):

@@ -30,7 +30,7 @@ class Tokenizer:
   def encode(self, text):
     return [self.symbols.index(symbol) for symbol in text.split()]
 
-  def decode(self, ids):
+  def decode(self, ids, skip_special=True):
     return " ".join(self.symbols[i] for i in map(int, ids) if i != PAD)
 
   def huggingface_files(self):

@@ -247,6 +247,10 @@ def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
     ([{"prompt": "a"}, {"prompt": 3}], 'line 2: "prompt" is 3, no text'),
     ([{"prompt": "a" * 500}], "line 1: prompt 0 .* more than the prompt len"),
     ([{"prompt": "a", "solution": "z" * 99}], "the solution has"),
+    (
+      [{"prompt": "a", "solution": "z<|im_end|>z"}],
+      "the solution holds the end token '<.im_end.>'",
+    ),
     ([], "holds no problems"),
   ],
 )

@@ -314,7 +314,7 @@ def test_special_tokens_that_lack_are_refused(tmp_path, config, message):
 @pytest.mark.parametrize(
   ("said", "message"),
   [
-    ({"eos": 4294967295}, "eos_token is 4294967295: it must be an integer"),
+    ({"eos": 4294967295}, "eos_token_id is 4294967295: it must be an integer"),
     ({"tokens": ["a"] * 3, "token_type": [1] * 3}, "is damaged"),
     ({"token_type": [1, 2]}, "is damaged"),
     ({"merges": ["nothing"]}, "is damaged"),
@@ -345,7 +345,7 @@ def test_a_vocabulary_of_special_tokens_is_read_in_no_time(tmp_path):
     ({"chat_template": ["x"]}, "is damaged"),
     ({"eos_token": 7}, "eos_token is 7, no text"),
     ({"eos_token": {"content": ["x"]}}, "eos_token is a list"),
-    ({"eos_token": {}}, "is damaged"),
+    ({"eos_token": {}}, "eos_token is None, no text"),
   ],
 )
 def test_settings_of_a_tokenizer_of_other_types_are_named(

@@ -147,7 +147,8 @@ def listed(task, tokens):
 
 def tool_says(task, row, tokens):
   """What is written after some tokens; None: nothing. No cache, no JAX."""
-  decode, encode = task.tokenizer.decode, task.tokenizer.encode
+  encode = task.tokenizer.encode
+  decode = functools.partial(task.tokenizer.decode, skip_special=False)
   if not tokens or not decode([tokens[-1]]).endswith("="):
     return None
   line = task.config.lines[row]
@@ -257,7 +258,8 @@ def test_rewards_see_the_tools_text_and_keep_to_their_range(task, sampled):
     tokens = listed(task, sampled.tokens_BGT[b, g])
     line, reward = task.config.lines[b], -2.0
     if task.eos_id in tokens:
-      reward = results(line.prompt, task.tokenizer.decode(tokens), line.example)
+      said = task.tokenizer.decode(tokens[:-1], skip_special=False)
+      reward = results(line.prompt, said, line.example)
     assert sampled.reward_BG[b, g] == pytest.approx(reward)
     assert sampled.correct_BG[b, g] == (reward >= 1.0)
   assert len(set(sampled.reward_BG.ravel().tolist())) > 2
@@ -381,7 +383,8 @@ def test_answers_of_trees_replay_and_are_graded(task, prompts, case):
     own, line = replay(task, row, answer), task.config.lines[row]
     written += len(own) - sum(own)
     assert answer[-1] == task.eos_id
-    reward = results(line.prompt, task.tokenizer.decode(answer), line.example)
+    said = task.tokenizer.decode(answer[:-1], skip_special=False)
+    reward = results(line.prompt, said, line.example)
     assert nodes.reward[row, n] == pytest.approx((reward + 2) / 4, abs=1e-6)
     assert nodes.correct[row, n] == (reward >= 1)
     log_prob_T = np.where(own, log_probs(task, row, answer), 0.0)

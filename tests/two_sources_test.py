@@ -22,7 +22,8 @@ from tests.text_tokenizer_test import CHAT, CHATML, TEXT, gguf_file, train
 from tests.text_tokenizer_test import write_folder as write_tokenizer
 from tsd_jax.base.errors import UserError
 from tsd_jax.inference import generate
-from tsd_jax.models import hf, pretrained, text_tokenizer
+from tsd_jax.models import families, hf, pretrained, text_tokenizer
+from tsd_jax.models.transformer import ModelConfig
 
 torch = pytest.importorskip("torch", reason="needs the extra: interop")
 transformers = pytest.importorskip("transformers")
@@ -335,46 +336,43 @@ def test_an_export_holds_what_the_model_holds(tmp_path, dtype, value, words):
 # --- Where a reply ends -------------------------------------------------------
 
 
-def replies(folder, length=24):
-  """What transformers writes after two prompts, and we."""
+PROMPTS = [[5, 6, 7], [40, 41, 42]]
+LENGTH = 12
+
+
+def replies(folder):
+  """What transformers writes after two prompts; what we write is the same."""
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
   tokenizer = text_tokenizer.load(folder)
   _, graphdef, params = pretrained.load(folder)
+  tokens_BT, mask_BT = generate.complete(
+    graphdef, params, np.array(PROMPTS, np.int32), None, length=LENGTH,
+    end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id,
+  )  # fmt: skip
   found = []
-  for prompt in ([5, 6, 7], [40, 41, 42, 43]):
+  for row, prompt in enumerate(PROMPTS):
     ids = theirs.generate(
-      torch.tensor([prompt]), do_sample=False, max_new_tokens=length
-    )[0]
-    tokens_BT, mask_BT = generate.complete(
-      graphdef, params, np.array([prompt], np.int32), None, length=length,
-      end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id,
-    )  # fmt: skip
-    ours = np.asarray(tokens_BT[0])[np.asarray(mask_BT[0])].tolist()
-    found.append((ids[len(prompt) :].tolist(), ours))
+      torch.tensor([prompt]), do_sample=False, max_new_tokens=LENGTH
+    )[0, len(prompt) :].tolist()
+    assert np.asarray(tokens_BT[row])[np.asarray(mask_BT[row])].tolist() == ids
+    found.append(ids)
   return found
 
 
 @row("where a reply ends")
 def test_replies_end_where_those_of_transformers_end(folder):
   config, generation = folder / "config.json", folder / "generation_config.json"
-  edit(generation, eos_token_id=2)
   free = replies(folder)
-  a, b = free[0][0][4], free[1][0][7]
-  assert 2 not in [*free[0][0], *free[1][0]]
+  a, b = free[0][4], free[1][7]
+  assert list(map(len, free)) == [LENGTH, LENGTH] and 2 not in (a, b)
   edit(config, eos_token_id=[2, b])  # Not read beside the other file.
-  for said, ends in (
-    (2, (2,)),
-    ([a, 2], (2, a)),
-    ([2, a, b], (2, a, b)),
-  ):
-    edit(generation, eos_token_id=said)
-    assert text_tokenizer.load(folder).end_ids == ends
-    for theirs, ours in replies(folder):
-      assert ours == theirs
+  edit(generation, eos_token_id=[a, 2])
+  assert text_tokenizer.load(folder).end_ids == (2, a)
+  ended = replies(folder)
+  assert ended[0] == free[0][: free[0].index(a) + 1]
   generation.unlink()
   assert text_tokenizer.load(folder).end_ids == (2, b)
-  for theirs, ours in replies(folder):
-    assert ours == theirs
+  assert replies(folder)[1] == free[1][: free[1].index(b) + 1]
   # Where nothing says so theirs goes on; a response of ours needs an end.
   edit_config(folder, eos_token_id=None)
   assert text_tokenizer.load(folder).end_ids == (2,)
@@ -535,7 +533,7 @@ def test_a_token_that_only_a_config_calls_special_is_one(
       {"extra_special_tokens": ["<|new|>"]},
       "special token '<|new|>' is not in the vocabulary",
     ),
-    ({"eos_token": 5}, "eos_token=5 is no token"),
+    ({"eos_token": 5}, "eos_token is 5, no text"),
     ({"added_tokens_decoder": {"a": 3}}, "added_tokens_decoder holds what is"),
     ({"split_special_tokens": True}, "split_special_tokens=true"),
   ],
@@ -547,6 +545,21 @@ def test_tokens_that_the_vocabulary_has_not_are_refused(
   with pytest.raises(UserError) as error:
     text_tokenizer.load(folder)
   assert words in str(error.value)
+
+
+@row("the vocabulary")
+def test_a_model_has_a_row_for_every_token(folder):
+  tokenizer = text_tokenizer.load(folder)
+  generate.generate(folder, tokenizer, [[5, 6]], max_tokens=1)
+  file = folder / "tokenizer.json"
+  saved = json.loads(file.read_text())
+  new = {"id": tokenizer.vocab_size} | flags("<|new|>")
+  file.write_text(
+    json.dumps(saved | {"added_tokens": [*saved["added_tokens"], new]})
+  )
+  tokenizer = text_tokenizer.load(folder)
+  with pytest.raises(UserError, match=r"has 3\d\d tokens, its model 3\d\d"):
+    generate.generate(folder, tokenizer, [[5, 6]], max_tokens=1)
 
 
 @row("the start token")
@@ -673,7 +686,9 @@ def test_all_ends_of_a_gguf_file_end_a_reply(tmp_path):
     wanted = [2, *(x for x in (eot, eom) if x not in (None, 2))]
     assert text_tokenizer.load(path).end_ids == tuple(wanted)
   path = gguf_file(tmp_path / "b.gguf", train(), metadata={keys[0]: 9_999})
-  with pytest.raises(UserError, match="eot_token_id=9999 is none of the"):
+  with pytest.raises(
+    UserError, match="eot_token_id is 9999: it must be an int"
+  ):
     text_tokenizer.load(path)
   said = {"tokenizer__ggml__add_eos_token": 1}
   path = gguf_file(tmp_path / "c.gguf", train(), metadata=said)
@@ -690,6 +705,27 @@ def test_llama_3_files_add_a_start_token_unless_they_say_no(
   path = gguf_file(tmp_path / "m.gguf", train(), pre, add_bos=says)
   ids = text_tokenizer.load(path).encode("a", add_special=True)
   assert (ids[0] == 1) == (pre == "llama-bpe" if says is None else says)
+
+
+@row("GGUF: sizes that are not said")
+def test_an_absent_size_of_a_gguf_file_is_that_of_llama_cpp():
+  said = {
+    "embedding_length": 32, "block_count": 2, "feed_forward_length": 48,
+    "attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5,
+  }  # fmt: skip
+  card = families.from_gguf(
+    {"general.architecture": "qwen2"}
+    | {f"qwen2.{name}": value for name, value in said.items()},
+    vocab_size=9,
+    tied=True,
+  )
+  assert card == families.Card(
+    ModelConfig(
+      vocab_size=9, d_model=32, num_layers=2, num_heads=4, num_kv_heads=4,
+      head_dim=8, d_mlp=48, rms_eps=1e-5, qkv_bias=True,
+    ),
+    None,
+  )  # fmt: skip
 
 
 # --- Order --------------------------------------------------------------------

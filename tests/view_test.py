@@ -20,7 +20,7 @@ class Pieces:
   def __init__(self, *texts, joiner=""):
     self.texts, self.joiner, self.end_ids = texts, joiner, (len(texts),)
 
-  def decode(self, ids):
+  def decode(self, ids, skip_special=True):
     return self.joiner.join(self.texts[i] for i in ids)
 
 
@@ -163,7 +163,7 @@ def test_a_piece_is_what_tokens_add_to_a_text():
   class Bytes:
     joiner = ""
 
-    def decode(self, ids):
+    def decode(self, ids, skip_special=True):
       return bytes(ids).decode(errors="replace")
 
   euro = list("\u20ac".encode())

@@ -34,7 +34,7 @@ class Words:
     """Token ids."""
     return [self._ids[word] for word in text.split()]
 
-  def decode(self, ids) -> str:
+  def decode(self, ids, *, skip_special=True) -> str:
     """Text, without padding."""
     return " ".join(self._words[i] for i in ids if i != self.pad_id)
 

@@ -236,7 +236,7 @@ def _answers(
   """The answers that nodes hold, best first."""
   found: list[Answer] = []
   for n in view.answers(nodes, tokenizer):
-    text = tokenizer.decode(nodes[n].answer or ())
+    text = view.said(tokenizer, nodes[n].answer or ())
     # As it was given: the tree holds it rounded to float32.
     reward = grader.grade(text)
     found.append(Answer(text, reward, nodes[n].answer_log_prob, n))

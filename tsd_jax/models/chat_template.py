@@ -53,7 +53,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
     ValueError: the template refuses the chat, is damaged, or fails.
     MemoryError: it needs too much.
   """
-  messages = [_aliased(message) for message in variables["messages"]]
+  messages = [_aliased(message) for message in variables.get("messages", ())]
   given = _NOT_GIVEN | variables | {"messages": messages}
   try:
     return _compiled(template).render(**given)

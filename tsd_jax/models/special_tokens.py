@@ -9,6 +9,7 @@ which transformers reads them.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -147,5 +148,7 @@ def _content(name: str, token: Any) -> str:
   """
   content = token.get("content") if isinstance(token, Mapping) else token
   if not isinstance(content, str):
-    raise UserError(f"{name}={token!r:.60} is no token")
+    raise UserError(
+      f"{name} is {outside_files.shown(content)}, no text: mend it"
+    )
   return content

@@ -241,11 +241,7 @@ def _from_folder(folder: pathlib.Path) -> TextTokenizer:
   template: Any = files.get("chat_template.jinja", config.get("chat_template"))
   if isinstance(template, list):  # Several by name.
     template = {t["name"]: t["template"] for t in template}.get("default")
-  if template is not None and not isinstance(template, str):
-    raise UserError(
-      f"{folder}: chat_template is {outside_files.shown(template)}, no text: "
-      "mend it"
-    )
+  _check_template(template, folder)
   if "eos" not in special:
     raise UserError(f"{folder}: the tokenizer names no end token (eos_token)")
   eos_id, (source, ends) = backend.token_to_id(special["eos"]), hf.ends(folder)
@@ -335,6 +331,7 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
       single=f"{bos} $A", special_tokens=[(bos, ids["bos"])]
     )
   template = said.get("tokenizer.chat_template")
+  _check_template(template, path)
   config = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     **{f"{role}_token": token for role, token in special.items()},
@@ -349,6 +346,14 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   return TextTokenizer(backend, special, _ends(ends), template, files)
 
 
+def _check_template(template: Any, path: pathlib.Path) -> None:
+  if template is not None and not isinstance(template, str):
+    raise UserError(
+      f"{path}: chat_template is {outside_files.shown(template)}, no text: "
+      "mend it"
+    )
+
+
 def _gguf_roles(path: Any, said: Mapping[str, Any], count: int):
   """Ids of the tokens that have a role.
 
@@ -360,12 +365,8 @@ def _gguf_roles(path: Any, said: Mapping[str, Any], count: int):
     token = said.get(f"tokenizer.ggml.{name}_token_id")
     if token is None:
       continue
-    if not isinstance(token, int) or not 0 <= token < count:
-      raise UserError(
-        f"{path}: tokenizer.ggml.{name}_token_id={token} is none of the "
-        f"{count} tokens"
-      )
-    ids[role] = token
+    where = f"{path}: tokenizer.ggml.{name}_token_id"
+    ids[role] = outside_files.integer(token, where, high=count - 1)
   if "eos" not in ids:
     raise UserError(f"{path}: tokenizer.ggml.eos_token_id is missing")
   if said.get("tokenizer.ggml.add_eos_token"):

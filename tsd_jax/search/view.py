@@ -131,9 +131,9 @@ def piece(
   A token may be part of a character, or read otherwise at the start of a text,
   so both are read whole.
   """
-  head, whole = tokenizer.decode(before), tokenizer.decode(tokens)
+  head, whole = said(tokenizer, before), said(tokenizer, tokens)
   if not whole.startswith(head):
-    return tokenizer.decode(tokens[len(before) :])
+    return said(tokenizer, tokens[len(before) :])
   text = whole[len(head) :]
   return text.removeprefix(tokenizer.joiner) if head else text
 
@@ -148,8 +148,13 @@ def answers(nodes: Mapping[int, TreeNode], tokenizer: Tokenizer) -> list[int]:
   found.sort(key=lambda n: (-(n.reward or 0.0), -n.answer_log_prob, n.index))
   distinct: dict[str, int] = {}
   for node in found:
-    distinct.setdefault(tokenizer.decode(node.answer or ()), node.index)
+    distinct.setdefault(said(tokenizer, node.answer or ()), node.index)
   return list(distinct.values())
+
+
+def said(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+  """The text of tokens as a reward sees it, special tokens spelled out."""
+  return tokenizer.decode(tokens, skip_special=False)
 
 
 def visible(text: str) -> str:

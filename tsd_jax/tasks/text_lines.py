@@ -25,7 +25,7 @@ from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import text_tokenizer
 from tsd_jax.models.text_tokenizer import TextTokenizer
-from tsd_jax.models.tokenizer import response_pad
+from tsd_jax.models.tokenizer import before_end, response_pad
 
 
 class Line(NamedTuple):
@@ -108,6 +108,13 @@ def _line(
   response_T = None
   if "solution" in example:
     solution = [*tokenizer.encode(fields["solution"]), tokenizer.eos_id]
+    before, _ = before_end(solution, tokenizer.end_ids)
+    if len(before) < len(solution) - 1:
+      end = tokenizer.decode([solution[len(before)]], skip_special=False)
+      raise UserError(
+        f"the solution holds the end token {end!r}, after which nothing is "
+        "read: leave it out, one is added"
+      )
     if len(solution) > length:
       raise UserError(
         f"the solution has {len(solution)} tokens, its end included, more than "
