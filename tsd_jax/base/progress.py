@@ -1,5 +1,6 @@
 """A progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -10,14 +11,15 @@ def quiet_libraries() -> None:
   """Hides what Orbax, tensorflow-datasets and JAX say of no use to a user.
 
   The first two log through absl, one line a file; our own warnings stay
-  visible.
+  visible. What fails in Orbax is raised too, and told by whoever asked for it.
   """
   # It tells of every backend that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)
 
   def wanted(record: logging.LogRecord) -> bool:
-    chatty = "orbax" in record.pathname or "datasets" in record.pathname
-    return record.levelno >= logging.ERROR or not chatty
+    if "orbax" in record.pathname:
+      return False
+    return record.levelno >= logging.ERROR or "datasets" not in record.pathname
 
   logging.getLogger("absl").addFilter(wanted)
 
@@ -49,7 +51,7 @@ class Progress:
   def __exit__(self, *error):
     """Leaves the last state of the bar on its own line."""
     if self._terminal:
-      self._stream.write("\n")
+      self._write("\n")
 
   def say(self, text: str, *, once: bool = False) -> None:
     """Writes a line of its own, if there is one to write.
@@ -61,8 +63,7 @@ class Progress:
     if text and not (once and text in self._said):
       if once:
         self._said.add(text)
-      self._stream.write(text + "\n")
-      self._stream.flush()
+      self._write(text + "\n")
 
   def show(self, row: dict[str, Any]) -> None:
     """Shows a metrics row."""
@@ -88,7 +89,11 @@ class Progress:
       width = 20
       full = int(width * step / self._total)
       bar = "█" * full + "░" * (width - full)
-      self._stream.write(f"\r\x1b[K{bar} {line}")
+      self._write(f"\r\x1b[K{bar} {line}")
     else:
-      self._stream.write(line + "\n")
-    self._stream.flush()
+      self._write(line + "\n")
+
+  def _write(self, text: str) -> None:
+    with contextlib.suppress(OSError):  # The terminal, or a disk, may be gone.
+      self._stream.write(text)
+      self._stream.flush()

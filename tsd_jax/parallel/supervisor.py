@@ -6,13 +6,17 @@ alive. The run itself resumes from its last good checkpoint. Where the
 supervisor is killed, Linux kills the run too: nobody would look after it.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+# Each asks a run to save and stop. SIGHUP: its terminal is gone.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Would only happen again: done; bad input or a broken loss; the user's Ctrl-C.
 FINAL_CODES = (0, 2, 130)
 
@@ -45,7 +49,7 @@ def supervise(
 ) -> int:
   """Runs a command until it ends well, or has died too often.
 
-  SIGTERM and SIGINT are passed on; the command then saves and stops, and is not
+  `STOP_SIGNALS` are passed on; the command then saves and stops, and is not
   started again.
 
   Args:
@@ -63,11 +67,7 @@ def supervise(
     if process is not None and process.poll() is None:
       process.send_signal(number)
 
-  handlers = {
-    number: signal.signal(number, pass_on)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
+  with handled(pass_on):
     for restart in range(max_restarts + 1):
       # Its own session: a terminal's Ctrl-C reaches it once, through us.
       process = subprocess.Popen(
@@ -92,11 +92,27 @@ def supervise(
         time.sleep(min(0.1, delay))
       if asked:
         return 128 + asked[-1]
-    raise AssertionError("the last restart returns")
+  raise AssertionError("the last restart returns")
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+  """Has a function called for `STOP_SIGNALS` instead of ending at once.
+
+  A SIGHUP that is ignored stays so: that is what `nohup` asks for.
+  """
+  before = {
+    number: signal.signal(number, handler)
+    for number in STOP_SIGNALS
+    if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
+  }
+  try:
+    yield
   finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
+    for number, old in before.items():
+      signal.signal(number, old)
 
 
 def _say(text: str) -> None:
-  print(f"supervisor: {text}", file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    print(f"supervisor: {text}", file=sys.stderr, flush=True)

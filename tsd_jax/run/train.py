@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -28,44 +27,28 @@ import numpy as np
 from absl import logging
 
 from tsd_jax.base import large_pages, progress
-from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration, memory
 from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.learning.update import Frozen, merged_params
-from tsd_jax.parallel import processes, sharding
+from tsd_jax.parallel import processes, sharding, supervisor
 from tsd_jax.rewards import callback
-from tsd_jax.run import directory, evaluation, report, reward_params, samples
+from tsd_jax.run import (
+  checks,
+  directory,
+  evaluation,
+  report,
+  reward_params,
+  samples,
+)
 from tsd_jax.run.experiment import Experiment, initial_params, search_model
 from tsd_jax.run.state import RunState
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
 
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
-
-
-def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
-  """Stops a run whose numbers broke.
-
-  Args:
-    rows: its newest metrics.
-    folder: of the run.
-
-  Raises:
-    UserError: naming the metric and the iteration.
-  """
-  for row in rows:
-    bad = [
-      k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
-    ]
-    if bad:
-      raise UserError(
-        f"{folder}, iteration {row['step']}: {', '.join(bad)} became "
-        f"{row[bad[0]]}; the last checkpoint is kept. Try a lower "
-        "--config.optimizer.learning_rate or --config.loss.clip_high"
-      )
 
 
 def to_rows(
@@ -125,8 +108,8 @@ def train(
   Raises:
     UserError: for bad input, before anything is compiled, and for a run whose
       loss became NaN or infinite.
-    KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
-      dispatch has ended and a checkpoint is on disk.
+    KeyboardInterrupt, SystemExit: after SIGINT, SIGTERM or SIGHUP, once the
+      running dispatch has ended and a checkpoint is on disk.
   """
   return train_vmapped([config], [workdir])[0]
 
@@ -166,7 +149,8 @@ def train_vmapped(
     runs=len(configs),
   )
   held_out = data.load_problems(config.task, config.eval.split)
-  problems = data.load_problems(config.task, "train")
+  splits = data.load_splits(config.task)
+  digests = data.digests(config.task, splits)
 
   with contextlib.ExitStack() as stack:
     runs = []
@@ -174,9 +158,11 @@ def train_vmapped(
       graphdef, params = initial_params(c)
       search_graphdef, search_params = search_model(c)
       prompts = data.PromptIterator(
-        problems, batch_size=learner_config.prompts, seed=c.seed
+        splits["train"], batch_size=learner_config.prompts, seed=c.seed
       )
-      run = stack.enter_context(RunState(c, pathlib.Path(folder), prompts))
+      run = stack.enter_context(
+        RunState(c, pathlib.Path(folder), prompts, digests)
+      )
       frozen = Frozen(
         jax.tree.map(jnp.copy, params),
         reward_params.read(task.reward, run.folder, keep=True),
@@ -205,6 +191,8 @@ def train_vmapped(
         if asked:
           break
     _finish(shared, todo, asked)
+    for r in runs:
+      r.run.outcome.check()
     return [r.run.last_eval for r in runs]
 
 
@@ -261,24 +249,17 @@ def check_alike(configs: Sequence[Experiment]) -> None:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-  """Lists the SIGINTs and SIGTERMs that come, instead of ending at once."""
+  """Lists the signals that ask to stop, instead of ending at once."""
   asked: list[int] = []
-  handlers = {
-    number: signal.signal(number, lambda n, _: asked.append(n))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
+  with supervisor.handled(lambda number, _: asked.append(number)):
     yield asked
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
 
 
 def end_by_signal(asked: Sequence[int]) -> NoReturn:
   """Ends as the signals ask that came, or that came to another host."""
   if signal.SIGINT in asked:
     raise KeyboardInterrupt
-  sys.exit(128 + signal.SIGTERM)
+  sys.exit(128 + (asked[0] if asked else signal.SIGTERM))
 
 
 class Group:
@@ -388,7 +369,7 @@ class Group:
     step, every = self._step, self._config.eval.every
     done = step >= self._config.iterations
     for i, (run, row) in enumerate(zip(self._runs, rows, strict=True)):
-      check_finite(row, run.folder)
+      checks.check_rows(row, str(run.folder), run.kept())
       run.step = step
       run.seconds += seconds
       row[-1]["seconds"] = round(run.seconds, 3)
