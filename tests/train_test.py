@@ -208,8 +208,12 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path):
 
 
 def test_weights_without_sense_are_no_checkpoint(tmp_path):
-  """The losses of the first iterations are finite all the same."""
-  done = run(tmp_path, "--config.optimizer.learning_rate=1e7")
+  """The losses of the first iteration are finite all the same."""
+  done = run(
+    tmp_path,
+    "--config.optimizer.learning_rate=1e7",
+    "--config.checkpoint_every=1",
+  )
   assert done.returncode == 2, done.stderr
   last = done.stderr.strip().splitlines()[-1]
   assert "['params']" in last and "there is no checkpoint yet" in last
