@@ -16,12 +16,13 @@ import tempfile
 FOLDER = pathlib.Path(__file__).resolve().parent
 PYTHONS = {"py311": "3.11", "py313": "3.12"}  # The oldest that a file is for.
 EXTRAS = ("test", "interop", "notebook", "text", "tpu", "cuda12")
-# The libraries that torch needs where the index serves its CUDA wheel.
-_OF_TORCH = re.compile(r"nvidia-|cuda-|triton==")
-# sha256 sums of torch's own wheels for CPUs, which are not on PyPI.
-_CPU_WHEELS = {
-  "torch==2.13.0": (
-    "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
+# torch as PyPI serves it, for CUDA, and the libraries that it then needs.
+_TORCH = re.compile(r"torch==|nvidia-|cuda-|triton==")
+# torch for CPUs, which is not on PyPI: an index of its own, or --find-links.
+_TORCH_CPU = {
+  "py311": (
+    "torch==2.13.0+cpu \\\n    --hash=sha256:"
+    "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b\n"
   )
 }
 _BUILD = "setuptools"  # Builds the project, and what comes without a wheel.
@@ -48,13 +49,6 @@ def locked(lock: str, words: list[str]) -> list[str]:
   return re.findall(r"^\S.*(?:\n +.*)*\n", done.stdout, re.MULTILINE)
 
 
-def with_cpu_wheels(requirement: str) -> str:
-  """Adds the sums of wheels that are not on PyPI."""
-  for sum in _CPU_WHEELS.get(requirement.split()[0], ()):
-    requirement = requirement.rstrip() + f" \\\n    --hash=sha256:{sum}\n"
-  return requirement
-
-
 def main() -> None:
   """Writes a file for every Python and extra."""
   project = str(FOLDER.parent / "setup.py")
@@ -67,10 +61,11 @@ def main() -> None:
       for extra in EXTRAS:
         whole = locked(lock, [project, f"--extra={extra}"])
         lists[extra] = [r for r in whole if r not in base]
-      lists["torch_cuda"] = [r for r in lists["interop"] if _OF_TORCH.match(r)]
-      lists["interop"] = [
-        with_cpu_wheels(r) for r in lists["interop"] if not _OF_TORCH.match(r)
-      ]
+      interop = lists["interop"]
+      lists["torch_cuda"] = [r for r in interop if _TORCH.match(r)]
+      lists["interop"] = [r for r in interop if not _TORCH.match(r)]
+      if lock in _TORCH_CPU:
+        lists["torch_cpu"] = [_TORCH_CPU[lock]]
       folder = FOLDER / "hashes" / lock
       folder.mkdir(parents=True, exist_ok=True)
       for name, requirements in lists.items():

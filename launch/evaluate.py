@@ -9,7 +9,7 @@ Modes are defined at --mode below, and in docs/commands.md.
 import json
 import pathlib
 
-from absl import flags
+from absl import flags, logging
 
 from tsd_jax.base import config as config_lib
 
@@ -31,7 +31,7 @@ _SEED = flags.DEFINE_integer("seed", None, "Of sampling.")
 
 
 def main(overrides):
-  """Prints a table and writes DIR/eval.json, or DIR/eval_base.json."""
+  """Prints a table and adds to DIR/eval.json, or DIR/eval_base.json."""
   del overrides  # There is no --config: a run is measured as it was trained.
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
@@ -59,6 +59,16 @@ def main(overrides):
       "decoding use --mode=greedy"
     )
   problems, task = data.load_problems(saved.task, split), saved.make_task()
+  digests = data.digests(saved.task, {split: problems})
+  if directory.changed_splits(folder, digests):
+    logging.warning(
+      "the %s problems are not those that %s was begun with", split, folder
+    )
+  name = "eval_base.json" if _BASE.value else "eval.json"
+  # Read now: a damaged file is better told before than after the work.
+  measured = {}
+  if (pathlib.Path(folder) / name).exists():
+    measured = directory.read_json(folder, name)
   if _BASE.value:
     graphdef, params = initial_params(saved)
     step = 0
@@ -82,10 +92,9 @@ def main(overrides):
   for name, counts in callback.report().items():
     print(name, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)
-  name = "eval_base.json" if _BASE.value else "eval.json"
-  content = {mode: result | facts for mode, result in results.items()}
+  measured |= {mode: result | facts for mode, result in results.items()}
   directory.write_whole(
-    pathlib.Path(folder) / name, json.dumps(content, indent=2) + "\n"
+    pathlib.Path(folder) / name, json.dumps(measured, indent=2) + "\n"
   )
 
 

@@ -102,10 +102,11 @@ tsd_jax_install() {
     checked+=(-r "$LOCK/$extra.txt")
   done
   "${pip[@]}" --require-hashes -r "$LOCK/build.txt" || return
-  if ! "${checked[@]}"; then
-    # The index serves torch's CUDA wheel, which needs more.
-    [[ ",$1," == *,interop,* ]] && grep -q "^ *nvidia-" "$VENV/install.log" ||
-      return
+  if [[ ",$1," != *,interop,* ]]; then
+    "${checked[@]}" || return
+  # PyPI itself has torch for CUDA alone, which needs 3 GB more.
+  elif [[ ! -f "$LOCK/torch_cpu.txt" ]] ||
+    ! "${checked[@]}" -r "$LOCK/torch_cpu.txt"; then
     "${checked[@]}" -r "$LOCK/torch_cuda.txt" || return
   fi
   "${pip[@]}" "${own[@]}" --no-deps --editable "$ROOT"

@@ -90,13 +90,16 @@ def main(overrides):
       )
   given = {}
   if "sync" in steps:
-    given["sync"] = (_COMMIT.value,)
+    given["sync"] = (pod_lib.plain("commit", _COMMIT.value),)
   if "start" in steps:
     # Whatever is wrong with the experiment is said before money is spent.
     config_lib.from_flags(_CONFIG.value, overrides)
     given["start"] = (arguments(overrides, config_lib.required(_WORKDIR)),)
   if "collect" in steps:
-    given["collect"] = (config_lib.required(_WORKDIR), _COLLECT.value)
+    given["collect"] = (
+      pod_lib.plain("workdir", config_lib.required(_WORKDIR)),
+      pod_lib.plain("collect", _COLLECT.value),
+    )
   launcher = pod_lib.Launcher(pod, dry_run=_DRY_RUN.value, poll=_POLL.value)
   for left in reversed(range(_PREEMPTIONS.value + 1)):
     try:

@@ -5,9 +5,10 @@ python -m launch.train --config=experiments/countdown.py --workdir=runs/tsd
 With --max_restarts=N a parent process starts the run again when it dies. With
 --distributed the same command runs on every host of a pod (TPU, GKE, Slurm).
 
-Exit codes: 0 finished; 2 bad input or a broken loss; 143 after SIGTERM and 130
-after Ctrl-C, with a checkpoint written: the same command goes on. A second
-Ctrl-C or SIGTERM ends at once, without.
+Exit codes: 0 finished; 2 bad input, a broken loss, or a reward function whose
+calls all failed; 143 after SIGTERM, 129 after SIGHUP and 130 after Ctrl-C, with
+a checkpoint written: the same command goes on. A second such signal ends at
+once, without.
 """
 
 import pathlib
@@ -61,6 +62,7 @@ def main(overrides):
     results = train.train(config, folder)
   if results:  # Of several processes only the leader has them.
     print(evaluation.table(results))
+    print(f"plots and samples: {pathlib.Path(folder) / directory.REPORT}")
 
 
 if __name__ == "__main__":

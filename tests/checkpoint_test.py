@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
+import pathlib
 import resource
 import time
 
@@ -84,6 +87,58 @@ def test_rows_wait_for_room(tmp_path, caplog):
   log.write([{"step": 4} | ledger])
   log.finish()
   assert [row["step"] for row in directory.read_rows(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(
+  tmp_path, monkeypatch, fault
+):
+  file = tmp_path / "samples.json"
+  directory.write_whole(file, "old")
+
+  def full(*_, **__):
+    raise OSError(fault, os.strerror(fault))
+
+  for broken in ("write_text", "replace"):
+    with monkeypatch.context() as patched:
+      owner = pathlib.Path if broken == "write_text" else os
+      patched.setattr(owner, broken, full)
+      with pytest.raises(
+        UserError, match=f"samples.json.*{os.strerror(fault)}"
+      ):
+        directory.write_whole(file, "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["samples.json"]
+    assert file.read_text() == "old"
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "mkdir", full)
+    with pytest.raises(UserError, match="free some space"):
+      directory.make(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_one_is_one_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "nowhere" / "x")
+  with pytest.raises(UserError, match="file.* cannot be written"):
+    directory.make(tmp_path / "file")
+  with pytest.raises(UserError, match="file.*lock cannot be written"):
+    with directory.sole_writer(tmp_path / "file"):
+      pass
+  with pytest.raises(UserError, match="checkpoints cannot be written"):
+    checkpoint.Checkpointer(tmp_path / "run")
+
+
+def test_a_full_disk_is_told_once_and_closing_is_quiet(tmp_path, caplog):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  with full_disk():
+    for step in (1, 2, 3):
+      checkpointer.save(step, arrays(step), {"step": step})
+      assert wait(checkpointer)
+    checkpointer.save(4, arrays(4), {"step": 4})
+    checkpointer.close()
+  assert caplog.text.count("was not written") == 1
+  assert "iteration 1 was not written" in caplog.text
+  assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_checkpoint_is_read_onto_any_mesh(tmp_path):

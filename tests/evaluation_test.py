@@ -195,6 +195,13 @@ def test_launch_evaluate_repeats_the_runs_own_figures(workdir):
     assert {name: got[name] for name in expected} == expected
     assert (got["split"], got["step"]) == ("validation", 2)
     assert f"{expected['accuracy']:.3f}" in done.stdout
+  # More modes are added, each with what it was measured on.
+  (workdir / "data.json").write_text('{"test": "other"}')
+  done = run_evaluate(workdir, "--mode=pass@2", "--split=test")
+  assert done.returncode == 0, done.stderr
+  assert "the test problems are not those that" in done.stderr
+  more = json.loads((workdir / "eval.json").read_text())
+  assert more.pop("pass@2")["split"] == "test" and more == saved
 
 
 @pytest.mark.parametrize(

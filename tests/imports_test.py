@@ -24,8 +24,8 @@ search: node moves kv_pool transpositions rules best_first config champions
   metrics search view view_html
 learning: losses advantages loss_terms config methods memory update iteration
   supervised
-run: directory reward_params checkpoint experiment costs curves evaluation
-  samples report state load train
+run: checks directory reward_params checkpoint experiment costs curves
+  evaluation samples report state load train
 comparison: statistics jobs judge
 planning: hlo roofline aot
 api: programs model tree sampling runs

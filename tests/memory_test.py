@@ -265,4 +265,3 @@ def test_trees_outside_of_a_run_are_refused_too():
   there = 0
   with pytest.raises(UserError, match="not even one would fit"):
     fits(16)
-

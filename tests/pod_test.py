@@ -248,3 +248,24 @@ def test_bad_input_is_one_line_and_makes_nothing(cloud, flag, words):
   assert done.returncode == 2, done.stderr
   assert words in done.stderr.strip().splitlines()[-1]
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "flag",
+  [
+    "--commit=--output=/tmp/x",
+    "--tpu=--flags-file=/tmp/x",
+    "--zone=-z",
+    "--project=--quiet",
+    "--workdir=runs/$(reboot)",
+    "--workdir=runs/a b",
+    "--collect=-r",
+    "--accelerator_type=--spot",
+  ],
+)
+def test_no_value_becomes_an_option_or_a_command(cloud, flag):
+  done = cloud.launch(flag)
+  assert done.returncode == 2
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith(f"error: {flag.partition('=')[0]}=")
+  assert "begin with no dash" in last and not cloud.calls()

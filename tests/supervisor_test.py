@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tsd_jax.base import signals
 from tsd_jax.parallel import supervisor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,11 +53,13 @@ def test_what_is_started_again(tmp_path, capfd, body, code, count):
   assert capfd.readouterr().err.count("the run died") == deaths
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_is_passed_on_once_and_ends_it(tmp_path, number):
   body = """
 got = []
-for s in (signal.SIGTERM, signal.SIGINT):
+for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
   signal.signal(s, lambda s, _: got.append(s))
 pathlib.Path(file.parent / "ready").touch()
 while not got: time.sleep(0.01)
@@ -79,6 +82,20 @@ sys.exit(supervisor.supervise({counting(tmp_path, body)!r}, 5, pause=0.01))
   out, _ = process.communicate(timeout=60)
   assert process.returncode == 128 + number
   assert out == "1 signals\n" and starts(tmp_path) == 1
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+  """As under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  got = []
+  try:
+    with signals.handled(lambda number, _: got.append(number)):
+      for number in signals.SIGNALS:
+        os.kill(os.getpid(), number)
+    assert got == [signal.SIGINT, signal.SIGTERM]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux kills the run")

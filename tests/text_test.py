@@ -71,6 +71,34 @@ def problems(**fields):
   return lines
 
 
+def digests(config):
+  return data.digests(config, data.load_splits(config))
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("change", ["answer", "prompt"])
+def test_a_changed_line_changes_the_digest_of_its_split(
+  model, tmp_path, split, change
+):
+  lines = problems()
+  before = configure(model, write(tmp_path / "a.jsonl", lines))
+  place = data.load_problems(before, split).example_B[0]
+  if change == "answer":
+    lines[place] |= {"letters": "other"}
+  else:
+    lines[place].pop("messages", None)
+    lines[place] |= {"prompt": "Write something else", "problem": "other"}
+  after = configure(model, write(tmp_path / "b.jsonl", lines))
+  old, new = digests(before), digests(after)
+  assert [name for name in old if old[name] != new[name]] == [split]
+  directory.prepare(before, tmp_path / "run", old)
+  directory.prepare(before, tmp_path / "run", old)
+  with pytest.raises(UserError, match=f"prompts or examples of {split} have"):
+    directory.prepare(before, tmp_path / "run", new)
+  # Nothing is written over what the run began with.
+  directory.prepare(before, tmp_path / "run", old)
+
+
 def configure(model, file, **changes):
   options = dict(
     file=file, tokenizer=str(model), reward=letters, prompt_length=48,

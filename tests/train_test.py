@@ -78,11 +78,15 @@ def start_and_stop(workdir, number):
 
 @pytest.mark.parametrize(
   "number",
-  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+  [
+    signal.SIGKILL,
+    pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+  ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
   code, stderr = start_and_stop(tmp_path, number)
-  assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+  assert code == (-9 if number == signal.SIGKILL else 128 + number)
   assert "Traceback" not in stderr
   assert any((tmp_path / "checkpoints").glob("[0-9]*"))
   done = run(tmp_path)
@@ -174,6 +178,8 @@ def test_a_longer_run_goes_on_in_the_same_folder(whole, tmp_path):
   assert "GLIBC_TUNABLES" not in done.stdout
   assert rows(workdir)[:6] == rows(whole)[:6]
   assert rows(workdir)[-1]["step"] == 8
+  assert "no response in 8 iterations" in done.stderr  # Nor in the first 6.
+  assert f"plots and samples: {workdir}/report.html" in done.stdout
 
 
 @pytest.mark.slow
@@ -238,6 +244,20 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path):
   done = run(tmp_path, "--config.optimizer.learning_rate=1e30")
   assert done.returncode == 2
   assert "became" in done.stderr and "learning_rate" in done.stderr
+  assert "there is no checkpoint yet" in done.stderr
+
+
+def test_weights_without_sense_are_no_checkpoint(tmp_path):
+  """The losses of the first iteration are finite all the same."""
+  done = run(
+    tmp_path,
+    "--config.optimizer.learning_rate=1e7",
+    "--config.checkpoint_every=1",
+  )
+  assert done.returncode == 2, done.stderr
+  last = done.stderr.strip().splitlines()[-1]
+  assert "['params']" in last and "there is no checkpoint yet" in last
+  assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
 def test_a_stopped_comparison_does_not_start_its_next_run(tmp_path):

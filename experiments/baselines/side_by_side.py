@@ -120,7 +120,8 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   """
   folder.mkdir(parents=True, exist_ok=True)
   fixed = config.optimizer.linear_decay
-  directory.prepare(config, folder, fixed_length=fixed)
+  digests = data.digests(config.task, data.load_splits(config.task))
+  directory.prepare(config, folder, digests, fixed_length=fixed)
   file = folder / "points.json"
   if not file.exists() or (
     json.loads(file.read_text())[-1][0] < config.iterations

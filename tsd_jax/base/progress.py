@@ -63,7 +63,8 @@ def quiet_libraries() -> None:
 
   The first two log through absl, one line a file; our own warnings stay
   visible. Where JAX has seen no chip of a TPU and has no plugin for another
-  accelerator, libtpu is not asked, which would print errors.
+  accelerator, libtpu is not asked, which would print errors. What fails in
+  Orbax is raised too, and told by whoever asked for it.
   """
   plugins = importlib.util.find_spec("jax_plugins")
   said = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,8 +74,9 @@ def quiet_libraries() -> None:
   logging.getLogger("jax").setLevel(logging.WARNING)
 
   def wanted(record: logging.LogRecord) -> bool:
-    chatty = "orbax" in record.pathname or "datasets" in record.pathname
-    return record.levelno >= logging.ERROR or not chatty
+    if "orbax" in record.pathname:
+      return False
+    return record.levelno >= logging.ERROR or "datasets" not in record.pathname
 
   logging.getLogger("absl").addFilter(wanted)
 
@@ -107,7 +109,7 @@ class Progress:
   def __exit__(self, *error):
     """Leaves the last state of the bar on its own line."""
     if self._terminal:
-      self._stream.write("\n")
+      self._write("\n")
 
   def say(self, text: str, *, once: bool = False) -> None:
     """Writes a line of its own, if there is one to write.
@@ -119,9 +121,7 @@ class Progress:
     if text and not (once and text in self._said):
       if once:
         self._said.add(text)
-      self._stream.write((_CLEAR if self._terminal else "") + text + "\n")
-      self._stream.write(self._bar)
-      self._stream.flush()
+      self._write((_CLEAR if self._terminal else "") + text + "\n" + self._bar)
 
   def start(self) -> None:
     """Starts the clock anew: what was compiled before counts no longer."""
@@ -158,7 +158,11 @@ class Progress:
       full = int(width * step / self._total)
       bar = "█" * full + "░" * (width - full)
       self._bar = f"{bar} {line}"
-      self._stream.write(_CLEAR + self._bar)
+      self._write(_CLEAR + self._bar)
     else:
-      self._stream.write(line + "\n")
-    self._stream.flush()
+      self._write(line + "\n")
+
+  def _write(self, text: str) -> None:
+    with contextlib.suppress(OSError):  # The terminal, or a disk, may be gone.
+      self._stream.write(text)
+      self._stream.flush()

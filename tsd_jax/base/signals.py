@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Each saves, then ends the program.
+# Each saves, then ends the program. SIGHUP: its terminal is gone.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Of one request: a terminal or a cluster sends a signal to all processes, and a
 # parent passes its own on.
 _ONE_REQUEST = 1.0

@@ -19,6 +19,7 @@ from tsd_jax.run import costs, directory, evaluation, report, train
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.curves import Curve
 from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks import data
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
@@ -221,7 +222,9 @@ def judge(
   """
   folder, start = pathlib.Path(folder), time.monotonic()
   evaluation.parse_modes(config.mode)
-  directory.prepare(config, folder, ignore=("runs",))
+  task = config.experiment.task
+  digests = data.digests(task, data.load_splits(task))
+  directory.prepare(config, folder, digests, ignore=("runs",))
   trained = _train(config, folder, jobs)
   content = {
     "command": command,

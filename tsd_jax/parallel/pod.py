@@ -8,6 +8,7 @@ nothing: `create` reuses a slice that is there, `start` detaches the run,
 
 import dataclasses
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -71,6 +72,13 @@ class Pod:
   runtime_version: str | None = None
   spot: bool = False
   queued: bool = False  # Through a queued resource of the same name.
+
+  def __post_init__(self):
+    """Refuses names that gcloud would read as something else."""
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, str):
+        plain(field.name, value)
 
   @property
   def runtime(self) -> str:
@@ -173,6 +181,7 @@ class Launcher:
     Raises:
       UserError: if the commit does not exist.
     """
+    plain("commit", commit)
     with tempfile.TemporaryDirectory() as folder:
       archive = pathlib.Path(folder) / "tsd_jax.tar.gz"
       git = ["git", "-C", str(ROOT), "archive", "--format=tar.gz"]
@@ -253,7 +262,13 @@ class Launcher:
     )
 
   def collect(self, remote: str, local: str) -> None:
-    """Copies the run's folder from worker 0."""
+    """Copies the run's folder from worker 0.
+
+    Raises:
+      UserError: for a path that is no plain word.
+    """
+    plain("workdir", remote)
+    plain("collect", local)
     if not self._dry_run:
       pathlib.Path(local).mkdir(parents=True, exist_ok=True)
     # ssh starts in the home folder, a run in the code's.
@@ -368,6 +383,23 @@ class Launcher:
         sys.stdout.write(text)
         sys.stdout.flush()
     return process.returncode, lines
+
+
+def plain(flag: str, value: str) -> str:
+  """A value that gcloud and git read as no option, and a shell as one word.
+
+  Quotes would not do for paths: whether `scp` hands them to a shell depends on
+  its version.
+
+  Raises:
+    UserError: it begins with a dash, or holds other characters.
+  """
+  if not re.fullmatch(r"[\w./~^@:+=,][\w./~^@:+=,-]*", value, re.ASCII):
+    raise UserError(
+      f"--{flag}={value!r} must begin with no dash and hold only letters, "
+      "digits and ./~^@:+=,_-"
+    )
+  return value
 
 
 def _say(text: str) -> None:

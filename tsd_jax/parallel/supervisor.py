@@ -6,6 +6,7 @@ alive. The run itself resumes from its last good checkpoint. Where the
 supervisor is killed, Linux kills the run too: nobody would look after it.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -89,8 +90,9 @@ def supervise(
         time.sleep(min(0.1, delay))
       if asked:
         return 128 + asked[-1]
-    raise AssertionError("the last restart returns")
+  raise AssertionError("the last restart returns")
 
 
 def _say(text: str) -> None:
-  print(f"supervisor: {text}", file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    print(f"supervisor: {text}", file=sys.stderr, flush=True)

@@ -43,7 +43,8 @@ class Checkpointer:
         going on.
 
     Raises:
-      UserError: if the folder is only to be read and there is none.
+      UserError: if the folder is only to be read and there is none, or it
+        cannot be made.
     """
     self.path = pathlib.Path(workdir).resolve() / directory.CHECKPOINTS
     self._read_only = read_only
@@ -51,15 +52,16 @@ class Checkpointer:
     self._behind = False
     if read_only and not self.path.is_dir():
       raise UserError(f"no checkpoints in {workdir}: train there first")
-    self._manager = ocp.CheckpointManager(
-      self.path,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        create=not read_only,
-        read_only=read_only,
-        enable_async_checkpointing=not read_only,
-      ),
-    )
+    with directory.writing(self.path):
+      self._manager = ocp.CheckpointManager(
+        self.path,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=None if read_only else keep,
+          create=not read_only,
+          read_only=read_only,
+          enable_async_checkpointing=not read_only,
+        ),
+      )
 
   def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
     """Starts writing a checkpoint; returns before it is on disk."""
@@ -120,15 +122,16 @@ class Checkpointer:
       self._failed(error)
 
   def _failed(self, error: Exception) -> None:
-    step, self._saving, self._behind = self._saving, None, True
-    logging.warning(
-      "the checkpoint of iteration %d was not written (%s); training goes on "
-      "and will try again",
-      step,
-      _first_line(error),
-    )
+    if not self._behind:  # Once, until one succeeds.
+      logging.warning(
+        "the checkpoint of iteration %d was not written (%s); training goes on "
+        "and will try again",
+        self._saving,
+        _first_line(error),
+      )
+    self._saving, self._behind = None, True
     # What it left half written takes the room that the next one needs.
-    for folder in self.path.glob(f"{step}.orbax-checkpoint-tmp*"):
+    for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(folder, ignore_errors=True)
 
   def steps(self) -> list[int]:
@@ -182,9 +185,13 @@ class Checkpointer:
     return None
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until everything is on disk; a failed save is told, not raised."""
     self._settle()
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception:  # It raises once more what a save has.
+      if not self._behind:
+        raise
 
 
 def _first_line(error: Exception) -> str:

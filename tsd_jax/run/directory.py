@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Mapping
 from typing import IO, Any
 
 from absl import logging
@@ -16,12 +18,14 @@ from tsd_jax.base.errors import UserError
 
 # What a run's folder holds.
 CONFIG = "config.json"
+DATA = "data.json"  # A digest of each split's problems.
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 REWARD = "reward.npz"  # Of a reward that has parameters.
 SAMPLES = "samples.json"
 REPORT = "report.html"  # There if and only if a run is finished.
 _LOCK = ".lock"
+_NO_DATA: Mapping[str, str] = types.MappingProxyType({})
 
 
 def read_json(workdir: str | pathlib.Path, name: str) -> Any:
@@ -60,35 +64,76 @@ def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
   return saved
 
 
+@contextlib.contextmanager
+def writing(path: pathlib.Path, partial: pathlib.Path | None = None):
+  """Says in one line that something cannot be written; leaves no part of it.
+
+  Args:
+    path: what is written, for the message.
+    partial: a file that is there meanwhile.
+
+  Raises:
+    UserError: in place of an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    if partial is not None:
+      with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+    raise UserError(
+      f"{path} cannot be written ({error.strerror or error}): free some space "
+      "or mend the storage, and the same command goes on"
+    ) from error
+
+
 def write_whole(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a reader finds the old text or the new."""
+  """Writes a file whole: a reader finds the old text or the new.
+
+  Raises:
+    UserError: it cannot be written.
+  """
   partial = file.with_suffix(".tmp")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, file)
+  with writing(file, partial):
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def make(workdir: pathlib.Path) -> None:
+  """Makes a run's folder where there is none.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  with writing(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def prepare(
   config: Any,
   workdir: pathlib.Path,
+  data: Mapping[str, str] = _NO_DATA,
   *,
   fixed_length: bool = False,
   ignore: Collection[str] = (),
 ) -> None:
-  """Writes config.json, or checks that the folder's is the same run.
+  """Writes config.json and data.json, or checks that they are the same run's.
 
   Args:
     config: the run's config.
     workdir: its folder, made where there is none.
+    data: a digest of each split's problems (`tasks.data.digests`); without any
+      data.json is left as it is.
     fixed_length: whether a run may not go on for longer, or end earlier, than
       it was begun for.
     ignore: names of other fields that may differ.
 
   Raises:
-    UserError: if the folder holds a run with other settings. Any mesh may go on
-      with it.
+    UserError: if the folder holds a run with other settings or problems. Any
+      mesh may go on with it.
   """
   ignore = ("mesh", *ignore, *(() if fixed_length else ("iterations",)))
-  workdir.mkdir(parents=True, exist_ok=True)
+  make(workdir)
   file = workdir / CONFIG
   if outside_files.is_there(file):
     saved = read_config(workdir)
@@ -98,7 +143,30 @@ def prepare(
         f"{workdir} holds a run with other settings ({'; '.join(lines[:5])}): "
         "use another --workdir"
       )
+  if splits := changed_splits(workdir, data):
+    raise UserError(
+      f"{workdir} holds a run on other problems: prompts or examples of "
+      f"{' and '.join(splits)} have changed; bring them back, or use another "
+      "--workdir"
+    )
   write_whole(file, config_json.to_json(config))
+  if data:
+    write_whole(workdir / DATA, json.dumps(dict(data), indent=2) + "\n")
+
+
+def changed_splits(
+  workdir: str | pathlib.Path, data: Mapping[str, str]
+) -> list[str]:
+  """Names of splits whose problems are not those that a run began with.
+
+  Args:
+    workdir: the run's folder.
+    data: digests of some splits, as they are now.
+  """
+  if not (pathlib.Path(workdir) / DATA).exists():
+    return []
+  saved = read_json(workdir, DATA)
+  return [split for split in data if saved.get(split) != data[split]]
 
 
 def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -154,6 +222,7 @@ class RowLog:
     self._file = file
     self._size = file.stat().st_size if file.exists() else 0
     self._waiting = b""
+    self._told = False
 
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Writes rows, and before them those that could not be written."""
@@ -163,12 +232,15 @@ class RowLog:
         log.truncate(self._size)  # Part of a row may stand at the end.
         log.write(self._waiting)
     except OSError as error:
-      logging.warning(
-        "%s cannot be written (%s); its rows are kept and tried again",
-        self._file,
-        error,
-      )
+      if not self._told:  # Once, until it succeeds.
+        logging.warning(
+          "%s cannot be written (%s); its rows are kept and tried again",
+          self._file,
+          error,
+        )
+      self._told = True
       return
+    self._told = False
     self._size += len(self._waiting)
     self._waiting = b""
 
@@ -237,20 +309,23 @@ def _row(line: str, where: str) -> dict[str, Any]:
   return row
 
 
-def keep_rows(file: pathlib.Path, step: int) -> None:
+def keep_rows(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
   """Drops metrics rows past a checkpoint; the resumed run writes them again.
+
+  Returns:
+    The others.
 
   Raises:
     UserError: if the file is damaged before its last line.
   """
   if not outside_files.is_there(file):
-    return
+    return []
   *lines, last = outside_files.read_lines(file)
   rows = [
-    line + "\n"
-    for number, line in enumerate(lines, 1)
-    if _row(line, f"{file}, line {number}")["step"] <= step
+    _row(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)
   ]
+  kept = [row["step"] <= step for row in rows]
   # A last line without an end was half written when the run was killed.
   del last
-  write_whole(file, "".join(rows))
+  write_whole(file, "".join(f"{x}\n" for x in itertools.compress(lines, kept)))
+  return list(itertools.compress(rows, kept))

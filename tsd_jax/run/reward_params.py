@@ -27,8 +27,8 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
     keep: whether to write them there, where they are not.
 
   Raises:
-    UserError: the reward cannot be read, or the folder's parameters are damaged
-      or of another reward.
+    UserError: the reward cannot be read or kept, or the folder's parameters are
+      damaged or of another reward.
   """
   try:
     params = reward.load()
@@ -42,8 +42,9 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
   if not outside_files.is_there(file):
     if keep and processes.leads():
       partial = file.with_suffix(".tmp.npz")
-      np.savez(partial, *map(np.asarray, leaves))
-      partial.rename(file)
+      with directory.writing(file, partial):
+        np.savez(partial, *map(np.asarray, leaves))
+        partial.rename(file)
     return params
   expected = list(map(np.asarray, leaves))
   _check_size(file, expected)

@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
+from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
-from tsd_jax.run import directory
+from tsd_jax.run import checks, directory
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
@@ -20,7 +22,11 @@ class RunState:
   """A run's counts, rows and checkpoints; the leading process writes them."""
 
   def __init__(
-    self, config: Experiment, folder: pathlib.Path, prompts: data.PromptIterator
+    self,
+    config: Experiment,
+    folder: pathlib.Path,
+    prompts: data.PromptIterator,
+    digests: Mapping[str, str],
   ):
     """Claims the folder, and makes it where there is none.
 
@@ -28,6 +34,7 @@ class RunState:
       config: the run.
       folder: its folder.
       prompts: where it takes them from; goes on with the run.
+      digests: of each split's problems (`data.digest`).
 
     Raises:
       UserError: if the folder holds another run, or another process trains
@@ -36,13 +43,12 @@ class RunState:
     self.config, self.folder, self.prompts = config, folder, prompts
     self.ledger, self.step, self.seconds = Ledger(), 0, 0.0
     self.last_eval: dict[str, dict[str, Any]] = {}
+    self.outcome = checks.Outcome(config.make_task().reward.low)
     self._log: directory.RowLog | None = None
     with contextlib.ExitStack() as claimed:
       if processes.leads():
         claimed.enter_context(directory.sole_writer(folder))
-        # A learning rate that has fallen to 0 does not rise again.
-        fixed = config.optimizer.linear_decay
-        directory.prepare(config, folder, fixed_length=fixed)
+        directory.prepare(config, folder, digests)
       self._checkpointer = Checkpointer(folder)
       claimed.callback(self._checkpointer.close)
       self._claimed = claimed.pop_all()
@@ -73,6 +79,9 @@ class RunState:
 
     Returns:
       The checkpoint's, or the given one where there is no checkpoint.
+
+    Raises:
+      UserError: the checkpoint is of other prompts.
     """
     restored = self._checkpointer.restore(state._asdict())
     if restored is not None:
@@ -80,21 +89,44 @@ class RunState:
       state = TrainState(**arrays)
       self.step, self.seconds = saved["step"], saved["seconds"]
       self.ledger, self.last_eval = Ledger(**saved["ledger"]), saved["eval"]
-      self.prompts.set_state(saved["prompts"])
+      try:
+        self.prompts.set_state(saved["prompts"])
+      except ValueError as error:  # Of a folder without data.json.
+        raise UserError(f"{self.folder}: {error}") from error
     if self.finished:
+      if processes.leads():
+        self.outcome.see(directory.read_rows(self.folder), last=True)
       return state
     if restored is not None:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
+      self._tell_of_schedule(restored[1]["iterations"])
     if processes.leads():
       (self.folder / directory.REPORT).unlink(missing_ok=True)
       rows = self.folder / directory.METRICS
       # Without a checkpoint even the start's row is written again.
-      directory.keep_rows(rows, self.step if restored is not None else -1)
+      step = self.step if restored is not None else -1
+      self.outcome.see(directory.keep_rows(rows, step))
       self._log = directory.RowLog(rows)
     return state
 
+  def _tell_of_schedule(self, before: int) -> None:
+    """Says what a run of another length does to its learning rate.
+
+    Args:
+      before: iterations that the run was to have.
+    """
+    now = self.config.iterations
+    if self.config.optimizer.linear_decay and now != before:
+      logging.warning(
+        "the learning rate now falls to 0 at iteration %d instead of %d: it "
+        "goes on at %.0f %% of the first, where it stood at %.0f %%",
+        *(now, before),
+        *(100 * max(0.0, 1 - self.step / n) for n in (now, before)),
+      )
+
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Appends rows to metrics.jsonl."""
+    self.outcome.see(rows, last=self.done)
     if self._log is not None:
       self._log.write(rows)
 
@@ -111,6 +143,13 @@ class RunState:
     """Whether the newest save failed, in any process."""
     return processes.any_says(self._checkpointer.behind())
 
+  def kept(self) -> str:
+    """Says which checkpoint the run would go on from."""
+    steps = self._checkpointer.steps()
+    if not steps:
+      return "there is no checkpoint yet"
+    return f"the checkpoint of iteration {steps[0]} is kept"
+
   def save(self, state: TrainState, *, wait: bool = False) -> None:
     """Writes a checkpoint.
 
@@ -119,12 +158,14 @@ class RunState:
       wait: return only when it is on disk.
 
     Raises:
-      UserError: if that is waited for and impossible.
+      UserError: if that is waited for and impossible, or the state is broken.
     """
+    checks.check_state(state, self.step, str(self.folder), self.kept())
     record = dict(
       step=self.step,
       seconds=self.seconds,
       ledger=dataclasses.asdict(self.ledger),
+      iterations=self.config.iterations,
       prompts=self.prompts.get_state(),
       eval=self.last_eval,
     )

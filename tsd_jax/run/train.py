@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -27,7 +26,6 @@ import numpy as np
 from absl import logging
 
 from tsd_jax.base import large_pages, progress, signals
-from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration, memory
@@ -37,6 +35,7 @@ from tsd_jax.learning.update import Frozen, merged_params
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
 from tsd_jax.run import (
+  checks,
   costs,
   directory,
   evaluation,
@@ -50,28 +49,6 @@ from tsd_jax.tasks import data
 from tsd_jax.tasks.task import Task
 
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
-
-
-def check_finite(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
-  """Stops a run whose numbers broke.
-
-  Args:
-    rows: its newest metrics.
-    folder: of the run.
-
-  Raises:
-    UserError: naming the metric and the iteration.
-  """
-  for row in rows:
-    bad = [
-      k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
-    ]
-    if bad:
-      raise UserError(
-        f"{folder}, iteration {row['step']}: {', '.join(bad)} became "
-        f"{row[bad[0]]}; the last checkpoint is kept. Try a lower "
-        "--config.optimizer.learning_rate or --config.loss.clip_high"
-      )
 
 
 def to_rows(
@@ -131,9 +108,9 @@ def train(
   Raises:
     UserError: for bad input, before anything is compiled, and for a run whose
       loss became NaN or infinite.
-    KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once the running
-      dispatch has ended and a checkpoint is on disk. A second signal ends a
-      command at once.
+    KeyboardInterrupt, SystemExit: after SIGINT, SIGTERM or SIGHUP, once the
+      running dispatch has ended and a checkpoint is on disk. A second signal
+      ends a command at once.
   """
   return train_vmapped([config], [workdir])[0]
 
@@ -173,7 +150,8 @@ def train_vmapped(
     runs=len(configs),
   )
   held_out = data.load_problems(config.task, config.eval.split)
-  problems = data.load_problems(config.task, "train")
+  splits = data.load_splits(config.task)
+  digests = data.digests(config.task, splits)
 
   with contextlib.ExitStack() as stack:
     runs = []
@@ -181,9 +159,11 @@ def train_vmapped(
       graphdef, params = initial_params(c)
       search_graphdef, search_params = search_model(c)
       prompts = data.PromptIterator(
-        problems, batch_size=learner_config.prompts, seed=c.seed
+        splits["train"], batch_size=learner_config.prompts, seed=c.seed
       )
-      run = stack.enter_context(RunState(c, pathlib.Path(folder), prompts))
+      run = stack.enter_context(
+        RunState(c, pathlib.Path(folder), prompts, digests)
+      )
       frozen = Frozen(
         jax.tree.map(jnp.copy, params),
         reward_params.read(task.reward, run.folder, keep=True),
@@ -214,6 +194,8 @@ def train_vmapped(
         if asked:
           break
       _finish(shared, todo, asked)
+    for r in runs:
+      r.run.outcome.check()
     return [r.run.last_eval for r in runs]
 
 
@@ -410,7 +392,7 @@ class Group:
     step, every = self._step, self._config.eval.every
     done = step >= self._config.iterations
     for i, (run, row) in enumerate(zip(self._runs, rows, strict=True)):
-      check_finite(row, run.folder)
+      checks.check_rows(row, str(run.folder), run.kept())
       run.step = step
       run.seconds += seconds
       row[-1]["seconds"] = round(run.seconds, 3)

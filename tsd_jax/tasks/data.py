@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import grain
@@ -180,7 +181,7 @@ def load_problems(
   """
   if split not in SPLITS:
     raise UserError(f"{split=} is unknown: use one of {', '.join(SPLITS)}")
-  if split != "train" and getattr(config, f"{split}_size") == 0:
+  if split not in filled_splits(config):
     raise UserError(f"{split=} is empty: set {split}_size above 0")
   root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
   folder = root / f"tsd_{config.make().name}" / config.dataset
@@ -207,6 +208,43 @@ def load_problems(
   prompts = as_prompts(task, prompt_QP, example_Q)
   prompts = dataclasses.replace(prompts, media=config.media(prompts))
   return jax.device_get(prompts)
+
+
+def filled_splits(config: TaskConfig) -> list[str]:
+  """Those of `SPLITS` that hold problems."""
+  return [
+    split
+    for split in SPLITS
+    if split == "train" or getattr(config, f"{split}_size") > 0
+  ]
+
+
+def load_splits(config: TaskConfig) -> dict[str, Prompts]:
+  """All prompts of every split that holds any; see `load_problems`."""
+  return {
+    split: load_problems(config, split) for split in filled_splits(config)
+  }
+
+
+def digests(
+  config: TaskConfig, splits: Mapping[str, Prompts]
+) -> dict[str, str]:
+  """The digest of each split: what a run remembers of its problems."""
+  return {split: digest(config, prompts) for split, prompts in splits.items()}
+
+
+def digest(config: TaskConfig, prompts: Prompts) -> str:
+  """A SHA-256 of prompts and of what their graders read, in their order.
+
+  Media are left out: they are a function of the rest.
+  """
+  sha = hashlib.sha256()
+  for leaf in jax.tree.leaves(dataclasses.replace(prompts, media=None)):
+    array = np.ascontiguousarray(leaf)
+    sha.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+  for index in prompts.example_B.tolist():
+    sha.update(json.dumps(config.example(index), sort_keys=True).encode())
+  return sha.hexdigest()
 
 
 def _build(

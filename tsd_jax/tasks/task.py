@@ -227,6 +227,14 @@ class TaskConfig(abc.ABC):
   def canonical(self, prompt_P: np.ndarray) -> Problem:
     """Returns the canonical form of what a prompt asks."""
 
+  def example(self, index: int) -> Any:
+    """What a grader reads of a problem beside its prompt, as JSON's own types.
+
+    A run refuses to go on where it has changed.
+    """
+    del index
+    return None
+
   def media(self, prompts: Prompts) -> Media | None:
     """Pictures or sound that stand in prompts; None where there are none.
 

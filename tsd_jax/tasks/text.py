@@ -172,6 +172,10 @@ class TextConfig(TaskConfig):
       response_T = np.full(self.response_length, self.make().pad_id, np.int32)
     return Posed(line.prompt_P, response_T, example)
 
+  def example(self, index: int) -> Any:
+    """A line's object: answers and all else that the reward function gets."""
+    return self.lines[index].example
+
   def canonical(self, prompt_P) -> str:
     """What a prompt of the file asks.
 
