@@ -180,23 +180,38 @@ def train_vmapped(
       graphdef, search_graphdef, task, learner_config, mesh, held_out
     )
     todo = [r for r in runs if not r.run.finished]
-    todo.sort(key=lambda r: r.run.step)
-    groups = itertools.groupby(todo, key=lambda r: r.run.step)
     with signals.requests(progress.current) as asked:
-      for step, group in groups:
-        with progress.Progress(config.iterations, step) as bar:
-          if processes.leads():
-            bar.say(needs)
-            on_cpu = jax.default_backend() == "cpu"
-            bar.say(costs.forecast(config, cpu=on_cpu))
-            bar.say(_large_pages(), once=True)
-          Group(shared, list(group), bar, asked).advance()
-        if asked:
-          break
+      _advance(shared, todo, needs, asked)
       _finish(shared, todo, asked)
     for r in runs:
       r.run.outcome.check()
     return [r.run.last_eval for r in runs]
+
+
+def _advance(
+  shared: Shared, runs: Sequence[VmappedRun], needs: str, asked: list[int]
+) -> None:
+  """Trains runs to their ends, those at the same iteration together.
+
+  Args:
+    shared: the program.
+    runs: those that are not finished.
+    needs: what is said of memory.
+    asked: filled by signals: then the runs stop early.
+  """
+  by_step = sorted(runs, key=lambda r: r.run.step)
+  for step, same in itertools.groupby(by_step, key=lambda r: r.run.step):
+    group = list(same)
+    config = group[0].run.config
+    with progress.Progress(config.iterations, step) as bar:
+      if processes.leads():
+        bar.say(needs)
+        on_cpu = jax.default_backend() == "cpu"
+        bar.say(costs.forecast(config, cpu=on_cpu))
+        bar.say(_large_pages(), once=True)
+      Group(shared, group, bar, asked).advance()
+    if asked:
+      break
 
 
 def _finish(
