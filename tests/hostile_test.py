@@ -1,15 +1,19 @@
 """Functions that were taken over: no other reward is wrong, nothing hangs."""
 
+import contextlib
 import os
 import pathlib
+import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from tests import misbehaving
-from tests.pool_test import alive
+from tests.pool_test import ROOT, alive
 from tsd_jax.rewards import isolation, pool
 from tsd_jax.rewards.pool import Pool, PoolConfig
 
@@ -31,10 +35,13 @@ def name_of(fn) -> str:
   return f"{fn.__module__}.{fn.__name__}"
 
 
+NAME = name_of(misbehaving.take_over)
+
+
 @pytest.fixture(scope="module")
 def workers():
   config = PoolConfig(workers=2, seconds=0.5, memory_mib=1024)
-  running = Pool(name_of(misbehaving.take_over), config)
+  running = Pool(NAME, config)
   yield running
   running.close()
 
@@ -79,30 +86,52 @@ def test_thousands_of_calls_beside_hostile_ones_keep_their_rewards(
   assert graded >= 300
 
 
-def test_nobody_that_a_call_left_behind_is_there_after_it(workers):
-  def sleepers():
-    return [
-      pid
-      for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-      if alive(pid) and worker_of(pid)
-    ]
-
-  def worker_of(pid: int) -> bool:
-    """Whether it is one of these workers, or was started by one."""
-    try:
+def processes() -> set[int]:
+  """Those of all workers of the function."""
+  found = set()
+  for pid in filter(str.isdigit, os.listdir("/proc")):
+    with contextlib.suppress(OSError):
       said = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-      return False
-    return name_of(misbehaving.take_over).encode() in said
+      if NAME.encode() in said and alive(int(pid)):
+        found.add(int(pid))
+  return found
 
-  before = sleepers()
+
+def test_nobody_that_a_call_left_behind_is_there_after_it(workers):
+  before = processes()
   workers.grade([("p", "leave", {"worth": 0.0})] * 10)
-  assert sleepers() == before
+  assert processes() == before
+
+
+WITHOUT_NAMESPACES = """
+from tests.hostile_test import NAME, processes
+from tsd_jax.rewards.pool import Pool, PoolConfig
+
+if __name__ == "__main__":
+  pools = [Pool(NAME, PoolConfig(workers=1)) for _ in range(2)]
+  before = processes()
+  for pool in pools:
+    print(pool.grade([("p", how, {"worth": 0.5}) for how in ("", "leave", "")]))
+  print(processes() == before)
+"""
+
+
+@NAMESPACES
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs util-linux")
+def test_without_namespaces_a_run_says_so_once_and_ends_what_a_call_leaves():
+  refuse = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
+  command = ["unshare", "-Ur", "sh", "-c", refuse, "sh"]
+  done = subprocess.run(
+    [*command, sys.executable, "-c", WITHOUT_NAMESPACES],
+    cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+  )  # fmt: skip
+  assert done.stdout == "[0.5 0.5 0.5]\n[0.5 0.5 0.5]\nTrue\n"
+  assert done.stderr.count("not kept from the network") == 1
 
 
 @pytest.fixture(scope="module")
 def reach():
-  running = Pool(name_of(misbehaving.reach), PoolConfig(seconds=5.0))
+  running = Pool(name_of(misbehaving.reach), PoolConfig(seconds=30.0))
   yield running
   running.close()
 
@@ -135,6 +164,7 @@ def test_files_have_their_limits(reach):
   assert ask(reach, "size", 2**33) == (0.0, {"raised": 1})
 
 
+@pytest.mark.slow
 @NAMESPACES
 def test_a_function_has_few_processes_again_and_again(reach):
   for _ in range(2):

@@ -18,10 +18,7 @@ except ImportError as error:
     "'tsd_jax[verify]'"
   ) from None
 
-
-# The worker has its own limit, and kills what does not keep it. None is not in
-# the library's types, but means it there.
-_NO_LIMIT: Any = None
+_NO_LIMIT = 0  # The worker has its own, and kills what does not keep it.
 
 
 def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
