@@ -1,7 +1,10 @@
 """Templates and tokenizers that do not end, or fill the memory."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,6 +16,7 @@ from tsd_jax.models import text_limits, text_worker
 
 pytest.importorskip("tokenizers", reason="needs the extra: text")
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENDLESS = {
   "loops": "{% for a in range(99999) %}{% for b in range(99999) %}"
   "{% endfor %}{% endfor %}",
@@ -103,6 +107,29 @@ def test_a_limited_tokenizer_reads_and_writes_as_the_plain_one():
   added = limited.get_added_tokens_decoder()
   assert [i for i, token in added.items() if token.special] == [0, 1, 2]
   assert limited.decoder is not None
+
+
+ALONE = """
+import os, signal
+from tsd_jax.models import text_limits
+process = text_limits.shared()
+process.render("", {})
+print(process._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_ends_with_a_program_that_is_killed():
+  done = subprocess.run(
+    [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, check=False
+  )
+  assert done.returncode == -signal.SIGKILL
+  stat = pathlib.Path(f"/proc/{int(done.stdout)}/stat")
+  deadline = time.monotonic() + 30
+  # A zombie has ended, too: nobody may be there who waits for it.
+  while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
 
 
 def test_answers_of_the_process_are_bounded(monkeypatch):
