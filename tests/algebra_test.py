@@ -72,7 +72,7 @@ def score(reward, jit=False):
   """What a reward says of the N responses to the first of two prompts."""
 
   def call(params, prompts, tokens_BGT):
-    return Scorer(reward, EOS, params)(prompts, tokens_BGT)
+    return Scorer(reward, (EOS,), params)(prompts, tokens_BGT)
 
   params = jax.tree.map(jnp.asarray, reward.load())
   found = (jax.jit(call) if jit else call)(params, *responses())
@@ -275,7 +275,7 @@ def test_the_order_is_that_of_tuples(case, jit):
   negated = Sum((reward,), (-3.0,))
   found = score(negated, jit).reward_X
   for value in (
-    score(reward, jit).reward_X, -found, -Scorer(negated, EOS).unit(found)
+    score(reward, jit).reward_X, -found, -Scorer(negated, (EOS,)).unit(found)
   ):  # fmt: skip
     for i in range(N):
       for j in range(N):
@@ -348,7 +348,7 @@ def test_length_costs_what_it_says():
     (2, [0.0, 0.0, -2 / 3, -1.0]),
     (9, [0.0, 0.0, 0.0, 0.0]),
   ):
-    found = Scorer(Length(free), EOS)(prompts, jnp.asarray(tokens_BGT))
+    found = Scorer(Length(free), (EOS,))(prompts, jnp.asarray(tokens_BGT))
     np.testing.assert_allclose(found.reward_X[0], expected, rtol=1e-6)
     assert found.correct_X is None
 
@@ -370,9 +370,9 @@ def test_length_costs_what_it_says():
     (lambda: Sum((A,), correct_by=0), "knows correct answers"),
     (lambda: Sum((A,), correct_by=3), "knows correct answers"),
     (lambda: Length(-1), "must not be negative"),
-    (lambda: Scorer(Sum((A,), (0.0,)), EOS), "low=0.0 and high=0.0"),
-    (lambda: Scorer(Clip(A, 1.0, 0.0), EOS), "low=1.0 and high=0.0"),
-    (lambda: Scorer(TaskReward(), EOS), "low=nan"),
+    (lambda: Scorer(Sum((A,), (0.0,)), (EOS,)), "low=0.0 and high=0.0"),
+    (lambda: Scorer(Clip(A, 1.0, 0.0), (EOS,)), "low=1.0 and high=0.0"),
+    (lambda: Scorer(TaskReward(), (EOS,)), "low=nan"),
   ],
 )
 def test_what_does_not_fit_is_refused(make, words):

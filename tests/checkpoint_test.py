@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_one_is_one_line(tmp_path):
   (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "nowhere" / "x")
   with pytest.raises(UserError, match="file.* cannot be written"):
     directory.make(tmp_path / "file")
-  with pytest.raises(UserError, match="file.*lock cannot be written"):
+  with pytest.raises(UserError, match="workdir=.*file cannot be written"):
     with directory.sole_writer(tmp_path / "file"):
       pass
   with pytest.raises(UserError, match="checkpoints cannot be written"):
