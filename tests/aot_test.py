@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from tests import iteration_test as tiny
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
+from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, roofline
 
 
@@ -95,6 +97,18 @@ def test_what_stays_is_found_by_a_second_try(monkeypatch, fixed, tries):
   if found["fits"]:
     assert found["rollout.prompts"] == (800 - fixed) // 10
     assert found["bytes_per_device"]["total"] == 900
+
+
+def test_every_argument_is_placed_and_prompts_are_split():
+  config = config_lib.override(
+    small_experiment.get_config(), {"mesh.fsdp": "2"}
+  )
+  mesh = sharding.make_mesh(config.mesh)
+  _, shapes = aot.arguments(config, mesh)
+  assert all(a.sharding is not None for a in jax.tree.leaves(shapes))
+  prompts = jax.tree.leaves(shapes[1])
+  whole = sum(math.prod(a.shape) * a.dtype.itemsize for a in prompts)
+  assert aot.part_bytes(shapes[1]) * 2 == whole
 
 
 def test_a_mesh_of_another_size_is_refused(monkeypatch):

@@ -87,8 +87,8 @@ def arguments(
       places,
     )
 
-  def on_all(tree):
-    return placed(tree, jax.tree.map(lambda _: everywhere, tree))
+  def all_placed(tree, place):
+    return placed(tree, jax.tree.map(lambda _: place, tree))
 
   state = jax.eval_shape(
     functools.partial(iteration.init_state, learner_config),
@@ -96,8 +96,7 @@ def arguments(
     search_params=search_params,
   )
   lead = (iterations, learner_config.prompts)
-  over_prompts = sharding.over_prompts(mesh, leading=1)
-  lengths = jax.ShapeDtypeStruct(lead, jnp.int32, sharding=over_prompts)
+  lengths = jax.ShapeDtypeStruct(lead, jnp.int32)
   tokens = lengths.update(shape=(*lead, task.prompt_length))
   prompts = jax.eval_shape(Prompts, tokens, lengths, lengths)
   frozen = Frozen(params, jax.eval_shape(task.reward.load))
@@ -107,10 +106,10 @@ def arguments(
   )
   return train_loop, (
     placed(state, sharding.of_params(state, mesh)),
-    prompts,
+    all_placed(prompts, sharding.over_prompts(mesh, leading=1)),
     placed(frozen, sharding.of_params(frozen, mesh)),
-    on_all(dict.fromkeys(learner_config.hyper, scalar)),
-    on_all(jax.eval_shape(lambda: jax.random.key(0))),
+    all_placed(dict.fromkeys(learner_config.hyper, scalar), everywhere),
+    all_placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
   )
 
 
