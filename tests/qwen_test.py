@@ -56,7 +56,8 @@ def test_it_trains_at_reduced_size(folder, tmp_path):
   # Fewer problems, in fewer words: the small tokenizer needs more tokens.
   file = tmp_path / "short.py"
   file.write_text(
-    "from experiments import countdown_words, qwen2_5_countdown\n"
+    "from experiments import qwen2_5_countdown\n"
+    "from experiments.recipes import countdown_words\n"
     "countdown_words.THINK, whole = '', countdown_words.problems_file\n"
     "def few(*_, think, most): return whole(4, 5, think=think, most=64)\n"
     "countdown_words.problems_file = few\n"
