@@ -18,14 +18,12 @@ pytest.importorskip("jinja2", reason="needs the extra: text")
 
 import tsd_jax as tsd
 from experiments.recipes import fetch_smollm2
-from tests import small_experiment
+from tests import small_experiment, small_text
 from tests.published import LLAMA, export, make
-from tests.text_tokenizer_test import write_folder
 from tsd_jax.api import programs
 from tsd_jax.base.types import UNVISITED
-from tsd_jax.models import hf, text_tokenizer
+from tsd_jax.models import hf
 from tsd_jax.models.symbols import SymbolTokenizer
-from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.search import view
 from tsd_jax.tasks.countdown import CountdownConfig
 
@@ -36,12 +34,7 @@ POSITIONS = 96
 def folder(tmp_path_factory):
   """A random model that often ends what it writes, with a small tokenizer."""
   folder = tmp_path_factory.mktemp("api")
-  tokenizer = text_tokenizer.load(write_folder(folder / "tokenizer"))
-  config = ModelConfig(
-    vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2,
-    num_kv_heads=1, head_dim=8, d_mlp=16,
-  )  # fmt: skip
-  params = make(config)[1]
+  tokenizer, config, params = small_text.random_model(folder)
   # All tokens share a feature, the end token has more of it: it is likely.
   rows = params["embedding_VD"]
   rows[...] = rows[...].at[:, 0].set(4.0).at[tokenizer.eos_id, 0].set(4.2)

@@ -29,3 +29,10 @@ def _programs_are_forgotten():
   """
   yield
   jax.clear_caches()
+
+
+@pytest.fixture
+def strict_ranks():
+  """Arrays of other ranks are combined only where the code says so."""
+  with jax.numpy_rank_promotion("raise"):
+    yield

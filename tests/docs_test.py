@@ -121,17 +121,11 @@ def _text(folder):
   """A random model with a small tokenizer in FOLDER, and problems.jsonl."""
   pytest.importorskip("tokenizers", reason="needs the extra: text")
   pytest.importorskip("jinja2", reason="needs the extra: text")
-  from tests.published import make
-  from tests.text_tokenizer_test import write_folder
-  from tsd_jax.models import hf, text_tokenizer
-  from tsd_jax.models.transformer import ModelConfig
+  from tests import small_text
+  from tsd_jax.models import hf
 
-  tokenizer = text_tokenizer.load(write_folder(folder / "tokenizer"))
-  config = ModelConfig(
-    vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2,
-    num_kv_heads=1, head_dim=8, d_mlp=16,
-  )  # fmt: skip
-  hf.save(folder / "FOLDER", config, make(config)[1], tokenizer, max_length=512)
+  tokenizer, config, params = small_text.random_model(folder)
+  hf.save(folder / "FOLDER", config, params, tokenizer, max_length=512)
   lines = [{"prompt": f"Write {n}", "answer": n} for n in range(20)]
   (folder / "problems.jsonl").write_text(
     "".join(json.dumps(line) + "\n" for line in lines)

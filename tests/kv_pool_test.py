@@ -24,11 +24,7 @@ from tests.small_model import (
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.search import kv_pool
 
-
-@pytest.fixture(autouse=True)
-def _strict_ranks():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 # Nodes, and the most tokens of a path.

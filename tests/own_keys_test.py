@@ -17,11 +17,7 @@ from tests.small_model import (
 )
 from tsd_jax.inference import sampling
 
-
-@pytest.fixture(autouse=True)
-def _strict_ranks():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -18,11 +18,7 @@ from tests.small_model import (
 from tsd_jax.base.types import Media, PromptForm, Prompts
 from tsd_jax.inference import prefill, scoring
 
-
-@pytest.fixture(autouse=True)
-def _strict_ranks():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 def test_prefill_ignores_padding():

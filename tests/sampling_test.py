@@ -23,10 +23,7 @@ from tsd_jax.inference import prefill, sampling
 LENGTH = 10
 
 
-@pytest.fixture(autouse=True)
-def _strict_ranks():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 @functools.partial(jax.jit, static_argnames=("group", "length", "end_ids"))

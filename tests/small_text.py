@@ -3,7 +3,11 @@
 import dataclasses
 
 from tests.grading import letters
+from tests.published import make
 from tests.small_experiment import get_config
+from tests.text_tokenizer_test import write_folder
+from tsd_jax.models import text_tokenizer
+from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.rewards.pool import PoolConfig
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.text import TextConfig
@@ -28,3 +32,17 @@ def experiment(model: str, file: str) -> Experiment:
     init=model,
     iterations=2,
   )
+
+
+def random_model(folder):
+  """The small tokenizer, written to a folder, and a random model for it.
+
+  Returns:
+    tokenizer, config and params.
+  """
+  tokenizer = text_tokenizer.load(write_folder(folder / "tokenizer"))
+  config = ModelConfig(
+    vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2,
+    num_kv_heads=1, head_dim=8, d_mlp=16,
+  )  # fmt: skip
+  return tokenizer, config, make(config)[1]

@@ -18,12 +18,9 @@ pytest.importorskip("jinja2", reason="needs the extra: text")
 
 from tests import small_text
 from tests.grading import length, letters, same, signed
-from tests.published import make
-from tests.text_tokenizer_test import write_folder
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import hf, text_tokenizer
-from tsd_jax.models.transformer import ModelConfig
 from tsd_jax.planning import aot
 from tsd_jax.rewards.reward import Scorer, response_mask
 from tsd_jax.run import directory, train
@@ -40,12 +37,7 @@ WORDS = [f"{a}{b}" for a in "abcdef" for b in "aeiou"]
 def model(tmp_path_factory):
   """A random model with the small tokenizer."""
   folder = tmp_path_factory.mktemp("text")
-  tokenizer = text_tokenizer.load(write_folder(folder / "tokenizer"))
-  config = ModelConfig(
-    vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2,
-    num_kv_heads=1, head_dim=8, d_mlp=16,
-  )  # fmt: skip
-  params = make(config)[1]
+  tokenizer, config, params = small_text.random_model(folder)
   # A model that often ends what it writes, or there is nothing to grade.
   rows = params["embedding_VD"]
   rows[...] = rows[...].at[tokenizer.eos_id].multiply(8.0)

@@ -34,10 +34,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _strict_ranks():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys(), scope="module")

@@ -288,9 +288,9 @@ def _chosen(parent: Any, leaf: str, text: str) -> Any:
   """An instance of the class that a text names; None where it names none."""
   cls = _choices(parent, leaf).get(text.lower())
   current = getattr(parent, leaf)
-  if cls is None or type(current) is cls:
-    return None if cls is None else current
-  return None if _needs_arguments(cls) else cls()
+  if type(current) is cls:
+    return current
+  return None if cls is None or _needs_arguments(cls) else cls()
 
 
 def _needs_arguments(cls: type) -> bool:
