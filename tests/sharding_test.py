@@ -195,8 +195,8 @@ def test_trees_are_the_same_on_any_mesh(name, serving, changes):
     search(mesh(name), serving, **changes),
   )
   assert tokens_one <= tokens_many if changes else tokens_one == tokens_many
-  for field, a in one.items():
-    b = many[field]
+  for field, a in vars(one).items():
+    b = getattr(many, field)
     if a is None:  # Nothing is merged.
       continue
     if np.issubdtype(a.dtype, np.floating):
