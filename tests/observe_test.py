@@ -109,7 +109,7 @@ def sampled():
   def draw(prompts):
     model, key = search_test.model(), jax.random.key(1)
     samples, _ = SAMPLES(model, TASK, prompts, key)
-    score = iteration.Scorer(TASK.reward, EOS)(prompts, samples.tokens_BGT)
+    score = iteration.Scorer(TASK.reward, (EOS,))(prompts, samples.tokens_BGT)
     return Responses(
       **samples._asdict(), reward_BG=score.reward_X, correct_BG=score.correct_X
     )

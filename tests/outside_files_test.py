@@ -146,6 +146,7 @@ KNOWN = {
   "models/text_worker.py": {"loads"},
   "rewards/pool.py": {"loads"},
   "rewards/worker.py": {"loads"},
+  "rewards/isolation.py": {"open"},  # The system's own, below /proc.
   "comparison/jobs.py": {"open", "read_bytes", "load"},  # And their logs.
   "parallel/pod.py": {"read_text"},
   "run/directory.py": {"open"},  # Written, never read.

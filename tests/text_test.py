@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
-from tests import small_text
+from tests import small_experiment, small_text
 from tests.grading import length, letters, same, signed
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import UserError
@@ -83,12 +83,13 @@ def test_a_changed_line_changes_the_digest_of_its_split(
   after = configure(model, write(tmp_path / "b.jsonl", lines))
   old, new = digests(before), digests(after)
   assert [name for name in old if old[name] != new[name]] == [split]
-  directory.prepare(before, tmp_path / "run", old)
-  directory.prepare(before, tmp_path / "run", old)
+  run = dataclasses.replace(small_experiment.get_config(), task=before)
+  directory.prepare(run, tmp_path / "run", old)
+  directory.prepare(run, tmp_path / "run", old)
   with pytest.raises(UserError, match=f"prompts or examples of {split} have"):
-    directory.prepare(before, tmp_path / "run", new)
+    directory.prepare(run, tmp_path / "run", new)
   # Nothing is written over what the run began with.
-  directory.prepare(before, tmp_path / "run", old)
+  directory.prepare(run, tmp_path / "run", old)
 
 
 def configure(model, file, **changes):

@@ -48,8 +48,12 @@ def unflatten(params, arrays: dict[str, np.ndarray]):
 @functools.partial(jax.jit, static_argnames="dtype")
 def is_finite(array, dtype=jnp.float32) -> Array:
   """Tells whether all numbers are finite in a precision."""
-  # What is not finite is NaN times 0. Of `isfinite` XLA on CPU makes an array.
-  return jnp.sum(array.astype(dtype) * 0) == 0
+  # What is not finite is NaN times 0. XLA on CPU makes an array of `isfinite`,
+  # leaves a cast out that it is asked for, and its `max` does not see NaN.
+  finite = jnp.sum(array * 0) == 0
+  if jnp.finfo(dtype).max < jnp.finfo(array.dtype).max:
+    finite &= jnp.max(jnp.abs(array)) <= float(jnp.finfo(dtype).max)
+  return finite
 
 
 def check_fits(setting: str, name: str, array, dtype) -> None:
