@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("tokenizers", reason="needs the extra: text")
 pytest.importorskip("jinja2", reason="needs the extra: text")
 
-from tests import small_experiment, small_text
+from tests import small_text
 from tests.grading import length, letters, same, signed
 from tsd_jax.base import config_json
 from tsd_jax.base.errors import UserError
@@ -83,7 +83,9 @@ def test_a_changed_line_changes_the_digest_of_its_split(
   after = configure(model, write(tmp_path / "b.jsonl", lines))
   old, new = digests(before), digests(after)
   assert [name for name in old if old[name] != new[name]] == [split]
-  run = dataclasses.replace(small_experiment.get_config(), task=before)
+  run = dataclasses.replace(
+    small_text.experiment(str(model), before.file), task=before
+  )
   directory.prepare(run, tmp_path / "run", old)
   directory.prepare(run, tmp_path / "run", old)
   with pytest.raises(UserError, match=f"prompts or examples of {split} have"):
