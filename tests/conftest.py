@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +12,11 @@ os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path.home() / ".cache" / "tsd_jax" / "xla"),
 )
+
+# What a background job or nohup ignores, the commands under test would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

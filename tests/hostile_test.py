@@ -73,7 +73,7 @@ def test_whoever_takes_a_function_over_earns_only_its_own_reward(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_calls_beside_hostile_ones_keep_their_rewards(
-  workers, seed
+  workers, seed, record_property
 ):
   """Longer: TSD_JAX_HOSTILE_SECONDS=3600."""
   rng = np.random.default_rng(seed)
@@ -83,6 +83,7 @@ def test_thousands_of_calls_beside_hostile_ones_keep_their_rewards(
     asked = rng.choice([*TAKEN_OVER, ""], 64, p=[0.01] * 15 + [0.85])
     check(workers, list(asked), list(rng.random(64)))
     graded += 64
+  record_property("graded", graded)
   assert graded >= 300
 
 

@@ -376,11 +376,12 @@ def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
   rows = [json.loads(r) for r in (workdir / "metrics.jsonl").open()]
   assert all(row["host_rewards"]["graded"] > 0 for row in rows)
   assert max(row["reward"] + row["search_reward"] for row in rows[1:]) > 0
-  done = run("evaluate", f"--workdir={workdir}", "--mode=mean@4,search@4")
+  opened = (f"--workdir={workdir}", "--imports=tests.grading")
+  done = run("evaluate", *opened, "--mode=mean@4,search@4")
   assert done.returncode == 0, done.stderr
   assert "host_rewards" in done.stdout
   out = tmp_path / "out"
-  done = run("export", f"--workdir={workdir}", f"--output={out}")
+  done = run("export", *opened, f"--output={out}")
   assert done.returncode == 0, done.stderr
   text_tokenizer.load(out)
   # As many positions as the model was published with.

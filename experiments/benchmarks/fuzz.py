@@ -28,10 +28,6 @@ from absl import flags
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 
-_INPUTS = flags.DEFINE_integer("inputs", 20_000, "How many.", lower_bound=1)
-_FIRST = flags.DEFINE_integer("first", 0, "Number of the first input.")
-_SECONDS = flags.DEFINE_float("seconds", float("inf"), "When to stop early.")
-
 SLOW = 10.0  # Seconds.
 LARGE = 2 * 10**9  # Bytes.
 _START_SECONDS = 300
@@ -212,5 +208,8 @@ def main(overrides):
   return int(any(o.what in FAULTS for o in outcomes))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Others import this module: no flags for them.
+  _INPUTS = flags.DEFINE_integer("inputs", 20_000, "How many.", lower_bound=1)
+  _FIRST = flags.DEFINE_integer("first", 0, "Number of the first input.")
+  _SECONDS = flags.DEFINE_float("seconds", float("inf"), "When to stop early.")
   config_lib.run(main)

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend; commands show them on one line."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -30,3 +31,10 @@ def multiples(value: int, of: int) -> str:
   """Names the multiples on either side of a number, those above 0."""
   below = value // of * of
   return f"{below} or {below + of}" if below > 0 else str(below + of)
+
+
+def divisors(value: int, most: int) -> list[int]:
+  """Divisors of a number, up to another; of huge ones those in quick reach."""
+  tried = range(1, min(most, math.isqrt(value), 100_000) + 1)
+  small = [d for d in tried if value % d == 0]
+  return sorted(d for d in {*small, *(value // d for d in small)} if d <= most)

@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tsd_jax.base.errors import UserError
+from tsd_jax.base.errors import UserError, divisors
 from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.models import lora, transformer
 from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
@@ -224,7 +223,7 @@ def check(
   if held + now.total <= there:
     return line
   nodes = most("num_simulations", range(1, search.num_simulations))
-  trees = most("trees", _divisors(own))
+  trees = most("trees", divisors(own, own))
   ways = [
     f"search.{field}={value}"
     for field, value in (("num_simulations", nodes), ("trees", trees))
@@ -284,11 +283,6 @@ def _most(values: Sequence[int], there: int, need: Callable[[int], int]) -> int:
   """The largest value that fits; more of it never takes less. 0: none does."""
   count = bisect.bisect_right(values, there, key=need)
   return values[count - 1] if count else 0
-
-
-def _divisors(number: int) -> list[int]:
-  small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-  return sorted({*small, *(number // d for d in small)})
 
 
 def _held(

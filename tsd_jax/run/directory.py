@@ -48,14 +48,29 @@ def read_json(workdir: str | pathlib.Path, name: str) -> Any:
     ) from None
 
 
+def read_saved(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Reads a folder's config.json: of a run, or of a comparison of runs.
+
+  Raises:
+    UserError: if it is not there, or damaged.
+  """
+  saved = read_json(workdir, CONFIG)
+  if not isinstance(saved, dict):
+    raise UserError(
+      f"{pathlib.Path(workdir) / CONFIG} names no task: it is no config of a "
+      "run, or damaged"
+    )
+  return saved
+
+
 def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
   """Reads a run's config.json, as it was saved.
 
   Raises:
     UserError: if it is not there, or damaged.
   """
-  saved = read_json(workdir, CONFIG)
-  task = saved.get("task") if isinstance(saved, dict) else None
+  saved = read_saved(workdir)
+  task = saved.get("task")
   if not isinstance(task, dict) or not isinstance(task.get("__class__"), str):
     raise UserError(
       f"{pathlib.Path(workdir) / CONFIG} names no task: it is no config of a "
@@ -136,7 +151,9 @@ def prepare(
   make(workdir)
   file = workdir / CONFIG
   if outside_files.is_there(file):
-    saved = read_config(workdir)
+    # A comparison has no task of its own.
+    read = read_config if hasattr(config, "task") else read_saved
+    saved = read(workdir)
     lines = config_json.difference(saved, config, ignore=ignore)
     if lines:
       raise UserError(

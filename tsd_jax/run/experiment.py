@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from tsd_jax.base.errors import UserError, multiples, refuse
+from tsd_jax.base.errors import UserError, divisors, multiples, refuse
 from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
@@ -168,10 +168,9 @@ class Experiment:
       size = getattr(getattr(self, name), field, 0)
       parts = getattr(self.mesh, axis)
       if size % parts:
-        fits = max(n for n in range(1, parts) if size % n == 0)
         yield (
           f"{name}.{field}={size} must be a multiple of mesh.{axis}={parts}: "
-          f"use mesh.{axis}={fits}"
+          f"use mesh.{axis}={divisors(size, parts)[-1]}"
         )
 
   def _split_violations(self, learner: LearnerConfig) -> Iterator[str]:
@@ -192,10 +191,7 @@ class Experiment:
     own = learner.prompts // self.mesh.shards
     block = self.search.block(own)
     if learner.searches and (not block or own % block):
-      fits = max(
-        (n for n in range(1, block + 1) if own % n == 0),
-        default=1,
-      )
+      fits = max(divisors(own, block), default=1)
       yield (
         f"the {own} prompts that each part searches (rollout.prompts times "
         f"search.width / {self.mesh.shards} parts) must be a multiple of "
