@@ -5,8 +5,9 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
 # TSD_JAX_EXTRAS=tpu adds the TPU compiler (Linux; it needs no TPU) for the
-# tests that are skipped without it.
-tsd_jax_setup "test,interop,notebook,verify${TSD_JAX_EXTRAS:+,$TSD_JAX_EXTRAS}"
+# tests that are skipped without it. No test is skipped for the lack of others.
+export TSD_JAX_INSTALLED="test,interop,notebook,verify${TSD_JAX_EXTRAS:+,$TSD_JAX_EXTRAS}"
+tsd_jax_setup "$TSD_JAX_INSTALLED"
 cd "$ROOT"
 # An empty -m selects the slow tests too; a later -m of the caller wins.
 exec "$VENV/bin/python" -m pytest -m "" "$@"

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and a compilation cache, set before JAX starts."""
 
+import importlib
 import os
 import pathlib
 import signal
@@ -23,6 +24,19 @@ import pytest  # noqa: E402
 
 from tsd_jax.base import names  # noqa: E402
 
+_skip = pytest.importorskip
+
+
+def importorskip(name: str, *args, **options):
+  """As pytest's; what launch/test.sh has installed must be there."""
+  extras = os.environ.get("TSD_JAX_INSTALLED", "").split(",")
+  promised = {"libtpu": "tpu", "reasoning_gym": None}.get(name, "test")
+  if promised in extras:
+    return importlib.import_module(name)
+  return _skip(name, *args, **options)
+
+
+pytest.importorskip = importorskip
 names.allow(["tests"])  # Configs that the tests write by hand name them.
 
 
