@@ -45,6 +45,9 @@ def main(overrides):
   compilation_cache.enable()
   saved = load.read_config(folder)
 
+  def write(file, measured):
+    directory.write_whole(file, json.dumps(measured, indent=2) + "\n")
+
   def chosen(flag, default):
     return default if flag.value is None else flag.value
 
@@ -65,10 +68,12 @@ def main(overrides):
       "the %s problems are not those that %s was begun with", split, folder
     )
   name = "eval_base.json" if _BASE.value else "eval.json"
-  # Read now: a damaged file is better told before than after the work.
-  measured = {}
-  if (pathlib.Path(folder) / name).exists():
-    measured = directory.read_json(folder, name)
+  file = pathlib.Path(folder) / name
+  # Read and written now: what cannot be is better told before the work.
+  measured = directory.read_json(folder, name) if file.exists() else {}
+  if not isinstance(measured, dict):
+    raise config_lib.UserError(f"{file} is damaged: delete it")
+  write(file, measured)
   if _BASE.value:
     graphdef, params = initial_params(saved)
     step = 0
@@ -89,13 +94,11 @@ def main(overrides):
     )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluation.table(results))
-  for name, counts in callback.report().items():
-    print(name, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+  for function, counts in callback.report().items():
+    print(function, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)
   measured |= {mode: result | facts for mode, result in results.items()}
-  directory.write_whole(
-    pathlib.Path(folder) / name, json.dumps(measured, indent=2) + "\n"
-  )
+  write(file, measured)
 
 
 if __name__ == "__main__":

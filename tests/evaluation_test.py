@@ -204,6 +204,18 @@ def test_launch_evaluate_repeats_the_runs_own_figures(workdir):
   assert more.pop("pass@2")["split"] == "test" and more == saved
 
 
+def test_what_cannot_be_written_is_told_before_the_work(workdir):
+  (workdir / "eval_base.json").write_text("[]")
+  done = run_evaluate(workdir, "--base")
+  assert done.returncode == 2 and "eval_base.json is damaged" in done.stderr
+  (workdir / "eval_base.json").unlink()
+  (workdir / "eval_base.tmp").mkdir()  # As where nothing can be written.
+  done = run_evaluate(workdir, "--base")
+  assert done.returncode == 2 and done.stdout == ""
+  assert "eval_base.json cannot be written" in done.stderr
+  (workdir / "eval_base.tmp").rmdir()
+
+
 @pytest.mark.parametrize(
   ("flag", "words"),
   [

@@ -380,6 +380,8 @@ def test_a_run_in_text_trains_is_measured_and_exported(model, tmp_path):
   done = run("evaluate", *opened, "--mode=mean@4,search@4")
   assert done.returncode == 0, done.stderr
   assert "host_rewards" in done.stdout
+  saved = json.loads((workdir / "eval.json").read_text())
+  assert list(saved) == ["mean@4", "search@4"]
   out = tmp_path / "out"
   done = run("export", *opened, f"--output={out}")
   assert done.returncode == 0, done.stderr
