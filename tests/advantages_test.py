@@ -52,6 +52,11 @@ def test_group_advantages_are_standard_scores():
     / (reward.std(1, keepdims=True) + 1e-4),
     rtol=1e-4,
   )
+  np.testing.assert_allclose(
+    advantages.centred_advantages(reward),
+    reward - reward.mean(axis=1, keepdims=True),
+    atol=1e-6,
+  )
   equal = advantages.group_advantages(np.full((2, 8), 0.3, np.float32))
   np.testing.assert_allclose(equal, 0, atol=1e-3)
 

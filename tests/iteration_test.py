@@ -342,15 +342,79 @@ def test_best_samples_are_distinct_and_best_first():
   )
   loss = LossConfig(champions=6, champion_source="samples")
   config = configure(loss=loss, rollout=RolloutConfig(prompts=16, samples=6))
-  batch = iteration.best_samples(None, Responses(**fields), config)
+  program = iteration.Program(None, None, TASK, config, None)
+  found = iteration.best_samples(program, Responses(**fields))
+  np.testing.assert_allclose(
+    found.success_prob_Q, (reward_BG > 0.5).mean(axis=1), rtol=1e-6
+  )
   for b in range(16):
     distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
-    found = [tuple(map(int, t)) for t in batch.tokens_CMT[b]]
-    kept = [t for i, t in enumerate(found) if t not in found[:i]]
+    rows = [tuple(map(int, t)) for t in found.tokens_QMT[b]]
+    kept = [t for i, t in enumerate(rows) if t not in rows[:i]]
     assert kept == distinct
-    for i, t in enumerate(found):
+    for i, t in enumerate(rows):
       right = np.dot(t, [4, 2, 1]) / 7 > 0.5
-      assert bool(batch.used_CM[b, i]) == (t not in found[:i] and right)
+      assert bool(found.used_QM[b, i]) == (t not in rows[:i] and right)
+
+
+def test_solved_prompts_fill_an_update():
+  """Filtered sampling: of many sampled prompts, those that have an answer."""
+  asked = jax.tree.map(lambda a: jnp.asarray(a[0]), prompts(1))
+  Q, C = len(asked), 4
+  used_Q1 = np.zeros((Q, 1), bool)
+  used_Q1[[1, 3, 5]] = True
+  loss = LossConfig(champion_source="samples", distilled_prompts=C)
+  config = configure(loss=loss, rollout=RolloutConfig(prompts=Q, forks=0))
+  assert config.distilled_prompts == C
+  found = iteration.Found(
+    jnp.arange(Q)[:, None, None], jnp.asarray(used_Q1), jnp.ones((Q, 1)),
+    jnp.ones(Q), None,
+  )  # fmt: skip
+  seen = set()
+  for seed in range(8):
+    batch = iteration.choose_distillation_batch(
+      jax.random.key(seed), asked, found, config
+    )
+    rows_C = np.asarray(batch.tokens_CMT[:, 0, 0])
+    assert len(set(rows_C)) == C and set(rows_C) >= {1, 3, 5}
+    np.testing.assert_array_equal(batch.used_CM, used_Q1[rows_C])
+    np.testing.assert_array_equal(
+      batch.prompts.tokens_BP, asked.tokens_BP[rows_C]
+    )
+    seen |= set(rows_C)
+  assert len(seen) > C
+
+
+def test_groups_whose_rewards_differ_are_trained_on_first():
+  reward_BG = np.zeros((8, 4), np.float32)
+  reward_BG[2] = 1.0  # All right: nothing to tell apart.
+  reward_BG[[0, 5, 7], 1] = 1.0
+  fields = dict.fromkeys(Responses._fields) | dict(reward_BG=reward_BG)
+  for count in (2, 3, 5):
+    rows = iteration.choose_groups(
+      jax.random.key(count), Responses(**fields), count
+    ).tolist()
+    assert len(set(rows)) == count
+    assert len({0, 5, 7} & set(rows)) == min(count, 3)
+
+
+def test_dynamic_sampling_trains_on_as_many_prompts_as_grpo():
+  """And pays for the others; the update is not larger."""
+  plain = configure("grpo")
+  wide = configure("grpo", rollout=dataclasses.replace(ROLLOUT, oversample=2))
+  assert wide.rollout.prompts == 2 * plain.rollout.prompts
+  assert wide.trained_prompts == plain.trained_prompts == S
+  assert wide.update_tokens(TASK) == plain.update_tokens(TASK)
+  asked = jax.tree.map(
+    lambda a: np.repeat(a, 2, axis=1)[:, : 2 * S], prompts(1)
+  )
+  state, metrics = run(wide, asked)
+  _, alone = run(plain, asked[:, :S])
+  tokens, fewer = metrics["tokens"], alone["tokens"]
+  assert tokens.update == fewer.update
+  assert tokens.prefill == 2 * fewer.prefill
+  assert tokens.scored == 2 * fewer.scored
+  assert np.all(np.isfinite(metrics["loss"]))
 
 
 def test_the_learning_rate_falls_linearly_to_nothing():

@@ -239,6 +239,25 @@ def test_own_samples_cost_what_the_search_costs(share):
   assert abs(sampled - spent) <= wide.prompts * 8 / 2
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_filtered_samples_cost_what_tsd_spends(share):
+  """As many lessons, chosen from the samples of many more prompts."""
+  config = compare_countdown.get_config()
+  name = "filtered_best_of_n"
+  filtered = config.run(name, "3e-4", 0, "test", share).learner_config()
+  tsd, task = config.experiment.learner_config(), config.experiment.make_task()
+  assert filtered.distilled_prompts == tsd.distilled_prompts == 448
+  assert filtered.update_tokens(task) == 448 * 13
+  spent = filtered.rollout.prompts * (5 + 2 * 8) + 3 * 448 * 13
+  ours = (
+    share * tsd.prompts * tsd.search.num_simulations
+    + tsd.rollout.prompts * tsd.rollout.group * 8
+    + 5 * (tsd.prompts + tsd.rollout.prompts)
+    + 3 * tsd.update_tokens(task)
+  )
+  assert abs(spent - ours) <= 8 * 21 / 2  # Whole minibatches of prompts.
+
+
 def test_wide_baselines_read_as_many_prompts_as_the_update_holds():
   config = compare_countdown.get_config()
   ours = costs.update_step(config.experiment)

@@ -187,6 +187,18 @@ def test_champions_above_a_quantile_are_those_of_an_iteration(quantile):
   ).clip(1)
 
 
+def chosen(task, config, responses):
+  """What is distilled of the policy's own samples; the order is random."""
+  asked = data.load_problems(BASE.task, "train")[: len(responses.reward_BG)]
+  program = iteration.Program(None, None, task, config, None)
+  return iteration.choose_distillation_batch(
+    jax.random.key(0),
+    jax.tree.map(jnp.asarray, asked),
+    iteration.best_samples(program, responses),
+    config,
+  )
+
+
 @pytest.mark.parametrize("gate", ["better", "quantile"])
 def test_own_samples_pass_a_gate_by_their_rewards_alone(gate):
   rng = np.random.default_rng(1)
@@ -203,14 +215,17 @@ def test_own_samples_pass_a_gate_by_their_rewards_alone(gate):
   config = dataclasses.replace(
     experiment(Judged(-3, 3), champion_gate="better").learner_config(),
     loss=loss, searches=False,
-    rollout=dataclasses.replace(BASE.rollout, samples=6),
+    rollout=dataclasses.replace(BASE.rollout, prompts=4, samples=6),
   )  # fmt: skip
-  batch = iteration.best_samples(None, Responses(**fields), config)
+  batch = chosen(BASE.make_task(), config, Responses(**fields))
   best_BM = -np.sort(-reward_BG, axis=1)
   bar = np.quantile(reward_BG, 0.75)
   if gate == "better":
     bar = reward_BG.mean(axis=1, keepdims=True) + 0.5
-  np.testing.assert_array_equal(batch.used_CM, best_BM > bar)
+  # Its first token numbers a sample.
+  row_CM = np.asarray(batch.tokens_CMT[..., 0]) // 2
+  order_C = row_CM[:, 0] // 6
+  np.testing.assert_array_equal(batch.used_CM, (best_BM > bar)[order_C])
   assert 0 < np.mean(batch.used_CM) < 1
 
 

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.ledger import BACKWARD_COST
 from tsd_jax.comparison import statistics
 from tsd_jax.comparison.jobs import train_all
+from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.methods import Algorithm
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.run import costs, directory, evaluation, report, train
@@ -20,24 +22,30 @@ from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.curves import Curve
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
+from tsd_jax.tasks.task import Task
 
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
 # samples form by themselves where they share a prefix; wide_best_of_n spends
-# the search's tokens on samples of as many prompts as its update has rows. The
-# other wide ones read as many prompts as the update holds: one row of each, or
-# two where a prompt's rows are compared with each other.
+# the search's tokens on samples of as many prompts as its update has rows;
+# filtered_best_of_n has as many lessons as tsd, solved ones of all the samples
+# that the rest of tsd's tokens buys: its update is smaller, so that it is
+# compared at equal tokens, not at equal steps. The other wide ones read as many
+# prompts as the update holds: one row of each, or two where a prompt's rows are
+# compared with each other.
 Method = Literal[
   Algorithm,
   "grpo_champion",
   "tree_prefix_values",
   "wide_best_of_n",
+  "filtered_best_of_n",
   "wide_ppo",
   "wide_grpo",
   "wide_cispo",
 ]
 METHODS = get_args(Method)
 _WIDE_ROWS = {"wide_ppo": 1, "wide_grpo": 2, "wide_cispo": 2}
+_FILTERED = 2  # N of filtered_best_of_n.
 _CONTROLS = {
   "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
   "tree_prefix_values": {"loss.advantage": "prefix"},
@@ -71,7 +79,7 @@ def settings(
       "rollout.samples": str(grpo.rollout.samples - 1),
       **_CONTROLS[method],
     }
-  if method not in ("wide_best_of_n", *_WIDE_ROWS):
+  if method not in ("wide_best_of_n", "filtered_best_of_n", *_WIDE_ROWS):
     return {"algorithm": method}
   ours, task = experiment.learner_config(), experiment.make_task()
   rows = _WIDE_ROWS.get(method, 1)
@@ -87,15 +95,37 @@ def settings(
       "algorithm": method.removeprefix("wide_"),
       "rollout.baseline_prompts": str(prompts),
     }
-  spent = share * ours.prompts * experiment.search.num_simulations
-  samples = round(spent / (prompts * (task.response_length - 1)))
+  searched = share * ours.prompts * experiment.search.num_simulations
+  length = task.response_length - 1
+  samples, lessons = max(1, round(searched / (prompts * length))), prompts
+  if method == "filtered_best_of_n":
+    samples, lessons = _FILTERED, ours.loss.distilled_prompts
+    prompts = _filtered_prompts(ours, task, searched, samples)
   return own | {
     "loss.policy_weight": "0",
     "loss.success_weight": "0",
     "loss.champion_weight": "1",
+    "loss.distilled_prompts": str(lessons),
     "rollout.prompts": str(prompts),
-    "rollout.samples": str(max(1, samples)),
+    "rollout.samples": str(samples),
   }
+
+
+def _filtered_prompts(
+  ours: LearnerConfig, task: Task, searched: float, samples: int
+) -> int:
+  """Prompts whose samples cost what tsd spends, all but its lessons' update."""
+  length, calls = task.response_length - 1, ours.optimizer.minibatches
+  B, C = ours.rollout.prompts, ours.distilled_prompts
+  lessons = ours.prompt_tokens(task, C, calls) + C * length
+  spent = (
+    searched
+    + B * ours.rollout.group * length
+    + ours.prompt_tokens(task, ours.prompts + B)
+    + BACKWARD_COST * (ours.update_tokens(task) - lessons)
+  )
+  each = ours.prompt_tokens(task, 1) + samples * length
+  return max(C, round(spent / each / calls) * calls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +187,8 @@ class Comparison:
         run = self.run(method, value, self.seeds[0], self.split)
         # Those of one program have one device.
         train.check_alike([run] * min(2, self.runs))
+        if method == "filtered_best_of_n":
+          continue
         steps[f"{method} with {self.swept}={value}"] = costs.update_step(run)
     first, *others = steps
     for name in others:

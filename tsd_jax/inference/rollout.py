@@ -53,6 +53,11 @@ class Sampler(abc.ABC):
   # success probability, as the tree found it, is least certain.
   choose: Literal["first", "uncertain"] = "uncertain"
   baseline_prompts: int = 128  # Prompts an iteration of methods without a tree.
+  # Sampled prompts that an update reads, those whose rewards differ first, as
+  # DAPO's dynamic sampling has it; 0: all. Methods without a tree read as many
+  # as `baseline_prompts`, of `oversample` times as many.
+  trained_prompts: int = 0
+  oversample: int = 1
 
   def __post_init__(self):
     """Refuses impossible sizes."""
@@ -60,9 +65,14 @@ class Sampler(abc.ABC):
 
   def _violations(self) -> Iterator[str]:
     """What is wrong with the fields; a subclass adds its own."""
-    for field in ("prompts", "samples", "baseline_prompts"):
+    for field in ("prompts", "samples", "baseline_prompts", "oversample"):
       if getattr(self, field) < 1:
         yield f"rollout.{field}={getattr(self, field)} must be at least 1"
+    if not 0 <= self.trained_prompts <= self.prompts:
+      yield (
+        f"rollout.trained_prompts={self.trained_prompts} must lie between 0 "
+        f"and rollout.prompts={self.prompts}"
+      )
     if self.temperature <= 0:
       yield f"rollout.temperature={self.temperature} must be > 0"
 

@@ -59,8 +59,17 @@ def group_advantages(reward_BG: Array, *, epsilon: float = 1e-4) -> Array:
 
   Paper: arXiv:2402.03300.
   """
-  centred_BG = reward_BG - jnp.mean(reward_BG, axis=1, keepdims=True)
-  return centred_BG / (jnp.std(reward_BG, axis=1, keepdims=True) + epsilon)
+  return centred_advantages(reward_BG) / (
+    jnp.std(reward_BG, axis=1, keepdims=True) + epsilon
+  )
+
+
+def centred_advantages(reward_BG: Array) -> Array:
+  """Dr. GRPO's r - mean in each prompt's group.
+
+  Paper: arXiv:2503.20783.
+  """
+  return reward_BG - jnp.mean(reward_BG, axis=1, keepdims=True)
 
 
 def tree_advantages(

@@ -25,15 +25,16 @@ class LossConfig:
 
   policy: Literal["ppo", "cispo"] = "ppo"
   # tree: values of the forks; prefix: of whatever prefixes samples share.
-  advantage: Literal["tree", "prefix", "group", "gae"] = "tree"
+  # group: GRPO's standard scores; centred: without the division (Dr. GRPO).
+  advantage: Literal["tree", "prefix", "group", "centred", "gae"] = "tree"
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2
   # Cross-entropy on the best answers found, at the samples' temperature.
   champion_weight: float = 8.0
   champions: int = 1  # M, distinct answers a prompt, best first.
-  # C, searched prompts whose champions an update distils, those that have one
-  # first. With `champion_source=samples` all sampled prompts are in the batch.
+  # C, prompts whose champions an update distils at most, of those searched or
+  # sampled: random ones that have a champion first.
   distilled_prompts: int = 448
   # Where they come from: the tree, or the policy's own samples (no search).
   champion_source: Literal["search", "samples"] = "search"
@@ -172,7 +173,7 @@ class LearnerConfig:
     if self.refresh_every < 0:
       yield (f"refresh_every={self.refresh_every} must be >= 0")
     for name, count in (
-      ("rollout.prompts", self.rollout.prompts),
+      ("rollout.trained_prompts", self.trained_prompts),
       ("loss.distilled_prompts", self.distilled_prompts),
     ):
       if count % self.optimizer.minibatches:
@@ -221,13 +222,18 @@ class LearnerConfig:
     return self.rollout.prompts * (self.search.width if self.searches else 1)
 
   @property
+  def trained_prompts(self) -> int:
+    """Sampled prompts whose samples an update reads."""
+    return self.rollout.trained_prompts or self.rollout.prompts
+
+  @property
   def distilled_prompts(self) -> int:
     """C, prompts whose champions an update reads."""
     if not self.loss.distils:
       return 0
-    return (
-      self.loss.distilled_prompts if self.searches else self.rollout.prompts
-    )
+    if self.searches:
+      return self.loss.distilled_prompts
+    return min(self.loss.distilled_prompts, self.rollout.prompts)
 
   def prompt_tokens(self, task: Task, prompts: int, calls: int = 1) -> int:
     """Tokens of prompts that are run in some calls of the model.
@@ -245,7 +251,7 @@ class LearnerConfig:
     """Tokens that one epoch runs forward and backward."""
     total = 0
     if self.loss.trains_on_samples:
-      total += self._part_tokens(task, self.rollout.prompts, self.rollout.group)
+      total += self._part_tokens(task, self.trained_prompts, self.rollout.group)
     if self.loss.distils:
       total += self._part_tokens(
         task, self.distilled_prompts, self.loss.champions

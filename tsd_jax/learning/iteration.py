@@ -155,16 +155,23 @@ def iteration(
   responses, sampled, sample_metrics = sample_phase(
     program, state, rollout_prompts, frozen, rollout_key
   )
+  metrics |= response_metrics(program, responses)
   if config.loss.distils and not config.searches:
-    distillation = best_samples(rollout_prompts, responses, config)
+    found = best_samples(program, responses)
+    distillation = choose_distillation_batch(
+      distillation_key, rollout_prompts, found, config
+    )
+  if config.trained_prompts < B:
+    rows_B = choose_groups(choice_key, responses, config.trained_prompts)
+    rollout_prompts = rollout_prompts[rows_B]
+    responses = jax.tree.map(lambda a: a[rows_B], responses)
   batch = make_batch(program, rollout_prompts, responses, distillation)
   (params, opt_state), update_metrics = update(
     program.graphdef, (state.params, state.opt_state), frozen, batch, order_key,
     decayed(config, state, hyper), config, program.mesh,
   )  # fmt: skip
   metrics |= update_metrics | sample_metrics
-  pad_id = program.task.pad_id
-  metrics |= iteration_metrics(config, state, batch, pad_id)
+  metrics |= iteration_metrics(config, state, batch)
   metrics["tokens"] = count_tokens(program, searched, sampled)
   state = TrainState(params, opt_state, search_params, state.iteration + 1)
   return sharding.constrain(state, metrics, program.mesh)
@@ -289,7 +296,7 @@ def read_trees(
 def choose_distillation_batch(
   key: Array, prompts: Prompts, found: Found, config: LearnerConfig
 ) -> DistillationBatch:
-  """C of the Q searched prompts to distil: random ones that have a champion.
+  """C of the Q prompts to distil: random ones that have a champion.
 
   If fewer than C have one, the others are masked.
   """
@@ -347,28 +354,34 @@ def sample_phase(
   return program.per_shard(sampling)(params, prompts, key)
 
 
-def best_samples(
-  prompts: Prompts, responses: Responses, config: LearnerConfig
-) -> DistillationBatch:
-  """What to distil of the policy's own samples, as rejection sampling does."""
+def best_samples(program: Program, responses: Responses) -> Found:
+  """What the policy's own samples teach, as rejection sampling has it."""
+  config = program.config
   count = config.loss.champions
   reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
   tokens_BMT = jnp.take_along_axis(
     responses.tokens_BGT, row_BM[..., None], axis=1
   )
   same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
-  first_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  used_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  success_BG = successes(program, responses)
   match config.loss.champion_gate:
-    case "correct":
-      assert responses.correct_BG is not None  # `methods.resolve` sees to it.
-      used_BM = jnp.take_along_axis(responses.correct_BG, row_BM, axis=1)
+    case "correct":  # Which is known: `methods.resolve` sees to it.
+      used_BM &= jnp.take_along_axis(success_BG, row_BM, axis=1) > 0
     case "better":
       mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
-      used_BM = reward_BM > mean_B1 + config.loss.champion_margin
-    case "quantile":
-      bar = jnp.quantile(responses.reward_BG, config.loss.champion_quantile)
-      used_BM = reward_BM > bar
-  return DistillationBatch(prompts, tokens_BMT, first_BM & used_BM, None)
+      used_BM &= reward_BM > mean_B1 + config.loss.champion_margin
+  return Found(
+    tokens_BMT, used_BM, reward_BM, jnp.mean(success_BG, axis=1), None
+  )
+
+
+def choose_groups(key: Array, responses: Responses, count: int) -> Array:
+  """Indices of sampled prompts, those whose samples' rewards differ first."""
+  reward_BG = responses.reward_BG
+  differ_B = jnp.max(reward_BG, axis=1) > jnp.min(reward_BG, axis=1)
+  rank_B = differ_B + jax.random.uniform(key, differ_B.shape)
+  return jax.lax.top_k(rank_B, count)[1]
 
 
 def make_batch(
@@ -381,12 +394,21 @@ def make_batch(
   if distillation is not None:
     distillation = mark_environment(program, distillation)
   advantage_BGT, return_BGT = token_advantages(responses, program.config)
-  success_BG = program.scorer(()).unit(responses.reward_BG)
-  if responses.correct_BG is not None:
-    success_BG = responses.correct_BG.astype(jnp.float32)
   return Batch(
-    prompts, responses, advantage_BGT, return_BGT, success_BG, distillation
+    prompts,
+    responses,
+    advantage_BGT,
+    return_BGT,
+    successes(program, responses),
+    distillation,
   )
+
+
+def successes(program: Program, responses: Responses) -> Array:
+  """What is correct, BG as 0 and 1; the reward where nobody knows."""
+  if responses.correct_BG is not None:
+    return responses.correct_BG.astype(jnp.float32)
+  return program.scorer(()).unit(responses.reward_BG)
 
 
 def mark_environment(
@@ -432,8 +454,10 @@ def token_advantages(
       a_BGT = advantages.prefix_advantages(
         r.reward_BG, r.tokens_BGT, local_weight=c.local_weight
       )
-    case "group":
-      a_BG = advantages.group_advantages(r.reward_BG)
+    case "group" | "centred":
+      a_BG = advantages.centred_advantages(r.reward_BG)
+      if c.advantage == "group":
+        a_BG = advantages.group_advantages(r.reward_BG)
       a_BGT = jnp.broadcast_to(a_BG[..., None], r.mask_BGT.shape)
     case "gae":
       mean = losses.masked_mean(gae_BGT, r.chosen_BGT)
@@ -442,21 +466,28 @@ def token_advantages(
   return jnp.where(r.chosen_BGT, a_BGT, 0.0), return_BGT
 
 
-def iteration_metrics(
-  config: LearnerConfig, state: TrainState, batch: Batch, pad_id: int
+def response_metrics(
+  program: Program, responses: Responses
 ) -> dict[str, Array]:
-  """Metrics of an iteration's samples and champions.
+  """Metrics of an iteration's samples.
 
-  Rewards are means over all rows, forks included, of the prompts that were
-  chosen: with `rollout.choose=uncertain` they do not compare with a baseline's.
+  Means over all rows, forks included, of the prompts that were chosen: with
+  `rollout.choose=uncertain` they do not compare with a baseline's.
   """
-  r = batch.responses
-  B, G = r.reward_BG.shape
-  metrics = {
-    "reward": jnp.mean(jnp.mean(r.reward_BG, axis=1)),
-    "correct": jnp.mean(batch.success_BG),
-    "response_length": jnp.sum(r.tokens_BGT != pad_id) / (B * G),
+  B, G = responses.reward_BG.shape
+  tokens = jnp.sum(responses.tokens_BGT != program.task.pad_id)
+  return {
+    "reward": jnp.mean(jnp.mean(responses.reward_BG, axis=1)),
+    "correct": jnp.mean(successes(program, responses)),
+    "response_length": tokens / (B * G),
   }
+
+
+def iteration_metrics(
+  config: LearnerConfig, state: TrainState, batch: Batch
+) -> dict[str, Array]:
+  """Metrics of what an update reads, and of the search model's age."""
+  metrics = {}
   if batch.distillation is not None:
     used_CM = batch.distillation.used_CM
     metrics["champion_rate"] = jnp.mean(jnp.any(used_CM, axis=1))

@@ -143,13 +143,20 @@ def _baseline(
       value_weight = ours.loss.value_weight or 0.5
       own |= dict(policy="ppo", advantage="gae", value_weight=value_weight)
     case "grpo":
-      own |= dict(policy="ppo", advantage="group")
+      centred = ours.loss.advantage == "centred"
+      own |= dict(policy="ppo", advantage="centred" if centred else "group")
     case "cispo":
       own |= dict(policy="cispo", advantage="group")
     case "best_of_n":
-      own = _SUPERVISED | dict(champion_source="samples", champions=rows)
+      own = _SUPERVISED | dict(
+        champion_source="samples", champions=rows, distilled_prompts=prompts
+      )
+  more = ours.rollout.oversample
   rollout = ours.rollout.without_forks(
-    prompts=prompts, samples=rows, choose="first"
+    prompts=prompts * more,
+    trained_prompts=prompts if more > 1 else 0,
+    samples=rows,
+    choose="first",
   )
   return dataclasses.replace(
     ours,
