@@ -173,7 +173,8 @@ class LearnerConfig:
     if self.refresh_every < 0:
       yield (f"refresh_every={self.refresh_every} must be >= 0")
     for name, count in (
-      ("rollout.trained_prompts", self.trained_prompts),
+      ("rollout.prompts", self.rollout.prompts),
+      ("rollout.trained_prompts", self.rollout.trained_prompts),
       ("loss.distilled_prompts", self.distilled_prompts),
     ):
       if count % self.optimizer.minibatches:

@@ -509,8 +509,9 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
     prefill += config.prompt_tokens(task, config.prompts, config.search_calls)
   rescored = 0
   if config.loss.kl_weight > 0:
-    own = B * G * (task.response_length - 1)
-    own += config.prompt_tokens(task, B, config.optimizer.minibatches)
+    trained = config.trained_prompts
+    own = trained * G * (task.response_length - 1)
+    own += config.prompt_tokens(task, trained, config.optimizer.minibatches)
     rescored = epochs * own
   return Tokens(
     prefill=jnp.int32(prefill),

@@ -118,7 +118,7 @@ def update_step(run: Experiment) -> dict[str, float]:
   """What one optimiser step of a run reads."""
   learner, o = run.learner_config(), run.optimizer
   return {
-    "prompts": learner.rollout.prompts / o.minibatches,
+    "prompts": learner.trained_prompts / o.minibatches,
     "distilled_prompts": learner.distilled_prompts / o.minibatches,
     "backward_tokens": learner.update_tokens(run.make_task()) / o.minibatches,
     "steps_an_iteration": o.epochs * o.minibatches,

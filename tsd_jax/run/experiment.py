@@ -178,6 +178,7 @@ class Experiment:
     parts = self.mesh.batch_size
     for field, count in (
       ("rollout.prompts", learner.rollout.prompts),
+      ("rollout.trained_prompts", learner.rollout.trained_prompts),
       ("loss.distilled_prompts", learner.distilled_prompts),
     ):
       minibatch = count // self.optimizer.minibatches
