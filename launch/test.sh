@@ -9,5 +9,6 @@ source "$ROOT/launch/setup_venv.sh"
 export TSD_JAX_INSTALLED="test,interop,notebook,verify${TSD_JAX_EXTRAS:+,$TSD_JAX_EXTRAS}"
 tsd_jax_setup "$TSD_JAX_INSTALLED"
 cd "$ROOT"
-# An empty -m selects the slow tests too; a later -m of the caller wins.
-exec "$VENV/bin/python" -m pytest -m "" "$@"
+# An empty -m selects the slow tests too; a later -m or -n of the caller wins.
+# Two files at a time: the compiler uses little more than one core.
+exec "$VENV/bin/python" -m pytest -m "" -n 2 --dist loadfile "$@"

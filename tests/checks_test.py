@@ -1,5 +1,7 @@
 """What stops a run: numbers that broke, rewards that never came."""
 
+import math
+
 import jax.numpy as jnp
 import pytest
 
@@ -33,6 +35,19 @@ def test_a_broken_state_is_named_with_what_is_kept(fields, words):
     checks.check_state(state(**fields), 7, "runs/x", KEPT)
   text = str(raised.value)
   assert "runs/x, iteration 7" in text and KEPT in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3,), (64, 64), (2, 208, 96)])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_one_broken_number_is_found_wherever_it_is(shape, value, dtype):
+  """XLA's maximum on CPU passes over NaN in arrays that it vectorises."""
+  size = math.prod(shape)
+  for at in {0, 1, size // 2, size - 1}:
+    weight = jnp.ones(size, dtype).at[at].set(float(value)).reshape(shape)
+    broken = state()._replace(params={"up_DF": weight})
+    with pytest.raises(UserError, match=f"up_DF.* became {value.lstrip('-')}"):
+      checks.check_state(broken, 7, "runs/x", KEPT)
 
 
 def test_a_sound_state_may_have_large_moments():

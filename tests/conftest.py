@@ -23,6 +23,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tsd_jax.base import names  # noqa: E402
+from tsd_jax.run import report  # noqa: E402
 
 _skip = pytest.importorskip
 
@@ -49,6 +50,15 @@ def _programs_are_forgotten():
   """
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _figures_are_drawn_where_they_matter(request):
+  """Drawing a run's page takes 3 s: files that look at it say `FIGURES`."""
+  with pytest.MonkeyPatch.context() as patch:
+    if not getattr(request.module, "FIGURES", False):
+      patch.setattr(report, "to_svg", lambda figure: "<svg></svg>")
+    yield
 
 
 @pytest.fixture

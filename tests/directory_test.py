@@ -103,6 +103,13 @@ def test_a_config_that_is_none_is_refused(tmp_path, content, message):
       call()
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "{"])
+def test_digests_that_are_none_are_refused(tmp_path, content):
+  (tmp_path / directory.DATA).write_text(content)
+  with pytest.raises(UserError, match=r"data\.json.*damaged"):
+    directory.prepare(small_experiment.get_config(), tmp_path, {"train": "0"})
+
+
 def test_a_whole_config_is_read(tmp_path):
   config = small_experiment.get_config()
   (tmp_path / directory.CONFIG).write_text(config_json.to_json(config))

@@ -11,6 +11,8 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run import report
 
+FIGURES = True
+
 
 def write_run(folder, accuracy, *, text="1 + 2"):
   folder.mkdir()

@@ -1,8 +1,9 @@
 """Long trials of what must not happen, and a table of how often it did.
 
 Damaged and hostile files (`fuzz`), reward functions that were taken over
-(tests/hostile_test.py), a run that is killed again and again, and the memory of
-one that goes on for thousands of iterations. A number of 0 leaves a part out.
+(tests/hostile_test.py), a run that is killed again and again, the memory of one
+that goes on for thousands of iterations, and that of checkpoints. A number of 0
+leaves a part out.
 
 python -m experiments.benchmarks.soak --out=experiments/results/soak.json
 """
@@ -19,13 +20,15 @@ import time
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments.benchmarks import fuzz, graded_calls
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import progress
 from tsd_jax.models import weights
-from tsd_jax.run import directory, load
+from tsd_jax.run import checkpoint, directory, load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _ROWS_A_KILL = 60  # Iterations of a run that is killed, for each kill.
@@ -61,16 +64,22 @@ def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
 
 
+def rows_made(workdir: pathlib.Path) -> int:
+  """How many rows a run has written; cheap, for it is asked all the time."""
+  file = workdir / directory.METRICS
+  return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def kill_once(process, workdir: pathlib.Path, rng: random.Random) -> None:
   """Kills a run while it starts, or some rows after it went on.
 
   Raises:
     RuntimeError: it ended before.
   """
-  before, start = len(rows(workdir)), time.monotonic()
+  before, start = rows_made(workdir), time.monotonic()
   while_starting = rng.random() < 0.25
   patience = _START_SECONDS * rng.random() if while_starting else _HANG_SECONDS
-  while len(rows(workdir)) <= before and time.monotonic() - start < patience:
+  while rows_made(workdir) <= before and time.monotonic() - start < patience:
     if process.poll() is not None:
       raise RuntimeError(f"the run ended by itself: {workdir}.log")
     time.sleep(0.01)
@@ -154,7 +163,7 @@ def growth(
   )
   held = np.zeros(iterations + 1)
   while process.poll() is None:
-    held[len(rows(workdir)) - 1] = memory_of(process.pid)
+    held[rows_made(workdir) - 1] = memory_of(process.pid)
     time.sleep(0.05)
   if process.returncode:
     raise RuntimeError(f"the run failed: {workdir}.log")
@@ -170,6 +179,32 @@ def growth(
     settled=settled,
     ended=ended,
   )
+
+
+def saves(
+  times: int, arrays: int, side: int, folder: pathlib.Path
+) -> dict[str, float]:
+  """Writes checkpoints, and watches this process.
+
+  Args:
+    times: how many.
+    arrays: of the state, float32.
+    side: of each, which is a square.
+    folder: where they are kept.
+
+  Returns:
+    What was asked, and `kib`: growth a checkpoint, the first quarter left out.
+  """
+  checkpointer = checkpoint.Checkpointer(folder)
+  state = {f"{i}": jnp.ones((side, side)) for i in range(arrays)}
+  for step in range(times):
+    checkpointer.save_now(step, state, {"step": step})
+    if step == times // 4:
+      before = memory_of(os.getpid())
+  grown = memory_of(os.getpid()) - before
+  checkpointer.close()
+  kib = grown / 1024 / (times - 1 - times // 4)
+  return dict(times=times, arrays=arrays, side=side, kib=kib)
 
 
 def inputs(count: int) -> dict[str, float]:
@@ -212,6 +247,7 @@ def hostile(seconds: int) -> dict[str, float]:
 def main(overrides):
   """Prints the table; writes it as JSON."""
   del overrides
+  progress.quiet_libraries()
   found: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as home:
     folder = pathlib.Path(home)
@@ -220,6 +256,11 @@ def main(overrides):
       _tell(found)
     if _ITERATIONS.value:
       found["memory"] = growth(_RUN.value, _ITERATIONS.value, folder)
+      _tell(found)
+    if _SAVES.value:
+      found["saves"] = saves(
+        _SAVES.value, _ARRAYS.value, _SIDE.value, folder / "saves"
+      )
       _tell(found)
   if _SECONDS.value:
     found["hostile"] = hostile(_SECONDS.value)
@@ -243,6 +284,9 @@ if __name__ == "__main__":
   _SECONDS = flags.DEFINE_integer("hostile_seconds", 120, "Of each of 4 seeds.")
   _KILLS = flags.DEFINE_integer("kills", 30, "Kills of a run.")
   _ITERATIONS = flags.DEFINE_integer("iterations", 5_000, "Of the run watched.")
+  _SAVES = flags.DEFINE_integer("saves", 200, "Checkpoints in a row.")
+  _ARRAYS = flags.DEFINE_integer("arrays", 20, "Of such a checkpoint.")
+  _SIDE = flags.DEFINE_integer("side", 64, "Of such an array.")
   _RUN = flags.DEFINE_string(
     "run", "tests/small_experiment.py", "Config of the runs."
   )

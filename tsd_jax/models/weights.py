@@ -48,12 +48,19 @@ def unflatten(params, arrays: dict[str, np.ndarray]):
 @functools.partial(jax.jit, static_argnames="dtype")
 def is_finite(array, dtype=jnp.float32) -> Array:
   """Tells whether all numbers are finite in a precision."""
-  # What is not finite is NaN times 0. XLA on CPU makes an array of `isfinite`,
-  # leaves a cast out that it is asked for, and its `max` does not see NaN.
-  finite = jnp.sum(array * 0) == 0
   if jnp.finfo(dtype).max < jnp.finfo(array.dtype).max:
-    finite &= jnp.max(jnp.abs(array)) <= float(jnp.finfo(dtype).max)
-  return finite
+    # Not cast to it: XLA on CPU leaves such a cast out.
+    return largest(array) <= float(jnp.finfo(dtype).max)
+  # What is not finite is NaN times 0; XLA on CPU makes an array of `isfinite`.
+  return jnp.sum(array * 0) == 0
+
+
+@jax.jit
+def largest(array) -> Array:
+  """The largest magnitude; NaN where there is one and nothing is infinite."""
+  found = jnp.max(jnp.abs(array), initial=0)
+  # The maximum of XLA on CPU passes over NaN.
+  return jnp.where(is_finite(array) | jnp.isinf(found), found, jnp.nan)
 
 
 def check_fits(setting: str, name: str, array, dtype) -> None:
@@ -75,10 +82,9 @@ def check_fits(setting: str, name: str, array, dtype) -> None:
       f"{name} holds values that are no finite numbers: the training diverged, "
       "take an earlier checkpoint"
     )
-  largest = float(jnp.max(jnp.abs(array)))
   raise UserError(
     f"{setting} ends at {float(jnp.finfo(dtype).max):.6g}, but {name} has "
-    f"{largest:.6g}: use float32"
+    f"{float(largest(array)):.6g}: use float32"
   )
 
 

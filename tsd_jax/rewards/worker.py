@@ -141,15 +141,6 @@ def _returned(value: Any) -> str:
   return f"returned {type(value).__name__}: {value!r}"
 
 
-def find(name: str) -> Callable[[str, str, Any], Any]:
-  """Imports a function by its full name (`base.names`).
-
-  Raises:
-    ImportError: there is none; AttributeError: it is not in its module.
-  """
-  return names.find(name)
-
-
 def call(
   fn: Callable, returns: Returns, prompt: str, response: str, example: Any
 ) -> Judged:
@@ -311,7 +302,7 @@ def main(end: socket.socket, job: Job) -> None:
     isolation.tie_to(0)  # A parent outside has no number.
   channel = Channel(end, longest=None)
   try:
-    fn = find(job.name)
+    fn = names.find(job.name)
   except BaseException as error:
     said = str(error)
     if not isinstance(error, UserError):  # Which names its remedy.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from tsd_jax.base.errors import UserError
+from tsd_jax.models import weights
 
 # No weight of a language model is larger; far from where float32 ends.
 LARGEST_WEIGHT = 1e6
@@ -62,7 +63,7 @@ def _largest(tree):
   """The largest magnitude in every array of floats; NaN where there is one."""
   return jax.tree.map(
     lambda a: (
-      jnp.max(jnp.abs(a.astype(jnp.float32)), initial=0.0)
+      weights.largest(a)
       if jnp.issubdtype(a.dtype, jnp.floating)
       else jnp.float32(0)
     ),

@@ -48,30 +48,22 @@ def read_json(workdir: str | pathlib.Path, name: str) -> Any:
     ) from None
 
 
-def read_saved(workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Reads a folder's config.json: of a run, or of a comparison of runs.
+def read_config(
+  workdir: str | pathlib.Path, *, of_run: bool = True
+) -> dict[str, Any]:
+  """Reads a folder's config.json, as it was saved.
+
+  Args:
+    workdir: the folder.
+    of_run: whether it is a run's; that of a comparison names no task itself.
 
   Raises:
     UserError: if it is not there, or damaged.
   """
   saved = read_json(workdir, CONFIG)
-  if not isinstance(saved, dict):
-    raise UserError(
-      f"{pathlib.Path(workdir) / CONFIG} names no task: it is no config of a "
-      "run, or damaged"
-    )
-  return saved
-
-
-def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Reads a run's config.json, as it was saved.
-
-  Raises:
-    UserError: if it is not there, or damaged.
-  """
-  saved = read_saved(workdir)
-  task = saved.get("task")
-  if not isinstance(task, dict) or not isinstance(task.get("__class__"), str):
+  task = saved.get("task") if isinstance(saved, dict) else None
+  named = isinstance(task, dict) and isinstance(task.get("__class__"), str)
+  if not isinstance(saved, dict) or (of_run and not named):
     raise UserError(
       f"{pathlib.Path(workdir) / CONFIG} names no task: it is no config of a "
       "run, or damaged"
@@ -151,9 +143,7 @@ def prepare(
   make(workdir)
   file = workdir / CONFIG
   if outside_files.is_there(file):
-    # A comparison has no task of its own.
-    read = read_config if hasattr(config, "task") else read_saved
-    saved = read(workdir)
+    saved = read_config(workdir, of_run=hasattr(config, "task"))
     lines = config_json.difference(saved, config, ignore=ignore)
     if lines:
       raise UserError(
@@ -180,9 +170,10 @@ def changed_splits(
     workdir: the run's folder.
     data: digests of some splits, as they are now.
   """
-  if not (pathlib.Path(workdir) / DATA).exists():
+  file = pathlib.Path(workdir) / DATA
+  if not file.exists():
     return []
-  saved = read_json(workdir, DATA)
+  saved = outside_files.read_object(file)
   return [split for split in data if saved.get(split) != data[split]]
 
 
