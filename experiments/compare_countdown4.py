@@ -1,8 +1,7 @@
 """All methods on Countdown with four numbers.
 
 Purpose: as compare_countdown.py, on the game whose answers are rarely found by
-sampling: 88,353 problems instead of 5,757, 13 tokens instead of 9. For 70
-iterations of tsd the baselines make 130.
+sampling: 88,353 problems instead of 5,757, 13 tokens instead of 9.
 
 Command: python -m launch.compare --config=experiments/compare_countdown4.py
   --workdir=DIR
@@ -11,13 +10,25 @@ Command: python -m launch.compare --config=experiments/compare_countdown4.py
 import dataclasses
 
 from experiments import countdown4
-from tsd_jax.comparison.judge import Comparison
+from tsd_jax.comparison.config import Comparison
+
+_SCORE = "greedy,mean@16,pass@16"
 
 
 def get_config() -> Comparison:
   """The comparison."""
+  found = countdown4.get_config()
   return Comparison(
-    experiment=dataclasses.replace(countdown4.get_config(), iterations=70),
-    swept="optimizer.learning_rate+optimizer.linear_decay",
-    values=("3e-4+false", "4e-4+true"),
+    experiment=dataclasses.replace(
+      found,
+      task=dataclasses.replace(found.task, tuning_size=512),
+      eval=dataclasses.replace(found.eval, modes=_SCORE),
+    ),
+    score=_SCORE,
+    tokens=7.5e6,
+    knobs=(
+      "optimizer.learning_rate",
+      "optimizer.linear_decay",
+      "optimizer.minibatches",
+    ),
   )

@@ -1,9 +1,7 @@
 """All methods on the maze, the task without arithmetic.
 
 Purpose: the same table as for Countdown on a game of another family, so that no
-claim rests on one game. Learning rates that stay and that fall are both tried:
-here methods differ in which of them they need. 75 iterations of the searches
-cost what 60 did when solved trees still grew (`search.slot_reuse`).
+claim rests on one game.
 
 Command: python -m launch.compare --config=experiments/compare_maze.py
   --workdir=DIR
@@ -12,20 +10,25 @@ Command: python -m launch.compare --config=experiments/compare_maze.py
 import dataclasses
 
 from experiments import maze
-from tsd_jax.comparison.judge import Comparison
+from tsd_jax.comparison.config import Comparison
+
+_SCORE = "greedy,mean@16,pass@16"
 
 
 def get_config() -> Comparison:
   """The comparison."""
+  found = maze.get_config()
   return Comparison(
-    experiment=dataclasses.replace(maze.get_config(), iterations=75),
-    swept="optimizer.learning_rate+optimizer.linear_decay",
-    values=(
-      "3e-4+false",
-      "5e-4+false",
-      "4e-4+true",
-      "8e-4+true",
-      "1.2e-3+true",
-      "1.6e-3+true",
+    experiment=dataclasses.replace(
+      found,
+      task=dataclasses.replace(found.task, tuning_size=512),
+      eval=dataclasses.replace(found.eval, modes=_SCORE),
+    ),
+    score=_SCORE,
+    tokens=4.4e6,
+    knobs=(
+      "optimizer.learning_rate",
+      "optimizer.linear_decay",
+      "optimizer.minibatches",
     ),
   )

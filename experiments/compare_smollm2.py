@@ -9,14 +9,17 @@ Command: python -m launch.compare --config=experiments/compare_smollm2.py
 """
 
 from experiments import smollm2_countdown
-from tsd_jax.comparison.judge import Comparison
+from tsd_jax.comparison.config import Comparison
 
 
 def get_config() -> Comparison:
   """The comparison."""
   return Comparison(
     experiment=smollm2_countdown.get_config(),
+    tokens=1.5e5,
     methods=("tsd", "ppo", "grpo"),
     seeds=(0, 1),
-    values=("1e-5",),
+    trials=1,
+    samples=16,
+    temperatures=(1.0,),
   )

@@ -2,18 +2,17 @@
 
 python -m launch.compare --config=experiments/compare_countdown.py --workdir=DIR
 
-First every method is run with each setting of a short sweep, one seed, on the
-validation split; then at its best setting with all seeds, on the test split. A
-killed comparison goes on with the same command. `--jobs=N` makes N runs at a
-time, each with its share of the cores, or of one accelerator's memory; seconds
-are then not compared.
+First every method tries as many settings, one seed, on tuning problems; then it
+trains at its best one with all seeds, and answers the test problems. A killed
+comparison goes on with the same command. `--jobs=N` makes N runs at a time,
+each with its share of the cores, or of one accelerator's memory; seconds are
+then not compared.
 
-A small one (no sweep, two seeds, a third of the iterations; 8.5 minutes on one
-core):
+A small one (the recipes' settings, two seeds, a third of the tokens):
 
-  python -m launch.compare --workdir=DIR --config.values=3e-4
-    --config.seeds=0,1 --config.experiment.iterations=20
-    --config.methods=tsd,ppo,grpo,cispo,best_of_n,expert_iteration,wide_best_of_n
+  python -m launch.compare --workdir=DIR --config.trials=1
+    --config.seeds=0,1 --config.tokens=1e6
+    --config.methods=tsd,ppo,grpo,cispo,best_of_n,filtered_best_of_n
 """
 
 from absl import flags

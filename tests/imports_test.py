@@ -26,7 +26,8 @@ learning: losses advantages loss_terms config methods memory update iteration
   supervised
 run: checks directory reward_params checkpoint experiment costs curves
   evaluation samples report state load train
-comparison: statistics jobs judge
+comparison: intervals statistics counts columns entrants tuning config jobs
+  judge
 planning: hlo roofline aot
 api: programs model tree sampling runs
 """

@@ -14,10 +14,12 @@ import pytest
 import scipy.stats
 
 from experiments import compare_countdown, compare_countdown4
-from tests import small_comparison
-from tsd_jax.comparison import judge, statistics
+from tests import small_comparison, small_experiment
+from tsd_jax.comparison import counts, entrants, judge, statistics
+from tsd_jax.comparison.config import Comparison
+from tsd_jax.comparison.entrants import Spent
 from tsd_jax.parallel.sharding import MeshConfig
-from tsd_jax.run import costs
+from tsd_jax.run import costs, directory
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.curves import Curve
 
@@ -25,10 +27,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
 
 
-def curve(*accuracy, tokens=100, seconds=0.5):
+def curve(*accuracy, tokens=100, seconds=0.5, updated=10, scored=20):
   return Curve(
-    STEPS, STEPS * tokens, np.array(accuracy), np.zeros(4), STEPS * seconds
-  )
+    STEPS, STEPS * tokens, np.array(accuracy), np.zeros(4), STEPS * seconds,
+    STEPS * updated, STEPS * scored,
+  )  # fmt: skip
 
 
 SLOW = curve(0.1, 0.2, 0.3, 0.4)
@@ -39,18 +42,21 @@ FAST = curve(0.1, 0.3, 0.5, 0.5, tokens=200, seconds=1.5)
   ("target", "steps"), [(0.1, 0), (0.2, 5), (0.4, 15), (0.5, 20), (0.6, np.inf)]
 )
 def test_steps_to_a_target(target, steps):
-  assert statistics.steps_to(FAST, target) == pytest.approx(steps)
+  found = statistics.first_at(FAST, target, "iterations")
+  assert found == pytest.approx(steps)
+  assert statistics.first_at(FAST, target) == pytest.approx(10 * steps)
 
 
 def test_a_dip_does_not_hide_the_first_crossing():
-  assert statistics.steps_to(curve(0.1, 0.4, 0.2, 0.4), 0.25) == pytest.approx(
-    5
-  )
+  dips = curve(0.1, 0.4, 0.2, 0.4)
+  assert statistics.first_at(dips, 0.25, "iterations") == pytest.approx(5)
 
 
 def test_area_is_the_mean_height():
   assert statistics.area(SLOW) == pytest.approx(0.25)
   assert statistics.area(FAST) == pytest.approx((0.2 + 0.4 + 0.5) / 3)
+  # 2,000 tokens are ten iterations.
+  assert statistics.area(FAST, 2000) == pytest.approx(0.2)
 
 
 def test_contrast_by_hand():
@@ -69,7 +75,11 @@ def test_contrast_by_hand():
   assert value("difference_at_equal_steps") == pytest.approx(0.1)
   # A second is two of slow's iterations: fast is still at .3 when slow ends.
   assert value("accuracy_at_equal_seconds") == pytest.approx(0.3 / 0.4)
-  assert value("difference_of_area") == pytest.approx(11 / 30 - 0.25)
+  # Fast after 15 iterations: .1 to .3, .3 to .4; slow to its end.
+  area = (0.2 * 10 + 0.35 * 5) / 15
+  assert value("difference_of_area") == pytest.approx(area - 0.25)
+  # Both score 600 responses.
+  assert value("accuracy_at_equal_calls") == pytest.approx(0.5 / 0.4)
   assert found["probability_of_improvement"]["tsd/ppo"] == pytest.approx(0.5)
 
 
@@ -83,48 +93,65 @@ def test_half_the_tokens_are_half_of_the_shorter_run_s():
   assert whole == pytest.approx(1.0)
 
 
-def test_a_setting_is_chosen_by_more_than_a_run_s_last_evaluation():
-  steady, lucky = curve(0.1, 0.3, 0.3, 0.3), curve(0.1, 0.1, 0.1, 0.4)
-  assert judge.sweep_score(steady) == pytest.approx(0.3)
-  assert judge.sweep_score(steady) > judge.sweep_score(lucky)
-  short = Curve(*(a[:3] for a in steady))  # Its start does not count.
-  assert judge.sweep_score(short) == pytest.approx(0.3)
+def test_steps_of_other_sizes_count_by_what_they_read():
+  """Twice the tokens in each of half as many steps are no gain."""
+  large = Curve(*(a[:3] for a in curve(0.1, 0.25, 0.4, 0.4, updated=15)))
+  found = statistics.contrast({"tsd": [large], "ppo": [SLOW]})
+  assert found["steps_to_target"]["tsd/ppo"]["value"] == pytest.approx(1.0)
 
 
-def test_resampled_seeds_move_every_statistic():
-  """Two seeds that reach the target after 10 and after 20 iterations."""
-  early, late = curve(0.1, 0.4, 0.4, 0.4), curve(0.1, 0.1, 0.4, 0.4)
-  found = statistics.contrast({"tsd": [early, late], "ppo": [SLOW]})
-  steps = found["steps_to_target"]["tsd/ppo"]
-  assert steps["value"] == pytest.approx(20 / 30)
-  assert steps["ci95"] == pytest.approx([10 / 30, 20 / 30])
+def test_a_single_run_tells_no_interval():
+  found = statistics.contrast({"tsd": [FAST], "ppo": [SLOW]})
+  assert found["steps_to_target"]["tsd/ppo"]["ci95"] == [0.0, None]
+  assert found["difference_at_equal_tokens"]["tsd/ppo"]["ci95"] == [None, None]
 
 
 def test_a_target_that_is_never_reached_is_none():
   found = statistics.contrast({"tsd": [SLOW] * 2, "ppo": [FAST] * 2})
   assert found["steps_to_target"]["tsd/ppo"] == {
-    "value": None, "median": None, "ci95": [None, None],
+    "value": None, "ci95": [0.0, None],
   }  # fmt: skip
   json.dumps(found, allow_nan=False)
 
 
-def test_the_interval_is_scipys():
+def ends(values):
+  return [curve(0.1, 0.1, 0.1, v) for v in values]
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (5, 3), (2, 2)])
+def test_the_interval_of_a_difference_is_welchs(sizes):
   rng = np.random.default_rng(1)
-  ours, theirs = rng.normal(0.4, 0.03, 8), rng.normal(0.3, 0.03, 8)
-
-  def ends(values):
-    return [curve(0.1, 0.1, 0.1, v) for v in values]
-
-  got = statistics.bootstrap(
+  ours, theirs = (
+    rng.normal(m, 0.03, n) for m, n in zip((0.4, 0.3), sizes, strict=True)
+  )
+  got = statistics.jackknife(
     ends(ours), ends(theirs),
-    {"gain": lambda a, b: a.accuracy[-1] - b.accuracy[-1]}, draws=4000,
-  )["gain"]  # fmt: skip
-  expected = scipy.stats.bootstrap(
-    (ours, theirs), lambda a, b, axis: a.mean(axis) - b.mean(axis),
-    method="percentile", n_resamples=4000, rng=0,
-  ).confidence_interval  # fmt: skip
-  assert got["ci95"] == pytest.approx(list(expected), abs=3e-3)
+    statistics.Statistic(lambda a, b: a.accuracy[-1] - b.accuracy[-1], False),
+  )  # fmt: skip
+  test = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
+  assert got["ci95"] == pytest.approx(list(test.confidence_interval(0.95)))
   assert got["value"] == pytest.approx(ours.mean() - theirs.mean())
+
+
+def test_intervals_of_ratios_cover_what_they_say():
+  """Steps to a target and accuracies' ratio, three runs of each method."""
+  rng = np.random.default_rng(0)
+  truth = {"steps_to_target": 0.5, "accuracy_at_equal_tokens": 1.6}
+  hits = {name: [] for name in truth}
+
+  def run(slope):
+    rise = slope * STEPS / 30 * rng.normal(1, 0.08)
+    return curve(*(0.1 + rise + rng.normal(0, 0.004, 4)))
+
+  for _ in range(400):
+    runs = {"tsd": [run(0.8) for _ in "123"], "ppo": [run(0.4) for _ in "123"]}
+    found = statistics.contrast(runs)
+    truth["accuracy_at_equal_tokens"] = 0.9 / 0.5
+    for name, value in truth.items():
+      low, high = found[name]["tsd/ppo"]["ci95"]
+      hits[name].append(low <= value <= (np.inf if high is None else high))
+  for name, found in hits.items():
+    assert np.mean(found) > 0.92, name
 
 
 def test_probability_of_improvement_is_mann_whitney():
@@ -142,17 +169,20 @@ def test_probability_of_improvement_is_mann_whitney():
     (dict(methods=("tsd", "tsd")), "repeats one"),
     (dict(seeds=(0, 0)), "must be distinct"),
     (dict(sweep_seed=1), "must be none of seeds"),
-    (dict(split="validation"), "chose the settings"),
-    (dict(values=()), "values is empty"),
-    (dict(values=("fast",)), "is not a number"),
-    (
-      dict(
-        swept="optimizer.learning_rate+optimizer.linear_decay", values=("1e-3",)
-      ),
-      "must give each of swept=",
-    ),
-    (dict(mode="greedy"), "is not what experiment.eval.modes"),
+    (dict(split="validation"), "made or chose the settings: use test"),
+    (dict(split="tuning"), "made or chose the settings: use test"),
+    (dict(trials=0), "trials=0 must be at least 1"),
+    (dict(samples=300), "samples=300 must be at most 255"),
+    (dict(tokens=0.0), "tokens=0.0 must be above 0"),
+    (dict(temperatures=(0.0, 1.0)), "must be above 0"),
+    (dict(score="mean@16"), "mean@16 is not one of experiment.eval.modes"),
+    (dict(mode="pass@4"), "pass@4 is not one of experiment.eval.modes"),
     (dict(runs=0), "runs=0 must be at least 1"),
+    (dict(knobs=("optimizer.speed",)), "speed"),
+    (
+      dict(experiment=small_experiment.get_config()),
+      "set experiment.task.tuning_size=512, or trials=1",
+    ),
     (
       dict(
         runs=2,
@@ -162,10 +192,6 @@ def test_probability_of_improvement_is_mann_whitney():
       ),
       "need a mesh of one device",
     ),
-    (
-      dict(swept="optimizer.minibatches", values=("2", "4")),
-      "their ratio of steps would mean nothing",
-    ),
   ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(change, words):
@@ -173,96 +199,108 @@ def test_what_cannot_be_compared_is_refused_before_any_run(change, words):
     dataclasses.replace(small_comparison.get_config(), **change)
 
 
+def at_recipe(config: Comparison, method, spent=None):
+  """A method as the recipe has it."""
+  spent = spent or config.forecast
+  return config.run(method, config.recipe(method), 0, "validation", spent)
+
+
 @pytest.mark.parametrize("file", [compare_countdown, compare_countdown4])
 def test_every_method_reads_as_much_in_an_update_step(file):
+  """But for the one that has as many lessons as tsd, and no more."""
   config = file.get_config()
-  assert config.methods == judge.METHODS
+  assert config.methods == entrants.METHODS
+  ours = costs.update_step(config.experiment)
   for method in config.methods:
-    run = config.run(method, config.values[0], 0, "test")
-    step, ours = costs.update_step(run), costs.update_step(config.experiment)
+    step = costs.update_step(at_recipe(config, method))
     share = step["backward_tokens"] / ours["backward_tokens"]
-    assert 0.95 < share < 1 + judge.TOLERANCE, method
+    assert 0.95 < share < 1.15 or method == "filtered_best_of_n", method
     assert step["steps_an_iteration"] == 8
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7])
-def test_cheaper_iterations_are_more_iterations(share):
+def test_every_run_spends_the_same_tokens():
   config = compare_countdown.get_config()
-  ours = config.run("tsd", "3e-4", 0, "test", share)
-  assert ours.iterations == config.experiment.iterations
-  # By hand: a search that stops early leaves that much of its budget.
-  saved = (1 - share) * 1024 * 16
-  spends = ours.iterations * (costs.iteration_tokens(ours) - saved)
   for method in config.methods:
-    run = config.run(method, "3e-4", 0, "test", share)
-    an_iteration = costs.iteration_tokens(run)
-    an_iteration -= saved * run.learner_config().searches
+    run = at_recipe(config, method)
+    spends = run.iterations * costs.iteration_tokens(run)
+    grid = run.iterations_per_call * costs.iteration_tokens(run)
+    assert abs(spends - config.tokens) <= grid / 2
     assert run.iterations % run.iterations_per_call == 0
-    missed = abs(run.iterations * an_iteration - spends)
-    least = run.iterations == ours.iterations
-    assert missed <= run.iterations_per_call * an_iteration / 2 or least
-  same = dataclasses.replace(config, equal_tokens=False)
-  assert same.run("ppo", "3e-4", 0, "test").iterations == ours.iterations
+  # What a trial has measured is better than what its settings say.
+  tsd = config.recipe("tsd")
+  run = config.run("tsd", tsd, 0, "validation", each=40_000.0)
+  assert run.iterations == 80
 
 
-def test_what_searches_spend_of_their_budget():
-  run = compare_countdown.get_config().experiment
-  budget = 65 * 1024 * 16
-  ledgers = [{"search": budget // 2}, {"search": budget}]
-  assert costs.search_share(run, ledgers) == pytest.approx(0.75)
-
-
-def test_several_fields_are_swept_together():
-  config = dataclasses.replace(
-    small_comparison.get_config(),
-    swept="optimizer.learning_rate+optimizer.linear_decay",
-    values=("1e-3+true", "1e-2+false"),
+def test_points_are_settings():
+  config = compare_countdown.get_config()
+  assert config.fields("tsd") == (
+    "optimizer.learning_rate", "optimizer.linear_decay",
+    "optimizer.minibatches", "search.num_simulations",
+  )  # fmt: skip
+  run = config.run("tsd", (-1, 1, 1, 2), 3, "validation")
+  assert run.optimizer.learning_rate == 5.3e-4 and run.seed == 3
+  assert not run.optimizer.linear_decay and run.optimizer.minibatches == 16
+  assert run.search.num_simulations == 64 and run.eval.split == "validation"
+  deep, flat = (
+    config.run("tsd", (0, 0, 0, n), 0, "validation").iterations for n in (1, -1)
   )
-  for value, rate, falls in (
-    ("1e-3+true", 1e-3, True),
-    ("1e-2+false", 1e-2, False),
-  ):
-    optimizer = config.run("grpo", value, 0, "test").optimizer
-    assert optimizer.learning_rate == rate
-    assert optimizer.linear_decay == falls
+  assert deep < flat  # At equal tokens.
+  filtered = config.run(
+    "filtered_best_of_n", (0, 0, 0, 1, -1), 0, "validation", config.forecast
+  )
+  assert filtered.rollout.samples == 4
+  assert filtered.loss.distilled_prompts == 224
+  # Fewer prompts of larger groups.
+  few = config.run("grpo", (0, 0, 0, -1), 0, "validation").learner_config()
+  many = at_recipe(config, "grpo").learner_config()
+  assert few.rollout.prompts == many.rollout.prompts / 2
+  assert few.rollout.group > many.rollout.group
+  assert config.exists("tsd", (0, 0, 1, 0), config.forecast)
+  assert not config.exists("tsd", (0, 2, 0, 0), config.forecast)
+  assert not config.exists("tsd", (0, 0, 12, 0), config.forecast)
+  assert config.name("grpo", (1, 0, 0, 0)) == (
+    "learning_rate=0.0012,linear_decay=true,minibatches=8,baseline_prompts=128"
+  )
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_own_samples_cost_what_the_search_costs(share):
   config = compare_countdown.get_config()
-  wide = config.run("wide_best_of_n", "3e-4", 0, "test", share).learner_config()
-  tsd = config.experiment.learner_config()
+  spent = Spent(share * config.forecast.search, config.forecast.total)
+  wide = at_recipe(config, "wide_best_of_n", spent).learner_config()
   assert wide.distilled_prompts == wide.prompts and wide.loss.policy_weight == 0
   sampled = wide.prompts * wide.rollout.samples * 8
-  spent = share * tsd.prompts * tsd.search.num_simulations
   # To the nearest whole row a prompt.
-  assert abs(sampled - spent) <= wide.prompts * 8 / 2
+  assert abs(sampled - spent.search) <= wide.prompts * 8 / 2
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_filtered_samples_cost_what_tsd_spends(share):
   """As many lessons, chosen from the samples of many more prompts."""
   config = compare_countdown.get_config()
-  name = "filtered_best_of_n"
-  filtered = config.run(name, "3e-4", 0, "test", share).learner_config()
   tsd, task = config.experiment.learner_config(), config.experiment.make_task()
-  assert filtered.distilled_prompts == tsd.distilled_prompts == 448
-  assert filtered.update_tokens(task) == 448 * 13
-  spent = filtered.rollout.prompts * (5 + 2 * 8) + 3 * 448 * 13
-  ours = (
+  total = (
     share * tsd.prompts * tsd.search.num_simulations
     + tsd.rollout.prompts * tsd.rollout.group * 8
     + 5 * (tsd.prompts + tsd.rollout.prompts)
     + 3 * tsd.update_tokens(task)
   )
-  assert abs(spent - ours) <= 8 * 21 / 2  # Whole minibatches of prompts.
+  if share == 1:
+    assert config.forecast.total == total
+  found = at_recipe(config, "filtered_best_of_n", Spent(0, total))
+  filtered = found.learner_config()
+  assert filtered.distilled_prompts == tsd.distilled_prompts == 448
+  assert filtered.update_tokens(task) == 448 * 13
+  spent = filtered.rollout.prompts * (5 + 2 * 8) + 3 * 448 * 13
+  assert abs(spent - total) <= 8 * 21 / 2  # Whole minibatches of prompts.
 
 
 def test_wide_baselines_read_as_many_prompts_as_the_update_holds():
   config = compare_countdown.get_config()
   ours = costs.update_step(config.experiment)
   for method, rows in (("wide_ppo", 1), ("wide_grpo", 2), ("wide_cispo", 2)):
-    wide = config.run(method, "3e-4", 0, "test")
+    wide = at_recipe(config, method)
     step = costs.update_step(wide)
     assert wide.algorithm == method.removeprefix("wide_")
     assert wide.learner_config().rollout.group == rows
@@ -276,10 +314,10 @@ def test_wide_baselines_read_as_many_prompts_as_the_update_holds():
 def test_controls_differ_from_tsd_in_what_they_are_named_for():
   base = compare_countdown.get_config()
   champion, prefix = (
-    base.run(m, "3e-4", 0, "test").learner_config()
+    at_recipe(base, m).learner_config()
     for m in ("grpo_champion", "tree_prefix_values")
   )
-  grpo = base.run("grpo", "3e-4", 0, "test").learner_config()
+  grpo = at_recipe(base, "grpo").learner_config()
   for control in (champion, prefix):
     assert not control.searches and control.loss.champion_weight == 0.5
     assert control.rollout.samples == grpo.rollout.samples - 1
@@ -301,7 +339,7 @@ def command(folder):
 
 def without_clocks(folder):
   content = json.loads((folder / "compare.json").read_text())
-  for name in ("session_seconds", "training_seconds"):
+  for name in ("session_seconds", "training_seconds", "tuning_finished"):
     content.pop(name)
   content["ratios"].pop("accuracy_at_equal_seconds")
   for row in content["methods"].values():
@@ -312,6 +350,7 @@ def without_clocks(folder):
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
+  config = small_comparison.get_config()
   done = subprocess.run(
     command(whole), cwd=ROOT, capture_output=True, text=True, timeout=600,
     check=False,
@@ -334,29 +373,46 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   content = without_clocks(killed)
   assert content == without_clocks(whole)
   assert content["methods"]["tsd"]["seeds"] == [0, 1]
-  assert set(content["methods"]) == {"tsd", "grpo", "tree_prefix_values"}
-  assert np.shape(content["methods"]["grpo"]["mean@2"]) == (2, 4)
+  assert set(content["methods"]) == {"tsd", "filtered_best_of_n"}
   assert set(content["ratios"]) >= {
     "steps_to_target", "accuracy_at_equal_tokens",
   }  # fmt: skip
-  # 8 prompts of 5 tokens with 8 rows of 8 tokens fed, and 8 champions; GRPO's
-  # 10 rows are the fewest that reach that. In two minibatches.
+  # 8 prompts of 5 tokens with 8 rows of 8 tokens fed, and 8 champions, and the
+  # champions alone; in two minibatches.
   backward = {
-    "tsd": 8 * (5 + 8 * 8) + 8 * (5 + 8),
-    "grpo": 8 * (5 + 10 * 8),
-    "tree_prefix_values": 8 * (5 + 9 * 8) + 8 * (5 + 8),
-  }
+    "tsd": 8 * (5 + 8 * 8) + 8 * (5 + 8), "filtered_best_of_n": 8 * (5 + 8),
+  }  # fmt: skip
   for name, row in content["methods"].items():
     expected = backward[name] / 2
     assert row["update_step"]["backward_tokens"] == expected
     assert row["flops"] == pytest.approx(
       np.array(row["tokens"]) * content["flops_per_token"]
     )
+    assert row["tokens"][-1] == pytest.approx(content["tokens"], rel=0.1)
+    assert len(row["sweep"]) == content["trials"] == 2
+    assert set(row["settings"]) == set(config.fields(name))
+    runs = [directory.read_rows(whole / "runs" / name / s)[-1] for s in "01"]
+    for axis, part in (("updated", "update"), ("scored", "scored")):
+      ledgers = [run["ledger"][part] for run in runs]
+      assert row[axis][-1] == pytest.approx(np.mean(ledgers))
+    for found in row["counts"]:
+      assert found["plan"]["split"] == "test"
+      for drawn in found["samples"].values():
+        right_Q = counts.unpack(drawn["right"])
+        assert len(right_Q) == 512 and right_Q.max() <= 16
+  # Test problems were read by nothing but the counts.
+  for place in (
+    whole / "runs" / "tsd" / "0",
+    *(whole / "sweep" / "tsd").iterdir(),
+  ):
+    assert json.loads((place / "config.json").read_text())["eval"]["split"] in (
+      "validation", "tuning",
+    )  # fmt: skip
   assert statistics.table(content) in done.stdout
   expected = statistics.mean_curve(
-    [curves_lib.read_curve(whole / "runs" / "grpo" / s, "mean@2") for s in "01"]
+    [curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2") for s in "01"]
   )
-  got = judge.curves(json.loads((whole / "compare.json").read_text()))["grpo"]
+  got = judge.curves(json.loads((whole / "compare.json").read_text()))["tsd"]
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=0.005)
   assert (whole / "compare.html").read_text().count("<svg") == 4

@@ -63,7 +63,7 @@ def test_it_is_a_task_and_its_problems_are_kept_apart():
     name: {
       config.canonical(p) for p in data.load_problems(config, name).tokens_BP
     }
-    for name in data.SPLITS
+    for name in data.filled_splits(config)
   }
   assert {n: len(s) for n, s in split.items()} == {
     "train": 20, "validation": 8, "test": 8,

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.results import page
 from tsd_jax.base.errors import UserError
-from tsd_jax.comparison import statistics
+from tsd_jax.comparison import columns, counts, statistics
 from tsd_jax.run.curves import Curve
 
 
@@ -22,18 +22,24 @@ STEPS = np.array([0, 10, 20])
 def curves(last, shift=0.0):
   return [
     Curve(
-      STEPS, STEPS * 100, np.array([0.1, x / 2, x]) + shift, 0 * STEPS, STEPS
-    )
+      STEPS,
+      STEPS * 100,
+      np.array([0.1, x / 2, x]) + shift,
+      0 * STEPS,
+      STEPS,
+      STEPS * 30,
+      STEPS * 8,
+    )  # fmt: skip
     for x in last
   ]
 
 
 def content():
-  """tsd twice as good as ppo, and apart; grpo worse in one seed of two."""
+  """tsd twice as good as ppo, and apart; grpo worse in two seeds of five."""
   runs = {
-    "tsd": curves([0.4, 0.42]),
-    "ppo": curves([0.2, 0.21]),
-    "grpo": curves([0.3, 0.5]),
+    "tsd": curves([0.4, 0.405, 0.41, 0.415, 0.42]),
+    "ppo": curves([0.2, 0.2025, 0.205, 0.2075, 0.21]),
+    "grpo": curves([0.3, 0.35, 0.4, 0.45, 0.5]),
   }
   step = {"prompts": 32, "searched_prompts": 32, "backward_tokens": 2464.0}
   return {
@@ -42,7 +48,7 @@ def content():
     "swept": "optimizer.learning_rate",
     "methods": {
       name: {
-        "seeds": [0, 1],
+        "seeds": [0, 1, 2, 3, 4],
         "iterations": STEPS.tolist(), "seconds": STEPS.tolist(),
         "mean@16": [c.accuracy.tolist() for c in all_],
         "area": [statistics.area(c) for c in all_],
@@ -64,7 +70,9 @@ def test_a_comparison_in_words_and_numbers(tmp_path):
   text = page.page(tmp_path)
   assert "## compare_x" in text and "--workdir=DIR" in text
   assert "jax 0.10.2; 10 minutes of training." in text
-  assert "seeds 0, 1." in text and "optimizer.learning_rate of 2e-4" in text
+  assert (
+    "seeds 0, 1, 2, 3, 4." in text and "optimizer.learning_rate of 2e-4" in text
+  )
   assert "reads 32 prompts in an update step, as many as tsd searches" in text
   cells = {
     line.split(" | ")[0].removeprefix("| "): line.split(" | ")
@@ -80,6 +88,61 @@ def test_a_comparison_in_words_and_numbers(tmp_path):
     "At equal tokens it is better than ppo, worse than none; open: grpo."
     in text
   )
+
+
+def judged():
+  """A comparison whose methods had trials; test columns of two problems."""
+  found, samples = content(), 4
+
+  def counted(seed, of):
+    right = counts.pack(np.array([of, of + seed]))
+    drawn = {"right": right, "distinct": counts.pack(np.array([1, 2]))}
+    return {
+      "plan": {"split": "test", "samples": samples, "temperature": 0.6},
+      "greedy": counts.pack(np.array([1, 0])), "greedy_legal": 1.0,
+      "samples": {t: drawn | {"legal": 0.9} for t in ("1", "0.6")},
+      "train": {"greedy": 0.75, "mean": 0.5},
+    }  # fmt: skip
+
+  runs = {
+    name: [counted(seed, of) for seed in (0, 1)]
+    for name, of in (("tsd", 2), ("ppo", 1), ("grpo", 2))
+  }
+  found |= {
+    "tokens": 3.2e6, "trials": 9, "score": "mean@16",
+    "curves_of": "validation", "tuning_finished": "2026-01-02T03:04:05+00:00",
+    "columns": columns.contrast(runs),
+  }  # fmt: skip
+  for name, row in found["methods"].items():
+    row |= {
+      "settings": {"optimizer.learning_rate": "0.0003"}, "temperature": 0.6,
+      "edges": ["optimizer.minibatches"] if name == "ppo" else [],
+      "tokens": (STEPS * 1e5).tolist(), "updated": (STEPS * 1e5).tolist(),
+      "scored": (STEPS * 1e5).tolist(), "prompts_read": 12_000,
+      "columns": columns.of_method(runs[name]),
+    }  # fmt: skip
+  return found
+
+
+def test_a_comparison_with_trials_shows_what_was_spent_and_answered(tmp_path):
+  (tmp_path / "compare_x.json").write_text(json.dumps(judged()))
+  text = page.page(tmp_path)
+  assert (
+    "3.2 M ledger tokens a run" in text and "the best of 9 settings" in text
+  )
+  assert "by 2026-01-02T03:04:05+00:00, before a test problem was read" in text
+  rows = [line.split(" | ") for line in text.splitlines() if "| ppo |" in line]
+  spent, answered, over, against, settings = rows
+  assert spent[4:8] == ["2.00", "2.00", "2.00", "0.012"]
+  assert spent[-1] == "minibatches |"
+  # One of four samples and one, then one and two: 5 of 16.
+  assert answered[2].startswith("0.500 [") and answered[3].startswith("0.312 [")
+  assert answered[-2:] == ["0.250", "0.188 |"]  # Gaps to train.
+  # 9 of 16 of tsd's are right.
+  assert over[2].startswith("1.80 [")
+  assert against[1].startswith("0.50 [0.4")
+  assert settings[-1] == "optimizer.learning_rate 0.0003 |"
+  assert "fewer steps than ppo (less than half: none)" in text
 
 
 def test_prompts_are_as_many_as_searched_only_where_they_are(tmp_path):

@@ -18,17 +18,18 @@ from tsd_jax.tasks.task import GradedConfig, Task, TaskConfig
 LEVELS = {field.name for field in dataclasses.fields(GradedConfig)} - {
   field.name for field in dataclasses.fields(TaskConfig)
 }
+SIZES = dict(validation_size=20, test_size=30, tuning_size=10)
 # Small enough to list and store in a moment; another value of every field.
 CONFIGS = {
-  CountdownConfig(max_number=4, validation_size=20, test_size=30): dict(
+  CountdownConfig(max_number=4, **SIZES): dict(
     numbers=4, max_number=3, max_target=50, max_value=150
   ),
-  CalculatorConfig(max_number=4, validation_size=20, test_size=30): dict(
+  CalculatorConfig(max_number=4, **SIZES): dict(
     numbers=4, max_number=3, max_target=50, max_value=150
   ),
   MazeConfig(
     size=4, walls=4, min_moves=4, max_moves=6, count=300,
-    validation_size=20, test_size=30,
+    **SIZES,
   ): dict(size=5, walls=3, min_moves=3, max_moves=7, count=290),
 }  # fmt: skip
 every_task = pytest.mark.parametrize(
@@ -51,7 +52,11 @@ def test_problems_are_distinct_and_in_one_split_each(config):
   splits = data.split_problems(config)
   assert set().union(*splits.values()) == set(problems)
   assert sum(map(len, splits.values())) == len(set(problems)) == len(problems)
-  assert [len(splits[s]) for s in ("validation", "test")] == [20, 30]
+  sizes = [len(splits[s]) for s in ("validation", "test", "tuning")]
+  assert sizes == [20, 30, 10]
+  # Whoever asks for tuning problems keeps the problems that results are of.
+  other = data.split_problems(dataclasses.replace(config, tuning_size=0))
+  assert all(other[s] == splits[s] for s in ("validation", "test"))
 
 
 @every_task
@@ -75,7 +80,7 @@ def test_a_posed_problem_keeps_its_canonical_form_and_its_solution_is_right(
 @every_task
 def test_no_stored_problem_is_in_two_splits_in_any_form(config, tmp_path):
   splits, seen = data.split_problems(config), set()
-  for split in data.SPLITS:
+  for split in data.filled_splits(config):
     prompt_QP = data.load_problems(config, split, tmp_path).tokens_BP
     forms = {config.canonical(prompt_P) for prompt_P in prompt_QP}
     assert forms == set(splits[split]) and not forms & seen
@@ -119,7 +124,9 @@ def test_text_and_tokens_agree(config):
 
 @every_task
 def test_what_changes_the_records_changes_their_name(config):
-  changes = CONFIGS[config] | dict(validation_size=21, test_size=31, seed=7)
+  changes = CONFIGS[config] | dict(
+    validation_size=21, test_size=31, tuning_size=11, seed=7
+  )
   fields = {field.name for field in dataclasses.fields(config)}
   assert set(changes) == fields - LEVELS
   names = {

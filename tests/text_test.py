@@ -67,7 +67,7 @@ def digests(config):
   return data.digests(config, data.load_splits(config))
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", data.SPLITS[:3])
 @pytest.mark.parametrize("change", ["answer", "prompt"])
 def test_a_changed_line_changes_the_digest_of_its_split(
   model, tmp_path, split, change
@@ -235,8 +235,8 @@ def test_forms_of_a_problem_land_in_one_split(model, tmp_path):
   ]
   config = configure(model, write(tmp_path / "p.jsonl", [*lines, lines[0]]))
   splits, seen = data.split_problems(config), []
-  assert [len(splits[s]) for s in data.SPLITS] == [18, 8, 4]
-  for split in data.SPLITS:
+  assert [len(splits[s]) for s in data.SPLITS] == [18, 8, 4, 0]
+  for split in data.filled_splits(config):
     prompt_QP = data.load_problems(config, split, tmp_path / "data").tokens_BP
     forms = [config.canonical(prompt_P) for prompt_P in prompt_QP]
     assert sorted(forms) == sorted(splits[split])

@@ -130,8 +130,13 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   points = json.loads(file.read_text())
   columns = zip(*(p for p in points if p[0] <= config.iterations), strict=True)
   iterations, seconds, accuracy, stderr = map(np.asarray, columns)
-  tokens = iterations * update_tokens(config) * reads
-  return curves_lib.Curve(iterations, tokens, accuracy, stderr, seconds)
+  rollout = config.learner_config().rollout
+  updated = iterations * update_tokens(config)
+  scored = iterations * rollout.prompts * rollout.group
+  tokens = updated * reads
+  return curves_lib.Curve(
+    iterations, tokens, accuracy, stderr, seconds, updated, scored
+  )
 
 
 def compare_with(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.comparison import statistics as statistics_lib
 from tsd_jax.comparison.statistics import interval
 
 FOLDER = pathlib.Path(__file__).parent
@@ -77,8 +78,30 @@ def verdict(
   return places
 
 
+def judged(content: Mapping[str, Any]) -> list[str]:
+  """Sections of a comparison whose methods had trials of their own."""
+  settings = [["method", "settings"]]
+  for name, row in content["methods"].items():
+    chosen = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
+    settings.append([name, chosen])
+  parts = [
+    f"{statistics_lib.heading(content)} Settings were chosen by "
+    f"{content['tuning_finished']}, before a {content['split']} problem was "
+    "read; an edge is a knob that had a value beside the best one untried.",
+    *(
+      table(head, rows)
+      for head, *rows in (*statistics_lib.tables(content), settings)
+    ),
+  ]
+  if len(next(iter(content["methods"].values()))["seeds"]) > 1:
+    ratios = content["ratios"]
+    ours = next(iter(ratios["steps_to_target"])).split("/")[0]
+    parts.append(_sure(ours, ratios))
+  return parts
+
+
 def comparison(content: Mapping[str, Any]) -> list[str]:
-  """Sections of a comparison: conditions, methods, ratios, how sure."""
+  """Sections of a comparison of before methods had trials of their own."""
   methods, ratios = content["methods"], content["ratios"]
   mode = content["mode"]
   ours = next(iter(ratios["steps_to_target"])).split("/")[0]
@@ -287,6 +310,8 @@ def section(name: str, content: Mapping[str, Any]) -> str:
   if facts:
     parts.append("; ".join(facts) + ".")
   match content:
+    case {"methods": _, "ratios": _, "trials": _}:
+      parts += judged(content)
     case {"methods": _, "ratios": _}:
       parts += comparison(content)
     case {"mode": _, "rows": Mapping()}:

@@ -38,6 +38,7 @@ class Ledger:
   rescore: int = 0
   update: int = 0
   reward: int = 0  # Reward models' operations, as forwards of the policy.
+  scored: int = 0  # Responses that the reward has scored; no tokens.
 
   def add(self, tokens: Tokens, reward_tokens: int = 0) -> None:
     """Adds one iteration.
@@ -47,7 +48,7 @@ class Ledger:
       reward_tokens: what scoring one response takes, as tokens of the policy.
     """
     counts = {name: int(count) for name, count in tokens._asdict().items()}
-    self.reward += counts.pop("scored") * reward_tokens
+    self.reward += counts["scored"] * reward_tokens
     for name, count in counts.items():
       setattr(self, name, getattr(self, name) + count)
 

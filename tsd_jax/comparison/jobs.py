@@ -24,6 +24,8 @@ from tsd_jax.base import (
 )
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
+from tsd_jax.comparison import counts
+from tsd_jax.comparison.counts import Plan
 from tsd_jax.parallel import supervisor
 from tsd_jax.run import directory, train
 from tsd_jax.run.experiment import Experiment
@@ -35,39 +37,55 @@ _FRACTIONS = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 Runs = Mapping[pathlib.Path, Experiment]  # By folder: runs of one program.
 
 
-def train_all(groups: Sequence[Runs], jobs: int) -> None:
+def train_all(
+  groups: Sequence[Runs], jobs: int, plan: Plan | None = None
+) -> None:
   """Trains where that is not done yet, and says what is begun or done.
 
   Args:
     groups: the runs.
     jobs: processes at a time; one group after another in this process if 1. A
       process prints to FOLDER.log beside its first folder.
+    plan: what is measured of every run at its end; nothing if None.
 
   Raises:
     UserError: for runs that failed, after all others are done.
     KeyboardInterrupt, SystemExit: after SIGINT and SIGTERM, once all processes
       have saved a checkpoint.
   """
-  if jobs == 1:
-    for runs in groups:
-      print(*runs, sep="\n", flush=True)
-      train.train_vmapped(list(runs.values()), list(runs))
-    return
-  todo = [
-    runs
-    for runs in groups
-    if any(
-      directory.results(run, folder) is None for folder, run in runs.items()
-    )
-  ]
+  todo = [runs for runs in groups if not all(map(_done(plan), runs.items()))]
   if not todo:
     return
+  if jobs == 1:
+    for runs in todo:
+      print(*runs, sep="\n", flush=True)
+      _train(runs, plan)
+    return
   with signals.requests(lambda: "the runs that are going on") as asked:
-    failed = _Processes(min(jobs, len(todo)), asked).run(todo)
+    failed = _Processes(min(jobs, len(todo)), asked, plan).run(todo)
   if asked:
     signals.end(asked)
   if failed:
     raise UserError(f"{len(failed)} of {len(todo)} runs failed: {failed[0]}")
+
+
+def _train(runs: Runs, plan: Plan | None) -> None:
+  """Trains and measures the runs of a program."""
+  train.train_vmapped(list(runs.values()), list(runs))
+  for folder in runs if plan else ():
+    counts.measure(folder, plan)
+
+
+def _done(plan: Plan | None):
+  """Whether nothing is left to do of a run."""
+
+  def done(item: tuple[pathlib.Path, Experiment]) -> bool:
+    folder, run = item
+    if directory.results(run, folder) is None:
+      return False
+    return plan is None or counts.read(folder, plan) is not None
+
+  return done
 
 
 def shares(jobs: int) -> list[list[int]]:
@@ -85,14 +103,15 @@ def shares(jobs: int) -> list[list[int]]:
 class _Processes:
   """Processes that train, and the cores that are free for the next."""
 
-  def __init__(self, jobs: int, asked: list[int]):
+  def __init__(self, jobs: int, asked: list[int], plan: Plan | None):
     """Starts none.
 
     Args:
       jobs: how many at a time.
       asked: filled by signals: then all are asked to save and end.
+      plan: what they measure at their end.
     """
-    self._jobs, self._asked = jobs, asked
+    self._jobs, self._asked, self._plan = jobs, asked, plan
     self._running: set[subprocess.Popen] = set()
     self._free: queue.Queue[list[int]] = queue.Queue()
     for cores in shares(jobs):
@@ -132,6 +151,7 @@ class _Processes:
     cores = self._free.get()
     saved = {str(f): config_json.to_dict(run) for f, run in runs.items()}
     order = {"cores": cores, "runs": saved, "imports": names.allowed()}
+    order["plan"] = self._plan
     try:
       with open(log, "ab") as out:
         # Its own session: a terminal's Ctrl-C reaches it once, through us.
@@ -177,10 +197,10 @@ def main(overrides) -> None:
   compilation_cache.enable()
   names.allow(order["imports"])
   runs = {
-    folder: config_json.from_dict(Experiment, saved)
+    pathlib.Path(folder): config_json.from_dict(Experiment, saved)
     for folder, saved in order["runs"].items()
   }
-  train.train_vmapped(list(runs.values()), list(runs))
+  _train(runs, Plan(*order["plan"]) if order["plan"] else None)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 
 def held_out(config: TaskConfig) -> set:
-  """Problems that no example may ask: those of validation and of test."""
+  """Problems that no example may ask: all that are not trained on."""
   splits = data.split_problems(config)
-  return set(splits["validation"]) | set(splits["test"])
+  return set().union(*(splits[s] for s in splits if s != "train"))
 
 
 def draw(

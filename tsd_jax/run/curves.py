@@ -17,6 +17,8 @@ class Curve(NamedTuple):
   accuracy: np.ndarray
   stderr: np.ndarray  # Over prompts; over seeds in a mean of runs.
   seconds: np.ndarray  # Of training, without evaluation.
+  updated: np.ndarray  # Tokens that update steps have read.
+  scored: np.ndarray  # Responses that the reward has scored.
 
 
 def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
@@ -36,6 +38,8 @@ def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
       row["eval"][mode]["accuracy"],
       row["eval"][mode]["stderr"],
       row["seconds"],
+      row["ledger"].get("update", 0),
+      row["ledger"].get("scored", 0),
     )
     for row in read_rows(workdir)
     if mode in row.get("eval", {})

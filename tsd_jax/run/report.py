@@ -289,7 +289,7 @@ def training_figures(logs: dict[str, Log]) -> list[Figure]:
   left = dict.fromkeys(logs, 0.0)
   parts = [k for k in next(iter(logs.values())).rows[-1]["ledger"]]
   for part, colour in zip(parts, _cycle(), strict=False):
-    if part == "total":
+    if part in ("total", "scored"):
       continue
     # An update costs a forward and twice as much backward.
     weight = 3e-6 if part == "update" else 1e-6

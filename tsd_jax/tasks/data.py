@@ -27,7 +27,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Prompts
 from tsd_jax.tasks.task import Problem, TaskConfig, as_prompts
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "tuning")
 _DATA_DIR_VARIABLE = "TSD_JAX_DATA_DIR"
 _DIGESTS = "sha256.json"  # Lies beside the records, written last.
 _FILE_BYTES = 2**33  # Of the records' files: no bound but on nonsense.
@@ -56,21 +56,24 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
   """
   problems = config.problems()
   held_out = config.validation_size + config.test_size
-  if held_out >= len(problems):
+  untrained = held_out + config.tuning_size
+  if untrained >= len(problems):
     part = len(problems) // 5
     raise UserError(
-      f"validation_size={config.validation_size} and "
-      f"test_size={config.test_size} leave nothing to train on: there are "
+      f"validation_size={config.validation_size}, "
+      f"test_size={config.test_size} and tuning_size={config.tuning_size} "
+      "leave nothing to train on: there are "
       f"{len(problems)} problems; use for instance "
       f"--config.task.validation_size={part} --config.task.test_size={part}"
     )
   order = np.random.default_rng(config.seed).permutation(len(problems))
   shuffled = [problems[index] for index in order]
-  # Test problems come first: they stay the same whatever validation_size is.
+  # Test problems come first: they stay the same whatever the others' sizes are.
   return {
     "test": shuffled[: config.test_size],
     "validation": shuffled[config.test_size : held_out],
-    "train": shuffled[held_out:],
+    "tuning": shuffled[held_out:untrained],
+    "train": shuffled[untrained:],
   }
 
 

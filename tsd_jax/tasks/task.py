@@ -175,10 +175,11 @@ class TaskConfig(abc.ABC):
   validation_size: int = 512
   test_size: int = 512
   seed: int = 0  # Of the split, and of all that is drawn to pose problems.
+  tuning_size: int = 0  # Problems that choose a comparison's settings.
 
   def __post_init__(self):
     """Refuses impossible values; a subclass calls it and adds its own."""
-    for field in ("validation_size", "test_size"):
+    for field in ("validation_size", "test_size", "tuning_size"):
       self.need(
         int, field, lambda x: x >= 0, "use an integer that is 0 or more"
       )
@@ -202,8 +203,10 @@ class TaskConfig(abc.ABC):
   @property
   def split(self) -> str:
     """Names the settings above, for `dataset`."""
+    tuning = f"_tuning{self.tuning_size}" if self.tuning_size else ""
     return (
       f"validation{self.validation_size}_test{self.test_size}_seed{self.seed}"
+      + tuning
     )
 
   @property

@@ -1,0 +1,134 @@
+"""Counts of answers and the columns made from them, against plain counting."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import countdown
+from tsd_jax.base.ledger import Ledger
+from tsd_jax.comparison import columns, counts
+from tsd_jax.run import evaluation, load
+from tsd_jax.run.experiment import initial_params
+from tsd_jax.tasks import data
+
+QUESTIONS, SAMPLES, TEMPERATURE = 24, 20, 0.7
+
+
+@pytest.fixture(scope="module")
+def run():
+  config = dataclasses.replace(countdown.get_config(), seed=3)
+  return load.Run(config, *initial_params(config), 0, Ledger())
+
+
+@pytest.fixture(scope="module")
+def problems(run):
+  return data.load_problems(run.config.task, "validation")[:QUESTIONS]
+
+
+def test_samples_are_counted_whatever_their_number(run, problems):
+  """More than are drawn at once; each answer is scored once more, alone."""
+  found = counts.count(run, problems, SAMPLES, TEMPERATURE)
+  task, answers = run.config.make_task(), [[] for _ in range(QUESTIONS)]
+  for start, samples in (0, 16), (16, 4):
+    key = jax.random.fold_in(jax.random.key(3), start)
+    tokens_QGT, *_ = evaluation.draw(
+      run.graphdef, run.params, task, problems, key,
+      jnp.float32(TEMPERATURE), samples=samples,
+    )  # fmt: skip
+    for own, drawn in zip(answers, np.asarray(tokens_QGT), strict=True):
+      own += [tuple(row) for row in drawn.tolist()]
+  for q, own in enumerate(answers):
+    prompt = np.repeat(problems.tokens_BP[q : q + 1], len(own), axis=0)
+    score = task.score(jnp.asarray(prompt), jnp.asarray(own))
+    right = np.asarray(score.correct_X)
+    assert len(own) == SAMPLES and found.right_Q[q] == right.sum()
+    solved = {answer for answer, ok in zip(own, right, strict=True) if ok}
+    assert found.distinct_Q[q] == len(solved)
+    answers[q] = np.asarray(score.reward_X) >= np.float32(0.1)
+  assert found.legal == pytest.approx(np.mean(answers))
+  assert 0 < found.right_Q.sum() and 0.5 < found.legal < 1
+
+
+def test_greedy_answers_are_the_evaluations(run, problems):
+  found = counts.count(run, problems, 0, 1.0)
+  assert set(found.right_Q) <= {0, 1}
+  expected = evaluation.evaluate(
+    run.graphdef, run.params, run.config.make_task(), problems, "greedy", seed=0
+  )
+  assert found.right_Q.mean() == pytest.approx(expected["greedy"]["accuracy"])
+
+
+@given(st.lists(st.integers(0, 255), max_size=300))
+def test_counts_come_back_as_they_were(values):
+  text = counts.pack(np.array(values, int))
+  assert counts.unpack(json.loads(json.dumps(text))).tolist() == values
+
+
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_pass_at_k_of_counts_is_that_of_samples(k):
+  rng = np.random.default_rng(0)
+  right_QN = rng.random((50, 16)) < rng.random((50, 1))
+  right_QN[0], right_QN[1] = False, True
+  got_Q = columns.pass_at(right_QN.sum(axis=1), 16, k)
+  np.testing.assert_allclose(
+    got_Q, evaluation.solved_by_k(right_QN, k), atol=1e-12
+  )
+
+
+def counted(right, greedy, cooled, distinct):
+  def drawn(right_Q):
+    return {
+      "right": counts.pack(np.array(right_Q)),
+      "distinct": counts.pack(np.array(distinct)), "legal": None,
+    }  # fmt: skip
+
+  return {
+    "plan": {"split": "test", "samples": 4, "temperature": 0.5},
+    "greedy": counts.pack(np.array(greedy)), "greedy_legal": None,
+    "samples": {"1": drawn(right), "0.5": drawn(cooled)},
+    "train": {"greedy": 1.0, "mean": 0.25},
+  }  # fmt: skip
+
+
+def test_columns_by_hand():
+  runs = [
+    counted([0, 2, 4], [0, 0, 1], [0, 4, 4], [0, 1, 2]),
+    counted([0, 1, 4], [0, 1, 1], [0, 3, 4], [0, 1, 3]),
+  ]
+  found = columns.of_method(runs)
+  value = {k: v["value"] for k, v in found.items() if isinstance(v, dict)}
+  assert value == pytest.approx({
+    "greedy": 3 / 6, "mean": 11 / 24, "mean, cooled": 15 / 24,
+    "distinct": 7 / 6,
+  })  # fmt: skip
+  assert found["legal"] is None and found["greedy legal"] is None
+  assert found["greedy, gap to train"] == pytest.approx(0.5)
+  assert found["mean, gap to train"] == pytest.approx(0.25 - 11 / 24)
+  low, high = found["mean"]["ci95"]
+  assert low < 11 / 24 < high
+  alone = columns.of_method(runs[:1])["mean"]
+  assert alone == {"value": pytest.approx(0.5), "ci95": [None, None]}
+
+
+def test_methods_are_compared_problem_by_problem():
+  """A method that is right on the same problems is surely no worse."""
+  rng = np.random.default_rng(0)
+  right_SQ = rng.integers(0, 5, (3, 40))
+  one = [counted(r, r > 2, r, r) for r in right_SQ]
+  other = [counted(r // 2, r > 2, r // 2, r // 2) for r in right_SQ]
+  found = columns.contrast({"tsd": one, "ppo": other})
+  assert found["greedy"]["tsd/ppo"]["difference"] == {
+    "value": 0.0, "ci95": [0.0, 0.0],
+  }  # fmt: skip
+  gain = found["mean"]["tsd/ppo"]
+  expected = (right_SQ - right_SQ // 2).mean() / 4
+  assert gain["difference"]["value"] == pytest.approx(expected)
+  assert 0 < gain["difference"]["ci95"][0] < expected
+  assert gain["ratio"]["ci95"][0] > 1
+  assert columns.contrast({"tsd": one[:1], "ppo": other[:1]})["mean"] == {}

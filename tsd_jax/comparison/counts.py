@@ -1,0 +1,152 @@
+"""What a trained model answers to each problem, counted and kept.
+
+A table's columns are all made from these counts: a byte a problem for how many
+of its samples are right, for how many different right answers are among them,
+and for whether the greedy answer is right.
+"""
+
+import base64
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tsd_jax.base.types import Prompts
+from tsd_jax.run import directory, evaluation, load
+from tsd_jax.tasks import data
+from tsd_jax.tasks.task import GradedConfig
+
+FILE = "counts.json"
+_AT_ONCE = 16  # Samples of every problem that are drawn in one call.
+_TRAINED_ON = 512  # Problems of train that the gap to them is measured on.
+MOST = 255  # Samples of a problem: what a byte holds.
+
+
+class Plan(NamedTuple):
+  """What is measured of a finished run."""
+
+  split: str
+  samples: int
+  temperature: float  # Beside 1, at which everything is measured.
+
+
+class Counts(NamedTuple):
+  """Of Q problems and N samples of each."""
+
+  right_Q: np.ndarray
+  distinct_Q: np.ndarray  # Different ones among the right.
+  legal: float | None  # Share of samples that break no rule, where rules are.
+
+
+def pack(count_Q: np.ndarray) -> str:
+  """Counts below 256 as text."""
+  return base64.b64encode(count_Q.astype(np.uint8).tobytes()).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+  """The counts that `pack` was given."""
+  return np.frombuffer(base64.b64decode(text), np.uint8).astype(np.int64)
+
+
+def count(
+  run: load.Run, prompts: Prompts, samples: int, temperature: float
+) -> Counts:
+  """Samples responses to problems; 0 samples decode one greedily.
+
+  Args:
+    run: gives model, task and seed.
+    prompts: Q problems.
+    samples: N; at most 255.
+    temperature: of sampling.
+  """
+  task, saved = run.config.make_task(), run.config.task
+  graded = run.config.reward is None and isinstance(saved, GradedConfig)
+  prompts = jax.tree.map(jnp.asarray, prompts)
+  tokens, right, reward = [], [], []
+  for start in range(0, max(samples, 1), _AT_ONCE):
+    key = jax.random.fold_in(jax.random.key(run.config.seed), start)
+    tokens_QGT, reward_QG, right_QG, _ = jax.device_get(
+      evaluation.draw(
+        run.graphdef, run.params, task, prompts, key, jnp.float32(temperature),
+        run.reward_params, samples=min(_AT_ONCE, samples - start),
+      )
+    )  # fmt: skip
+    tokens.append(tokens_QGT)
+    right.append(right_QG)
+    reward.append(reward_QG)
+  tokens_QNT, right_QN = np.concatenate(tokens, 1), np.concatenate(right, 1)
+  distinct_Q = [
+    len(np.unique(tokens_NT[right_N > 0], axis=0)) if right_N.any() else 0
+    for tokens_NT, right_N in zip(tokens_QNT, right_QN, strict=True)
+  ]
+  legal = None
+  if graded:
+    lowest = np.float32(saved.legal)
+    legal = float(np.mean(np.concatenate(reward, 1) >= lowest))
+  return Counts(right_QN.sum(axis=1).astype(int), np.array(distinct_Q), legal)
+
+
+def read(folder: pathlib.Path, plan: Plan) -> dict[str, Any] | None:
+  """What was measured of a run; None if that is not there."""
+  if not (folder / FILE).exists():
+    return None
+  found = directory.read_json(folder, FILE)
+  planned = isinstance(found, dict) and found.get("plan") == plan._asdict()
+  return found if planned else None
+
+
+def measure(folder: str | pathlib.Path, plan: Plan) -> dict[str, Any]:
+  """What counts.json of a finished run says, made where it is not there yet.
+
+  Args:
+    folder: the run's.
+    plan: what is measured.
+
+  Raises:
+    UserError: there is no such run.
+  """
+  folder = pathlib.Path(folder)
+  if found := read(folder, plan):
+    return found
+  run = load.open_run(folder)
+  problems = data.load_problems(run.config.task, plan.split)
+  trained_on = data.load_problems(run.config.task, "train")[:_TRAINED_ON]
+  greedy = count(run, problems, 0, 1.0)
+  found = {
+    "plan": plan._asdict(),
+    "step": run.step,
+    "greedy": pack(greedy.right_Q),
+    "greedy_legal": greedy.legal,
+    "samples": {},
+    "train": {
+      "greedy": float(count(run, trained_on, 0, 1.0).right_Q.mean()),
+      "mean": float(count(run, trained_on, _AT_ONCE, 1.0).right_Q.mean())
+      / _AT_ONCE,
+    },
+  }
+  for temperature in dict.fromkeys((1.0, plan.temperature)):
+    drawn = count(run, problems, plan.samples, temperature)
+    found["samples"][f"{temperature:g}"] = {
+      "right": pack(drawn.right_Q),
+      "distinct": pack(drawn.distinct_Q),
+      "legal": drawn.legal,
+    }
+  directory.write_whole(folder / FILE, json.dumps(found, indent=1) + "\n")
+  return found
+
+
+def best_temperature(
+  folder: str | pathlib.Path, split: str, temperatures: tuple[float, ...]
+) -> float:
+  """The temperature at which most of a run's samples are right."""
+  if len(temperatures) == 1:
+    return temperatures[0]
+  run = load.open_run(folder)
+  problems = data.load_problems(run.config.task, split)
+  right = {
+    t: count(run, problems, _AT_ONCE, t).right_Q.sum() for t in temperatures
+  }
+  return max(right, key=right.__getitem__)

@@ -1,0 +1,143 @@
+"""The methods that a comparison takes, and what each changes of a run."""
+
+import dataclasses
+from typing import Literal, NamedTuple, get_args
+
+from tsd_jax.base.ledger import BACKWARD_COST
+from tsd_jax.learning.config import LearnerConfig
+from tsd_jax.learning.methods import Algorithm
+from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks.task import Task
+
+# Controls are tsd's loop without a tree, champions taken from own samples:
+# grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
+# samples form by themselves where they share a prefix; wide_best_of_n spends
+# the search's tokens on samples of as many prompts as its update has rows;
+# filtered_best_of_n distils some of the solved ones among the samples that the
+# rest of tsd's tokens buys. The other wide ones read as many prompts as the
+# update holds: one row of each, or two where a prompt's rows are compared with
+# each other.
+Method = Literal[
+  Algorithm,
+  "grpo_champion",
+  "tree_prefix_values",
+  "wide_best_of_n",
+  "filtered_best_of_n",
+  "wide_ppo",
+  "wide_grpo",
+  "wide_cispo",
+]
+METHODS = get_args(Method)
+_WIDE_ROWS = {"wide_ppo": 1, "wide_grpo": 2, "wide_cispo": 2}
+_CONTROLS = {
+  "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
+  "tree_prefix_values": {"loss.advantage": "prefix"},
+}
+_CHAMPIONS_OF_SAMPLES = {
+  "algorithm": "tsd",
+  "loss.champion_source": "samples",
+  "loss.champions": "1",
+  "rollout.forks": "0",
+}
+# Samples a prompt, of filtered_best_of_n: a knob that is no field of the run
+# that the comparison is made from.
+DRAWN, _DRAWN_AT_FIRST = "drawn", 2
+
+
+class Spent(NamedTuple):
+  """Ledger tokens that an iteration of tsd takes."""
+
+  search: float
+  total: float
+
+
+def own_knobs(method: Method) -> tuple[str, ...]:
+  """Fields that are a method's own to tune, beside those of all methods."""
+  match method:
+    case "tsd" | "expert_iteration":
+      return ("search.num_simulations",)
+    case "filtered_best_of_n":
+      return (DRAWN, "loss.distilled_prompts")
+    case "wide_best_of_n" | "wide_ppo" | "wide_grpo" | "wide_cispo":
+      return ()  # How many prompts they read is what they are named for.
+    case _:  # Their groups are the larger, the fewer the prompts.
+      return ("rollout.baseline_prompts",)
+
+
+def recipe(experiment: Experiment, field: str) -> int | float | bool:
+  """The value of a knob that a method begins with."""
+  if field == DRAWN:
+    return _DRAWN_AT_FIRST
+  found = experiment
+  for name in field.split("."):
+    found = getattr(found, name)
+  assert isinstance(found, int | float | bool), field
+  return found
+
+
+def settings(
+  method: Method,
+  experiment: Experiment,
+  spent: Spent,
+  drawn: int = _DRAWN_AT_FIRST,
+) -> dict[str, str]:
+  """What a method changes of an experiment, as flags say it.
+
+  Args:
+    method: its name.
+    experiment: gives the number of samples that the update reads.
+    spent: by an iteration of tsd, for methods that spend as much.
+    drawn: samples a prompt, of filtered_best_of_n.
+
+  Raises:
+    ValueError: the update has too few tokens for the method.
+  """
+  if method in _CONTROLS:
+    grpo = dataclasses.replace(experiment, algorithm="grpo").learner_config()
+    return _CHAMPIONS_OF_SAMPLES | {
+      "loss.champion_weight": "0.5",
+      "rollout.prompts": str(grpo.rollout.prompts),
+      "rollout.samples": str(grpo.rollout.samples - 1),
+      **_CONTROLS[method],
+    }
+  if method not in ("wide_best_of_n", "filtered_best_of_n", *_WIDE_ROWS):
+    return {"algorithm": method}
+  ours, task = experiment.learner_config(), experiment.make_task()
+  rows = _WIDE_ROWS.get(method, 1)
+  tokens = ours.update_tokens(task)
+  prompts = ours.prompts_of(task, tokens, rows)
+  if not prompts:
+    raise ValueError(
+      f"{method}: the update's {tokens} tokens are not a prompt for each of "
+      f"optimizer.minibatches={experiment.optimizer.minibatches}"
+    )
+  if method in _WIDE_ROWS:
+    return {
+      "algorithm": method.removeprefix("wide_"),
+      "rollout.baseline_prompts": str(prompts),
+    }
+  length = task.response_length - 1
+  samples, lessons = max(1, round(spent.search / (prompts * length))), prompts
+  if method == "filtered_best_of_n":
+    samples, lessons = drawn, ours.loss.distilled_prompts
+    prompts = _filtered_prompts(ours, task, spent.total, samples)
+  return _CHAMPIONS_OF_SAMPLES | {
+    "loss.policy_weight": "0",
+    "loss.success_weight": "0",
+    "loss.champion_weight": "1",
+    "loss.distilled_prompts": str(lessons),
+    "rollout.prompts": str(prompts),
+    "rollout.samples": str(samples),
+  }
+
+
+def _filtered_prompts(
+  ours: LearnerConfig, task: Task, spent: float, samples: int
+) -> int:
+  """Prompts whose samples cost what tsd spends, all but the lessons' update."""
+  length, calls = task.response_length - 1, ours.optimizer.minibatches
+  C = ours.loss.distilled_prompts
+  lessons = ours.prompt_tokens(task, C, calls) + C * length
+  left = spent - ours.optimizer.epochs * BACKWARD_COST * lessons
+  each = ours.prompt_tokens(task, 1) + samples * (length + ours.reward_tokens)
+  return max(C, round(left / each / calls) * calls)
