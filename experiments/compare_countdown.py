@@ -28,9 +28,12 @@ def get_config() -> Comparison:
     ),
     score=_SCORE,
     tokens=3.2e6,
+    methods=(
+      "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",
+      "wide_best_of_n", "filtered_best_of_n",
+    ),
     knobs=(
-      "optimizer.learning_rate",
-      "optimizer.linear_decay",
+      "optimizer.learning_rate", "optimizer.linear_decay",
       "optimizer.minibatches",
     ),
-  )
+  )  # fmt: skip

@@ -209,9 +209,8 @@ def at_recipe(config: Comparison, method, spent=None):
 def test_every_method_reads_as_much_in_an_update_step(file):
   """But for the one that has as many lessons as tsd, and no more."""
   config = file.get_config()
-  assert config.methods == entrants.METHODS
   ours = costs.update_step(config.experiment)
-  for method in config.methods:
+  for method in entrants.METHODS:
     step = costs.update_step(at_recipe(config, method))
     share = step["backward_tokens"] / ours["backward_tokens"]
     assert 0.95 < share < 1.15 or method == "filtered_best_of_n", method
@@ -220,7 +219,7 @@ def test_every_method_reads_as_much_in_an_update_step(file):
 
 def test_every_run_spends_the_same_tokens():
   config = compare_countdown.get_config()
-  for method in config.methods:
+  for method in entrants.METHODS:
     run = at_recipe(config, method)
     spends = run.iterations * costs.iteration_tokens(run)
     grid = run.iterations_per_call * costs.iteration_tokens(run)

@@ -110,7 +110,8 @@ def judged():
   }
   found |= {
     "tokens": 3.2e6, "trials": 9, "score": "mean@16",
-    "curves_of": "validation", "tuning_finished": "2026-01-02T03:04:05+00:00",
+    "curves_of": "validation",
+    "tuning_finished": {"tsd": "2026-01-02T03:04:05+00:00"},
     "columns": columns.contrast(runs),
   }  # fmt: skip
   for name, row in found["methods"].items():

@@ -86,8 +86,9 @@ def judged(content: Mapping[str, Any]) -> list[str]:
     settings.append([name, chosen])
   parts = [
     f"{statistics_lib.heading(content)} Settings were chosen by "
-    f"{content['tuning_finished']}, before a {content['split']} problem was "
-    "read; an edge is a knob that had a value beside the best one untried.",
+    f"{max(content['tuning_finished'].values())}, before a {content['split']} "
+    "problem was read; an edge is a knob that had a value beside the best one "
+    "untried.",
     *(
       table(head, rows)
       for head, *rows in (*statistics_lib.tables(content), settings)

@@ -9,6 +9,8 @@ from tsd_jax.learning.methods import Algorithm
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks.task import Task
 
+# dapo is GRPO that samples twice as many prompts, trains on those whose rewards
+# differ, and clips higher above (arXiv:2503.14476).
 # Controls are tsd's loop without a tree, champions taken from own samples:
 # grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
 # samples form by themselves where they share a prefix; wide_best_of_n spends
@@ -19,6 +21,7 @@ from tsd_jax.tasks.task import Task
 # each other.
 Method = Literal[
   Algorithm,
+  "dapo",
   "grpo_champion",
   "tree_prefix_values",
   "wide_best_of_n",
@@ -33,6 +36,13 @@ _CONTROLS = {
   "grpo_champion": {"loss.advantage": "group", "loss.success_weight": "0"},
   "tree_prefix_values": {"loss.advantage": "prefix"},
 }
+_DAPO = {
+  "algorithm": "grpo",
+  "loss.clip_high": "0.28",
+  "rollout.oversample": "2",
+}
+# Methods that must be told what tsd spends.
+FOLLOWERS = ("wide_best_of_n", "filtered_best_of_n")
 _CHAMPIONS_OF_SAMPLES = {
   "algorithm": "tsd",
   "loss.champion_source": "samples",
@@ -100,7 +110,9 @@ def settings(
       "rollout.samples": str(grpo.rollout.samples - 1),
       **_CONTROLS[method],
     }
-  if method not in ("wide_best_of_n", "filtered_best_of_n", *_WIDE_ROWS):
+  if method == "dapo":
+    return _DAPO
+  if method not in (*FOLLOWERS, *_WIDE_ROWS):
     return {"algorithm": method}
   ours, task = experiment.learner_config(), experiment.make_task()
   rows = _WIDE_ROWS.get(method, 1)

@@ -21,7 +21,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.comparison import columns, counts, statistics, tuning
 from tsd_jax.comparison.config import CURVES, TUNING, Comparison
 from tsd_jax.comparison.counts import Plan
-from tsd_jax.comparison.entrants import Method, Spent
+from tsd_jax.comparison.entrants import FOLLOWERS, Method, Spent
 from tsd_jax.comparison.jobs import train_all
 from tsd_jax.comparison.tuning import Point
 from tsd_jax.models.flops import flops_per_token
@@ -31,7 +31,7 @@ from tsd_jax.run.curves import Curve
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
 
-_TUNED = "tuned.json"  # Written once, before a test problem is read.
+_TUNED = "tuned.json"  # What was chosen, before a test problem was read.
 _CLOSE = 0.03  # Of the tokens that a trial may leave unspent.
 _EXTENSIONS = 3  # Times that a trial goes on to spend what it has left.
 
@@ -60,7 +60,8 @@ def judge(
   folder, start = pathlib.Path(folder), time.monotonic()
   task = config.experiment.task
   digests = data.digests(task, data.load_splits(task))
-  directory.prepare(config, folder, digests, ignore=("runs", "seeds"))
+  more = ("methods", "runs", "seeds")  # Of which a folder may get more.
+  directory.prepare(config, folder, digests, ignore=more)
   tuned = _tune(config, folder, jobs)
   finished = _close_tuning(config, folder, tuned)
   ended = _train(config, folder, tuned, jobs)
@@ -120,11 +121,11 @@ class Ended:
 def _tune(
   config: Comparison, folder: pathlib.Path, jobs: int
 ) -> dict[Method, Tuned]:
-  """Tries settings of every method: tsd's first, whose tokens others spend."""
+  """Tries settings of every method; last of those that spend what tsd does."""
   found: dict[Method, Tuned] = {}
   spent = config.forecast
-  for methods in config.methods[:1], config.methods[1:]:
-    tuned = {method: Tuned() for method in methods}
+  for follow in (False, True):
+    tuned = {m: Tuned() for m in config.methods if (m in FOLLOWERS) == follow}
     for _ in range(config.trials):
       points = {}
       for method, of in tuned.items():
@@ -138,7 +139,7 @@ def _tune(
       _choose(config, method, of, spent)
     found |= tuned
     spent = found["tsd"].spent
-  return found
+  return {method: found[method] for method in config.methods}
 
 
 def _exists(config: Comparison, method: Method, spent: Spent):
@@ -235,8 +236,8 @@ def score(config: Comparison, place: pathlib.Path) -> float:
 
 def _close_tuning(
   config: Comparison, folder: pathlib.Path, tuned: Mapping[Method, Tuned]
-) -> str:
-  """Writes down what was chosen, once; says when.
+) -> dict[Method, str]:
+  """Writes down what each method has chosen, once; says when.
 
   Raises:
     UserError: something else was chosen when test problems were read.
@@ -246,19 +247,19 @@ def _close_tuning(
     | {"temperature": f"{of.temperature:g}"}
     for method, of in tuned.items()
   }
-  file = folder / _TUNED
+  file, before = folder / _TUNED, {}
   if file.exists():
-    before = directory.read_json(folder, _TUNED)
-    if before.get("chosen") == chosen:
-      return before["finished"]
+    before = directory.read_json(folder, _TUNED)["chosen"]
+  if any(before[m]["settings"] != chosen[m] for m in before if m in chosen):
     raise UserError(
       f"{file}: test problems were read with other settings than the trials "
       "choose now: use a new folder"
     )
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  text = json.dumps({"finished": now, "chosen": chosen}, indent=1) + "\n"
+  found = {m: {"settings": s, "finished": now} for m, s in chosen.items()}
+  text = json.dumps({"chosen": found | before}, indent=1) + "\n"
   directory.write_whole(file, text)
-  return now
+  return {m: (found | before)[m]["finished"] for m in chosen}
 
 
 def _train(
