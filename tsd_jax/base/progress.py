@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -79,6 +80,28 @@ def quiet_libraries() -> None:
     return record.levelno >= logging.ERROR or "datasets" not in record.pathname
 
   logging.getLogger("absl").addFilter(wanted)
+  logging.getLogger("asyncio").addFilter(lambda r: not _of_a_failed_save(r))
+  hook = sys.unraisablehook
+
+  def told(failure) -> None:
+    # Of writes that end after their save has failed, or after everything.
+    if str(failure.exc_value) not in _ENDED:
+      hook(failure)
+
+  sys.unraisablehook = told
+
+
+_ENDED = (
+  "Event loop is closed",
+  "sys.meta_path is None, Python is likely shutting down",
+)
+
+
+def _of_a_failed_save(record: logging.LogRecord) -> bool:
+  """Whether a task of Orbax says once more why a save has failed."""
+  trace = record.exc_info[2] if record.exc_info else None
+  frames = traceback.walk_tb(trace)
+  return any("orbax" in frame.f_code.co_filename for frame, _ in frames)
 
 
 class Progress:
