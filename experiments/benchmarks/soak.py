@@ -2,8 +2,9 @@
 
 Damaged and hostile files (`fuzz`), reward functions that were taken over
 (tests/hostile_test.py), a run that is killed again and again, the memory of one
-that goes on for thousands of iterations, and that of checkpoints. A number of 0
-leaves a part out.
+that goes on for thousands of iterations, and that of checkpoints; how much
+sooner a run goes on with compiled programs than without. A number of 0 leaves a
+part out.
 
 python -m experiments.benchmarks.soak --out=experiments/results/soak.json
 """
@@ -13,11 +14,15 @@ import json
 import os
 import pathlib
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import types
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,7 +42,13 @@ _HANG_SECONDS = 300.0
 _SETTLED = 0.2  # Of a run: what its memory is measured against.
 
 
-def train(config: str, workdir: pathlib.Path, iterations: int, **changes):
+def train(
+  config: str,
+  workdir: pathlib.Path,
+  iterations: int,
+  environment: Mapping[str, str] = types.MappingProxyType({}),
+  **changes,
+):
   """Starts a run, or goes on with it, as a process of its own."""
   settings = dict(iterations=iterations, iterations_per_call=1) | changes
   with open(f"{workdir}.log", "a") as log:
@@ -47,7 +58,7 @@ def train(config: str, workdir: pathlib.Path, iterations: int, **changes):
         f"--workdir={workdir}", "--config.eval.every=0",
         *(f"--config.{name}={value}" for name, value in settings.items()),
       ],
-      cwd=ROOT, stdout=log, stderr=log,
+      cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment,
     )  # fmt: skip
 
 
@@ -131,6 +142,41 @@ def kills(
     different=different,
     parameters=sum(not np.array_equal(one[name], other[name]) for name in one),
   )
+
+
+def resumes(config: str, times: int, folder: pathlib.Path) -> dict[str, float]:
+  """Goes on with a killed run, by turns with compiled programs and without.
+
+  Args:
+    config: its config file.
+    times: how often each.
+    folder: where it is kept, with the programs.
+
+  Returns:
+    `cached`, `compiled`: seconds from the start of the process to its first
+    row, medians; `times`.
+  """
+  workdir, cache = folder / "resumed", folder / "programs"
+  seconds: dict[str, list[float]] = {"cached": [], "compiled": []}
+  for name in ["begun"] + ["cached", "compiled"] * times:
+    place = folder / "none" if name == "compiled" else cache
+    shutil.rmtree(folder / "none", ignore_errors=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(place)}
+    before, start = rows_made(workdir), time.monotonic()
+    process = train(
+      config, workdir, 1000, environment=environment, checkpoint_every=1
+    )
+    while rows_made(workdir) <= before:
+      if process.poll() is not None:
+        raise RuntimeError(f"the run ended by itself: {workdir}.log")
+      time.sleep(0.01)
+    if name in seconds:
+      seconds[name].append(time.monotonic() - start)
+    # With a checkpoint on disk, and all programs that it has compiled.
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+  medians = {name: float(np.median(s)) for name, s in seconds.items()}
+  return dict(times=times, **medians)
 
 
 def memory_of(pid: int) -> int:
@@ -257,6 +303,11 @@ def main(overrides):
     if _ITERATIONS.value:
       found["memory"] = growth(_RUN.value, _ITERATIONS.value, folder)
       _tell(found)
+    if _RESUMES.value:
+      found["resumes"] = resumes(
+        "experiments/countdown.py", _RESUMES.value, folder
+      )
+      _tell(found)
     if _SAVES.value:
       found["saves"] = saves(
         _SAVES.value, _ARRAYS.value, _SIDE.value, folder / "saves"
@@ -284,6 +335,7 @@ if __name__ == "__main__":
   _SECONDS = flags.DEFINE_integer("hostile_seconds", 120, "Of each of 4 seeds.")
   _KILLS = flags.DEFINE_integer("kills", 30, "Kills of a run.")
   _ITERATIONS = flags.DEFINE_integer("iterations", 5_000, "Of the run watched.")
+  _RESUMES = flags.DEFINE_integer("resumes", 3, "Of the default experiment.")
   _SAVES = flags.DEFINE_integer("saves", 200, "Checkpoints in a row.")
   _ARRAYS = flags.DEFINE_integer("arrays", 20, "Of such a checkpoint.")
   _SIDE = flags.DEFINE_integer("side", 64, "Of such an array.")
