@@ -78,19 +78,9 @@ def read_one(whole: pathlib.Path, folder: pathlib.Path, number: int) -> Outcome:
   return Outcome(number, kind, what, detail, time.monotonic() - start)
 
 
-def peak() -> int:
-  """Bytes that this process has held at most.
-
-  The `ru_maxrss` of getrusage is that of the process that started it as well.
-  """
-  status = pathlib.Path("/proc/self/status").read_text()
-  (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-  return 1024 * int(line.split()[1])
-
-
 def work(pipe: Connection, whole: str) -> None:
   """A process that reads the inputs whose numbers it is sent."""
-  from experiments.benchmarks import fuzz_inputs
+  from experiments.benchmarks import fuzz_inputs, host_memory
   from tsd_jax.base import progress
 
   progress.quiet_libraries()
@@ -105,7 +95,7 @@ def work(pipe: Connection, whole: str) -> None:
       folder = pathlib.Path(home) / str(number)
       outcome = read_one(pathlib.Path(whole), folder, number)
       shutil.rmtree(folder, ignore_errors=True)
-      pipe.send((outcome, peak()))
+      pipe.send((outcome, host_memory.peak()))
 
 
 class Reader:

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import fuzz, graded_calls
+from experiments.benchmarks import fuzz, graded_calls, host_memory
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.models import weights
@@ -154,10 +155,12 @@ def resumes(config: str, times: int, folder: pathlib.Path) -> dict[str, float]:
 
   Returns:
     `cached`, `compiled`: seconds from the start of the process to its first
-    row, medians; `times`.
+    row, medians; `cached_program`, `compiled_program`: those of them until its
+    program is there, as the run says them; `times`.
   """
   workdir, cache = folder / "resumed", folder / "programs"
-  seconds: dict[str, list[float]] = {"cached": [], "compiled": []}
+  names = ("cached", "compiled", "cached_program", "compiled_program")
+  seconds: dict[str, list[float]] = {name: [] for name in names}
   for name in ["begun"] + ["cached", "compiled"] * times:
     place = folder / "none" if name == "compiled" else cache
     shutil.rmtree(folder / "none", ignore_errors=True)
@@ -172,21 +175,14 @@ def resumes(config: str, times: int, folder: pathlib.Path) -> dict[str, float]:
       time.sleep(0.01)
     if name in seconds:
       seconds[name].append(time.monotonic() - start)
+      log = pathlib.Path(f"{workdir}.log").read_text()
+      program = re.findall(r"compiling took (\d+) s", log)[-1]
+      seconds[f"{name}_program"].append(float(program))
     # With a checkpoint on disk, and all programs that it has compiled.
     process.send_signal(signal.SIGTERM)
     process.wait()
   medians = {name: float(np.median(s)) for name, s in seconds.items()}
   return dict(times=times, **medians)
-
-
-def memory_of(pid: int) -> int:
-  """Bytes that a process holds, 0 once it has ended."""
-  try:
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-  except OSError:
-    return 0
-  found = [line for line in status.splitlines() if line.startswith("VmRSS")]
-  return 1024 * int(found[0].split()[1]) if found else 0
 
 
 def growth(
@@ -209,7 +205,7 @@ def growth(
   )
   held = np.zeros(iterations + 1)
   while process.poll() is None:
-    held[rows_made(workdir) - 1] = memory_of(process.pid)
+    held[rows_made(workdir) - 1] = host_memory.held(process.pid)
     time.sleep(0.05)
   if process.returncode:
     raise RuntimeError(f"the run failed: {workdir}.log")
@@ -246,8 +242,8 @@ def saves(
   for step in range(times):
     checkpointer.save_now(step, state, {"step": step})
     if step == times // 4:
-      before = memory_of(os.getpid())
-  grown = memory_of(os.getpid()) - before
+      before = host_memory.held()
+  grown = host_memory.held() - before
   checkpointer.close()
   kib = grown / 1024 / (times - 1 - times // 4)
   return dict(times=times, arrays=arrays, side=side, kib=kib)
