@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import sys
 import time
-import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -80,7 +80,11 @@ def quiet_libraries() -> None:
     return record.levelno >= logging.ERROR or "datasets" not in record.pathname
 
   logging.getLogger("absl").addFilter(wanted)
-  logging.getLogger("asyncio").addFilter(lambda r: not _of_a_failed_save(r))
+  # Of Orbax, which alone uses it here: why a save has failed, task by task.
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "never retrieved" not in record.getMessage()
+  )
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   hook = sys.unraisablehook
 
   def told(failure) -> None:
@@ -95,13 +99,6 @@ _ENDED = (
   "Event loop is closed",
   "sys.meta_path is None, Python is likely shutting down",
 )
-
-
-def _of_a_failed_save(record: logging.LogRecord) -> bool:
-  """Whether a task of Orbax says once more why a save has failed."""
-  trace = record.exc_info[2] if record.exc_info else None
-  frames = traceback.walk_tb(trace)
-  return any("orbax" in frame.f_code.co_filename for frame, _ in frames)
 
 
 class Progress:
