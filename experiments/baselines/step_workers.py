@@ -13,7 +13,7 @@ import tempfile
 import time
 import types
 
-from tsd_jax.base import config as config_lib
+from experiments.benchmarks import host_memory
 
 PROMPTS, _GROUP = 8, 4
 
@@ -155,17 +155,8 @@ class Clock:
       wall_seconds=[b[0] - a[0] for a, b in pairs],
       step_seconds=[b[1] - a[1] for a, b in pairs],
       rollout_seconds=self._sampling[1:-1],
-      peak_memory_gb=peak_memory() / 1e9,
+      peak_memory_gb=host_memory.peak() / 1e9,
     )
-
-
-def peak_memory() -> int:
-  """The most bytes that this process ever held, as Linux counts them."""
-  # Not getrusage, which begins with what the parent held.
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-    if line.startswith("VmHWM:"):
-      return int(line.split()[1]) * 1024
-  raise config_lib.UserError("/proc/self/status has no VmHWM: use Linux")
 
 
 def ours(work, clock: Clock) -> dict[str, list[float]]:

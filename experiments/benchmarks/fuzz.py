@@ -15,7 +15,6 @@ import contextlib
 import multiprocessing
 import pathlib
 import random
-import resource
 import shutil
 import tempfile
 import time
@@ -81,7 +80,7 @@ def read_one(whole: pathlib.Path, folder: pathlib.Path, number: int) -> Outcome:
 
 def work(pipe: Connection, whole: str) -> None:
   """A process that reads the inputs whose numbers it is sent."""
-  from experiments.benchmarks import fuzz_inputs
+  from experiments.benchmarks import fuzz_inputs, host_memory
   from tsd_jax.base import progress
 
   progress.quiet_libraries()
@@ -96,8 +95,7 @@ def work(pipe: Connection, whole: str) -> None:
       folder = pathlib.Path(home) / str(number)
       outcome = read_one(pathlib.Path(whole), folder, number)
       shutil.rmtree(folder, ignore_errors=True)
-      peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-      pipe.send((outcome, peak))
+      pipe.send((outcome, host_memory.peak()))
 
 
 class Reader:

@@ -20,13 +20,12 @@ import dataclasses
 import functools
 import json
 import os
-import resource
 import time
 from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks import table
+from experiments.benchmarks import host_memory, table
 from tsd_jax.base import config as config_lib
 
 # A test process imports several scripts with flags of these names.
@@ -90,7 +89,7 @@ def measure(config) -> dict[str, Any]:
     "sent_in_loops_bytes": sent("searching") + sent("sampling"),
     "instructions": program.instructions,
     "compile_seconds": round(seconds, 1),
-    "host_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    "host_mib": host_memory.peak() // 2**20,
   }
 
 

@@ -2,8 +2,9 @@
 
 Damaged and hostile files (`fuzz`), reward functions that were taken over
 (tests/hostile_test.py), a run that is killed again and again, the memory of one
-that goes on for thousands of iterations, and that of checkpoints. A number of 0
-leaves a part out.
+that goes on for thousands of iterations, and that of checkpoints; how much
+sooner a run goes on with compiled programs than without. A number of 0 leaves a
+part out.
 
 python -m experiments.benchmarks.soak --out=experiments/results/soak.json
 """
@@ -13,18 +14,23 @@ import json
 import os
 import pathlib
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import types
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import fuzz, graded_calls
+from experiments.benchmarks import fuzz, graded_calls, host_memory
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.models import weights
@@ -37,7 +43,13 @@ _HANG_SECONDS = 300.0
 _SETTLED = 0.2  # Of a run: what its memory is measured against.
 
 
-def train(config: str, workdir: pathlib.Path, iterations: int, **changes):
+def train(
+  config: str,
+  workdir: pathlib.Path,
+  iterations: int,
+  environment: Mapping[str, str] = types.MappingProxyType({}),
+  **changes,
+):
   """Starts a run, or goes on with it, as a process of its own."""
   settings = dict(iterations=iterations, iterations_per_call=1) | changes
   with open(f"{workdir}.log", "a") as log:
@@ -47,7 +59,7 @@ def train(config: str, workdir: pathlib.Path, iterations: int, **changes):
         f"--workdir={workdir}", "--config.eval.every=0",
         *(f"--config.{name}={value}" for name, value in settings.items()),
       ],
-      cwd=ROOT, stdout=log, stderr=log,
+      cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment,
     )  # fmt: skip
 
 
@@ -133,14 +145,44 @@ def kills(
   )
 
 
-def memory_of(pid: int) -> int:
-  """Bytes that a process holds, 0 once it has ended."""
-  try:
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-  except OSError:
-    return 0
-  found = [line for line in status.splitlines() if line.startswith("VmRSS")]
-  return 1024 * int(found[0].split()[1]) if found else 0
+def resumes(config: str, times: int, folder: pathlib.Path) -> dict[str, float]:
+  """Goes on with a killed run, by turns with compiled programs and without.
+
+  Args:
+    config: its config file.
+    times: how often each.
+    folder: where it is kept, with the programs.
+
+  Returns:
+    `cached`, `compiled`: seconds from the start of the process to its first
+    row, medians; `cached_program`, `compiled_program`: those of them until its
+    program is there, as the run says them; `times`.
+  """
+  workdir, cache = folder / "resumed", folder / "programs"
+  names = ("cached", "compiled", "cached_program", "compiled_program")
+  seconds: dict[str, list[float]] = {name: [] for name in names}
+  for name in ["begun"] + ["cached", "compiled"] * times:
+    place = folder / "none" if name == "compiled" else cache
+    shutil.rmtree(folder / "none", ignore_errors=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(place)}
+    before, start = rows_made(workdir), time.monotonic()
+    process = train(
+      config, workdir, 1000, environment=environment, checkpoint_every=1
+    )
+    while rows_made(workdir) <= before:
+      if process.poll() is not None:
+        raise RuntimeError(f"the run ended by itself: {workdir}.log")
+      time.sleep(0.01)
+    if name in seconds:
+      seconds[name].append(time.monotonic() - start)
+      log = pathlib.Path(f"{workdir}.log").read_text()
+      program = re.findall(r"compiling took (\d+) s", log)[-1]
+      seconds[f"{name}_program"].append(float(program))
+    # With a checkpoint on disk, and all programs that it has compiled.
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+  medians = {name: float(np.median(s)) for name, s in seconds.items()}
+  return dict(times=times, **medians)
 
 
 def growth(
@@ -163,7 +205,7 @@ def growth(
   )
   held = np.zeros(iterations + 1)
   while process.poll() is None:
-    held[rows_made(workdir) - 1] = memory_of(process.pid)
+    held[rows_made(workdir) - 1] = host_memory.held(process.pid)
     time.sleep(0.05)
   if process.returncode:
     raise RuntimeError(f"the run failed: {workdir}.log")
@@ -200,8 +242,8 @@ def saves(
   for step in range(times):
     checkpointer.save_now(step, state, {"step": step})
     if step == times // 4:
-      before = memory_of(os.getpid())
-  grown = memory_of(os.getpid()) - before
+      before = host_memory.held()
+  grown = host_memory.held() - before
   checkpointer.close()
   kib = grown / 1024 / (times - 1 - times // 4)
   return dict(times=times, arrays=arrays, side=side, kib=kib)
@@ -257,6 +299,11 @@ def main(overrides):
     if _ITERATIONS.value:
       found["memory"] = growth(_RUN.value, _ITERATIONS.value, folder)
       _tell(found)
+    if _RESUMES.value:
+      found["resumes"] = resumes(
+        "experiments/countdown.py", _RESUMES.value, folder
+      )
+      _tell(found)
     if _SAVES.value:
       found["saves"] = saves(
         _SAVES.value, _ARRAYS.value, _SIDE.value, folder / "saves"
@@ -284,6 +331,7 @@ if __name__ == "__main__":
   _SECONDS = flags.DEFINE_integer("hostile_seconds", 120, "Of each of 4 seeds.")
   _KILLS = flags.DEFINE_integer("kills", 30, "Kills of a run.")
   _ITERATIONS = flags.DEFINE_integer("iterations", 5_000, "Of the run watched.")
+  _RESUMES = flags.DEFINE_integer("resumes", 3, "Of the default experiment.")
   _SAVES = flags.DEFINE_integer("saves", 200, "Checkpoints in a row.")
   _ARRAYS = flags.DEFINE_integer("arrays", 20, "Of such a checkpoint.")
   _SIDE = flags.DEFINE_integer("side", 64, "Of such an array.")

@@ -1,6 +1,24 @@
-"""Where this checkout lies."""
+"""Where this checkout lies, and paths that people name."""
 
+import os
 import pathlib
+
+from tsd_jax.base.errors import UserError
 
 # The repository's root, or the folder of the installed packages.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def named(path: str | os.PathLike[str]) -> pathlib.Path:
+  """A path that a person has named, ~ included; nothing need be there.
+
+  Raises:
+    UserError: the system can have no such path.
+  """
+  try:
+    found = pathlib.Path(path).expanduser()
+    found.exists()
+  except (OSError, RuntimeError) as error:
+    why = getattr(error, "strerror", None) or error
+    raise UserError(f"{str(path)[:60]!r} is no path: {why}") from None
+  return found

@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -79,6 +80,25 @@ def quiet_libraries() -> None:
     return record.levelno >= logging.ERROR or "datasets" not in record.pathname
 
   logging.getLogger("absl").addFilter(wanted)
+  # Of Orbax, which alone uses it here: why a save has failed, task by task.
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "never retrieved" not in record.getMessage()
+  )
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+  hook = sys.unraisablehook
+
+  def told(failure) -> None:
+    # Of writes that end after their save has failed, or after everything.
+    if str(failure.exc_value) not in _ENDED:
+      hook(failure)
+
+  sys.unraisablehook = told
+
+
+_ENDED = (
+  "Event loop is closed",
+  "sys.meta_path is None, Python is likely shutting down",
+)
 
 
 class Progress:

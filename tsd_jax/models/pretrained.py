@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from tsd_jax.base import paths
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, gguf, hf
 from tsd_jax.models.transformer import ModelConfig
@@ -101,7 +102,7 @@ def checked(path: str | pathlib.Path) -> pathlib.Path:
   Raises:
     UserError: if it is a pickle, or neither a folder nor a GGUF file.
   """
-  path = pathlib.Path(path)
+  path = paths.named(path)
   if path.suffix in hf.PICKLES:
     raise UserError(
       f"{path} is a pickle file, which runs code when read: convert the model "

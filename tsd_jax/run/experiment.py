@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from tsd_jax.base import paths
 from tsd_jax.base.errors import UserError, divisors, multiples, refuse
-from tsd_jax.base.paths import ROOT
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
 from tsd_jax.learning.config import LearnerConfig, LossConfig, OptimizerConfig
@@ -311,5 +311,5 @@ def _check_value(config: Experiment, field: str, trained: bool) -> None:
 
 def find_init(init: str) -> pathlib.Path:
   """A path as given, or else below the repository's root."""
-  path = pathlib.Path(init).expanduser()
-  return path if path.is_absolute() or path.exists() else ROOT / path
+  path = paths.named(init)
+  return path if path.is_absolute() or path.exists() else paths.ROOT / path

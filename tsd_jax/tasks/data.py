@@ -190,7 +190,8 @@ def load_problems(
   folder = root / f"tsd_{config.make().name}" / config.dataset
   folder /= str(ProblemBuilder.VERSION)
   if not folder.exists():
-    _build(config, root, folder)
+    with _writing(root):
+      _build(config, root, folder)
   try:
     _check_digests(folder)
     # Only now the reader, which may not survive a broken file.
@@ -248,6 +249,21 @@ def digest(config: TaskConfig, prompts: Prompts) -> str:
   for index in prompts.example_B.tolist():
     sha.update(json.dumps(config.example(index), sort_keys=True).encode())
   return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(root: pathlib.Path):
+  """Says in one line that a dataset cannot be written."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:
+    # array_record knows no OSError.
+    if not isinstance(error, OSError) and "write() failed" not in str(error):
+      raise
+    raise UserError(
+      f"no dataset can be written to {root} ({str(error)[:200]}): make room "
+      f"there, or set {_DATA_DIR_VARIABLE} to a folder that has some"
+    ) from error
 
 
 def _build(
