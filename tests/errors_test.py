@@ -20,7 +20,7 @@ def test_huge_numbers_are_answered_at_once():
   assert found[0] == 1 and found[-1] == 2**62
   assert 2**20 not in found and all(2**62 % d == 0 for d in found)
   assert divisors(96, 2**62)[-1] == 96
-  assert time.monotonic() - start < 60
+  assert time.monotonic() - start < 5
 
 
 def test_multiples_on_either_side_are_above_zero():

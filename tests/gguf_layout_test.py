@@ -90,7 +90,7 @@ def test_more_than_there_is_is_refused_at_once(
   start = time.monotonic()
   with pytest.raises(ValueError, match=message):
     gguf_layout.read(path, KINDS)
-  assert time.monotonic() - start < 20
+  assert time.monotonic() - start < 1
 
 
 def test_five_million_bytes_in_an_array_take_no_time(tmp_path):
@@ -98,4 +98,4 @@ def test_five_million_bytes_in_an_array_take_no_time(tmp_path):
   path = write(tmp_path / "m.gguf", [entry("a", 9, content)])
   start = time.monotonic()
   assert len(gguf_layout.read(path, KINDS).metadata["a"]) == 3_000_000
-  assert time.monotonic() - start < 20
+  assert time.monotonic() - start < 2

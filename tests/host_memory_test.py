@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from experiments.benchmarks import host_memory
+from tsd_jax.base.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -27,3 +29,8 @@ def test_a_process_that_has_ended_holds_nothing():
   assert host_memory.held(process.pid) > 0
   process.communicate()
   assert host_memory.held(process.pid) == 0
+
+
+def test_a_system_that_does_not_say_it_is_refused():
+  with pytest.raises(UserError, match="has no VmNothing: use Linux"):
+    host_memory.held(field="VmNothing")

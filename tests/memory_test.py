@@ -228,7 +228,7 @@ def test_a_thousand_million_simulations_are_refused_at_once():
   start = time.monotonic()
   with pytest.raises(UserError, match="use search.num_simulations=") as info:
     check(dataclasses.replace(config, search=huge), there=2**33)
-  assert time.monotonic() - start < 60
+  assert time.monotonic() - start < 2
   most = int(re.search(r"num_simulations=(\d+)", str(info.value))[1])
   assert 1_000 < most < 10**9
 

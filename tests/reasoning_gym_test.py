@@ -60,7 +60,7 @@ def test_nothing_that_a_model_writes_is_run(tmp_path):
   ):  # fmt: skip
     for example in examples:
       assert gym.reward("", text, example) <= 0.01
-  assert not mark.exists() and time.monotonic() - started < 60
+  assert not mark.exists() and time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_first_says_what_it_waits_for_and_the_second_ends(number, name):
   time.sleep(signals._ONE_REQUEST + 0.2)
   assert process.poll() is None
   process.send_signal(number)
-  _, more = process.communicate(timeout=60)
+  _, more = process.communicate(timeout=5)
   assert (process.returncode, more) == (128 + number, "")
 
 
@@ -91,7 +91,7 @@ with signals.command(), signals.handled(lambda number, _: print(number)):
 """
   process = start(code)
   process.send_signal(signal.SIGINT)
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=10)
   assert (process.returncode, out, err) == (0, "2\n", "")
 
 
@@ -100,7 +100,7 @@ def test_the_second_leaves_another_programs_process_alive():
   process.send_signal(signal.SIGINT)
   time.sleep(signals._ONE_REQUEST + 0.2)
   process.send_signal(signal.SIGINT)
-  out, _ = process.communicate(timeout=60)
+  out, _ = process.communicate(timeout=5)
   assert (process.returncode, out) == (0, f"[{int(signal.SIGINT)}]\n")
 
 

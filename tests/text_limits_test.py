@@ -42,7 +42,7 @@ def test_a_template_without_an_end_is_refused_in_time(process, name):
   start = time.monotonic()
   with pytest.raises(UserError, match="more than|too much|makes|recursion"):
     process.render(ENDLESS[name], {"messages": CHAT})
-  assert time.monotonic() - start < 30
+  assert time.monotonic() - start < 5
   # The next one is none the worse for it.
   assert process.render("{{ a }}", {"a": "é\ud800"}) == "é\ud800"
 

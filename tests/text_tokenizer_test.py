@@ -335,7 +335,7 @@ def test_a_vocabulary_of_special_tokens_is_read_in_no_time(tmp_path):
   )  # fmt: skip
   start = time.monotonic()
   assert text_tokenizer.load(path).encode("<7><29999>") == [7, 29_999]
-  assert time.monotonic() - start < 60
+  assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

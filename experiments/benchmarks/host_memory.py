@@ -22,10 +22,10 @@ def held(process: int | str = "self", field: str = "VmRSS") -> int:
   try:
     status = pathlib.Path(f"/proc/{process}/status").read_text()
   except OSError:
-    if process == "self":
-      raise UserError("/proc/self/status is missing: use Linux") from None
-    return 0
+    status = ""
   found = [line for line in status.splitlines() if line.startswith(field)]
+  if not found and process == "self":
+    raise UserError(f"/proc/self/status has no {field}: use Linux")
   return 1024 * int(found[0].split()[1]) if found else 0
 
 
