@@ -25,6 +25,7 @@ def get_config() -> Comparison:
       eval=dataclasses.replace(found.eval, modes=_SCORE),
     ),
     score=_SCORE,
+    shifted="min_target=101,max_target=199",
     tokens=7.5e6,
     methods=(
       "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",

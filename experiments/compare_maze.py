@@ -25,6 +25,7 @@ def get_config() -> Comparison:
       eval=dataclasses.replace(found.eval, modes=_SCORE),
     ),
     score=_SCORE,
+    shifted="walls=8",
     tokens=4.4e6,
     methods=(
       "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",

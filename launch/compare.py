@@ -6,7 +6,7 @@ First every method tries as many settings, one seed, on tuning problems; then it
 trains at its best one with all seeds, and answers the test problems. A killed
 comparison goes on with the same command. `--jobs=N` makes N runs at a time,
 each with its share of the cores, or of one accelerator's memory; seconds are
-then not compared.
+then compared with `--timed` alone, which trains the seeds one at a time.
 
 A small one (the recipes' settings, two seeds, a third of the tokens):
 
@@ -27,6 +27,10 @@ _JOBS = flags.DEFINE_integer(
   "jobs", 1, "Runs at a time, each a process.", lower_bound=1
 )
 
+_TIMED = flags.DEFINE_bool(
+  "timed", False, "With --jobs: reported runs train one at a time."
+)
+
 
 def main(overrides):
   """Runs what is missing, prints the table, writes compare.json and .html."""
@@ -39,7 +43,10 @@ def main(overrides):
   progress.quiet_libraries()
   compilation_cache.enable()
   command = config_lib.command("launch.compare")
-  print(judge.judge(config, folder, command=command, jobs=_JOBS.value))
+  shown = judge.judge(
+    config, folder, command=command, jobs=_JOBS.value, timed=_TIMED.value
+  )
+  print(shown)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import countdown
+from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.comparison import columns, counts
 from tsd_jax.run import evaluation, load
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
+from tsd_jax.tasks.task import as_prompts
 
 QUESTIONS, SAMPLES, TEMPERATURE = 24, 20, 0.7
 
@@ -91,6 +93,7 @@ def counted(right, greedy, cooled, distinct):
   return {
     "plan": {"split": "test", "samples": 4, "temperature": 0.5},
     "greedy": counts.pack(np.array(greedy)), "greedy_legal": None,
+    "constant": 0.25,
     "samples": {"1": drawn(right), "0.5": drawn(cooled)},
     "train": {"greedy": 1.0, "mean": 0.25},
   }  # fmt: skip
@@ -108,6 +111,7 @@ def test_columns_by_hand():
     "distinct": 7 / 6,
   })  # fmt: skip
   assert found["legal"] is None and found["greedy legal"] is None
+  assert found["constant answer"] == 0.25
   assert found["greedy, gap to train"] == pytest.approx(0.5)
   assert found["mean, gap to train"] == pytest.approx(0.25 - 11 / 24)
   low, high = found["mean"]["ci95"]
@@ -132,3 +136,55 @@ def test_methods_are_compared_problem_by_problem():
   assert 0 < gain["difference"]["ci95"][0] < expected
   assert gain["ratio"]["ci95"][0] > 1
   assert columns.contrast({"tsd": one[:1], "ppo": other[:1]})["mean"] == {}
+
+
+def test_shifted_problems_have_columns_of_their_own():
+  def run(greedy, right):
+    more = {"greedy": counts.pack(greedy), "right": counts.pack(right)}
+    return counted([0, 4], [0, 1], [0, 4], [0, 1]) | {"shifted": more}
+
+  runs = [run(np.array([0, 0, 1]), np.array([0, 1, 3]))] * 2
+  groups = columns.Groups(test=[0, 1], shifted=[0, 1, 1])
+  found = columns.of_method(runs, groups)
+  assert found["greedy, shifted"]["value"] == pytest.approx(1 / 3)
+  assert found["mean, shifted"]["value"] == pytest.approx(4 / 12)
+  pair = columns.contrast({"tsd": runs, "ppo": runs}, groups)
+  assert pair["mean, shifted"]["tsd/ppo"]["difference"]["value"] == 0.0
+
+
+def test_what_one_answer_solves_whatever_is_asked(run):
+  """Three problems are one and the same, so its answer solves three of four."""
+  task = run.config.task
+  posed = [
+    task.pose(problem, np.random.default_rng(seed))
+    for seed, problem in enumerate([((2, 3, 4), 24)] * 3 + [((2, 3, 5), 30)])
+  ]
+  prompts = as_prompts(task.make(), np.stack([p.prompt_P for p in posed]))
+  answer_AT = np.stack([posed[3].response_T, posed[0].response_T])
+  assert counts.constant(run, prompts, answer_AT) == 0.75
+  assert counts.constant(run, prompts, answer_AT[:1]) == 0.25
+  assert counts.constant(run, prompts, answer_AT[:0]) == 0.0
+
+
+def test_the_most_frequent_right_answers_come_first(run, problems):
+  found = counts.count(run, problems, SAMPLES, 0.3)
+  assert 1 < len(found.common_AT) <= 16
+  assert len(np.unique(found.common_AT, axis=0)) == len(found.common_AT)
+
+
+def test_groups_are_those_of_the_split(problems):
+  task = countdown.get_config().task
+  found = counts.groups(task, problems)
+  numbers = [tuple(sorted(p[:3])) for p in problems.tokens_BP.tolist()]
+  for i, mine in enumerate(numbers):
+    for j, other in enumerate(numbers):
+      assert (mine == other) == (found[i] == found[j])
+
+
+def test_shifted_problems_are_unlike_those_of_train():
+  task = countdown.get_config().task
+  other = counts.shifted(task, "min_target=101,max_target=199")
+  asked = data.load_problems(other, "test").tokens_BP[:, -1]
+  assert asked.min() > task.max_target and asked.max() > 150
+  with pytest.raises(UserError, match="walls"):
+    counts.shifted(task, "walls=3")

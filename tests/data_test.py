@@ -39,7 +39,7 @@ def folder_of(root):
 @pytest.mark.parametrize("numbers", [3, 4])
 def test_no_problem_is_in_two_splits(numbers):
   """Canonical forms are disjoint, and together they are all problems."""
-  config = CountdownConfig(numbers=numbers)
+  config = CountdownConfig(numbers=numbers, split_by="problem")
   splits = data.split_problems(config)
   sizes = {split: len(problems) for split, problems in splits.items()}
   assert (sizes["validation"], sizes["test"]) == (512, 512)
@@ -48,6 +48,22 @@ def test_no_problem_is_in_two_splits(numbers):
   assert union == set(config.problems())
   for problems in splits.values():
     assert all(list(given) == sorted(given) for given, _ in problems)
+
+
+@pytest.mark.parametrize("numbers", [3, 4])
+def test_numbers_of_held_out_problems_are_in_no_other_split(numbers):
+  """Nor are most of a held-out part's problems of a few numbers."""
+  config = CountdownConfig(numbers=numbers, tuning_size=512)
+  splits = data.split_problems(config)
+  numbers_of = {s: {given for given, _ in p} for s, p in splits.items()}
+  assert sum(map(len, numbers_of.values())) == len(
+    set().union(*numbers_of.values())
+  )
+  assert [len(splits[s]) for s in ("test", "validation", "tuning")] == [512] * 3
+  assert all(len(found) >= 45 for found in numbers_of.values())
+  # A part's problems are as hard as all are: their targets are spread alike.
+  means = [np.mean([target for _, target in p]) for p in splits.values()]
+  assert np.ptp(means) < 8
 
 
 @pytest.mark.parametrize(
@@ -153,7 +169,7 @@ def test_bad_splits_are_refused(tmp_path):
     load(empty, "validation", tmp_path)
   assert len(load(empty, "test", tmp_path)) == 9
   greedy = CountdownConfig(max_number=2, validation_size=500)
-  message = "test_size=512 and .* nothing to train on: there are 18 .*_size=3"
+  message = "test_size=512 and .* nothing to train on: there are 18 .*_size=1"
   with pytest.raises(UserError, match=message):
     load(greedy, "train", tmp_path)
 

@@ -62,6 +62,28 @@ def test_intervals_of_two_methods_cover_what_they_differ_in(seeds, combine):
   assert coverage(lambda rng: make(*pair(rng)), true) >= 0.93
 
 
+def test_problems_of_a_group_count_as_one():
+  """Numbers of which a model makes one target are easy for others as well."""
+  size_G = np.random.default_rng(5).integers(1, 9, 40)
+  group_P = np.repeat(np.arange(40), size_G)
+
+  def grouped(rng):
+    easy_P = rng.normal(-0.5, 1.0, 40)[group_P] + rng.normal(
+      0, 0.3, len(group_P)
+    )
+    run_S1 = rng.normal(0, 0.1, (5, 1))
+    return rng.binomial(16, stats.norm.cdf(easy_P + run_S1)) / 16
+
+  rng = np.random.default_rng(6)
+  true = np.mean([grouped(rng).mean() for _ in range(4000)])
+  # With 40 groups of unequal size the variance itself is not well known.
+  assert coverage(lambda r: intervals.mean(grouped(r), group_P), true) >= 0.92
+  assert coverage(lambda r: intervals.mean(grouped(r)), true) < 0.8
+  y_SP = grouped(rng)
+  alone = intervals.mean(y_SP, np.arange(len(group_P)))
+  np.testing.assert_allclose(alone, intervals.mean(y_SP), rtol=1e-9)
+
+
 def test_resampling_five_seeds_covers_too_little():
   """Why there is this module."""
 

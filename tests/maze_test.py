@@ -345,5 +345,8 @@ def test_excluding_everything_is_refused():
   tiny = MazeConfig(size=3, walls=1, min_moves=2, max_moves=4)
   prompt_QP, _ = tiny.warm_start(np.random.default_rng(0), 20_000, 0.5)
   forms = {tiny.canonical(prompt_P) for prompt_P in prompt_QP}
-  with pytest.raises(ValueError, match="0 of 5 examples .* exclude fewer"):
-    tiny.warm_start(np.random.default_rng(1), 5, 0.5, forms)
+  each = dataclasses.replace(tiny, split_by="problem")
+  for config in (tiny, each):
+    everything = set(map(config.group, forms))
+    with pytest.raises(ValueError, match="0 of 5 examples .* exclude fewer"):
+      config.warm_start(np.random.default_rng(1), 5, 0.5, everything)

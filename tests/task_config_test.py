@@ -22,10 +22,10 @@ SIZES = dict(validation_size=20, test_size=30, tuning_size=10)
 # Small enough to list and store in a moment; another value of every field.
 CONFIGS = {
   CountdownConfig(max_number=4, **SIZES): dict(
-    numbers=4, max_number=3, max_target=50, max_value=150
+    numbers=4, max_number=3, max_target=50, max_value=150, min_target=5
   ),
   CalculatorConfig(max_number=4, **SIZES): dict(
-    numbers=4, max_number=3, max_target=50, max_value=150
+    numbers=4, max_number=3, max_target=50, max_value=150, min_target=5
   ),
   MazeConfig(
     size=4, walls=4, min_moves=4, max_moves=6, count=300,
@@ -50,8 +50,15 @@ def test_problems_are_distinct_and_in_one_split_each(config):
   problems = config.problems()
   assert problems == config.problems()
   splits = data.split_problems(config)
-  assert set().union(*splits.values()) == set(problems)
-  assert sum(map(len, splits.values())) == len(set(problems)) == len(problems)
+  assert len(set(problems)) == len(problems)
+  whole = data.split_problems(dataclasses.replace(config, split_by="problem"))
+  assert set().union(*whole.values()) == set(problems)
+  assert sum(map(len, whole.values())) == len(problems)
+  groups = [set(map(config.group, split)) for split in splits.values()]
+  assert sum(map(len, groups)) == len(set().union(*groups))
+  # A held-out part is of many groups, not of whole ones.
+  tenth = len(set(map(config.group, problems))) // 10
+  assert all(len(g) >= min(tenth, 5) for g in groups)
   sizes = [len(splits[s]) for s in ("validation", "test", "tuning")]
   assert sizes == [20, 30, 10]
   # Whoever asks for tuning problems keeps the problems that results are of.
@@ -92,7 +99,7 @@ def test_no_stored_problem_is_in_two_splits_in_any_form(config, tmp_path):
 def test_warm_starts_are_legal_and_never_ask_what_is_held_out(config):
   task = config.make()
   splits = data.split_problems(config)
-  held_out = {*splits["validation"], *splits["test"]}
+  held_out = set(map(config.group, splits["validation"] + splits["test"]))
   rates = []
   for relabel_fraction in (0.0, 1.0):
     rng = np.random.default_rng(0)
@@ -102,7 +109,8 @@ def test_warm_starts_are_legal_and_never_ask_what_is_held_out(config):
     assert prompt_QP.shape == (3_000, task.prompt_length)
     assert response_QT.shape == (3_000, task.response_length)
     forms = {config.canonical(prompt_P) for prompt_P in prompt_QP}
-    assert not forms & held_out and forms & set(splits["train"])
+    assert not held_out & set(map(config.group, forms))
+    assert forms & set(splits["train"])
     score = jax.jit(task.score)(prompt_QP, response_QT)
     assert np.all(score.reward_X > config.illegal)
     rates.append(score.correct_X.mean())
@@ -125,8 +133,9 @@ def test_text_and_tokens_agree(config):
 @every_task
 def test_what_changes_the_records_changes_their_name(config):
   changes = CONFIGS[config] | dict(
-    validation_size=21, test_size=31, tuning_size=11, seed=7
-  )
+    validation_size=21, test_size=31, tuning_size=11, seed=7,
+    split_by="problem",
+  )  # fmt: skip
   fields = {field.name for field in dataclasses.fields(config)}
   assert set(changes) == fields - LEVELS
   names = {

@@ -1,7 +1,7 @@
 """A table's columns: what runs answer, from counts, over seeds and problems."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from tsd_jax.comparison.intervals import Interval
 
 PASSES = (16, 64)
 GREEDY, MEAN, COOLED, DISTINCT = "greedy", "mean", "mean, cooled", "distinct"
+SHIFTED = ", shifted"  # Of problems unlike those of train.
 
 
 def pass_at(right_Q: np.ndarray, samples: int, k: int) -> np.ndarray:
@@ -43,26 +44,52 @@ def scores(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for k in PASSES:
     if k <= samples:
       columns[f"pass@{k}"] = pass_at(right[0], samples, k)
-  return columns | {DISTINCT: counts.unpack(drawn[0]["distinct"])}
+  columns[DISTINCT] = counts.unpack(drawn[0]["distinct"])
+  if "shifted" in found:
+    columns[GREEDY + SHIFTED] = counts.unpack(found["shifted"]["greedy"])
+    right_Q = counts.unpack(found["shifted"]["right"])
+    columns[MEAN + SHIFTED] = right_Q / samples
+  return columns
 
 
-def of_method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+class Groups(NamedTuple):
+  """A number for each problem, equal where two are of one group."""
+
+  test: Sequence[int] | None = None
+  shifted: Sequence[int] | None = None
+
+  def of(self, column: str) -> np.ndarray | None:
+    """Those of the problems of a column."""
+    found = self.shifted if column.endswith(SHIFTED) else self.test
+    return None if found is None else np.asarray(found)
+
+
+EACH_ALONE = Groups()
+
+
+def of_method(
+  runs: Sequence[Mapping[str, Any]], groups: Groups = EACH_ALONE
+) -> dict[str, Any]:
   """Columns of a method with intervals, and means of what has none.
 
   Args:
     runs: a counts.json a seed.
+    groups: of the problems.
   """
 
   def share(values: Sequence[float | None]) -> float | None:
     return None if None in values else float(np.mean(np.array(values)))
 
   found: dict[str, Any] = {
-    name: written(intervals.mean(y_SP)) if len(runs) > 1 else plain(y_SP)
+    name: written(intervals.mean(y_SP, groups.of(name)))
+    if len(runs) > 1
+    else plain(y_SP)
     for name, y_SP in _stacked(runs).items()
   }
   first = [next(iter(run["samples"].values())) for run in runs]
   found["legal"] = share([part["legal"] for part in first])
   found["greedy legal"] = share([run["greedy_legal"] for run in runs])
+  found["constant answer"] = share([run["constant"] for run in runs])
   for name, of_train in ((GREEDY, "greedy"), (MEAN, "mean")):
     trained = share([run["train"][of_train] for run in runs])
     assert trained is not None
@@ -71,12 +98,15 @@ def of_method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def contrast(
-  runs: Mapping[str, Sequence[Mapping[str, Any]]], ours: str = "tsd"
+  runs: Mapping[str, Sequence[Mapping[str, Any]]],
+  groups: Groups = EACH_ALONE,
+  ours: str = "tsd",
 ) -> dict[str, dict[str, Any]]:
   """By column and pair of methods, their ratio and difference on the problems.
 
   Args:
     runs: a counts.json a seed, by method; seed by seed.
+    groups: of the problems.
     ours: the method that the others are compared with.
   """
   mine = _stacked(runs[ours])
@@ -86,8 +116,10 @@ def contrast(
       continue
     for name, y_SP in _stacked(theirs).items():
       found[name][f"{ours}/{other}"] = {
-        "ratio": written(intervals.ratio(mine[name], y_SP)),
-        "difference": written(intervals.difference(mine[name], y_SP)),
+        "ratio": written(intervals.ratio(mine[name], y_SP, groups.of(name))),
+        "difference": written(
+          intervals.difference(mine[name], y_SP, groups.of(name))
+        ),
       }
   return found
 

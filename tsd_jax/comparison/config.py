@@ -1,6 +1,7 @@
 """What a comparison is: an experiment, methods, and what all may use."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
 from tsd_jax.base import config as config_lib
@@ -39,6 +40,9 @@ class Comparison:
   mode: str = "mean@16"  # Of curves, which are of validation problems.
   split: str = "test"  # Read once all settings are chosen.
   samples: int = 64  # Responses to each of its problems.
+  # What other test problems have of the task's config, as FIELD=VALUE,...:
+  # problems unlike those of train, which are answered and choose nothing.
+  shifted: str = ""
   # Of sampling; each method has the best of them, chosen with its settings.
   temperatures: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0)
   # Runs of a method in one program (`train.train_vmapped`), for accelerators
@@ -91,6 +95,18 @@ class Comparison:
           f"{self.experiment.eval.modes}: add it there"
         )
     evaluation.parse_modes(self.experiment.eval.modes)
+    if self.shifted:
+      yield from self._unlike()
+
+  def _unlike(self) -> Iterator[str]:
+    """Shifted problems must fit the model's prompts and the same reward."""
+    if not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", self.shifted):
+      yield f"shifted={self.shifted!r} must be FIELD=VALUE,FIELD=VALUE"
+      return
+    task = self.experiment.task
+    other = counts.shifted(task, self.shifted)
+    if other.make().response_length != task.make().response_length:
+      yield f"shifted={self.shifted!r} must leave the length of responses"
 
   @property
   def forecast(self) -> Spent:

@@ -2,7 +2,8 @@
 
 A table's columns are all made from these counts: a byte a problem for how many
 of its samples are right, for how many different right answers are among them,
-and for whether the greedy answer is right.
+and for whether the greedy answer is right. Test problems have others beside
+them that are unlike those of train (`shifted`), which nothing is chosen by.
 """
 
 import base64
@@ -14,15 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import Prompts
+from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, evaluation, load
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import GradedConfig
+from tsd_jax.tasks.task import GradedConfig, TaskConfig
 
 FILE = "counts.json"
 _AT_ONCE = 16  # Samples of every problem that are drawn in one call.
 _TRAINED_ON = 512  # Problems of train that the gap to them is measured on.
 MOST = 255  # Samples of a problem: what a byte holds.
+_COMMON = 16  # Right answers that are tried on every problem.
 
 
 class Plan(NamedTuple):
@@ -31,6 +35,7 @@ class Plan(NamedTuple):
   split: str
   samples: int
   temperature: float  # Beside 1, at which everything is measured.
+  shifted: str = ""  # What other test problems have, as FIELD=VALUE,...
 
 
 class Counts(NamedTuple):
@@ -39,6 +44,7 @@ class Counts(NamedTuple):
   right_Q: np.ndarray
   distinct_Q: np.ndarray  # Different ones among the right.
   legal: float | None  # Share of samples that break no rule, where rules are.
+  common_AT: np.ndarray  # The most frequent of the right answers.
 
 
 def pack(count_Q: np.ndarray) -> str:
@@ -86,7 +92,49 @@ def count(
   if graded:
     lowest = np.float32(saved.legal)
     legal = float(np.mean(np.concatenate(reward, 1) >= lowest))
-  return Counts(right_QN.sum(axis=1).astype(int), np.array(distinct_Q), legal)
+  answer_AT, often_A = np.unique(
+    tokens_QNT[right_QN > 0], axis=0, return_counts=True
+  )
+  common_AT = answer_AT[np.argsort(-often_A, kind="stable")[:_COMMON]]
+  right_Q = right_QN.sum(axis=1).astype(int)
+  return Counts(right_Q, np.array(distinct_Q), legal, common_AT)
+
+
+def constant(run: load.Run, prompts: Prompts, answer_AT: np.ndarray) -> float:
+  """Share of problems that the best of some answers solves, whatever is asked.
+
+  Below that a model may have learned nothing of the problems.
+  """
+  if not len(answer_AT):
+    return 0.0
+  task = run.config.make_task()
+  prompts = jax.tree.map(jnp.asarray, prompts)
+  tokens_QAT = jnp.broadcast_to(answer_AT, (len(prompts), *answer_AT.shape))
+  scorer = Scorer(task.reward, task.end_ids, run.reward_params)
+  correct_QA = scorer(prompts, tokens_QAT).correct_X
+  return 0.0 if correct_QA is None else float(jnp.max(jnp.mean(correct_QA, 0)))
+
+
+def shifted(task: TaskConfig, changes: str) -> TaskConfig:
+  """A task whose test problems are unlike those that a model was trained on.
+
+  Args:
+    task: of the training.
+    changes: FIELD=VALUE,... of its config.
+
+  Raises:
+    UserError: there is no such field or value.
+  """
+  fields = {"validation_size": "0", "tuning_size": "0"}
+  fields |= dict(part.split("=", 1) for part in changes.split(","))
+  return config_lib.override(task, fields)
+
+
+def groups(task: TaskConfig, prompts: Prompts) -> list[int]:
+  """A number for each problem, equal where two are of one group."""
+  found = [task.group(task.canonical(p)) for p in np.asarray(prompts.tokens_BP)]
+  number = {group: i for i, group in enumerate(dict.fromkeys(found))}
+  return [number[group] for group in found]
 
 
 def read(folder: pathlib.Path, plan: Plan) -> dict[str, Any] | None:
@@ -120,6 +168,7 @@ def measure(folder: str | pathlib.Path, plan: Plan) -> dict[str, Any]:
     "step": run.step,
     "greedy": pack(greedy.right_Q),
     "greedy_legal": greedy.legal,
+    "constant": 0.0,
     "samples": {},
     "train": {
       "greedy": float(count(run, trained_on, 0, 1.0).right_Q.mean()),
@@ -133,6 +182,16 @@ def measure(folder: str | pathlib.Path, plan: Plan) -> dict[str, Any]:
       "right": pack(drawn.right_Q),
       "distinct": pack(drawn.distinct_Q),
       "legal": drawn.legal,
+    }
+    if temperature == 1.0:
+      found["constant"] = constant(run, problems, drawn.common_AT)
+  if plan.shifted:
+    other = data.load_problems(
+      shifted(run.config.task, plan.shifted), plan.split
+    )
+    found["shifted"] = {
+      "greedy": pack(count(run, other, 0, 1.0).right_Q),
+      "right": pack(count(run, other, plan.samples, 1.0).right_Q),
     }
   directory.write_whole(folder / FILE, json.dumps(found, indent=1) + "\n")
   return found

@@ -10,7 +10,8 @@ variance of both is taken apart, as where several readers judge several cases,
 
 with Satterthwaite's degrees of freedom for the quantile of Student's t
 (doi:10.2307/3002019). A component below zero counts as zero, which errs on the
-wide side.
+wide side. Problems of a group, such as those with the same numbers, are no
+independent samples: with groups named, these take the place of the problems.
 """
 
 import math
@@ -30,24 +31,31 @@ class Interval(NamedTuple):
   high: float
 
 
-def mean(y_SP: np.ndarray, level: float = 0.95) -> Interval:
+def mean(
+  y_SP: np.ndarray, group_P: np.ndarray | None = None, level: float = 0.95
+) -> Interval:
   """Mean of what each run scores on each problem.
 
   Args:
     y_SP: of S runs on the same P problems: whether right, a share of samples, a
       chance to be right within k of them.
+    group_P: a number for each problem, equal where two are of one group; each
+      is a group of its own if None.
     level: how often such intervals hold the mean of all runs and problems.
 
   Raises:
-    UserError: there are fewer than two runs or two problems.
+    UserError: there are fewer than two runs or two groups.
   """
   value = float(np.mean(y_SP))
-  half = _half_width(y_SP, level)
+  half = _half_width(y_SP, group_P, level)
   return Interval(value, value - half, value + half)
 
 
 def difference(
-  ours_SP: np.ndarray, theirs_SP: np.ndarray, level: float = 0.95
+  ours_SP: np.ndarray,
+  theirs_SP: np.ndarray,
+  group_P: np.ndarray | None = None,
+  level: float = 0.95,
 ) -> Interval:
   """Difference of two means on the same problems, run by run.
 
@@ -58,11 +66,14 @@ def difference(
     UserError: the arrays are not alike, or too small.
   """
   _check_alike(ours_SP, theirs_SP)
-  return mean(np.subtract(ours_SP, theirs_SP), level)
+  return mean(np.subtract(ours_SP, theirs_SP), group_P, level)
 
 
 def ratio(
-  ours_SP: np.ndarray, theirs_SP: np.ndarray, level: float = 0.95
+  ours_SP: np.ndarray,
+  theirs_SP: np.ndarray,
+  group_P: np.ndarray | None = None,
+  level: float = 0.95,
 ) -> Interval:
   """Ratio of two means on the same problems, run by run.
 
@@ -80,7 +91,7 @@ def ratio(
     value = ours / theirs if theirs else math.inf if ours else math.nan
     return Interval(value, 0.0, math.inf)
   relative_SP = np.asarray(ours_SP) / ours - np.asarray(theirs_SP) / theirs
-  factor = math.exp(_half_width(relative_SP, level))
+  factor = math.exp(_half_width(relative_SP, group_P, level))
   return Interval(ours / theirs, ours / theirs / factor, ours / theirs * factor)
 
 
@@ -92,13 +103,32 @@ def _check_alike(ours_SP: np.ndarray, theirs_SP: np.ndarray) -> None:
     )
 
 
-def _half_width(y_SP: np.ndarray, level: float) -> float:
+def _by_group(y_SP: np.ndarray, group_P: np.ndarray) -> np.ndarray:
+  """A value for each group, of which the mean is that of all problems.
+
+  What the problems of a group have above the mean is added up, as where a mean
+  is taken of clusters of unequal size.
+  """
+  mean_S1 = y_SP.mean(axis=1, keepdims=True)
+  index_P = np.unique(group_P, return_inverse=True)[1]
+  above_SG = np.zeros((len(y_SP), index_P.max() + 1))
+  for above_P, row_G in zip(y_SP - mean_S1, above_SG, strict=True):
+    np.add.at(row_G, index_P, above_P)
+  return mean_S1 + above_SG * (above_SG.shape[1] / y_SP.shape[1])
+
+
+def _half_width(
+  y_SP: np.ndarray, group_P: np.ndarray | None, level: float
+) -> float:
   """Half of the interval of a mean."""
   y_SP = np.asarray(y_SP, float)
+  if group_P is not None:
+    y_SP = _by_group(y_SP, group_P)
   S, P = y_SP.shape
   if S < 2 or P < 2:
+    of = "problems" if group_P is None else "groups of problems"
     raise UserError(
-      f"{S} runs on {P} problems give no interval: it takes two of each"
+      f"{S} runs on {P} {of} give no interval: it takes two of each"
     )
   row_S, column_P = y_SP.mean(axis=1), y_SP.mean(axis=0)
   rest_SP = y_SP - row_S[:, None] - column_P[None] + y_SP.mean()

@@ -38,7 +38,11 @@ Runs = Mapping[pathlib.Path, Experiment]  # By folder: runs of one program.
 
 
 def train_all(
-  groups: Sequence[Runs], jobs: int, plan: Plan | None = None
+  groups: Sequence[Runs],
+  jobs: int,
+  plan: Plan | None = None,
+  *,
+  alone: bool = False,
 ) -> None:
   """Trains where that is not done yet, and says what is begun or done.
 
@@ -47,6 +51,8 @@ def train_all(
     jobs: processes at a time; one group after another in this process if 1. A
       process prints to FOLDER.log beside its first folder.
     plan: what is measured of every run at its end; nothing if None.
+    alone: one process at a time, with the cores of one of the jobs: its seconds
+      are then its own.
 
   Raises:
     UserError: for runs that failed, after all others are done.
@@ -62,7 +68,9 @@ def train_all(
       _train(runs, plan)
     return
   with signals.requests(lambda: "the runs that are going on") as asked:
-    failed = _Processes(min(jobs, len(todo)), asked, plan).run(todo)
+    at_a_time = 1 if alone else min(jobs, len(todo))
+    cores = shares(jobs if alone else at_a_time)[:at_a_time]
+    failed = _Processes(cores, asked, plan).run(todo)
   if asked:
     signals.end(asked)
   if failed:
@@ -103,19 +111,21 @@ def shares(jobs: int) -> list[list[int]]:
 class _Processes:
   """Processes that train, and the cores that are free for the next."""
 
-  def __init__(self, jobs: int, asked: list[int], plan: Plan | None):
+  def __init__(
+    self, cores: list[list[int]], asked: list[int], plan: Plan | None
+  ):
     """Starts none.
 
     Args:
-      jobs: how many at a time.
+      cores: of each that runs at a time.
       asked: filled by signals: then all are asked to save and end.
       plan: what they measure at their end.
     """
-    self._jobs, self._asked, self._plan = jobs, asked, plan
+    self._jobs, self._asked, self._plan = len(cores), asked, plan
     self._running: set[subprocess.Popen] = set()
     self._free: queue.Queue[list[int]] = queue.Queue()
-    for cores in shares(jobs):
-      self._free.put(cores)
+    for share in cores:
+      self._free.put(share)
 
   def run(self, todo: Sequence[Runs]) -> list[str]:
     """Trains all; gives what went wrong, where something did."""

@@ -42,6 +42,7 @@ def judge(
   *,
   command: str = "",
   jobs: int = 1,
+  timed: bool = False,
 ) -> str:
   """Runs all that is missing and writes compare.json and compare.html.
 
@@ -50,6 +51,8 @@ def judge(
     folder: holds sweep/METHOD/SETTINGS and runs/METHOD/SEED.
     command: what made it, for the record.
     jobs: processes that train at a time (`jobs.train_all`).
+    timed: runs that are reported train one at a time, on the cores that one of
+      the jobs has, so that their seconds can be compared.
 
   Returns:
     A table of text.
@@ -64,11 +67,12 @@ def judge(
   directory.prepare(config, folder, digests, ignore=more)
   tuned = _tune(config, folder, jobs)
   finished = _close_tuning(config, folder, tuned)
-  ended = _train(config, folder, tuned, jobs)
+  timed |= jobs == 1
+  ended = _train(config, folder, tuned, jobs, timed=timed)
   content = {
     "command": command,
     "tuning_finished": finished,
-    **_content(config, tuned, ended, timed=jobs == 1),
+    **_content(config, tuned, ended, timed=timed),
     "session_seconds": round(time.monotonic() - start, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
@@ -81,7 +85,7 @@ def judge(
     for name, row in content["methods"].items()
   }
   page = report.comparison_page(
-    shown, curves(content), config.mode, of_token, timed=jobs == 1
+    shown, curves(content), config.mode, of_token, timed=timed
   )
   directory.write_whole(folder / "compare.html", page)
   return shown
@@ -267,11 +271,13 @@ def _train(
   folder: pathlib.Path,
   tuned: Mapping[Method, Tuned],
   jobs: int,
+  *,
+  timed: bool,
 ) -> dict[Method, Ended]:
   """Trains every method with all seeds, and reads the test problems."""
   known = config.experiment.make_task().reward.knows_correct
   plans = {
-    method: Plan(config.split, config.samples, of.temperature)
+    method: Plan(config.split, config.samples, of.temperature, config.shifted)
     for method, of in tuned.items()
   }
   spent = tuned["tsd"].spent
@@ -289,7 +295,7 @@ def _train(
       for i in range(0, len(places), config.runs)
     ]
     plan = plans[method] if known else None
-    train_all(groups, jobs, plan)
+    train_all(groups, jobs, plan, alone=timed)
     found[method] = Ended(
       [curves_lib.read_curve(place, config.mode) for place in places],
       [directory.read_rows(place)[-1]["ledger"] for place in places],
@@ -318,6 +324,7 @@ def _content(
   if not timed:
     del ratios["accuracy_at_equal_seconds"]
   counted = {m: of.counts for m, of in ended.items() if of.counts}
+  groups = _groups(config)
   seconds = sum(of.seconds for of in tuned.values())
   seconds += sum(c.seconds[-1] for of in ended.values() for c in of.curves)
   found = {
@@ -329,7 +336,9 @@ def _content(
     "trials": config.trials,
     "score": config.score,
     "methods": {
-      method: _row(config, method, tuned[method], of, tuned["tsd"].spent)
+      method: _row(
+        config, method, tuned[method], of, tuned["tsd"].spent, groups
+      )
       for method, of in ended.items()
     },
     "ratios": ratios,
@@ -337,12 +346,29 @@ def _content(
     "training_seconds": round(float(seconds), 1),
   }
   if counted:
-    found["columns"] = columns.contrast(counted)
+    found["columns"] = columns.contrast(counted, groups)
+    found["groups"] = groups._asdict()
   return found
 
 
+def _groups(config: Comparison) -> columns.Groups:
+  """Which of the problems that are answered belong together."""
+  task = config.experiment.task
+  tasks = [task]
+  if config.shifted:
+    tasks.append(counts.shifted(task, config.shifted))
+  return columns.Groups(
+    *(counts.groups(of, data.load_problems(of, config.split)) for of in tasks)
+  )
+
+
 def _row(
-  config: Comparison, method: Method, tuned: Tuned, ended: Ended, spent: Spent
+  config: Comparison,
+  method: Method,
+  tuned: Tuned,
+  ended: Ended,
+  spent: Spent,
+  groups: columns.Groups,
 ) -> dict[str, Any]:
   """One method's part of compare.json."""
   mean = statistics.mean_curve(ended.curves)
@@ -376,6 +402,7 @@ def _row(
     "scored": mean.scored.tolist(),
     "flops": (mean.tokens * of_token).tolist(),
     "seconds": mean.seconds.round(2).tolist(),
+    "seconds_of_runs": [round(float(c.seconds[-1]), 2) for c in ended.curves],
     "prompts_read": learner.prompts * iterations,
     config.mode: [curve.accuracy.tolist() for curve in ended.curves],
     "area": [statistics.area(curve, config.tokens) for curve in ended.curves],
@@ -387,7 +414,7 @@ def _row(
     },
   }
   if ended.counts:
-    found["columns"] = columns.of_method(ended.counts)
+    found["columns"] = columns.of_method(ended.counts, groups)
     found["counts"] = ended.counts
   return found
 

@@ -245,6 +245,7 @@ def _spent_rows(content: Mapping[str, Any]) -> Rows:
   rows = []
   for name, row in content["methods"].items():
     last = [accuracy[-1] for accuracy in row[content["mode"]]]
+    spent = row["seconds_of_runs"]
     rows.append([
       name,
       f"{np.mean(last):.3f} {min(last):.3f}-{max(last):.3f}",
@@ -252,7 +253,7 @@ def _spent_rows(content: Mapping[str, Any]) -> Rows:
       f"{row['iterations'][-1]:.0f}",
       *(f"{row[x][-1] / 1e6:.2f}" for x in ("tokens", "updated", "scored")),
       f"{row['prompts_read'] / 1e6:.3f}",
-      f"{row['seconds'][-1]:.0f}",
+      f"{np.mean(spent):.0f} {min(spent):.0f}-{max(spent):.0f}",
       ", ".join(field.rsplit(".", 1)[-1] for field in row["edges"]) or "none",
     ])  # fmt: skip
   return [head, *rows]

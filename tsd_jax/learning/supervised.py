@@ -26,9 +26,14 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 
 def held_out(config: TaskConfig) -> set:
-  """Problems that no example may ask: all that are not trained on."""
+  """Groups of problems that no example may ask: all but those of train."""
   splits = data.split_problems(config)
-  return set().union(*(splits[s] for s in splits if s != "train"))
+  return {
+    config.group(problem)
+    for split, problems in splits.items()
+    if split != "train"
+    for problem in problems
+  }
 
 
 def draw(

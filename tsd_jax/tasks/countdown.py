@@ -40,8 +40,13 @@ class CountdownConfig(GradedConfig):
 
   numbers: int = 3  # 3 or 4 given numbers.
   max_number: int = 13  # Given numbers are 1..max_number.
-  max_target: int = 100  # Targets are 1..max_target.
+  max_target: int = 100  # Targets are min_target..max_target.
   max_value: int = 199  # Largest intermediate result.
+  min_target: int = 1
+  # Numbers that are held out are in no other split, whatever the target.
+  split_by: str = "numbers"
+
+  SPLITS_BY = ("numbers", "problem")
 
   def __post_init__(self):
     """Refuses impossible values."""
@@ -53,6 +58,8 @@ class CountdownConfig(GradedConfig):
     remedy = f"use an integer in 1..max_value={self.max_value}"
     need(int, "max_number", lambda x: 1 <= x <= self.max_value, remedy)
     need(int, "max_target", lambda x: 1 <= x <= self.max_value, remedy)
+    remedy = f"use an integer in 1..max_target={self.max_target}"
+    need(int, "min_target", lambda x: 1 <= x <= self.max_target, remedy)
 
   @property
   def sizes(self) -> Sizes:
@@ -67,9 +74,10 @@ class CountdownConfig(GradedConfig):
   @property
   def dataset(self) -> str:
     """Names every setting that the records depend on."""
+    low = f"{self.min_target}to" if self.min_target > 1 else ""
     return (
       f"numbers{self.numbers}_max{self.max_number}"
-      f"_target{self.max_target}_value{self.max_value}"
+      f"_target{low}{self.max_target}_value{self.max_value}"
       f"_{self.split}"
     )
 
@@ -95,6 +103,10 @@ class CountdownConfig(GradedConfig):
     """Sorts the numbers."""
     *numbers, _, target = map(int, prompt_P)
     return tuple(sorted(numbers)), target
+
+  def group(self, problem: Any) -> Any:
+    """The numbers, by default: what reaches one target hints at another."""
+    return problem[0] if self.split_by == "numbers" else problem
 
   def warm_start(
     self, rng, count, relabel_fraction, excluded: Collection[Any] = ()

@@ -17,6 +17,7 @@ STEP_LENGTH = 4  # Tokens of `a op b r`.
 
 Step = tuple[int, int, int, int]  # (a, op, b, r) as token ids.
 Problem = tuple[tuple[int, ...], int]  # Canonical: (sorted numbers, target).
+Group = Problem | tuple[int, ...]  # A problem, or sorted numbers.
 
 
 class Sizes(NamedTuple):
@@ -24,6 +25,7 @@ class Sizes(NamedTuple):
 
   numbers: int
   max_number: int
+  min_target: int
   max_target: int
   max_value: int
 
@@ -84,16 +86,21 @@ def all_problems(sizes: Sizes) -> list[Problem]:
     (numbers, target)
     for numbers in multisets
     for target in sorted(_reachable(numbers, sizes.max_value))
-    if target <= sizes.max_target
+    if sizes.min_target <= target <= sizes.max_target
   ]
+
+
+def number_keys(number_QJ: np.ndarray) -> np.ndarray:
+  """Returns an int64 per problem, equal where the numbers are, in any order."""
+  key_Q = np.zeros(len(number_QJ), np.int64)
+  for number_Q in np.sort(number_QJ, axis=1).T:
+    key_Q = key_Q * symbols.NUM_INTEGERS + number_Q
+  return key_Q
 
 
 def canonical_keys(number_QJ: np.ndarray, target_Q: np.ndarray) -> np.ndarray:
   """Returns an int64 per problem, equal where canonical forms are equal."""
-  key_Q = np.zeros(len(number_QJ), np.int64)
-  for number_Q in np.sort(number_QJ, axis=1).T:
-    key_Q = key_Q * symbols.NUM_INTEGERS + number_Q
-  return key_Q * symbols.NUM_INTEGERS + target_Q
+  return number_keys(number_QJ) * symbols.NUM_INTEGERS + target_Q
 
 
 def random_expressions(
@@ -101,7 +108,7 @@ def random_expressions(
   count: int,
   sizes: Sizes,
   relabel_fraction: float,
-  excluded: Collection[Problem] = (),
+  excluded: Collection[Group] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws random legal responses, for supervised warm starts.
 
@@ -114,7 +121,8 @@ def random_expressions(
     sizes: of the problems.
     relabel_fraction: probability that the target is the response's own
       result; otherwise the target is uniform and mostly missed.
-    excluded: canonical problems of which no prompt is drawn, solved or not.
+    excluded: canonical problems, or sorted numbers with whatever target, of
+      which no prompt is drawn, solved or not.
 
   Returns:
     prompt_QP and response_QT, int32.
@@ -127,12 +135,15 @@ def random_expressions(
   length = STEP_LENGTH * (sizes.numbers - 1) + 1
   response_QT = np.full((count, length), symbols.EOS)
   relabelled_Q = rng.random(count) < relabel_fraction
-  excluded_keys = np.zeros(0, np.int64)
-  if len(excluded):
-    excluded_numbers, excluded_targets = zip(*excluded, strict=True)
-    excluded_keys = canonical_keys(
-      np.asarray(excluded_numbers), np.asarray(excluded_targets)
-    )
+  problems = [group for group in excluded if isinstance(group[0], tuple)]
+  excluded_problems = np.zeros(0, np.int64)
+  if problems:
+    numbers, targets = zip(*problems, strict=True)
+    excluded_problems = canonical_keys(np.asarray(numbers), np.asarray(targets))
+  multisets = [group for group in excluded if isinstance(group[0], int)]
+  excluded_numbers = number_keys(
+    np.asarray(multisets).reshape(-1, sizes.numbers)
+  )
   pending = np.arange(count)
   for _ in range(1000):
     if not pending.size:
@@ -140,10 +151,13 @@ def random_expressions(
     shape = (pending.size, sizes.numbers)
     number_QJ = rng.integers(1, sizes.max_number, shape, endpoint=True)
     step_QT, result_Q = _random_steps(rng, number_QJ, sizes.max_value)
-    target_Q = rng.integers(1, sizes.max_target, len(pending), endpoint=True)
+    target_Q = rng.integers(
+      sizes.min_target, sizes.max_target, len(pending), endpoint=True
+    )
     target_Q = np.where(relabelled_Q[pending], result_Q, target_Q)
-    key_Q = canonical_keys(number_QJ, target_Q)
-    keep_Q = (target_Q <= sizes.max_target) & ~np.isin(key_Q, excluded_keys)
+    keep_Q = (target_Q >= sizes.min_target) & (target_Q <= sizes.max_target)
+    keep_Q &= ~np.isin(number_keys(number_QJ), excluded_numbers)
+    keep_Q &= ~np.isin(canonical_keys(number_QJ, target_Q), excluded_problems)
     rows = pending[keep_Q]
     prompt_QP[rows, : sizes.numbers] = number_QJ[keep_Q]
     prompt_QP[rows, -1] = target_Q[keep_Q]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -42,8 +43,17 @@ def default_data_dir() -> pathlib.Path:
   )
 
 
+# Test problems come first: they stay the same whatever the others' sizes are.
+_HELD_OUT = ("test", "validation", "tuning")
+_OF_GROUPS = 10  # One in so many is held out for each of them.
+
+
 def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
-  """Splits the canonical problems, so that none is in two splits in any form.
+  """Splits the canonical problems: no group of them is in two splits.
+
+  A held-out part draws its problems from a tenth of the groups, or from more if
+  it must: a few problems of many families say more than many of a few. What it
+  leaves of them is in no split.
 
   Args:
     config: its seed decides the split, its sizes the held-out parts.
@@ -54,27 +64,42 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
   Raises:
     UserError: the held-out parts leave no problem to train on.
   """
-  problems = config.problems()
-  held_out = config.validation_size + config.test_size
-  untrained = held_out + config.tuning_size
-  if untrained >= len(problems):
-    part = len(problems) // 5
+  groups: dict[Problem, list[Problem]] = {}
+  for problem in config.problems():
+    groups.setdefault(config.group(problem), []).append(problem)
+  rng, found = np.random.default_rng(config.seed), list(groups.values())
+  left = [found[index] for index in rng.permutation(len(found))]
+  splits, taken = {}, 0
+  for split in _HELD_OUT:
+    size, problems = getattr(config, f"{split}_size"), []
+    end = taken + min(size, len(left) // _OF_GROUPS)
+    while taken < len(left) and (taken < end or len(problems) < size):
+      problems += left[taken]
+      taken += 1
+    splits[split] = _in_random_order(problems, rng, config)[:size]
+  rest = list(itertools.chain.from_iterable(left[taken:]))
+  splits["train"] = _in_random_order(rest, rng, config)
+  if not splits["train"]:
+    count = sum(map(len, found))
+    in_groups = f" in {len(found)} groups" if len(found) < count else ""
+    part = max(1, count // 10)
     raise UserError(
       f"validation_size={config.validation_size}, "
       f"test_size={config.test_size} and tuning_size={config.tuning_size} "
-      "leave nothing to train on: there are "
-      f"{len(problems)} problems; use for instance "
-      f"--config.task.validation_size={part} --config.task.test_size={part}"
+      f"leave nothing to train on: there are {count} problems{in_groups}; use "
+      f"for instance --config.task.validation_size={part} "
+      f"--config.task.test_size={part}"
     )
-  order = np.random.default_rng(config.seed).permutation(len(problems))
-  shuffled = [problems[index] for index in order]
-  # Test problems come first: they stay the same whatever the others' sizes are.
-  return {
-    "test": shuffled[: config.test_size],
-    "validation": shuffled[config.test_size : held_out],
-    "tuning": shuffled[held_out:untrained],
-    "train": shuffled[untrained:],
-  }
+  return splits
+
+
+def _in_random_order(
+  problems: list[Problem], rng: np.random.Generator, config: TaskConfig
+) -> list[Problem]:
+  """Mixes groups; problems that are groups of their own are mixed already."""
+  if config.split_by == "problem":
+    return problems
+  return [problems[index] for index in rng.permutation(len(problems))]
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,8 +117,11 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
   """Problems of a task, each with one solution."""
 
   name = "tsd"
-  VERSION = tfds.core.Version("3.0.0")
-  RELEASE_NOTES = {"3.0.0": "Records name the example that they come from."}
+  VERSION = tfds.core.Version("4.0.0")
+  RELEASE_NOTES = {
+    "3.0.0": "Records name the example that they come from.",
+    "4.0.0": "No group of problems is in two splits; see TaskConfig.group.",
+  }
 
   # Nothing is downloaded. Left unset, tfds 4.9.10 looks for checksums beside
   # this file, with a package that it imports but does not declare.

@@ -46,6 +46,12 @@ def canonical_keys(wall_QJ: np.ndarray, ends_Q3: np.ndarray) -> np.ndarray:
   return least_Q
 
 
+def layout_keys(wall_QJ: np.ndarray) -> np.ndarray:
+  """Returns an int64 a maze, equal where a turn or mirror makes walls equal."""
+  turns = symmetries(round(wall_QJ.shape[1] ** 0.5)).astype(np.int64)
+  return np.min([wall_QJ @ (1 << turn_J) for turn_J in turns], axis=0)
+
+
 def unpack(problem: Problem, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns wall_J and the cells of start, coin and goal."""
   ends_3 = np.array([problem >> _BITS * i & 63 for i in (2, 1, 0)])

@@ -9,7 +9,14 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import (
+  Any,
+  ClassVar,
+  NamedTuple,
+  Protocol,
+  cast,
+  runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
@@ -176,9 +183,17 @@ class TaskConfig(abc.ABC):
   test_size: int = 512
   seed: int = 0  # Of the split, and of all that is drawn to pose problems.
   tuning_size: int = 0  # Problems that choose a comparison's settings.
+  split_by: str = "problem"  # What no two splits have in common; see `group`.
+
+  SPLITS_BY: ClassVar[tuple[str, ...]] = ("problem",)
 
   def __post_init__(self):
     """Refuses impossible values; a subclass calls it and adds its own."""
+    if self.split_by not in self.SPLITS_BY:
+      raise ValueError(
+        f"{type(self).__name__}.split_by={self.split_by!r}: use one of "
+        f"{', '.join(self.SPLITS_BY)}"
+      )
     for field in ("validation_size", "test_size", "tuning_size"):
       self.need(
         int, field, lambda x: x >= 0, "use an integer that is 0 or more"
@@ -204,9 +219,10 @@ class TaskConfig(abc.ABC):
   def split(self) -> str:
     """Names the settings above, for `dataset`."""
     tuning = f"_tuning{self.tuning_size}" if self.tuning_size else ""
+    by = f"_by_{self.split_by}" if self.split_by != "problem" else ""
     return (
       f"validation{self.validation_size}_test{self.test_size}_seed{self.seed}"
-      + tuning
+      f"{tuning}{by}"
     )
 
   @property
@@ -229,6 +245,14 @@ class TaskConfig(abc.ABC):
   @abc.abstractmethod
   def canonical(self, prompt_P: np.ndarray) -> Problem:
     """Returns the canonical form of what a prompt asks."""
+
+  def group(self, problem: Problem) -> Problem:
+    """What a problem has in common with others that are in no other split.
+
+    By default nothing but itself. A game whose problems come in families, of
+    which a model could remember one, names the family.
+    """
+    return problem
 
   def example(self, index: int) -> Any:
     """What a grader reads of a problem beside its prompt, as JSON's own types.
@@ -262,7 +286,7 @@ class TaskConfig(abc.ABC):
       count: Q, the number of examples.
       relabel_fraction: probability that the prompt asks for what the response
         does; otherwise it asks for anything, and is mostly missed.
-      excluded: canonical problems that are never asked.
+      excluded: groups of problems that are never asked; see `group`.
 
     Returns:
       prompt_QP and response_QT, int32.
