@@ -100,6 +100,7 @@ def judged():
     return {
       "plan": {"split": "test", "samples": samples, "temperature": 0.6},
       "greedy": counts.pack(np.array([1, 0])), "greedy_legal": 1.0,
+      "constant": 0.01,
       "samples": {t: drawn | {"legal": 0.9} for t in ("1", "0.6")},
       "train": {"greedy": 0.75, "mean": 0.5},
     }  # fmt: skip
@@ -113,6 +114,7 @@ def judged():
     "curves_of": "validation",
     "tuning_finished": {"tsd": "2026-01-02T03:04:05+00:00"},
     "columns": columns.contrast(runs),
+    "start": columns.of_method(runs["tsd"][:1]),
   }  # fmt: skip
   for name, row in found["methods"].items():
     row |= {
@@ -120,6 +122,7 @@ def judged():
       "edges": ["optimizer.minibatches"] if name == "ppo" else [],
       "tokens": (STEPS * 1e5).tolist(), "updated": (STEPS * 1e5).tolist(),
       "scored": (STEPS * 1e5).tolist(), "prompts_read": 12_000,
+      "seconds_of_runs": [60.0, 62.0],
       "columns": columns.of_method(runs[name]),
     }  # fmt: skip
   return found

@@ -9,6 +9,7 @@ them that are unlike those of train (`shifted`), which nothing is chosen by.
 import base64
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, evaluation, load
+from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import GradedConfig, TaskConfig
 
@@ -69,7 +72,6 @@ def count(
     temperature: of sampling.
   """
   task, saved = run.config.make_task(), run.config.task
-  graded = run.config.reward is None and isinstance(saved, GradedConfig)
   prompts = jax.tree.map(jnp.asarray, prompts)
   tokens, right, reward = [], [], []
   for start in range(0, max(samples, 1), _AT_ONCE):
@@ -89,7 +91,7 @@ def count(
     for tokens_NT, right_N in zip(tokens_QNT, right_QN, strict=True)
   ]
   legal = None
-  if graded:
+  if run.config.reward is None and isinstance(saved, GradedConfig):
     lowest = np.float32(saved.legal)
     legal = float(np.mean(np.concatenate(reward, 1) >= lowest))
   answer_AT, often_A = np.unique(
@@ -156,10 +158,40 @@ def measure(folder: str | pathlib.Path, plan: Plan) -> dict[str, Any]:
   Raises:
     UserError: there is no such run.
   """
+  return _kept(pathlib.Path(folder), plan, load.open_run)
+
+
+def measure_start(
+  config: Experiment, folder: str | pathlib.Path, plan: Plan
+) -> dict[str, Any]:
+  """The same of what runs start from, kept in a folder of its own.
+
+  Args:
+    config: names the start.
+    folder: where counts.json goes.
+    plan: what is measured.
+  """
+
+  def start(_) -> load.Run:
+    return load.Run(config, *initial_params(config), 0, Ledger())
+
   folder = pathlib.Path(folder)
-  if found := read(folder, plan):
-    return found
-  run = load.open_run(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  return _kept(folder, plan, start)
+
+
+def _kept(
+  folder: pathlib.Path, plan: Plan, run_of: Callable[[pathlib.Path], load.Run]
+) -> dict[str, Any]:
+  found = read(folder, plan)
+  if found is None:
+    found = _answers(run_of(folder), plan)
+    directory.write_whole(folder / FILE, json.dumps(found, indent=1) + "\n")
+  return found
+
+
+def _answers(run: load.Run, plan: Plan) -> dict[str, Any]:
+  """What a counts.json says of a run."""
   problems = data.load_problems(run.config.task, plan.split)
   trained_on = data.load_problems(run.config.task, "train")[:_TRAINED_ON]
   greedy = count(run, problems, 0, 1.0)
@@ -193,7 +225,6 @@ def measure(folder: str | pathlib.Path, plan: Plan) -> dict[str, Any]:
       "greedy": pack(count(run, other, 0, 1.0).right_Q),
       "right": pack(count(run, other, plan.samples, 1.0).right_Q),
     }
-  directory.write_whole(folder / FILE, json.dumps(found, indent=1) + "\n")
   return found
 
 

@@ -80,8 +80,9 @@ def train_all(
 def _train(runs: Runs, plan: Plan | None) -> None:
   """Trains and measures the runs of a program."""
   train.train_vmapped(list(runs.values()), list(runs))
-  for folder in runs if plan else ():
-    counts.measure(folder, plan)
+  if plan:
+    for folder in runs:
+      counts.measure(folder, plan)
 
 
 def _done(plan: Plan | None):

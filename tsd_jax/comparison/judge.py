@@ -48,7 +48,7 @@ def judge(
 
   Args:
     config: what is compared.
-    folder: holds sweep/METHOD/SETTINGS and runs/METHOD/SEED.
+    folder: holds sweep/METHOD/SETTINGS, runs/METHOD/SEED and start.
     command: what made it, for the record.
     jobs: processes that train at a time (`jobs.train_all`).
     timed: runs that are reported train one at a time, on the cores that one of
@@ -60,7 +60,7 @@ def judge(
   Raises:
     UserError: if the folder holds runs of another comparison.
   """
-  folder, start = pathlib.Path(folder), time.monotonic()
+  folder, begun = pathlib.Path(folder), time.monotonic()
   task = config.experiment.task
   digests = data.digests(task, data.load_splits(task))
   more = ("methods", "runs", "seeds")  # Of which a folder may get more.
@@ -68,12 +68,16 @@ def judge(
   tuned = _tune(config, folder, jobs)
   finished = _close_tuning(config, folder, tuned)
   timed |= jobs == 1
+  start = None
+  if config.experiment.make_task().reward.knows_correct:
+    plan = Plan(config.split, config.samples, 1.0, config.shifted)
+    start = counts.measure_start(config.experiment, folder / "start", plan)
   ended = _train(config, folder, tuned, jobs, timed=timed)
   content = {
     "command": command,
     "tuning_finished": finished,
-    **_content(config, tuned, ended, timed=timed),
-    "session_seconds": round(time.monotonic() - start, 1),
+    **_content(config, tuned, ended, start, timed=timed),
+    "session_seconds": round(time.monotonic() - begun, 1),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s)",
   }
@@ -129,7 +133,9 @@ def _tune(
   found: dict[Method, Tuned] = {}
   spent = config.forecast
   for follow in (False, True):
-    tuned = {m: Tuned() for m in config.methods if (m in FOLLOWERS) == follow}
+    tuned: dict[Method, Tuned] = {
+      m: Tuned() for m in config.methods if (m in FOLLOWERS) == follow
+    }
     for _ in range(config.trials):
       points = {}
       for method, of in tuned.items():
@@ -246,7 +252,7 @@ def _close_tuning(
   Raises:
     UserError: something else was chosen when test problems were read.
   """
-  chosen = {
+  chosen: dict[Method, dict[str, str]] = {
     method: config.values(method, of.point)
     | {"temperature": f"{of.temperature:g}"}
     for method, of in tuned.items()
@@ -308,6 +314,7 @@ def _content(
   config: Comparison,
   tuned: Mapping[Method, Tuned],
   ended: Mapping[Method, Ended],
+  start: dict[str, Any] | None,
   *,
   timed: bool,
 ) -> dict[str, Any]:
@@ -317,13 +324,13 @@ def _content(
     config: what was compared.
     tuned: trials.
     ended: runs.
+    start: what all began with answers to the same problems.
     timed: whether seconds may be compared: whether runs had as much of the
       machine at all times.
   """
   ratios = statistics.contrast({m: of.curves for m, of in ended.items()})
   if not timed:
     del ratios["accuracy_at_equal_seconds"]
-  counted = {m: of.counts for m, of in ended.items() if of.counts}
   groups = _groups(config)
   seconds = sum(of.seconds for of in tuned.values())
   seconds += sum(c.seconds[-1] for of in ended.values() for c in of.curves)
@@ -345,7 +352,9 @@ def _content(
     "flops_per_token": flops_per_token(config.experiment.shape),
     "training_seconds": round(float(seconds), 1),
   }
-  if counted:
+  if start is not None:
+    found["start"] = columns.of_method([start], groups)
+    counted = {m: of.counts for m, of in ended.items()}
     found["columns"] = columns.contrast(counted, groups)
     found["groups"] = groups._asdict()
   return found

@@ -260,9 +260,10 @@ def _spent_rows(content: Mapping[str, Any]) -> Rows:
 
 
 def _column_rows(content: Mapping[str, Any]) -> Rows:
-  """Test problems: what each method answers."""
+  """Test problems: what the start and each method answer."""
+  start = {"start": {"temperature": 1.0, "columns": content["start"]}}
   rows = []
-  for name, row in content["methods"].items():
+  for name, row in (start | content["methods"]).items():
     found = row["columns"]
     cells = {"method": name, "temperature": f"{row['temperature']:g}"}
     for column, value in found.items():
@@ -312,7 +313,12 @@ def _ratio_rows(content: Mapping[str, Any]) -> Rows:
 
 
 def interval(found: Mapping[str, Any], form: str, missing: str = "–") -> str:
-  """A value with its interval; what is not finite has a word of its own."""
+  """A value with its interval; what is not finite has a word of its own.
+
+  One run tells no interval, and none is written.
+  """
+  if found["value"] is not None and found["ci95"] == [None, None]:
+    return format(found["value"], form)
   value, low, high = (
     missing if x is None else format(x, form)
     for x in (found["value"], *found["ci95"])

@@ -1,0 +1,226 @@
+"""When a tree pays: methods side by side, from starts of graded strength.
+
+A start that solves one problem in three hundred by sampling, and one that
+solves a third of them, are not taught alike: the rarer a right answer is among
+samples, the more a search that keeps what it has seen is worth. For each start
+of a task this makes a comparison (`launch.compare`) of TSD, champions alone,
+filtered rejection sampling and GRPO, every one with as many trials of its rate
+and of its own knobs, a tree's nodes among them. What comes out is a point: the
+start's mean accuracy, and what TSD has over each other method at equal tokens.
+
+Command (two hours on two cores a task; it goes on after a kill):
+
+  python -m experiments.benchmarks.law --workdir=DIR --task=countdown3 --jobs=2
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from experiments import (
+  compare_countdown,
+  compare_countdown4,
+  compare_maze,
+)
+from experiments.recipes import warm_start
+from experiments.recipes.warm_start import Examples
+from tsd_jax.base import config as config_lib
+from tsd_jax.base import progress
+from tsd_jax.comparison.config import Comparison
+from tsd_jax.comparison.entrants import Method
+from tsd_jax.run import directory
+
+METHODS: tuple[Method, ...] = (
+  "tsd", "expert_iteration", "filtered_best_of_n", "grpo",
+)  # fmt: skip
+COLUMNS = ("greedy", "mean", "pass@16")
+
+
+class Study(NamedTuple):
+  """A task, and how its starts are taught, from the weakest on."""
+
+  comparison: Comparison
+  starts: Mapping[str, Examples]
+
+
+STUDIES = {
+  "countdown3": Study(
+    compare_countdown.get_config(),
+    {
+      "a": Examples((500, 0), 0.3),
+      "b": Examples((2000, 0), 0.3),
+      "c": Examples((2000, 300), 0.3),
+      "d": Examples((2000, 1000), 0.3),
+      "e": Examples((2000, 4000), 0.6),
+    },
+  ),
+  "countdown4": Study(
+    compare_countdown4.get_config(),
+    {
+      "a": Examples((3000, 0), 0.3),
+      "b": Examples((3000, 500), 0.3),
+      "c": Examples((3000, 1500), 0.3),
+      "d": Examples((3000, 6000), 0.6),
+    },
+  ),
+  "maze": Study(
+    compare_maze.get_config(),
+    {
+      "a": Examples((300, 0), 0.5),
+      "b": Examples((500, 100), 0.5),
+      "c": Examples((500, 500), 0.5),
+      "d": Examples((500, 1500), 0.5),
+      "e": Examples((500, 4000), 0.7),
+    },
+  ),
+}
+
+_TASK = flags.DEFINE_enum("task", None, list(STUDIES), "Whose starts.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_STARTS = flags.DEFINE_list("starts", [], "Of the task; all of them if none.")
+
+
+def comparison(study: Study, start: pathlib.Path) -> Comparison:
+  """The comparison of one start: half of the tokens, three seeds, six trials.
+
+  Args:
+    study: the task.
+    start: file of the start's weights.
+  """
+  whole = study.comparison
+  return dataclasses.replace(
+    whole,
+    experiment=dataclasses.replace(whole.experiment, init=str(start)),
+    methods=METHODS,
+    tokens=whole.tokens / 2,
+    knobs=("optimizer.learning_rate",),
+    trials=6,
+    seeds=(0, 1, 2),
+  )
+
+
+def point(name: str, start: str, content: Mapping[str, Any]) -> dict[str, Any]:
+  """What a compare.json says of its start and of its methods.
+
+  Args:
+    name: of the task.
+    start: its name.
+    content: the compare.json.
+  """
+  return {
+    "task": name,
+    "start": start,
+    "tokens": content["tokens"],
+    "success": {c: content["start"][c]["value"] for c in COLUMNS},
+    "methods": {
+      method: {
+        "settings": row["settings"],
+        **{c: row["columns"][c] for c in COLUMNS},
+      }
+      for method, row in content["methods"].items()
+    },
+    "ratios": {
+      column: {
+        pair.removeprefix("tsd/"): found["ratio"]
+        for pair, found in content["columns"][column].items()
+      }
+      for column in COLUMNS
+    },
+    "at_equal_seconds": {
+      pair.removeprefix("tsd/"): found
+      for pair, found in content["ratios"]
+      .get("accuracy_at_equal_seconds", {})
+      .items()
+    },
+  }
+
+
+class Law(NamedTuple):
+  """How the logarithm of a ratio falls with the logit of a start's success."""
+
+  slope: float
+  at_even: float  # Of the log ratio, where half of the samples are right.
+
+  def ratio(self, success: float) -> float:
+    """What it expects of a start."""
+    return math.exp(self.at_even + self.slope * logit(success))
+
+  @property
+  def crossover(self) -> float | None:
+    """The start's success at which neither is ahead; None if it never is."""
+    if not self.slope:
+      return None
+    return 1 / (1 + math.exp(self.at_even / self.slope))
+
+
+def logit(p: float) -> float:
+  """Log odds."""
+  return math.log(p / (1 - p))
+
+
+def fit(points: Sequence[Mapping[str, Any]], column: str, against: str) -> Law:
+  """The line through the points of all tasks, each weighted by its interval.
+
+  Args:
+    points: of law.json.
+    column: such as mean.
+    against: the method that TSD is held against.
+  """
+  x, y, weight = [], [], []
+  for at in points:
+    found = at["ratios"][column][against]
+    low, high = found["ci95"]
+    if not found["value"] or not low or high is None:
+      continue  # One of them never solved a problem.
+    x.append(logit(at["success"]["mean"]))
+    y.append(math.log(found["value"]))
+    weight.append(1 / max(math.log(high / low), 1e-3))
+  slope, at_even = np.polyfit(x, y, 1, w=weight)
+  return Law(float(slope), float(at_even))
+
+
+def main(overrides):
+  """Makes what is missing of a task, and writes its law.json."""
+  if overrides:
+    raise config_lib.UserError("this benchmark has no --config")
+  folder = pathlib.Path(config_lib.required(_WORKDIR)) / _task()
+  progress.quiet_libraries()
+  # Imported late: a bad flag is refused before JAX starts.
+  from tsd_jax.base import compilation_cache
+  from tsd_jax.comparison import judge
+
+  compilation_cache.enable()
+  study, points = STUDIES[_task()], []
+  for name in _STARTS.value or study.starts:
+    if name not in study.starts:
+      raise config_lib.UserError(
+        f"--starts={name}: use one of {', '.join(study.starts)}"
+      )
+    file = folder / f"{name}.safetensors"
+    if not file.is_file():
+      folder.mkdir(parents=True, exist_ok=True)
+      warm_start.make(
+        study.comparison.experiment, str(file), study.starts[name]
+      )
+    print(judge.judge(comparison(study, file), folder / name, jobs=_JOBS.value))
+    content = json.loads((folder / name / "compare.json").read_text())
+    points.append(point(_task(), name, content))
+    found = {"command": config_lib.command(__spec__.name), "points": points}
+    directory.write_whole(
+      folder / "law.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
+    )
+
+
+def _task() -> str:
+  return config_lib.required(_TASK)
+
+
+if __name__ == "__main__":
+  config_lib.run(main)
