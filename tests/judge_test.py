@@ -343,6 +343,7 @@ def without_clocks(folder):
   content["ratios"].pop("accuracy_at_equal_seconds")
   for row in content["methods"].values():
     row.pop("seconds")
+    row.pop("seconds_of_runs")
   return content
 
 
@@ -399,6 +400,11 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
       for drawn in found["samples"].values():
         right_Q = counts.unpack(drawn["right"])
         assert len(right_Q) == 512 and right_Q.max() <= 16
+      shifted_Q = counts.unpack(found["shifted"]["right"])
+      assert len(shifted_Q) == 512 and 0 <= found["constant"] < 0.02
+  for part in ("test", "shifted"):
+    assert 40 < len(set(content["groups"][part])) < 512
+  assert content["start"]["greedy"]["ci95"] == [None, None]
   # Test problems were read by nothing but the counts.
   for place in (
     whole / "runs" / "tsd" / "0",
@@ -407,11 +413,12 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
     assert json.loads((place / "config.json").read_text())["eval"]["split"] in (
       "validation", "tuning",
     )  # fmt: skip
-  assert statistics.table(content) in done.stdout
+  written = json.loads((whole / "compare.json").read_text())
+  assert statistics.table(written) in done.stdout
   expected = statistics.mean_curve(
     [curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2") for s in "01"]
   )
-  got = judge.curves(json.loads((whole / "compare.json").read_text()))["tsd"]
+  got = judge.curves(written)["tsd"]
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=0.005)
   assert (whole / "compare.html").read_text().count("<svg") == 4
@@ -423,5 +430,6 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   assert again.returncode == 0, again.stderr
   shared = json.loads((whole / "compare.json").read_text())
   assert "accuracy_at_equal_seconds" not in shared["ratios"]
+  assert len(shared["methods"]["tsd"]["seconds_of_runs"]) == 2
   assert shared["ratios"].items() >= content["ratios"].items()
   assert (whole / "compare.html").read_text().count("<svg") == 3

@@ -91,6 +91,27 @@ def test_an_endless_search_finds_every_answer_and_pays_for_nothing_twice(name):
   assert sorted(asked) == sorted([(), *INNER])
 
 
+def test_ab_mcts_widens_where_rewards_are_high_and_pays_for_nothing_twice():
+  """On one answer of many that is worth something."""
+  np.random.seed(0)
+  best = max(ANSWERS, key=len)
+
+  def score(path):
+    same = [a == b for a, b in zip(path, best, strict=False)]
+    return sum(itertools.takewhile(bool, same)) / len(best)
+
+  def search(score):
+    rng = np.random.default_rng(0)
+    return searches.ab_mcts(SHAPE, rng, score, step=1, patience=20)
+
+  asked, found = trace(search(score))
+  assert len(asked) == len(set(asked)) and set(asked) <= {(), *INNER}
+  assert set(found) <= set(ANSWERS)
+  near = np.mean([score(path) for path in found])
+  _, blind = trace(search(lambda path: 0.5))
+  assert near > np.mean([score(path) for path in blind])
+
+
 def test_levin_takes_the_least_depth_over_probability():
   def cost(path):
     return len(path) / math.exp(total(path, 0))

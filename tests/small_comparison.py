@@ -20,5 +20,6 @@ def get_config() -> Comparison:
     score="greedy,mean@2",
     mode="mean@2",
     samples=16,
+    shifted="min_target=101,max_target=199",
     temperatures=(0.6, 1.0),
   )

@@ -30,6 +30,8 @@ ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
 STEP = 4  # Tokens of a drawn move: an operation, or four squares.
 DRAWN = (4, 8)  # Moves of a node, drawn when it is made,
 PLACES = (4, 8, 16)  # or when they are tried.
+PUCT_C = (0.5, 1.25, 3.0)
+WIDER = (1, STEP)  # Tokens that AB-MCTS draws from a node.
 # Paths kept in memory from one setting to the next.
 _KEPT = 300_000
 
@@ -42,12 +44,15 @@ class Skip(Exception):
 
 
 def classics(
-  shape: Shape, value: Callable[[int], Value] | None
+  shape: Shape,
+  score: Callable[[int], Value],
+  value: Callable[[int], Value] | None,
 ) -> dict[str, dict[str, Make]]:
   """Searches of the literature, by name and setting.
 
   Args:
     shape: of the tree.
+    score: the reward of a prompt's answers.
     value: the exact value of a prompt's paths; None where nobody wrote one.
   """
   table: dict[str, dict[str, Make]] = {
@@ -77,6 +82,13 @@ def classics(
       for x in STEPS
     },
     "levin": {"": lambda n, rng: searches.levin(shape)},
+    "ab_mcts": {
+      f"{step} at {t}": lambda n, rng, step=step, t=t: searches.ab_mcts(
+        shape, rng, score(n), step=step, temperature=t
+      )
+      for step in WIDER
+      for t in (0.7, 1.0)
+    },
   }
   if value is not None:
     table["best_first_oracle"] = {
@@ -127,19 +139,23 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
     for a in PLACES
   }
   rules = {
-    "puct": (Shipped(policy="muzero"), (most,)),
-    "puct_tuned": (PUCT(stop_when_solved=False), (most,)),
-    "gumbel": (Shipped(policy="gumbel_muzero"), SIMULATIONS),
-    "gumbel_tuned": (Gumbel(stop_when_solved=False), SIMULATIONS),
+    "puct": ([Shipped(policy="muzero")], (most,)),
+    "puct_tuned": (
+      [PUCT(stop_when_solved=False, c=c) for c in PUCT_C],
+      (most,),
+    ),
+    "gumbel": ([Shipped(policy="gumbel_muzero")], SIMULATIONS),
+    "gumbel_tuned": ([Gumbel(stop_when_solved=False)], SIMULATIONS),
   }
-  for name, (rule, counts) in rules.items():
+  for name, (variants, counts) in rules.items():
     table[name] = {
-      f"{n} at {t}": SearchConfig(
+      f"{n} at {t}, variant {i}": SearchConfig(
         rule,
         leaf="rollout",
         num_simulations=n,
         rollout_temperature=t,
       )
+      for i, rule in enumerate(variants)
       for n in counts
       if n <= most
       for t in ROLLOUTS
@@ -149,10 +165,10 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
 
 NAMES = (
   *SAMPLING,
-  *(name for name in classics(Shape(1, 0), lambda n: lambda path: 1.0)),
+  *classics(Shape(1, 0), *[lambda n: lambda path: 1.0] * 2),
   *trees(32),
 )
-DRAWS = ("without_replacement", "stochastic_beam")
+DRAWS = ("without_replacement", "stochastic_beam", "ab_mcts")
 
 
 class Measurer:
@@ -184,7 +200,7 @@ class Measurer:
     if oracle is not None:
       value = lambda n: oracle(policy.prompts.tokens_BP[n])  # noqa: E731
     shape = Shape(policy.task.response_length, policy.task.eos_id)
-    self._classics = classics(shape, value)
+    self._classics = classics(shape, self._reward_of, value)
     self._trees = trees(self._budget)
 
   def settings(self, name: str) -> list[str]:
@@ -261,6 +277,7 @@ class Measurer:
 
   def _classic(self, settings, draws):
     spent, N = [], len(self._policy.prompts)
+    np.random.seed(0)  # What treequest draws from.
     seeds = range(self._repeats if draws else 1)
     for z, make in enumerate(settings.values()):
       self._prefixes.forget(_KEPT)
@@ -282,19 +299,35 @@ class Measurer:
 
   @functools.cached_property
   def _score(self):
-    return jax.jit(lambda *tokens: self._policy.task.score(*tokens).correct_X)
+    return jax.jit(self._policy.task.score)
+
+  def _reward_of(self, n: int) -> Value:
+    """The reward of one answer at a time, to prompt n."""
+    prompt_1P = self._policy.prompts.tokens_BP[n : n + 1]
+
+    def reward(path: Path) -> float:
+      tokens_1T = self._padded([path])
+      return float(self._score(prompt_1P, tokens_1T).reward_X[0])
+
+    return reward
+
+  def _padded(self, paths, size: int = 1) -> np.ndarray:
+    task = self._policy.task
+    tokens_XT = np.full((size, task.response_length), task.pad_id, np.int32)
+    for row_T, path in zip(tokens_XT, paths, strict=False):
+      row_T[: len(path)] = path
+    return tokens_XT
 
   def _correct(self, pairs):
     """Scores (prompt, answer) pairs in calls of a fixed shape."""
-    task, size, found = self._policy.task, 256, []
+    size, found = 256, []
     asked_QP = self._policy.prompts.tokens_BP
     for start in range(0, len(pairs), size):
       part = pairs[start : start + size]
-      tokens_XT = np.full((size, task.response_length), task.pad_id, np.int32)
+      tokens_XT = self._padded([path for _, path in part], size)
       prompt_XP = np.repeat(asked_QP[:1], size, axis=0)
-      for i, (prompt, path) in enumerate(part):
-        tokens_XT[i, : len(path)] = path
+      for i, (prompt, _) in enumerate(part):
         prompt_XP[i] = asked_QP[prompt]
-      right_X = np.asarray(self._score(prompt_XP, tokens_XT))
+      right_X = np.asarray(self._score(prompt_XP, tokens_XT).correct_X)
       found += right_X[: len(part)].tolist()
     return found

@@ -13,8 +13,11 @@ missing; --policy adds runs that exist. Searches:
   beam, stochastic_beam        the best width
   limited_discrepancy(_ratio)  by ranks of the moves, by their log-ratios
   levin                        Levin tree search
+  ab_mcts                      AB-MCTS-A (package treequest): draws of one token
+                               or four from a node, valued by a rollout
   puct, gumbel                 mctx's policies as shipped, rollout leaves
-  puct_tuned, gumbel_tuned     the same with this project's Q transforms
+  puct_tuned, gumbel_tuned     the same with this project's Q transforms, and
+                               the best of three c for puct
   best_first_plain             discrepancy best-first, the default search
   best_first                   the same, no state_key twice (transpositions)
   best_first_value             with V_search besides, where it was trained

@@ -16,7 +16,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -237,6 +237,54 @@ def without_replacement(
       rest = left[parent].sum()
       if rest < 1e-12:  # Rounding, nothing else, is left.
         left[parent][:] = rest = 0.0
+  yield Ask((), answers)
+
+
+def ab_mcts(
+  shape: Shape,
+  rng: np.random.Generator,
+  score: Callable[[Path], float],
+  *,
+  step: int,
+  temperature: float = 1.0,
+  dist_type: Literal["gaussian", "beta"] = "beta",
+  patience: int = 100,
+) -> Search:
+  """AB-MCTS-A as its authors' package has it (arXiv:2503.04412).
+
+  At each node Thompson sampling chooses between another draw from it and one of
+  its children. A draw is `step` tokens more, valued by a rollout from there. No
+  path is paid for twice.
+
+  Args:
+    shape: of the tree.
+    rng: draws tokens; the package draws from NumPy's own generator.
+    score: of an answer, from 0 to 1.
+    step: tokens of a draw.
+    temperature: of draws and rollouts.
+    dist_type: what the package takes rewards to come from.
+    patience: draws in a row that show nothing new, after which it gives up.
+  """
+  from treequest import ABMCTSA
+
+  algorithm = ABMCTSA(dist_type=dist_type)
+  state, known, answers = algorithm.init_tree(), {}, []
+  idle = 0
+  while idle < patience:
+    idle += 1
+    state, (trial,) = algorithm.ask_batch(state, 1, ["draw"])
+    begun = trial.parent_state or ()
+    path = begun
+    while not shape.over(path):
+      if path not in known:
+        (row_V,) = yield Ask([path], answers)
+        answers, idle = [], 0
+        known[path] = _probabilities(row_V, temperature)
+      path = (*path, int(rng.choice(len(known[path]), p=known[path])))
+    if shape.finished(path):
+      answers.append(path)
+    node = path[: len(begun) + step]
+    state = algorithm.tell(state, trial.trial_id, (node, score(path)))
   yield Ask((), answers)
 
 
