@@ -27,10 +27,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
 
 
-def curve(*accuracy, tokens=100, seconds=0.5, updated=10, scored=20):
+def curve(*accuracy, tokens=100, seconds=0.5, updated=10, scored=20, prompts=4):
   return Curve(
     STEPS, STEPS * tokens, np.array(accuracy), np.zeros(4), STEPS * seconds,
-    STEPS * updated, STEPS * scored,
+    STEPS * updated, STEPS * scored, STEPS * prompts,
   )  # fmt: skip
 
 
@@ -91,6 +91,15 @@ def test_half_the_tokens_are_half_of_the_shorter_run_s():
   assert half == pytest.approx(0.25 / 0.1)
   whole = found["accuracy_at_equal_tokens"]["tsd/ppo"]["value"]
   assert whole == pytest.approx(1.0)
+
+
+def test_prompts_are_an_axis_of_their_own():
+  """Twice the prompts an iteration: half of the iterations are compared."""
+  wide = curve(0.1, 0.3, 0.5, 0.6, prompts=8)
+  found = statistics.contrast({"tsd": [wide], "ppo": [SLOW]})
+  ratio = found["accuracy_at_equal_prompts"]["tsd/ppo"]["value"]
+  assert ratio == pytest.approx(0.4 / 0.4)
+  assert found["accuracy_at_equal_tokens"]["tsd/ppo"]["value"] > 1.4
 
 
 def test_steps_of_other_sizes_count_by_what_they_read():
@@ -416,7 +425,10 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   written = json.loads((whole / "compare.json").read_text())
   assert statistics.table(written) in done.stdout
   expected = statistics.mean_curve(
-    [curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2") for s in "01"]
+    [
+      curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2", 8)
+      for s in "01"
+    ]
   )
   got = judge.curves(written)["tsd"]
   for a, b in zip(got, expected, strict=True):

@@ -29,6 +29,7 @@ def curves(last, shift=0.0):
       STEPS,
       STEPS * 30,
       STEPS * 8,
+      STEPS * 8,
     )  # fmt: skip
     for x in last
   ]
@@ -121,7 +122,7 @@ def judged():
       "settings": {"optimizer.learning_rate": "0.0003"}, "temperature": 0.6,
       "edges": ["optimizer.minibatches"] if name == "ppo" else [],
       "tokens": (STEPS * 1e5).tolist(), "updated": (STEPS * 1e5).tolist(),
-      "scored": (STEPS * 1e5).tolist(), "prompts_read": 12_000,
+      "scored": (STEPS * 1e5).tolist(), "prompts": (STEPS * 8e2).tolist(),
       "seconds_of_runs": [60.0, 62.0],
       "columns": columns.of_method(runs[name]),
     }  # fmt: skip

@@ -135,8 +135,9 @@ def curve(config: Experiment, folder: pathlib.Path, run, reads: int):
   scored = iterations * rollout.prompts * rollout.group
   tokens = updated * reads
   return curves_lib.Curve(
-    iterations, tokens, accuracy, stderr, seconds, updated, scored
-  )
+    iterations, tokens, accuracy, stderr, seconds, updated, scored,
+    iterations * rollout.prompts,
+  )  # fmt: skip
 
 
 def compare_with(

@@ -303,7 +303,10 @@ def _train(
     plan = plans[method] if known else None
     train_all(groups, jobs, plan, alone=timed)
     found[method] = Ended(
-      [curves_lib.read_curve(place, config.mode) for place in places],
+      [
+        curves_lib.read_curve(place, config.mode, run.learner_config().prompts)
+        for place, run in runs.items()
+      ],
       [directory.read_rows(place)[-1]["ledger"] for place in places],
       [counts.measure(place, plan) for place in places] if plan else [],
     )
@@ -412,7 +415,7 @@ def _row(
     "flops": (mean.tokens * of_token).tolist(),
     "seconds": mean.seconds.round(2).tolist(),
     "seconds_of_runs": [round(float(c.seconds[-1]), 2) for c in ended.curves],
-    "prompts_read": learner.prompts * iterations,
+    "prompts": mean.prompts.tolist(),
     config.mode: [curve.accuracy.tolist() for curve in ended.curves],
     "area": [statistics.area(curve, config.tokens) for curve in ended.curves],
     "an_iteration": parts,
@@ -434,14 +437,13 @@ def curves(content: dict[str, Any]) -> dict[str, Curve]:
   def curve(row):
     accuracy_XI = np.asarray(row[content["mode"]])
     shape = accuracy_XI.shape
-    iterations, tokens, seconds, updated, scored = (
-      np.broadcast_to(np.asarray(row[axis]), shape)
-      for axis in ("iterations", "tokens", "seconds", "updated", "scored")
-    )
-    runs = zip(
-      iterations, tokens, accuracy_XI, 0 * accuracy_XI, seconds, updated,
-      scored, strict=True,
-    )  # fmt: skip
+    axes = {
+      axis: np.broadcast_to(np.asarray(row[axis]), shape)
+      for axis in Curve._fields
+      if axis in row
+    }
+    axes |= {"accuracy": accuracy_XI, "stderr": 0 * accuracy_XI}
+    runs = zip(*(axes[axis] for axis in Curve._fields), strict=True)
     return statistics.mean_curve([Curve(*run) for run in runs])
 
   return {name: curve(row) for name, row in content["methods"].items()}

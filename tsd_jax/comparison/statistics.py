@@ -145,9 +145,10 @@ def contrast(
     `steps_to_target`: tokens that the update steps of `ours` read until it has
     the other's last accuracy, as a fraction of those that the other reads until
     then: where all steps are of one size, the ratio of their numbers;
-    `accuracy_at_equal_tokens`, `accuracy_at_equal_seconds` and
-    `accuracy_at_equal_calls` (of the reward): the ratio of accuracies at the
-    end of the shorter run, `accuracy_at_half_the_tokens` at half of its tokens;
+    `accuracy_at_equal_tokens`, `accuracy_at_equal_seconds`,
+    `accuracy_at_equal_calls` (of the reward) and `accuracy_at_equal_prompts`:
+    the ratio of accuracies at the end of the shorter run,
+    `accuracy_at_half_the_tokens` at half of its tokens;
     `difference_at_equal_tokens`, `difference_at_equal_steps` and
     `difference_of_area`: differences; `probability_of_improvement` at equal
     tokens.
@@ -177,6 +178,7 @@ def contrast(
     "accuracy_at_half_the_tokens": at_equal("tokens", np.divide, 0.5),
     "accuracy_at_equal_seconds": at_equal("seconds", np.divide),
     "accuracy_at_equal_calls": at_equal("scored", np.divide),
+    "accuracy_at_equal_prompts": at_equal("prompts", np.divide),
     "difference_at_equal_tokens": at_equal("tokens", np.subtract),
     "difference_at_equal_steps": at_equal("updated", np.subtract),
     "difference_of_area": Statistic(areas, ratio=False),
@@ -252,7 +254,7 @@ def _spent_rows(content: Mapping[str, Any]) -> Rows:
       f"{np.mean(row['area']):.3f}",
       f"{row['iterations'][-1]:.0f}",
       *(f"{row[x][-1] / 1e6:.2f}" for x in ("tokens", "updated", "scored")),
-      f"{row['prompts_read'] / 1e6:.3f}",
+      f"{row['prompts'][-1] / 1e6:.3f}",
       f"{np.mean(spent):.0f} {min(spent):.0f}-{max(spent):.0f}",
       ", ".join(field.rsplit(".", 1)[-1] for field in row["edges"]) or "none",
     ])  # fmt: skip
@@ -300,6 +302,7 @@ def _ratio_rows(content: Mapping[str, Any]) -> Rows:
     "steps to its last": ("steps_to_target", "never"),
     "x at equal tokens": ("accuracy_at_equal_tokens", "none"),
     "x at equal calls": ("accuracy_at_equal_calls", "none"),
+    "x at equal prompts": ("accuracy_at_equal_prompts", "none"),
     "x at equal seconds": ("accuracy_at_equal_seconds", "none"),
   }
   shown = {name: key for name, key in shown.items() if key[0] in ratios}

@@ -19,14 +19,18 @@ class Curve(NamedTuple):
   seconds: np.ndarray  # Of training, without evaluation.
   updated: np.ndarray  # Tokens that update steps have read.
   scored: np.ndarray  # Responses that the reward has scored.
+  prompts: np.ndarray  # That were read, one as often as it was.
 
 
-def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
+def read_curve(
+  workdir: str | pathlib.Path, mode: str, prompts: int = 0
+) -> Curve:
   """Reads a run's evaluations.
 
   Args:
     workdir: the run's folder.
     mode: such as mean@16.
+    prompts: that an iteration reads.
 
   Raises:
     UserError: if there is no run, or it never evaluated this mode.
@@ -40,6 +44,7 @@ def read_curve(workdir: str | pathlib.Path, mode: str) -> Curve:
       row["seconds"],
       row["ledger"].get("update", 0),
       row["ledger"].get("scored", 0),
+      row["step"] * prompts,
     )
     for row in read_rows(workdir)
     if mode in row.get("eval", {})
