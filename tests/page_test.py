@@ -122,7 +122,7 @@ def judged():
       "settings": {"optimizer.learning_rate": "0.0003"}, "temperature": 0.6,
       "edges": ["optimizer.minibatches"] if name == "ppo" else [],
       "tokens": (STEPS * 1e5).tolist(), "updated": (STEPS * 1e5).tolist(),
-      "scored": (STEPS * 1e5).tolist(), "prompts": (STEPS * 8e2).tolist(),
+      "scored": (STEPS * 1e5).tolist(), "prompts": (STEPS * 6e2).tolist(),
       "seconds_of_runs": [60.0, 62.0],
       "columns": columns.of_method(runs[name]),
     }  # fmt: skip
