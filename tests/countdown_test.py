@@ -20,7 +20,7 @@ from tsd_jax.tasks import countdown_problems as problems_lib
 from tsd_jax.tasks import task
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 
-CONFIGS = {n: CountdownConfig(numbers=n) for n in (3, 4)}
+CONFIGS = {n: CountdownConfig(numbers=n) for n in (3, 4, 5)}
 SCORE = {n: jax.jit(Countdown(config).score) for n, config in CONFIGS.items()}
 OPERATORS = {
   "+": lambda x, y: x + y,
@@ -155,7 +155,7 @@ def test_max_value_bounds_every_result():
     assert (reward > 0.05 + 1e-6) == legal
 
 
-@pytest.mark.parametrize("numbers", [3, 4])
+@pytest.mark.parametrize("numbers", [3, 4, 5])
 def test_mutated_responses_agree_with_the_oracle(numbers):
   """Legal responses with up to four tokens replaced, prompts included."""
   config = CONFIGS[numbers]
@@ -192,7 +192,7 @@ tokens = st.one_of(
 @hypothesis.given(st.data())
 def test_any_tokens_agree_with_the_oracle(data):
   """Arbitrary strings, with the shape of a response or without."""
-  numbers = data.draw(st.sampled_from([3, 4]))
+  numbers = data.draw(st.sampled_from([3, 4, 5]))
   config = CONFIGS[numbers]
   small = st.integers(1, 5)
   prompt = data.draw(
@@ -321,8 +321,8 @@ def test_describe_survives_any_tokens():
 @pytest.mark.parametrize(
   "field, value, remedy",
   [
-    ("numbers", 5, "use 3 or 4"),
-    ("numbers", 3.0, "use 3 or 4"),
+    ("numbers", 6, "use 3, 4 or 5"),
+    ("numbers", 3.0, "use 3, 4 or 5"),
     ("max_number", 0, r"1\.\.max_value=199"),
     ("max_number", True, r"1\.\.max_value=199"),
     ("max_target", 200, r"1\.\.max_value=199"),
@@ -392,7 +392,7 @@ def test_every_problem_is_solved(numbers, count):
   assert np.all(check(prompts[some], responses[some], config) == 1)
 
 
-@pytest.mark.parametrize("numbers", [3, 4])
+@pytest.mark.parametrize("numbers", [3, 4, 5])
 def test_random_expressions(numbers):
   """Always legal, on the target as often as asked, and reproducible."""
   config = dataclasses.replace(CONFIGS[numbers], max_value=120)

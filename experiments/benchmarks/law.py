@@ -49,6 +49,7 @@ class Study(NamedTuple):
   starts: Mapping[str, Examples]
 
 
+_FOUR = compare_countdown4.get_config()
 STUDIES = {
   "countdown3": Study(
     compare_countdown.get_config(),
@@ -61,12 +62,30 @@ STUDIES = {
     },
   ),
   "countdown4": Study(
-    compare_countdown4.get_config(),
+    _FOUR,
     {
       "a": Examples((3000, 0), 0.3),
       "b": Examples((3000, 500), 0.3),
       "c": Examples((3000, 1500), 0.3),
       "d": Examples((3000, 6000), 0.6),
+    },
+  ),
+  "countdown5": Study(
+    dataclasses.replace(
+      _FOUR,
+      experiment=dataclasses.replace(
+        _FOUR.experiment,
+        task=dataclasses.replace(
+          _FOUR.experiment.task, numbers=5, max_number=9
+        ),
+        init=None,
+      ),
+      tokens=1e7,
+    ),
+    {
+      "a": Examples((4000, 0), 0.3),
+      "b": Examples((4000, 1500), 0.3),
+      "c": Examples((4000, 6000), 0.6),
     },
   ),
   "maze": Study(

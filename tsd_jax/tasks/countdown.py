@@ -38,7 +38,7 @@ class CountdownConfig(GradedConfig):
     ValueError: a field has an impossible value.
   """
 
-  numbers: int = 3  # 3 or 4 given numbers.
+  numbers: int = 3  # 3, 4 or 5 given numbers.
   max_number: int = 13  # Given numbers are 1..max_number.
   max_target: int = 100  # Targets are min_target..max_target.
   max_value: int = 199  # Largest intermediate result.
@@ -52,7 +52,7 @@ class CountdownConfig(GradedConfig):
     """Refuses impossible values."""
     super().__post_init__()
     need, top = self.need, symbols.MAX_INTEGER
-    need(int, "numbers", lambda x: x in (3, 4), "use 3 or 4")
+    need(int, "numbers", lambda x: x in (3, 4, 5), "use 3, 4 or 5")
     remedy = f"use an integer in 1..{top}, the tokenizer's largest"
     need(int, "max_value", lambda x: 1 <= x <= top, remedy)
     remedy = f"use an integer in 1..max_value={self.max_value}"
