@@ -426,7 +426,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(tmp_path):
   assert statistics.table(written) in done.stdout
   expected = statistics.mean_curve(
     [
-      curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2", 8)
+      curves_lib.read_curve(whole / "runs" / "tsd" / s, "mean@2", 16)
       for s in "01"
     ]
   )

@@ -247,6 +247,27 @@ def test_forms_of_a_problem_land_in_one_split(model, tmp_path):
   assert other.problems() == ["say a"]
 
 
+def test_families_that_lines_name_land_in_one_split(model, tmp_path):
+  lines = [
+    {"prompt": f"{how} {word}", "family": word}
+    for word in WORDS
+    for how in ("Say", "Write")
+  ]
+  config = configure(model, write(tmp_path / "p.jsonl", lines))
+  splits = data.split_problems(config)
+  assert [len(splits[s]) for s in ("validation", "test")] == [8, 4]
+  families = [{p.split()[1] for p in problems} for problems in splits.values()]
+  assert sum(map(len, families)) == len(set().union(*families)) > 25
+  alone = dataclasses.replace(config, split_by="problem")
+  assert alone.group("say a") == "say a" != config.group("say a")
+  assert alone.dataset != config.dataset
+  bad = configure(
+    model, write(tmp_path / "r.jsonl", [lines[0] | {"family": 1}])
+  )
+  with pytest.raises(UserError, match='line 1: "family" is 1, no text'):
+    bad.problems()
+
+
 def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
   lines = [{"prompt": w, "solution": w[::-1]} for w in WORDS[:5]]
   config = configure(

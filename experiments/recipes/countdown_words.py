@@ -81,7 +81,7 @@ def lines(
   Numbers stand in a random order, the same at every call.
   """
   sizes = countdown_problems.Sizes(
-    numbers, max_number, max_target=99, max_value=199
+    numbers, max_number, min_target=1, max_target=99, max_value=199
   )
   examples = () if think else EXAMPLES[numbers]
   shown = {(tuple(sorted(given)), target) for given, target, _ in examples}
@@ -98,6 +98,7 @@ def lines(
       yield {
         "messages": [*opening, {"role": "user", "content": ask(order, target)}],
         "problem": f"{' '.join(map(str, given))} -> {target}",
+        "family": " ".join(map(str, given)),
         "numbers": list(given),
         "target": target,
       }

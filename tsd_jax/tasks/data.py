@@ -68,6 +68,8 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
   for problem in config.problems():
     groups.setdefault(config.group(problem), []).append(problem)
   rng, found = np.random.default_rng(config.seed), list(groups.values())
+  count = sum(map(len, found))
+  alone = len(found) == count
   left = [found[index] for index in rng.permutation(len(found))]
   splits, taken = {}, 0
   for split in _HELD_OUT:
@@ -76,13 +78,15 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
     while taken < len(left) and (taken < end or len(problems) < size):
       problems += left[taken]
       taken += 1
-    splits[split] = _in_random_order(problems, rng, config)[:size]
-  rest = list(itertools.chain.from_iterable(left[taken:]))
-  splits["train"] = _in_random_order(rest, rng, config)
+    splits[split] = problems
+  splits["train"] = list(itertools.chain.from_iterable(left[taken:]))
+  if not alone:  # Else they are in a random order already.
+    splits = {name: _mixed(part, rng) for name, part in splits.items()}
+  for split in _HELD_OUT:
+    splits[split] = splits[split][: getattr(config, f"{split}_size")]
   if not splits["train"]:
-    count = sum(map(len, found))
-    in_groups = f" in {len(found)} groups" if len(found) < count else ""
-    part = max(1, count // 10)
+    in_groups = "" if alone else f" in {len(found)} groups"
+    part = max(1, count // (5 if alone else 10))
     raise UserError(
       f"validation_size={config.validation_size}, "
       f"test_size={config.test_size} and tuning_size={config.tuning_size} "
@@ -93,12 +97,7 @@ def split_problems(config: TaskConfig) -> dict[str, list[Problem]]:
   return splits
 
 
-def _in_random_order(
-  problems: list[Problem], rng: np.random.Generator, config: TaskConfig
-) -> list[Problem]:
-  """Mixes groups; problems that are groups of their own are mixed already."""
-  if config.split_by == "problem":
-    return problems
+def _mixed(problems: list[Problem], rng: np.random.Generator) -> list[Problem]:
   return [problems[index] for index in rng.permutation(len(problems))]
 
 

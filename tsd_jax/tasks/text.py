@@ -72,6 +72,9 @@ class TextConfig(TaskConfig):
   # Characters: the tool is asked after a token that ends with one of them.
   tool_ends: str = ""
   tool_tokens: int = 16  # O, the most tokens of its answer.
+  split_by: str = "family"  # As lines name it; by problems where none does.
+
+  SPLITS_BY = ("family", "problem")
 
   def __post_init__(self):
     """Refuses impossible values."""
@@ -146,6 +149,8 @@ class TextConfig(TaskConfig):
     digest = hashlib.sha256()
     for line in self.lines:
       digest.update(line.prompt_P.tobytes() + line.problem.encode())
+      if line.family != line.problem:
+        digest.update(b"\0" + line.family.encode())
       if line.response_T is not None:
         digest.update(line.response_T.tobytes())
     return (
@@ -171,6 +176,13 @@ class TextConfig(TaskConfig):
     if response_T is None:
       response_T = np.full(self.response_length, self.make().pad_id, np.int32)
     return Posed(line.prompt_P, response_T, example)
+
+  def group(self, problem):
+    """The family that its first line names, or itself."""
+    if self.split_by == "problem":
+      return problem
+    first = text_lines.by_problem(*self.file_key)[str(problem)][0]
+    return self.lines[first].family
 
   def example(self, index: int) -> Any:
     """A line's object: answers and all else that the reward function gets."""
@@ -209,7 +221,8 @@ class TextConfig(TaskConfig):
     solved = [
       line
       for line in self.lines
-      if line.response_T is not None and line.problem not in excluded
+      if line.response_T is not None
+      and self.group(line.problem) not in excluded
     ]
     if not solved:
       raise ValueError(

@@ -10,6 +10,8 @@ reads are all optional but for one of these two:
   problem   names what is asked; lines that share it are one problem in several
             forms, and land in one split. By default the prompt's text, upper
             and lower case and white space aside
+  family    names problems of which one helps with another, such as sums of the
+            same numbers; they land in one split as well
   solution  a right response, for warm starts
 """
 
@@ -35,6 +37,7 @@ class Line(NamedTuple):
   prompt_P: np.ndarray
   response_T: np.ndarray | None  # The solution, if there is one.
   problem: str
+  family: str  # The problem where none is named.
   example: Mapping[str, Any]
 
 
@@ -91,7 +94,8 @@ def _line(
     ("prompt" in example) == ("messages" in example)
   ):
     raise UserError('it must be an object with "prompt" or "messages"')
-  fields = {"prompt": "", "problem": "", "solution": "", "reply": reply}
+  fields = {"prompt": "", "problem": "", "family": "", "solution": ""}
+  fields["reply"] = reply
   for name, default in fields.items():
     fields[name] = example.get(name, default)
     if not isinstance(fields[name], str):
@@ -123,7 +127,8 @@ def _line(
     response_T = np.full(length, response_pad(tokenizer), np.int32)
     response_T[: len(solution)] = solution
   problem = fields["problem"] or " ".join(prompt.casefold().split())
-  return Line(prompt, prompt_P, response_T, problem, example)
+  family = fields["family"] or problem
+  return Line(prompt, prompt_P, response_T, problem, family, example)
 
 
 @functools.lru_cache(maxsize=4)
