@@ -7,7 +7,7 @@ move of the tree and no part of any loss. Numbers and problems are those of
 tree has 20 nodes instead of 16. The warm start is made by
 
   python -m experiments.recipes.warm_start --config=experiments/calculator.py
-    --steps=400,300
+    --config.task.tuning_size=512 --steps=400,300
 
 It printed for test: greedy .082, mean@16 .062, pass@16 .545. Mean@16 on
 validation, seed 0, 30 iterations (`--config.iterations=30

@@ -5,6 +5,9 @@ too deep for 64 simulations to exhaust: 13 response tokens instead of 9, 88,353
 problems instead of 5,757. The warm start is made by
 
   python -m experiments.recipes.warm_start --numbers=4 --steps=3000,1500
+    --config.task.tuning_size=512
+
+It printed for test: greedy .053, mean@16 .019, pass@16 .223.
 
 Command: python -m launch.train --config=experiments/countdown4.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/countdown4.py

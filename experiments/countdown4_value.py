@@ -7,6 +7,7 @@ one (mean@16 .017); trees of 64 nodes solve .36 instead of .19 of the problems
 (both validation). The start is made by
 
   python -m experiments.relabelled_value --config=experiments/countdown4.py
+    --config.task.tuning_size=512
     --output=experiments/starts/value_start_4.safetensors
 
 in 27 minutes on a core that other work shared; it is, like the warm start, of

@@ -8,9 +8,9 @@ operations: `experiments/benchmarks/teacher.py`.
 Command: python -m launch.train --config=experiments/countdown_teacher.py
   --workdir=DIR
 The teacher:
-  python -m experiments.recipes.warm_start --config.model.num_layers=1
-  --config.model.unroll_layers=1
-  --output=experiments/starts/warm_start_3_small.safetensors
+  python -m experiments.recipes.warm_start --config.task.tuning_size=512
+    --config.model.num_layers=1 --config.model.unroll_layers=1
+    --output=experiments/starts/warm_start_3_small.safetensors
 """
 
 import dataclasses
