@@ -1,7 +1,7 @@
 """Countdown with three numbers, taught by a smaller model.
 
 Purpose: the search model need not be the policy. Here it is one of half the
-size (one layer), frozen, from a warm start of its own; its trees cost half, and
+size (one layer), fixed, from a warm start of its own; its trees cost half, and
 find what a model that learns nothing can find. What that is worth at equal
 operations: `experiments/benchmarks/teacher.py`.
 

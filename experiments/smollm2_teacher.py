@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct, taught by itself with layers left out.
 
 Purpose: a search model that is smaller than the policy, has its tokens and
-needs no training: the published model without some of its layers, frozen.
+needs no training: the published model without some of its layers, fixed.
 
 Command: python -m launch.train --config=experiments/smollm2_teacher.py
   --workdir=DIR

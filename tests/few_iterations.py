@@ -9,7 +9,7 @@ import numpy as np
 
 from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.parallel import sharding
 from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
@@ -21,7 +21,7 @@ class Ran(NamedTuple):
   graphdef: Any
   before: Any  # Parameters, NumPy.
   state: iteration.TrainState
-  frozen: Frozen  # The very arrays that the loop was given.
+  fixed: FixedParams  # The very arrays that the loop was given.
   metrics: dict[str, Any]  # NumPy, leading with I.
   prompts: Prompts  # I batches.
 
@@ -41,14 +41,14 @@ def run(config: Experiment, iterations: int = 2, **loop) -> Ran:
   batches = data.PromptIterator(
     problems, batch_size=learner.prompts, seed=config.seed
   ).next_batches(iterations)
-  frozen = Frozen(jax.tree.map(jnp.copy, params), task.reward.load())
+  fixed = FixedParams(jax.tree.map(jnp.copy, params), task.reward.load())
   state = iteration.init_state(learner, params, config.seed)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   key = jax.random.key(config.seed)
   if mesh := loop.get("mesh"):
-    state, frozen = sharding.place((state, frozen), mesh)
+    state, fixed = sharding.place((state, fixed), mesh)
     batches = jax.device_put(batches, sharding.over_prompts(mesh, leading=1))
-  inputs = [state, batches, frozen, hyper, key]
+  inputs = [state, batches, fixed, hyper, key]
   if loop.get("vmapped"):  # Two runs alike.
     inputs = [jax.tree.map(lambda a: jnp.stack([a, a]), x) for x in inputs]
   state, metrics = iteration.make_train_loop(graphdef, task, learner, **loop)(

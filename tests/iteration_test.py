@@ -14,7 +14,7 @@ from tsd_jax.base.types import Responses
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Score
@@ -91,15 +91,15 @@ def run(config, prompts, per_call=1, state=None, mesh=None, seed=0, task=TASK):
   train_loop = iteration.make_train_loop(start()[0], task, config, mesh)
   key = jax.random.key(seed)
   state = fresh(config) if state is None else state
-  frozen = Frozen(jax.tree.map(jnp.copy, start()[1]))
+  fixed = FixedParams(jax.tree.map(jnp.copy, start()[1]))
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   all_metrics = []
   for i in range(0, len(prompts), per_call):
     piece = prompts[i : i + per_call]
     if mesh is not None:
-      state, frozen = sharding.place((state, frozen), mesh)
+      state, fixed = sharding.place((state, fixed), mesh)
       piece = jax.device_put(piece, sharding.over_prompts(mesh, leading=1))
-    state, metrics = train_loop(state, piece, frozen, hyper, key)
+    state, metrics = train_loop(state, piece, fixed, hyper, key)
     all_metrics.append(jax.device_get(metrics))
   metrics = jax.tree.map(lambda *a: np.concatenate(a), *all_metrics)
   return jax.device_get(state), metrics

@@ -153,7 +153,7 @@ def test_an_update_is_as_much_for_every_method(method):
     return update_lib.update(
       GRAPHDEF,
       (params, opt_state),
-      update_lib.Frozen(PARAMS),
+      update_lib.FixedParams(PARAMS),
       reads,
       key,
       hyper,

@@ -408,7 +408,7 @@ def test_losses_and_their_gradients_leave_out_what_the_environment_wrote():
   def theirs(params, made):
     return jax.value_and_grad(
       lambda p: update.loss_fn(
-        p, update.Frozen(reference), graphdef, made, hyper, config
+        p, update.FixedParams(reference), graphdef, made, hyper, config
       )[0]
     )(params)
 
@@ -464,8 +464,8 @@ def test_advantages_are_those_of_choices():
 def test_an_iteration_tells_its_champions_apart(source, monkeypatch):
   """Champions of both sources reach the update with their observations."""
 
-  def caught(graphdef, carry, frozen, batch, *rest):
-    del graphdef, frozen, rest
+  def caught(graphdef, carry, fixed, batch, *rest):
+    del graphdef, fixed, rest
     fields = dict(
       answer=batch.distillation.tokens_CMT,
       observed=batch.distillation.environment_CMT,
@@ -484,7 +484,7 @@ def test_an_iteration_tells_its_champions_apart(source, monkeypatch):
   _, metrics = train_loop(
     iteration.init_state(config, params),
     jax.tree.map(lambda a: a[None], ASKED),
-    update.Frozen(jax.tree.map(jnp.copy, params)),
+    update.FixedParams(jax.tree.map(jnp.copy, params)),
     {name: jnp.float32(x) for name, x in config.hyper.items()},
     jax.random.key(0),
   )  # fmt: skip

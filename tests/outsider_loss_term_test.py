@@ -18,7 +18,7 @@ from tests.few_iterations import run
 from tsd_jax.base.types import Responses
 from tsd_jax.learning import iteration, losses
 from tsd_jax.learning.loss_terms import LossTerm
-from tsd_jax.learning.update import Batch, Frozen, loss_fn
+from tsd_jax.learning.update import Batch, FixedParams, loss_fn
 from tsd_jax.run import load, train
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
@@ -131,7 +131,7 @@ def test_its_gradient_is_that_by_hand_and_by_finite_differences():
   def loss(params):
     # Compiled for a weight of 1: the number comes with `hyper`.
     return loss_fn(
-      params, Frozen(params), graphdef, batch, hyper, learner.static
+      params, FixedParams(params), graphdef, batch, hyper, learner.static
     )[0]
 
   value, gradient = jax.value_and_grad(loss)(params)

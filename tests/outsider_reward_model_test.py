@@ -100,7 +100,7 @@ def test_it_trains_and_its_values_are_of_its_own_range(ran):
 def test_its_parameters_stay_and_are_not_donated(ran):
   fresh = Preferences().load()
   # They can still be read, and are what they were.
-  jax.tree.map(np.testing.assert_array_equal, ran.frozen.reward, fresh)
+  jax.tree.map(np.testing.assert_array_equal, ran.fixed.reward, fresh)
   assert ran.state._fields == (
     "params", "opt_state", "search_params", "iteration",
   )  # fmt: skip
@@ -172,7 +172,7 @@ def test_eight_devices_see_what_one_does(ran):
       eight.metrics[name][0], ran.metrics[name][0], rtol=1e-5
     )
   jax.tree.map(
-    np.testing.assert_array_equal, eight.frozen.reward, Preferences().load()
+    np.testing.assert_array_equal, eight.fixed.reward, Preferences().load()
   )
 
 

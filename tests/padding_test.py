@@ -20,7 +20,7 @@ from tsd_jax.inference import scoring
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, methods
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.models import transformer
 from tsd_jax.rewards.reward import Score
 from tsd_jax.run import evaluation
@@ -203,7 +203,7 @@ def test_an_update_is_that_of_the_bare_prompts(form):
     hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
     state, metrics = run(
       iteration.init_state(config, params),
-      jax.tree.map(lambda a: a[None], asked), Frozen(reference), hyper,
+      jax.tree.map(lambda a: a[None], asked), FixedParams(reference), hyper,
       jax.random.key(3),
     )  # fmt: skip
     return jax.device_get((state, metrics)), config.update_tokens(task)

@@ -16,7 +16,7 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.learning import iteration, losses
 from tsd_jax.learning.config import OptimizerConfig
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.models import presets, transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, hlo
@@ -252,13 +252,13 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
   config = dataclasses.replace(CONFIG, mesh=split)
   graphdef, params = tiny.start()
   state = sharding.place(tiny.fresh(config), devices)
-  frozen = Frozen(sharding.place(jax.tree.map(jnp.copy, params), devices))
+  fixed = FixedParams(sharding.place(jax.tree.map(jnp.copy, params), devices))
   prompts = jax.device_put(
     tiny.prompts(1), sharding.over_prompts(devices, leading=1)
   )
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   train_loop = iteration.make_train_loop(graphdef, tiny.TASK, config, devices)
-  lowered = train_loop.lower(state, prompts, frozen, hyper, jax.random.key(0))
+  lowered = train_loop.lower(state, prompts, fixed, hyper, jax.random.key(0))
   program = hlo.Program(lowered.compile().as_text())
   tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.
   fsdp = {(i, i + 2) for i in (0, 1, 4, 5)}

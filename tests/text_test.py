@@ -259,7 +259,8 @@ def test_families_that_lines_name_land_in_one_split(model, tmp_path):
   families = [{p.split()[1] for p in problems} for problems in splits.values()]
   assert sum(map(len, families)) == len(set().union(*families)) > 25
   alone = dataclasses.replace(config, split_by="problem")
-  assert alone.group("say a") == "say a" != config.group("say a")
+  assert alone.group("say aa") == "say aa"
+  assert config.group("say aa") == config.group("write aa") == "aa"
   assert alone.dataset != config.dataset
   bad = configure(
     model, write(tmp_path / "r.jsonl", [lines[0] | {"family": 1}])

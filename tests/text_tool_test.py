@@ -404,9 +404,9 @@ def learner(task, **changes):
   )  # fmt: skip
 
 
-def caught(graphdef, carry, frozen, batch, *rest):
+def caught(graphdef, carry, fixed, batch, *rest):
   """In place of the update: what it would have learned from."""
-  del graphdef, frozen, rest
+  del graphdef, fixed, rest
   d = batch.distillation
   return carry, dict(
     answer=d.tokens_CMT, observed=d.environment_CMT, used=d.used_CM,
@@ -444,7 +444,7 @@ def test_an_iteration_tells_its_champions_apart(
   _, metrics = iteration._train_loop.__wrapped__(program, False)(
     iteration.init_state(config, params),
     jax.tree.map(lambda a: a[None], prompts),
-    update.Frozen(jax.tree.map(jnp.copy, params)),
+    update.FixedParams(jax.tree.map(jnp.copy, params)),
     {name: jnp.float32(x) for name, x in config.hyper.items()},
     jax.random.key(0),
   )
@@ -467,7 +467,7 @@ def test_no_gradient_comes_from_what_the_tool_wrote(task, prompts, sampled):
   hyper = {name: jnp.float32(x) for name, x in config.hyper.items()}
   loss, _ = jax.jit(
     lambda params: update.loss_fn(
-      params, update.Frozen(params), graphdef, batch, hyper, config
+      params, update.FixedParams(params), graphdef, batch, hyper, config
     )
   )(params)
   picked, others = [], 0

@@ -166,14 +166,14 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   import numpy as np
 
   from tsd_jax.learning import iteration
-  from tsd_jax.learning.update import Frozen
+  from tsd_jax.learning.update import FixedParams
   from tsd_jax.models import transformer
   from tsd_jax.tasks.task import as_prompts
 
   case = make_case(work["vocab_size"], work["length"], work["steps"])
   task, config = case.make_task(), case.learner_config()
   graphdef, params = transformer.create(model_config(work["shape"]), 0)
-  frozen = Frozen(jax.tree.map(jnp.copy, params))
+  fixed = FixedParams(jax.tree.map(jnp.copy, params))
   state = iteration.init_state(config, params)
   del params  # The loop holds them while it runs.
   train_loop = iteration.make_train_loop(graphdef, task, config)
@@ -185,7 +185,7 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
   prompts = jax.device_get([as_prompts(task, a_BP) for a_BP in tokens_IBP])
   clock.step_ended()
   for batch in prompts:
-    state, metrics = train_loop(state, batch[None], frozen, hyper, key)
+    state, metrics = train_loop(state, batch[None], fixed, hyper, key)
     metrics = jax.device_get(metrics)
     clock.step_ended()
   figures = clock.figures()
@@ -194,7 +194,7 @@ def ours(work, clock: Clock) -> dict[str, list[float]]:
 
   @jax.jit
   def sample(state, prompts):
-    return iteration.sample_phase(program, state, prompts, frozen, key)
+    return iteration.sample_phase(program, state, prompts, fixed, key)
 
   alone = Clock()
   timed = alone.samples(

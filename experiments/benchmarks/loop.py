@@ -25,7 +25,7 @@ from flax import nnx
 from experiments.benchmarks.floor import floor_seconds, seconds
 from experiments.benchmarks.table import Table
 from tsd_jax.base import config as config_lib
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.tasks.task import as_prompts
 
 _CONFIG = flags.DEFINE_string(
@@ -42,9 +42,9 @@ def repeated(prompts, iterations):
   )
 
 
-def frozen_of(params, task):
+def fixed_of(params, task):
   """What an iteration reads and does not change."""
-  return Frozen(params, task.reward.load())
+  return FixedParams(params, task.reward.load())
 
 
 def compiled_size(config, graphdef, params, task, iterations):
@@ -68,7 +68,7 @@ def compiled_size(config, graphdef, params, task, iterations):
   jax.clear_caches()  # The loop was compiled before, to be timed.
   start = time.perf_counter()
   compiled = train_loop.lower(
-    state, prompts, frozen_of(params, task), hyper, key
+    state, prompts, fixed_of(params, task), hyper, key
   ).compile()
   took = time.perf_counter() - start
   return took, compiled.as_text().count(" = ")
@@ -153,37 +153,35 @@ def time_parts(setup):
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   program = iteration.Program(graphdef, None, task, learner, None)
   state = iteration.init_state(learner, params)
-  frozen = frozen_of(params, task)
+  fixed = fixed_of(params, task)
 
   @jax.jit
-  def search(search_params, frozen, prompts):
-    return iteration.search_phase(program, search_params, prompts, frozen, key)
+  def search(search_params, fixed, prompts):
+    return iteration.search_phase(program, search_params, prompts, fixed, key)
 
   @jax.jit
-  def sample(state, frozen, prompts):
-    return iteration.sample_phase(program, state, prompts, frozen, key)
+  def sample(state, fixed, prompts):
+    return iteration.sample_phase(program, state, prompts, fixed, key)
 
   own = prompts[: learner.rollout.prompts]
-  responses, *_ = sample(state, frozen, own)
-  found, searched, _ = search(state.search_params, frozen, prompts)
+  responses, *_ = sample(state, fixed, own)
+  found, searched, _ = search(state.search_params, fixed, prompts)
   batch = iteration.make_batch(
     program, own, responses,
     iteration.choose_distillation_batch(key, prompts, found, learner),
   )  # fmt: skip
 
   @jax.jit
-  def update(carry, frozen, batch):
-    return update_lib.update(
-      graphdef, carry, frozen, batch, key, hyper, learner
-    )
+  def update(carry, fixed, batch):
+    return update_lib.update(graphdef, carry, fixed, batch, key, hyper, learner)
 
   carry = state.params, state.opt_state
   parts = {
     "search": setup.seconds(
-      lambda: search(state.search_params, frozen, prompts)
+      lambda: search(state.search_params, fixed, prompts)
     ),
-    "rollouts": setup.seconds(lambda: sample(state, frozen, own)),
-    "update": setup.seconds(lambda: update(carry, frozen, batch)),
+    "rollouts": setup.seconds(lambda: sample(state, fixed, own)),
+    "update": setup.seconds(lambda: update(carry, fixed, batch)),
   }
   return parts, int(searched.forwards)
 
@@ -225,12 +223,12 @@ def time_whole(setup):
   train_loop = iteration.make_train_loop(graphdef, task, learner)
   hyper = {k: jnp.float32(v) for k, v in learner.hyper.items()}
   calls = config.iterations_per_call
-  prompts, frozen = repeated(prompts, calls), frozen_of(params, task)
+  prompts, fixed = repeated(prompts, calls), fixed_of(params, task)
 
   def whole():
     # The loop donates its state.
     state = iteration.init_state(learner, jax.tree.map(jnp.copy, params))
-    return train_loop(state, prompts, frozen, hyper, jax.random.key(0))
+    return train_loop(state, prompts, fixed, hyper, jax.random.key(0))
 
   return setup.seconds(whole) / calls
 

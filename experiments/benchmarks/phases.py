@@ -25,7 +25,7 @@ from tsd_jax.inference import sampling
 from tsd_jax.inference.prefill import repeat_rows
 from tsd_jax.learning import iteration
 from tsd_jax.learning import update as update_lib
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 
 
 def rollouts(
@@ -67,23 +67,26 @@ def update(name: str, size: Size, table: Table, repeats: int) -> None:
   key = jax.random.key(3)
 
   program = iteration.Program(case.graphdef, None, task, config, None)
-  state, frozen = iteration.init_state(config, case.params), Frozen(case.params)
+  state, fixed = (
+    iteration.init_state(config, case.params),
+    FixedParams(case.params),
+  )
 
   @jax.jit
-  def sample(state, frozen, prompts):
+  def sample(state, fixed, prompts):
     responses, _, _ = iteration.sample_phase(
-      program, state, prompts, frozen, key
+      program, state, prompts, fixed, key
     )
     return iteration.make_batch(program, prompts, responses, None)
 
-  batch = sample(state, frozen, case.prompts)
+  batch = sample(state, fixed, case.prompts)
 
   @jax.jit
   def run(params, opt_state, batch):
     return update_lib.update(
       case.graphdef,
       (params, opt_state),
-      Frozen(params),
+      FixedParams(params),
       batch,
       key,
       hyper,

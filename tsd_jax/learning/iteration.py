@@ -3,9 +3,14 @@
 `iteration` is one page: refresh the search model, search, choose what to distil
 and where to sample, sample, update. `make_train_loop` returns one jitted
 function that runs several: state in, state and stacked metrics out. Every
-method is this loop with parts switched off (`config.searches`, loss weights),
-so that a comparison differs in the algorithm alone. Randomness is a function of
-(seed, iteration, prompt).
+method is this loop with parts switched on or off (`config.searches`, loss
+weights), so that compared methods differ in the algorithm alone. Randomness is
+a function of (seed, iteration, place of a prompt in the iteration's batch).
+
+Axes: Q prompts of an iteration, `search.width` for each of the B that the
+policy samples G rows on; M champions of a tree; C prompts whose champions are
+distilled; T tokens of a response; W blocks of prompts that are searched one
+after another.
 """
 
 import functools
@@ -22,7 +27,7 @@ from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.update import (
   Batch,
   DistillationBatch,
-  Frozen,
+  FixedParams,
   make_optimizer,
   merged_params,
   update,
@@ -43,8 +48,8 @@ class TrainState(NamedTuple):
 
   params: Any  # Of the whole model, or its adapters: see `merged_params`.
   opt_state: Any
-  search_params: Any  # theta_s, the frozen search model; of its own shape, or
-  # what `params` was.
+  search_params: Any  # theta_s, the frozen search model: the policy's
+  # parameters at the last refresh, or those of a model of its own.
   iteration: Array  # int32 scalar.
 
 
@@ -52,15 +57,19 @@ class Program(NamedTuple):
   """What an iteration is compiled for; hashable."""
 
   graphdef: Any  # Structure of the model.
-  # That of a search model of its own, which stays as it is; None: the search
-  # model is a snapshot of the policy.
+  # Structure of a separate search model that is never refreshed; None: the
+  # search model is a snapshot of the policy.
   search_graphdef: Any
   task: Task
   config: LearnerConfig
   mesh: jax.sharding.Mesh | None  # None leaves placement to the arguments.
 
   def per_shard(self, fn):
-    """`sharding.per_shard` on this mesh."""
+    """`sharding.per_shard` on this mesh: a function of each device's prompts.
+
+    Of (params, prompts, key) it gives results by prompt, which are joined,
+    `Work`, which is summed, and metrics, which are averaged.
+    """
     return sharding.per_shard(fn, self.mesh, self.config.mesh.serving)
 
   def served(self, params: Any, graphdef: Any) -> Any:
@@ -76,21 +85,23 @@ class Program(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What the trees of Q prompts teach; every leaf leads with Q."""
+  """What the trees of Q prompts teach; the first axis of each array is Q."""
 
   tokens_QMT: Array  # Champions, best first.
   used_QM: Array  # bool, whether they may be distilled.
-  reward_QM: Array  # Theirs, from 0 to 1; 0 where there is no answer.
+  reward_QM: Array  # Theirs: of trees from 0 to 1, 0 where there is no answer.
   # The search model's probability of the correct answers in the tree: 0 where
   # none was found.
   success_prob_Q: Array
-  targets: champions_lib.PathTargets | None  # At the first champion's states.
+  # At the states on the first champion's path, where `loss.soft_weight` reads
+  # them.
+  targets: champions_lib.PathTargets | None
 
 
 class Work(NamedTuple):
   """Compute that a phase has used; int32 scalars, summed over devices."""
 
-  forwards: Array | int = 0  # Token forwards below the prompts.
+  forwards: Array | int = 0  # Forwards of tokens that follow the prompts.
   scored: Array | int = 0  # Responses that the reward has scored.
 
 
@@ -119,8 +130,8 @@ def init_state(
 
 
 def iteration(
-  program: Program, state: TrainState, prompts: Prompts, frozen: Frozen, hyper,
-  key: Array,
+  program: Program, state: TrainState, prompts: Prompts, fixed: FixedParams,
+  hyper, key: Array,
 ):  # fmt: skip
   """One iteration.
 
@@ -128,7 +139,7 @@ def iteration(
     program: structure, task, config, devices.
     state: before it.
     prompts: Q of them, B of which the policy samples on.
-    frozen: parameters that stay: the reference model's, the reward's.
+    fixed: parameters that stay: the reference model's, the reward's.
     hyper: scalars, `LearnerConfig.hyper`.
     key: the run's random key; the iteration folds its number in.
 
@@ -139,13 +150,13 @@ def iteration(
   key = jax.random.fold_in(key, state.iteration)
   search_key, distillation_key, choice_key, rollout_key, order_key = (
     jax.random.split(key, 5)
-  )
+  )  # A method makes one choice at most: of prompts, or of sampled groups.
   search_params = refreshed(config, state)
   rollout_prompts, distillation = prompts[:B], None
   searched, metrics = Work(), {}
   if config.searches:
     found, searched, metrics = search_phase(
-      program, search_params, prompts, frozen, search_key
+      program, search_params, prompts, fixed, search_key
     )
     distillation = choose_distillation_batch(
       distillation_key, prompts, found, config
@@ -153,21 +164,21 @@ def iteration(
     if config.rollout.choose == "uncertain":
       rollout_prompts = prompts[choose_prompts(choice_key, found, B)]
   responses, sampled, sample_metrics = sample_phase(
-    program, state, rollout_prompts, frozen, rollout_key
+    program, state, rollout_prompts, fixed, rollout_key
   )
   metrics |= response_metrics(program, responses)
-  if config.loss.distils and not config.searches:
+  if config.loss.distils and not config.searches:  # Rejection sampling.
     found = best_samples(program, responses)
     distillation = choose_distillation_batch(
       distillation_key, rollout_prompts, found, config
     )
-  if config.trained_prompts < B:
+  if config.trained_prompts < B:  # DAPO's dynamic sampling.
     rows_B = choose_groups(choice_key, responses, config.trained_prompts)
     rollout_prompts = rollout_prompts[rows_B]
     responses = jax.tree.map(lambda a: a[rows_B], responses)
   batch = make_batch(program, rollout_prompts, responses, distillation)
   (params, opt_state), update_metrics = update(
-    program.graphdef, (state.params, state.opt_state), frozen, batch, order_key,
+    program.graphdef, (state.params, state.opt_state), fixed, batch, order_key,
     decayed(config, state, hyper), config, program.mesh,
   )  # fmt: skip
   metrics |= update_metrics | sample_metrics
@@ -198,18 +209,22 @@ def decayed(config: LearnerConfig, state: TrainState, hyper):
 
 
 def search_phase(
-  program: Program, search_params, prompts: Prompts, frozen: Frozen, key: Array
+  program: Program,
+  search_params,
+  prompts: Prompts,
+  fixed: FixedParams,
+  key: Array,
 ) -> tuple[Found, Work, dict[str, Array]]:
-  """Searches all prompts with the frozen model, each device its own."""
+  """Searches all prompts with the search model, each device its own."""
   config, graphdef = program.config, program.search_graphdef
   if graphdef is None:
     graphdef = program.graphdef
-    search_params = merged_params(search_params, frozen.reference, config)
+    search_params = merged_params(search_params, fixed.reference, config)
 
   def searching(params, prompts, key):
     return search_shard(program, graphdef, params, prompts, key)
 
-  params = program.served(search_params, graphdef), frozen.reward
+  params = program.served(search_params, graphdef), fixed.reward
   return program.per_shard(searching)(params, prompts, key)
 
 
@@ -296,9 +311,10 @@ def read_trees(
 def choose_distillation_batch(
   key: Array, prompts: Prompts, found: Found, config: LearnerConfig
 ) -> DistillationBatch:
-  """C of the Q prompts to distil: random ones that have a champion.
+  """C of the Q prompts to distil, at random of those that pass the gate.
 
-  If fewer than C have one, the others are masked.
+  A prompt passes if one of its champions does. If fewer than C pass, the others
+  are there and masked.
   """
   used_QM = found.used_QM
   if config.loss.champion_gate == "quantile":
@@ -320,8 +336,8 @@ def choose_prompts(key: Array, found: Found, count: int) -> Array:
   """Indices of B searched prompts whose samples' outcome is least certain.
 
   Their success probability p, as the tree found it, has the largest p (1 - p):
-  there, samples differ in their reward and have something to teach. A tree
-  without a correct answer has p = 0 and is taken last.
+  there, samples differ in their reward and have something to teach. Trees
+  without a correct answer (p = 0) are among the last.
   """
   spread_Q = found.success_prob_Q * (1.0 - found.success_prob_Q)
   ties_Q = 1e-6 * jax.random.uniform(key, spread_Q.shape)
@@ -329,7 +345,7 @@ def choose_prompts(key: Array, found: Found, count: int) -> Array:
 
 
 def sample_phase(
-  program: Program, state: TrainState, prompts: Prompts, frozen: Frozen,
+  program: Program, state: TrainState, prompts: Prompts, fixed: FixedParams,
   key: Array,
 ) -> tuple[Responses, Work, dict[str, Array]]:  # fmt: skip
   """The policy's responses, scored, each device its own prompts."""
@@ -349,8 +365,8 @@ def sample_phase(
     scored = jnp.int32(score.reward_X.size)
     return responses, Work(forwards, scored), parts
 
-  policy = merged_params(state.params, frozen.reference, config)
-  params = program.served(policy, graphdef), frozen.reward
+  policy = merged_params(state.params, fixed.reference, config)
+  params = program.served(policy, graphdef), fixed.reward
   return program.per_shard(sampling)(params, prompts, key)
 
 
@@ -395,12 +411,12 @@ def make_batch(
     distillation = mark_environment(program, distillation)
   advantage_BGT, return_BGT = token_advantages(responses, program.config)
   return Batch(
-    prompts,
-    responses,
-    advantage_BGT,
-    return_BGT,
-    successes(program, responses),
-    distillation,
+    prompts=prompts,
+    responses=responses,
+    advantage_BGT=advantage_BGT,
+    return_BGT=return_BGT,  # Targets of a value head: `loss.value_weight`.
+    success_BG=successes(program, responses),  # Of V_search.
+    distillation=distillation,
   )
 
 
@@ -500,7 +516,12 @@ def iteration_metrics(
 
 
 def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
-  """Unweighted counts of an iteration; `Ledger` weights update tokens by 3."""
+  """Unweighted counts of an iteration.
+
+  Of an update and of the reference model's forwards every position counts,
+  padding and masked rows too. `Ledger` weights update tokens by 3, and adds the
+  tokens that a reward model reads, from how many responses were scored.
+  """
   config, task = program.config, program.task
   B, G = config.rollout.prompts, config.rollout.group
   epochs = config.optimizer.epochs
@@ -543,7 +564,7 @@ def make_train_loop(
       is; by default the search model is a snapshot of the policy.
 
   Returns:
-    train_loop(state, prompts, frozen, hyper, key) -> (state, metrics), with the
+    train_loop(state, prompts, fixed, hyper, key) -> (state, metrics), with the
     state donated; leaves of the prompts lead with I and Q, metrics with I, and
     contain `tokens`. The key is the run's own, the same in every call.
   """
@@ -555,9 +576,9 @@ def make_train_loop(
 
 @functools.lru_cache(maxsize=64)
 def _train_loop(program: Program, vmapped: bool):
-  def train_loop(state, prompts, frozen, hyper, key):
+  def train_loop(state, prompts, fixed, hyper, key):
     return jax.lax.scan(
-      lambda s, batch: iteration(program, s, batch, frozen, hyper, key),
+      lambda s, batch: iteration(program, s, batch, fixed, hyper, key),
       state,
       prompts,
     )

@@ -33,7 +33,7 @@ class DistillationBatch(NamedTuple):
   environment_CMT: Array | None = None
 
 
-class Frozen(NamedTuple):
+class FixedParams(NamedTuple):
   """Parameters that no iteration changes; never donated."""
 
   reference: Any  # The run's first model.
@@ -73,24 +73,24 @@ def merged_params(params, reference, config: LearnerConfig):
   return lora.merge(reference, params, config.lora)
 
 
-def loss_fn(params, frozen, graphdef, batch: Batch, hyper, config):
+def loss_fn(params, fixed, graphdef, batch: Batch, hyper, config):
   """The loss of one minibatch, with metrics: the weighted sum of its terms.
 
   Args:
     params: what is trained.
-    frozen: the parameters that no update changes.
+    fixed: the parameters that no update changes.
     graphdef: structure of the model.
     batch: samples and champions.
     hyper: scalars, `LearnerConfig.hyper`.
     config: which terms there are, and their forms.
   """
-  model = nnx.merge(graphdef, merged_params(params, frozen.reference, config))
+  model = nnx.merge(graphdef, merged_params(params, fixed.reference, config))
   read = functools.partial(
     scoring.read_log_probs, model, temperature=config.rollout.temperature
   )
   total, metrics = jnp.float32(0.0), {}
   if config.loss.trains_on_samples:
-    inputs = sample_inputs(read, model, frozen, graphdef, batch, hyper, config)
+    inputs = sample_inputs(read, model, fixed, graphdef, batch, hyper, config)
     total, metrics = loss_terms.add_up(
       config.loss.active("samples"), inputs, hyper
     )
@@ -117,10 +117,10 @@ def loss_fn(params, frozen, graphdef, batch: Batch, hyper, config):
 
 
 def sample_inputs(
-  read, model, frozen, graphdef, batch: Batch, hyper, config: LearnerConfig
+  read, model, fixed, graphdef, batch: Batch, hyper, config: LearnerConfig
 ) -> loss_terms.SampleInputs:
   """What terms read of a minibatch's samples."""
-  reference_model = nnx.merge(graphdef, frozen.reference)
+  reference_model = nnx.merge(graphdef, fixed.reference)
   inputs = batch.prompts, batch.responses.tokens_BGT, config.prompt_form
   return loss_terms.read_samples(
     read,
@@ -141,7 +141,7 @@ def sample_inputs(
 def update(
   graphdef,
   carry,
-  frozen: Frozen,
+  fixed: FixedParams,
   batch: Batch,
   key,
   hyper,
@@ -153,7 +153,7 @@ def update(
   Args:
     graphdef: structure of the model.
     carry: parameters and optimiser state.
-    frozen: the reference model among them.
+    fixed: the reference model among them.
     batch: what was sampled and searched.
     key: random key of the prompts' order, consumed.
     hyper: scalars, `LearnerConfig.hyper`.
@@ -164,19 +164,19 @@ def update(
     The new carry, and the metrics' means over the steps.
   """
   optimizer = make_optimizer(config)
-  frozen = Frozen(frozen.reference)  # The reward has done its part.
+  fixed = FixedParams(fixed.reference)  # The reward has done its part.
   steps = config.optimizer.minibatches
 
   def gradients(shared, minibatch):
-    params, frozen, hyper = shared
+    params, fixed, hyper = shared
     return jax.grad(loss_fn, has_aux=True)(
-      params, frozen, graphdef, minibatch, hyper, config
+      params, fixed, graphdef, minibatch, hyper, config
     )
 
   def step(carry, minibatch):
     params, opt_state = carry
     grads, metrics = sharding.per_replica(gradients, mesh, config.mesh.gather)(
-      (params, frozen, hyper), minibatch
+      (params, fixed, hyper), minibatch
     )
     metrics["grad_norm"] = optax.tree.norm(grads)
     change, opt_state = optimizer.update(grads, opt_state, params)
@@ -184,7 +184,7 @@ def update(
     return (optax.apply_updates(params, change), opt_state), metrics
 
   def shuffled(key, leaves):
-    """Minibatches of whole prompts, in random order."""
+    """Minibatches of whole prompts, all rows of one in one, at random."""
     count = {a.shape[0] for a in jax.tree.leaves(leaves)}
     if not count:
       return leaves

@@ -19,7 +19,7 @@ import numpy as np
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration
-from tsd_jax.learning.update import Frozen
+from tsd_jax.learning.update import FixedParams
 from tsd_jax.models import transformer
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import hlo, roofline
@@ -99,7 +99,7 @@ def arguments(
   lengths = jax.ShapeDtypeStruct(lead, jnp.int32)
   tokens = lengths.update(shape=(*lead, task.prompt_length))
   prompts = jax.eval_shape(Prompts, tokens, lengths, lengths)
-  frozen = Frozen(params, jax.eval_shape(task.reward.load))
+  fixed = FixedParams(params, jax.eval_shape(task.reward.load))
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
   train_loop = iteration.make_train_loop(
     graphdef, task, learner_config, mesh, search_graphdef=search_graphdef
@@ -107,7 +107,7 @@ def arguments(
   return train_loop, (
     placed(state, sharding.of_params(state, mesh)),
     all_placed(prompts, sharding.over_prompts(mesh, leading=1)),
-    placed(frozen, sharding.of_params(frozen, mesh)),
+    placed(fixed, sharding.of_params(fixed, mesh)),
     all_placed(dict.fromkeys(learner_config.hyper, scalar), everywhere),
     all_placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
   )
@@ -206,13 +206,13 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
     UserError: if the compiler fails for another reason than memory.
   """
   train_loop, shapes = arguments(config, mesh)
-  state, prompts, frozen, *_ = shapes
+  state, prompts, fixed, *_ = shapes
   parts = {
     "parameters": part_bytes(state.params),
     "optimizer": part_bytes(state.opt_state),
     "search_model": part_bytes(state.search_params),
-    "reference": part_bytes(frozen.reference),
-    "reward_model": part_bytes(frozen.reward),
+    "reference": part_bytes(fixed.reference),
+    "reward_model": part_bytes(fixed.reward),
     "prompts": part_bytes(prompts),
   }
   held = sum(parts.values())

@@ -31,7 +31,7 @@ from tsd_jax.base.types import Prompts
 from tsd_jax.learning import iteration, memory
 from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.learning.iteration import TrainState
-from tsd_jax.learning.update import Frozen, merged_params
+from tsd_jax.learning.update import FixedParams, merged_params
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
 from tsd_jax.run import (
@@ -89,7 +89,7 @@ class VmappedRun:
 
   run: RunState
   state: TrainState
-  frozen: Frozen
+  fixed: FixedParams
 
 
 def train(
@@ -164,18 +164,18 @@ def train_vmapped(
       run = stack.enter_context(
         RunState(c, pathlib.Path(folder), prompts, digests)
       )
-      frozen = Frozen(
+      fixed = FixedParams(
         jax.tree.map(jnp.copy, params),
         reward_params.read(task.reward, run.folder, keep=True),
       )
-      frozen = sharding.place(frozen, mesh)
+      fixed = sharding.place(fixed, mesh)
       state = iteration.init_state(
         learner_config, params, c.seed, search_params
       )
       state = run.resume(sharding.place(state, mesh))
-      runs.append(VmappedRun(run, state, frozen))
+      runs.append(VmappedRun(run, state, fixed))
       # The loop holds them while it runs.
-      del params, search_params, state, frozen
+      del params, search_params, state, fixed
     shared = Shared(
       graphdef, search_graphdef, task, learner_config, mesh, held_out
     )
@@ -289,9 +289,9 @@ class Group:
     self._told = False  # How long the run goes on.
     self._config, self._step = self._runs[0].config, self._runs[0].step
     self._state = self._stack([r.state for r in runs])
-    self._frozen = self._stack([r.frozen for r in runs])
+    self._fixed = self._stack([r.fixed for r in runs])
     for r in runs:  # Not twice in memory.
-      del r.frozen, r.state
+      del r.fixed, r.state
     self._key = self._stack([jax.random.key(r.config.seed) for r in self._runs])
     hypers = [r.config.learner_config().hyper for r in self._runs]
     self._hyper = self._stack(
@@ -327,7 +327,7 @@ class Group:
     while not stopping and self._step < self._config.iterations:
       stopping = self._call()
     for i, r in enumerate(self._vmapped):
-      r.state, r.frozen = self._pick((self._state, self._frozen), i)
+      r.state, r.fixed = self._pick((self._state, self._fixed), i)
       r.run.end()
 
   def _start(self) -> None:
@@ -363,7 +363,7 @@ class Group:
     if others:
       prompts = jax.tree.map(lambda *a: np.stack(a), *prompts_of)
     prompts = jax.device_put(prompts, self._batches)
-    return self._state, prompts, self._frozen, self._hyper, self._key
+    return self._state, prompts, self._fixed, self._hyper, self._key
 
   def _phase(self, name: str, *, quiet: bool = False):
     return self._bar.phase(name, quiet=quiet or not processes.leads())
@@ -416,7 +416,7 @@ class Group:
       row[-1] |= callback.report()
 
   def _measure(self, row, i: int) -> None:
-    params = self._pick((self._state.params, self._frozen), i)
+    params = self._pick((self._state.params, self._fixed), i)
     run = self._runs[i]
     with self._phase("evaluating"):
       run.last_eval = row["eval"] = measure_run(self._shared, run, *params)
@@ -443,17 +443,17 @@ class Group:
     return last
 
 
-def measure_run(shared: Shared, run: RunState, params, frozen: Frozen):
+def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
   """Measures a run on held-out problems, in the leading process.
 
   Args:
     shared: the run's program.
     run: the run.
     params: what is trained.
-    frozen: what is not.
+    fixed: what is not.
   """
-  params = plain(shared, params, frozen)
-  reward = processes.local_copy(frozen.reward, sharding.replicated(shared.mesh))
+  params = plain(shared, params, fixed)
+  reward = processes.local_copy(fixed.reward, sharding.replicated(shared.mesh))
   if not processes.leads():
     return {}
   options, seed = run.config.eval, run.config.seed
@@ -463,9 +463,9 @@ def measure_run(shared: Shared, run: RunState, params, frozen: Frozen):
   )  # fmt: skip
 
 
-def plain(shared: Shared, params, frozen: Frozen):
+def plain(shared: Shared, params, fixed: FixedParams):
   """A run's model as this process may compute with it on its own."""
-  merged = merged_params(params, frozen.reference, shared.config)
+  merged = merged_params(params, fixed.reference, shared.config)
   return processes.local_copy(merged, sharding.replicated(shared.mesh))
 
 
@@ -474,9 +474,9 @@ def show(shared: Shared, ended: VmappedRun) -> None:
   config, folder = ended.run.config, ended.run.folder
   # The others' arrays are needed for the copies; the rest is the leader's.
   before, reward = processes.local_copy(
-    tuple(ended.frozen), sharding.replicated(shared.mesh)
+    tuple(ended.fixed), sharding.replicated(shared.mesh)
   )
-  params = plain(shared, ended.state.params, ended.frozen)
+  params = plain(shared, ended.state.params, ended.fixed)
   if not processes.leads():
     return
   shown = samples.samples(
