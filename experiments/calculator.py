@@ -10,10 +10,11 @@ tree has 20 nodes instead of 16. The warm start is made by
     --config.task.tuning_size=512 --steps=400,300
 
 It printed for test: greedy .080, mean@16 .061, pass@16 .529. From the start of
-before families were held out (.062), mean@16 on validation, seed 0, 30 iterations (`--config.iterations=30
---config.eval.every=30 --config.checkpoint_every=30`): tsd .210 on 2.03 M ledger
-tokens; ppo .116 on 1.46 M, .096 with a learning rate of 3e-4, and .129 after 45
-iterations on 2.19 M. No other seed was tried.
+before families were held out (.062), mean@16 on validation, seed 0, 30
+iterations (`--config.iterations=30 --config.eval.every=30
+--config.checkpoint_every=30`): tsd .210 on 2.03 M ledger tokens; ppo .116 on
+1.46 M, .096 with a learning rate of 3e-4, and .129 after 45 iterations on
+2.19 M. No other seed was tried.
 
 Command: python -m launch.train --config=experiments/calculator.py --workdir=DIR
 Baseline: add --config.algorithm=ppo (the same loop without search).
