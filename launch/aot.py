@@ -10,11 +10,11 @@ as JSON. Needs the extra `tpu` (the compiler), no TPU. Exit code 3: too large.
 
 import json
 import os
-import pathlib
 
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import output_files, paths
 
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
@@ -42,7 +42,7 @@ def main(overrides):
   print(aot.table(result))
   if _OUTPUT.value:
     text = json.dumps(result, indent=2) + "\n"
-    pathlib.Path(_OUTPUT.value).write_text(text, encoding="utf-8")
+    output_files.write_whole(paths.named(_OUTPUT.value), text)
   return 0 if result["fits"] else 3
 
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import pathlib
+from unittest import mock
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from tests.published import LLAMA, SHAPES, TOKENS_RT, export, make
+from tsd_jax.base.errors import UserError
 from tsd_jax.models import families, hf, pretrained, weights
 from tsd_jax.models.symbols import SymbolTokenizer
 
@@ -117,6 +121,30 @@ def test_transformers_saves_what_we_load(exported, tmp_path):
   np.testing.assert_array_equal(
     nnx.merge(graphdef, back)(tokens_RT), nnx.merge(graphdef, params)(tokens_RT)
   )
+
+
+@pytest.mark.parametrize("place", ["file/x", "/proc/x/y", "dangling", "a\0b"])
+def test_what_cannot_be_written_is_one_line(exported, tmp_path, place):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+  config, _, params, _ = exported
+  with pytest.raises(UserError, match="cannot be written|is no path"):
+    hf.save(tmp_path / place, config, params, SymbolTokenizer(), max_length=32)
+  assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_disk_that_gets_full_leaves_no_part_of_a_model(tmp_path):
+  def full(arrays, file, metadata):
+    pathlib.Path(file).write_bytes(b"half")
+    raise SafetensorError("No space left on device")
+
+  params = make(LLAMA)[1]
+  with mock.patch.object(weights, "save_file", full):
+    with pytest.raises(UserError, match="No space left on device"):
+      hf.save(tmp_path / "m", LLAMA, params, SymbolTokenizer(), max_length=32)
+    with pytest.raises(UserError, match="start.safetensors cannot be written"):
+      weights.save(tmp_path / "start.safetensors", params, metadata={})
+  assert not list(tmp_path.iterdir())
 
 
 def test_we_split_large_models_as_transformers_reads_them(tmp_path):

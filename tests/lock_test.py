@@ -37,6 +37,20 @@ def test_every_locked_package_has_sums_of_its_version(lock):
   assert len(others) < 15, others
 
 
+def test_what_is_installed_of_a_list_is_checked():
+  setup = FOLDER.parent / "launch" / "setup_venv.sh"
+  text = setup.read_text().replace("\\\n", " ")
+  lists = re.findall(r"^.*-r \"\$LOCK.*$", text, re.MULTILINE)
+  assert len(lists) >= 4
+  for line in lists:
+    # Lists are added to a command that checks sums, or checked there and then.
+    assert (
+      '"${checked[@]}"' in line
+      or "checked+=" in line
+      or ("--require-hashes" in line)
+    ), line
+
+
 @pytest.mark.parametrize("lock", ["py311", "py313"])
 def test_there_is_a_list_for_every_extra(lock):
   names = {file.stem for file in (FOLDER / "hashes" / lock).glob("*.txt")}

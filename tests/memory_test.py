@@ -244,6 +244,23 @@ def test_the_metrics_comparison_of_nodes_is_counted():
   assert found.total > 8 * 8_000**2 > found.pool + found.tree
 
 
+def test_samples_outside_of_a_run_are_refused_too():
+  task = configure().make_task()
+
+  def fits(samples, there=2**30):
+    memory.check_samples(MODEL, task, 8, samples, there)
+
+  fits(16)
+  with pytest.raises(UserError, match="9999999 samples of each of 8 ") as e:
+    fits(9_999_999)
+  most = int(re.search(r"@(\d+) would fit", str(e.value))[1])
+  fits(most)
+  with pytest.raises(UserError, match=f"@{most} would fit"):
+    fits(most + 1)
+  with pytest.raises(UserError, match="not even one would fit"):
+    fits(16, there=0)
+
+
 def test_trees_outside_of_a_run_are_refused_too():
   """Those of search@N, and of a search of one prompt."""
   config = configure()

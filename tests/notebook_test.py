@@ -1,11 +1,23 @@
 """The notebook runs from its first cell to its last."""
 
+import json
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "experiments" / "colab.ipynb"
+
+
+def test_ppo_has_the_rate_that_the_command_gives_it():
+  cells = json.loads(FILE.read_text())["cells"]
+  (ppo,) = [
+    text for c in cells if (text := "".join(c["source"])).startswith("PPO =")
+  ]
+  said = (ROOT / "launch" / "local.py").read_text()
+  (rate,) = re.findall(r"for the default experiment ([\d.e-]+)\.", said)
+  assert f'"optimizer.learning_rate": "{rate}"' in ppo
 
 
 @pytest.mark.slow
@@ -30,6 +42,9 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
   tables = [c for c in cells if "curves_lib.summary" in c.source]
   assert "tokens/iteration" in texts(tables[0])
+  (halved,) = [c for c in cells if "def no_times" in c.source]
+  # Rewards of another measure are never said to have risen or fallen.
+  assert texts(halved).count("reward by its own measure") == 2
   pages = [
     o["data"]["text/html"]
     for c in cells

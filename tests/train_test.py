@@ -95,6 +95,47 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_what_no_checkpoint_holds_yet(tmp_path, number):
+  length = ["--config.iterations=9000", "--config.checkpoint_every=9000"]
+  process = subprocess.Popen(
+    command(tmp_path, *length), cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 240
+  while time.monotonic() < deadline:
+    if metrics.exists() and len(metrics.read_text().splitlines()) > 2:
+      break
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.005)
+  assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+  process.send_signal(number)
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == 128 + number, said
+  (saved,) = (tmp_path / "checkpoints").glob("[0-9]*")
+  assert rows(tmp_path)[-1]["step"] == int(saved.name) >= 2
+
+
+def test_a_folder_in_place_of_the_report_is_one_line(whole, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(whole, folder)
+  (folder / "report.html").unlink()
+  (folder / "report.html").mkdir()
+  done = run(folder, "--config.iterations=8")
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert "report.html cannot be written" in done.stderr
+
+
+def test_a_longer_run_on_a_falling_rate_says_what_becomes_of_it(tmp_path):
+  folder, falling = tmp_path / "run", "--config.optimizer.linear_decay=true"
+  assert run(folder, falling).returncode == 0
+  done = run(folder, falling, "--config.iterations=8")
+  assert done.returncode == 0, done.stderr
+  (line,) = [x for x in done.stderr.splitlines() if "learning rate now" in x]
+  assert "at iteration 8 instead of 6" in line
+  assert "goes on at 25 % of the first, where it stood at 0 %" in line
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_run_that_compiles(tmp_path):
   process = subprocess.Popen(
     command(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True,

@@ -22,7 +22,13 @@ from tests.text_tokenizer_test import CHAT, CHATML, TEXT, gguf_file, train
 from tests.text_tokenizer_test import write_folder as write_tokenizer
 from tsd_jax.base.errors import UserError
 from tsd_jax.inference import generate
-from tsd_jax.models import families, hf, pretrained, text_tokenizer
+from tsd_jax.models import (
+  assemble,
+  families,
+  hf,
+  pretrained,
+  text_tokenizer,
+)
 from tsd_jax.models.transformer import ModelConfig
 
 torch = pytest.importorskip("torch", reason="needs the extra: interop")
@@ -59,6 +65,18 @@ def published(tmp_path_factory):
 @pytest.fixture
 def folder(published, tmp_path):
   return shutil.copytree(published["llama"], tmp_path / "model")
+
+
+def test_frequencies_of_another_width_are_refused_before_any_are_computed():
+  def read():
+    raise AssertionError("read")
+
+  config = SHAPES["llama"].__class__(
+    **vars(SHAPES["llama"]) | {"head_dim": 2**31 - 2}
+  )
+  tensor = assemble.Stored("model.safetensors", (4,), read)
+  with pytest.raises(UserError, match="other rotary frequencies"):
+    hf._check_frequencies("rotary_emb.inv_freq", tensor, config)
 
 
 def edit(file, **changes):
@@ -740,6 +758,20 @@ def test_a_model_that_is_not_supported_is_named_before_its_tokenizer(folder):
   with pytest.raises(UserError, match="rope_type=llama3 is not") as error:
     text_tokenizer.load(folder)
   assert "default" not in str(error.value)
+
+
+@row("where words are cut")
+def test_words_are_cut_as_the_tokenizers_file_says(folder):
+  """transformers cuts as the class named beside it does: no digits apart."""
+  backend = train("gpt-2")
+  backend.pre_tokenizer = train("smollm").pre_tokenizer
+  backend.save(str(folder / "tokenizer.json"))
+  edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+  text = "12 345"
+  file = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+  named = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = text_tokenizer.load(folder).encode(text)
+  assert ours == file.encode(text) != named.encode(text)
 
 
 def test_every_row_of_the_table_has_a_test():

@@ -29,6 +29,7 @@ except ImportError:
   reasoning_gym = None
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import output_files, paths
 from tsd_jax.base.errors import UserError
 from tsd_jax.run import directory
 from tsd_jax.tasks import data
@@ -224,7 +225,7 @@ def main(overrides):
   """Writes the file."""
   del overrides  # There is no --config.
   name, output = map(config_lib.required, (_DATASET, _OUTPUT))
-  output = pathlib.Path(output).expanduser()
+  output = paths.named(output)
   if output.exists():
     raise UserError(f"--output={output} exists: name a new file")
   if _COUNT.value < 1:
@@ -239,7 +240,7 @@ def main(overrides):
     name, options, _COUNT.value, _SEED.value, _SYSTEM.value, _SHOTS.value
   )
   text = "".join(json.dumps(line) + "\n" for line in found)
-  output.write_text(text, encoding="utf-8")
+  output_files.write_whole(output, text)
   print(f"{text.count(chr(10))} problems of {name}: {output}")
 
 

@@ -31,7 +31,7 @@ from tsd_jax.base import (
   outside_files,
   signals,
 )
-from tsd_jax.base.errors import ConfigError, UserError
+from tsd_jax.base.errors import ConfigError, UserError, one_line
 from tsd_jax.base.paths import ROOT
 
 
@@ -302,7 +302,9 @@ def _needs_arguments(cls: type) -> bool:
 
 
 def _print_error(error: Exception) -> None:
-  print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+  # Some of it may come from a file: nothing in it moves a terminal's cursor.
+  text = one_line(" ".join(str(error).split()))
+  print("error:", text, file=sys.stderr, flush=True)
 
 
 def _find(path: str) -> pathlib.Path:

@@ -14,6 +14,11 @@ class ConfigError(UserError):
   """A config that does not exist, or is set to what it cannot be."""
 
 
+def one_line(text: str) -> str:
+  """A text whose line ends and terminal codes are written out."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def refuse(violations: Iterable[str]) -> None:
   """Says all that is wrong at once, if anything is.
 

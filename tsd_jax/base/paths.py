@@ -18,6 +18,8 @@ def named(path: str | os.PathLike[str]) -> pathlib.Path:
   try:
     found = pathlib.Path(path).expanduser()
     found.exists()
+    if "\0" in str(found):  # Which `exists` takes for a file that is not there.
+      raise OSError("it has a zero byte")
   except (OSError, RuntimeError) as error:
     why = getattr(error, "strerror", None) or error
     raise UserError(f"{str(path)[:60]!r} is no path: {why}") from None

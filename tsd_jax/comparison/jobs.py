@@ -19,6 +19,7 @@ from tsd_jax.base import (
   compilation_cache,
   config_json,
   names,
+  output_files,
   progress,
   signals,
 )
@@ -157,7 +158,9 @@ class _Processes:
       return None
     first = next(iter(runs))
     log = first.with_name(first.name + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with output_files.writing(log):
+      log.parent.mkdir(parents=True, exist_ok=True)
+      log.touch()
     before = log.stat().st_size if log.exists() else 0
     cores = self._free.get()
     saved = {str(f): config_json.to_dict(run) for f, run in runs.items()}

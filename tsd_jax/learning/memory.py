@@ -279,6 +279,45 @@ def check_trees(
   )
 
 
+def check_samples(
+  model: transformer.ModelConfig,
+  task: Task,
+  prompts: int,
+  samples: int,
+  there: int | None = None,
+) -> None:
+  """Refuses samples outside of a run that a device has no room for.
+
+  Args:
+    model: shape of the model.
+    task: gives the lengths.
+    prompts: how many there are.
+    samples: of each, all drawn at a time.
+    there: bytes of a device; `device_bytes` by default.
+
+  Raises:
+    UserError: they do not fit; names the most samples that do.
+  """
+  there = device_bytes(ONE_DEVICE) if there is None else there
+  part = _part(model, 1)
+  held = _NUMBER * transformer.count_parameters(model)
+  # Every row reads a copy of its prompt's keys, and keeps its own.
+  row = _sampled_row(part, task.response_length)
+  row += task.prompt_length * part.position
+
+  def need(samples: int) -> int:
+    return held + prompts * samples * row
+
+  if need(samples) <= there:
+    return
+  most = _most(range(1, samples), there, need)
+  remedy = f"@{most} would fit" if most else "not even one would fit"
+  raise UserError(
+    f"{samples} samples of each of {prompts} prompts need "
+    f"{_size(need(samples))}, and there are {_size(there)}: {remedy}"
+  )
+
+
 def _most(values: Sequence[int], there: int, need: Callable[[int], int]) -> int:
   """The largest value that fits; more of it never takes less. 0: none does."""
   count = bisect.bisect_right(values, there, key=need)

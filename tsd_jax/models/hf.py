@@ -9,15 +9,13 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from tsd_jax.base import outside_files
+from tsd_jax.base import output_files, outside_files, paths
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, names, weights
 from tsd_jax.models.tokenizer import Tokenizer
@@ -146,13 +144,13 @@ def _check_frequencies(
   Raises:
     UserError: they are of another model than the config.
   """
-  exponent_E = np.arange(0, config.head_dim, 2) / config.head_dim
-  wanted_E = config.rope_theta**-exponent_E
-  found_E = np.asarray(tensor.read(), np.float64)
-  # They may have gone through half precision.
-  same = found_E.shape == wanted_E.shape and np.allclose(
-    found_E, wanted_E, rtol=1e-2, atol=1e-7
-  )
+  same = tuple(tensor.shape) == (-(-config.head_dim // 2),)
+  if same:
+    exponent_E = np.arange(0, config.head_dim, 2) / config.head_dim
+    wanted_E = config.rope_theta**-exponent_E
+    found_E = np.asarray(tensor.read(), np.float64)
+    # They may have gone through half precision.
+    same = np.allclose(found_E, wanted_E, rtol=1e-2, atol=1e-7)
   if not same:
     raise UserError(
       f"{tensor.file}: {name} has other rotary frequencies than config.json "
@@ -259,10 +257,10 @@ def save(
     max_file_bytes: larger models are split over several files.
 
   Raises:
-    UserError: if the folder holds something, or a parameter is not finite in
-      this precision.
+    UserError: if the folder holds something or cannot be written, or a
+      parameter is not finite in this precision.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.named(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--output={folder} is not empty: name a new folder")
   ends = tokenizer.end_ids
@@ -283,17 +281,18 @@ def save(
   for name, leaf in leaves.items():
     kept = jnp.float32 if names.is_value(name) else jnp.dtype(dtype)
     weights.check_fits(f"--dtype={dtype}", name, leaf, kept)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = folder.with_name(folder.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir()
-  for name, text in files.items():
-    (partial / name).write_text(text, encoding="utf-8")
-  _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
   heads = {k: np.asarray(v) for k, v in leaves.items() if names.is_value(k)}
   facts = {"value_trained": "true" if value_trained else "false"}
-  save_file(heads, str(partial / VALUE_HEADS), facts)
-  os.replace(partial, folder)
+  partial = folder.with_name(folder.name + ".partial")
+  with output_files.writing(f"--output={folder}", partial):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    output_files.remove(partial)
+    partial.mkdir()
+    for name, text in files.items():
+      (partial / name).write_text(text, encoding="utf-8")
+    _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
+    weights.save_tensors(heads, partial / VALUE_HEADS, facts)
+    os.replace(partial, folder)
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -318,7 +317,7 @@ def _save_tensors(folder, config, leaves, dtype, max_file_bytes) -> None:
       weight_map[piece.theirs] = name
       total += arrays[piece.theirs].nbytes
     # transformers refuses a file that does not say which framework wrote it.
-    save_file(arrays, str(folder / name), {"format": "pt"})
+    weights.save_tensors(arrays, folder / name, {"format": "pt"})
   if len(files) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _INDEX).write_text(to_json(index), encoding="utf-8")

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tsd_jax.base import outside_files
+from tsd_jax.base import output_files, outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
 from tsd_jax.models.transformer import ModelConfig, abstract
@@ -92,12 +92,31 @@ def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
   """Writes parameters; half precision keeps a start small.
 
   Raises:
-    UserError: a parameter is not finite in this precision.
+    UserError: a parameter is not finite in this precision, or the file cannot
+      be written.
   """
   for name, leaf in by_name(params).items():
     check_fits(f"dtype={dtype}", name, leaf, jnp.dtype(dtype))
   arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
-  save_file(arrays, str(path), metadata=metadata)
+  file = pathlib.Path(path)
+  partial = file.with_name(file.name + ".partial")
+  with output_files.writing(file, partial):
+    save_tensors(arrays, partial, metadata)
+    partial.replace(file)
+
+
+def save_tensors(
+  arrays: dict[str, np.ndarray], file: pathlib.Path, metadata: dict[str, str]
+) -> None:
+  """Writes a safetensors file.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  try:
+    save_file(arrays, str(file), metadata=metadata)
+  except SafetensorError as error:  # It knows no OSError.
+    raise OSError(str(error)) from error
 
 
 def load(path, params):

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from tsd_jax.base import output_files, paths
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.paths import ROOT
 
@@ -270,7 +271,8 @@ class Launcher:
     plain("workdir", remote)
     plain("collect", local)
     if not self._dry_run:
-      pathlib.Path(local).mkdir(parents=True, exist_ok=True)
+      with output_files.writing(f"--collect={local}"):
+        paths.named(local).mkdir(parents=True, exist_ok=True)
     # ssh starts in the home folder, a run in the code's.
     if not remote.startswith("/"):
       remote = f"tsd_jax/src/{remote}"

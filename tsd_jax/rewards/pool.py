@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tsd_jax.base.errors import UserError
+from tsd_jax.base.errors import UserError, one_line
 from tsd_jax.parallel import supervisor
 from tsd_jax.rewards import isolation, worker
 from tsd_jax.rewards.channel import Channel
@@ -281,11 +281,6 @@ class _Worker:
     self._process.wait()
     self._process = None  # Its number may soon be another one's.
     self._channel.close()
-
-
-def one_line(text: str) -> str:
-  """A text whose line ends and terminal codes are written out."""
-  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import itertools
 import json
-import os
 import pathlib
 import types
 from collections.abc import Collection, Mapping
@@ -15,6 +14,7 @@ from absl import logging
 
 from tsd_jax.base import config_json, outside_files
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.output_files import write_whole, writing
 
 # What a run's folder holds.
 CONFIG = "config.json"
@@ -69,41 +69,6 @@ def read_config(
       "run, or damaged"
     )
   return saved
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path, partial: pathlib.Path | None = None):
-  """Says in one line that something cannot be written; leaves no part of it.
-
-  Args:
-    path: what is written, for the message.
-    partial: a file that is there meanwhile.
-
-  Raises:
-    UserError: in place of an OSError.
-  """
-  try:
-    yield
-  except OSError as error:
-    if partial is not None:
-      with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
-    raise UserError(
-      f"{path} cannot be written ({error.strerror or error}): free some space "
-      "or mend the storage, and the same command goes on"
-    ) from error
-
-
-def write_whole(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a reader finds the old text or the new.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  partial = file.with_suffix(".tmp")
-  with writing(file, partial):
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def make(workdir: pathlib.Path) -> None:

@@ -274,6 +274,8 @@ class _Measure:
     return self._draws[samples]
 
   def _draw(self, samples: int):
+    shape = nnx.merge(self.graphdef, self.params).config
+    memory.check_samples(shape, self.task, len(self.prompts), samples)
     return jax.device_get(
       draw(
         self.graphdef, self.params, self.task, self.prompts, self.key,

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from tsd_jax.base import output_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
@@ -101,7 +102,9 @@ class RunState:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
       self._tell_of_schedule(restored[1]["iterations"])
     if processes.leads():
-      (self.folder / directory.REPORT).unlink(missing_ok=True)
+      report = self.folder / directory.REPORT
+      with output_files.writing(report):
+        report.unlink(missing_ok=True)
       rows = self.folder / directory.METRICS
       # Without a checkpoint even the start's row is written again.
       step = self.step if restored is not None else -1

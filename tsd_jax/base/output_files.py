@@ -1,0 +1,55 @@
+"""Files that we write: whole or not at all, and one line where that fails."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+
+from tsd_jax.base.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], partial: pathlib.Path | None = None):
+  """Says in one line that something cannot be written; leaves no part of it.
+
+  Args:
+    path: what is written, for the message.
+    partial: a file or folder that is there meanwhile.
+
+  Raises:
+    UserError: in place of an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    if partial is not None:
+      with contextlib.suppress(OSError):
+        remove(partial)
+    raise UserError(
+      f"{path} cannot be written ({error.strerror or error}): free some space "
+      "or mend the storage, and the same command goes on"
+    ) from error
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole: a reader finds the old text or the new.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  partial = file.with_suffix(".tmp")
+  with writing(file, partial):
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def remove(path: pathlib.Path) -> None:
+  """Removes a file, a link or a folder with all that is in it, if it is there.
+
+  Raises:
+    OSError: it cannot be removed.
+  """
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
