@@ -72,12 +72,12 @@ def test_a_reward_in_the_config_file_trains_evaluates_and_exports(
   assert any((tmp_path / ".cache" / "tsd_jax" / "xla").glob("*-cache"))
   done = run(
     "launch.evaluate", f"--workdir={tmp_path / 'run'}", "--mode=greedy",
-    cache=tmp_path,
+    f"--imports={file}", cache=tmp_path,
   )  # fmt: skip
   assert done.returncode == 0 and "greedy" in done.stdout, done.stderr
   done = run(
     "launch.export", f"--workdir={tmp_path / 'run'}",
-    f"--output={tmp_path / 'exported'}", cache=tmp_path,
+    f"--output={tmp_path / 'exported'}", f"--imports={file}", cache=tmp_path,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "exported" / "model.safetensors").is_file()
