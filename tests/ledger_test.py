@@ -111,7 +111,7 @@ def test_a_simulation():
 
 def batch(config):
   """Shapes of what an update of these prompts reads."""
-  B, G = config.rollout.prompts, config.rollout.group
+  B, G = config.trained_prompts, config.rollout.group
   C, M = config.distilled_prompts, config.loss.champions
 
   def make():

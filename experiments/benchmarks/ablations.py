@@ -59,6 +59,7 @@ VARIANTS: dict[str, dict[str, str]] = {
   # As many prompts as the search has, five samples each instead of a tree.
   "wide_samples": {
     "loss.champion_source": "samples",
+    "loss.distilled_prompts": "1024",
     "loss.policy_weight": "0",
     "loss.success_weight": "0",
     "rollout.prompts": "1024",

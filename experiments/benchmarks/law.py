@@ -28,8 +28,8 @@ from experiments import (
   compare_countdown4,
   compare_maze,
 )
-from experiments.recipes import warm_start
-from experiments.recipes.warm_start import Examples
+from experiments.recipes import starts
+from experiments.recipes.starts import Examples
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.comparison.config import Comparison
@@ -99,11 +99,6 @@ STUDIES = {
     },
   ),
 }
-
-_TASK = flags.DEFINE_enum("task", None, list(STUDIES), "Whose starts.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
-_STARTS = flags.DEFINE_list("starts", [], "Of the task; all of them if none.")
 
 
 def comparison(study: Study, start: pathlib.Path) -> Comparison:
@@ -216,30 +211,45 @@ def main(overrides):
   from tsd_jax.comparison import judge
 
   compilation_cache.enable()
-  study, points = STUDIES[_task()], []
+  study = STUDIES[_task()]
+  if unknown := set(_STARTS.value) - set(study.starts):
+    raise config_lib.UserError(
+      f"--starts={','.join(sorted(unknown))}: use {', '.join(study.starts)}"
+    )
   for name in _STARTS.value or study.starts:
-    if name not in study.starts:
-      raise config_lib.UserError(
-        f"--starts={name}: use one of {', '.join(study.starts)}"
-      )
     file = folder / f"{name}.safetensors"
     if not file.is_file():
       folder.mkdir(parents=True, exist_ok=True)
-      warm_start.make(
-        study.comparison.experiment, str(file), study.starts[name]
-      )
+      starts.make(study.comparison.experiment, str(file), study.starts[name])
     print(judge.judge(comparison(study, file), folder / name, jobs=_JOBS.value))
-    content = json.loads((folder / name / "compare.json").read_text())
-    points.append(point(_task(), name, content))
-    found = {"command": config_lib.command(__spec__.name), "points": points}
-    directory.write_whole(
-      folder / "law.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
-    )
+    write(folder, _task())
+
+
+def write(folder: pathlib.Path, name: str) -> None:
+  """Writes law.json: a point for each start that was compared.
+
+  Args:
+    folder: of a task, with a comparison's folder for each start.
+    name: of the task.
+  """
+  points = [
+    point(name, start, json.loads(file.read_text()))
+    for start in STUDIES[name].starts
+    if (file := folder / start / "compare.json").is_file()
+  ]
+  module = "experiments.benchmarks.law"
+  found = {"command": config_lib.command(module), "points": points}
+  text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+  directory.write_whole(folder / "law.json", text)
 
 
 def _task() -> str:
   return config_lib.required(_TASK)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Others read the law: no flags for them.
+  _TASK = flags.DEFINE_enum("task", None, list(STUDIES), "Whose starts.")
+  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+  _STARTS = flags.DEFINE_list("starts", [], "Of the task; all of them if none.")
   config_lib.run(main)

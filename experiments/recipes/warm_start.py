@@ -14,18 +14,15 @@ experiment's `init` and prints its accuracy):
 """
 
 import pathlib
-from typing import NamedTuple
 
-import numpy as np
 from absl import flags
 
+from experiments.recipes import starts
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.base.paths import ROOT
-from tsd_jax.learning import supervised
 from tsd_jax.models import transformer, weights
 from tsd_jax.run import evaluation
-from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
 
 _COUNTDOWN = {"3": "experiments/countdown.py", "4": "experiments/countdown4.py"}
@@ -48,54 +45,6 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-class Examples(NamedTuple):
-  """What a start is taught with."""
-
-  steps: tuple[int, int]  # Of each phase.
-  relabel_fraction: float  # Of the prompts of phase two.
-  batch: int = 256
-
-
-def make(
-  experiment: Experiment,
-  output: str,
-  examples: Examples,
-  learning_rate: float = 2e-3,
-  seed: int = 0,
-) -> None:
-  """Trains a start and writes it.
-
-  Args:
-    experiment: its task and model.
-    output: the file.
-    examples: what it is taught with.
-    learning_rate: the highest.
-    seed: of initialisation and data.
-  """
-  config = experiment.task
-  excluded = supervised.held_out(config)
-  rng, phases = np.random.default_rng(seed), []
-  fractions = (0.0, examples.relabel_fraction)
-  for steps, fraction in zip(examples.steps, fractions, strict=True):
-    if steps:
-      drawn = supervised.draw(
-        config, rng, steps, examples.batch, fraction, excluded
-      )
-      phases.append([drawn])
-  graphdef, params = transformer.create(experiment.model, seed)
-  params = supervised.train(
-    graphdef, params, phases, tasks=[config.make()], learning_rate=learning_rate
-  )
-  metadata = {
-    "task": f"{config.make().name}, {config.dataset}",
-    "phases": f"{examples.steps} steps of {examples.batch} examples",
-    "relabel_fraction": str(examples.relabel_fraction),
-    "seed": str(seed),
-    "value_trained": "false",
-  }
-  weights.save(output, params, metadata=metadata)
-
-
 def main(overrides):
   """Makes the file and prints what the model can do."""
   progress.quiet_libraries()
@@ -107,8 +56,8 @@ def main(overrides):
       raise config_lib.UserError(f"{file} has no init: name a file, --output=")
     output = str(ROOT / experiment.init)
   first, second = map(int, _STEPS.value)
-  examples = Examples((first, second), _RELABEL.value, _BATCH.value)
-  make(experiment, output, examples, _RATE.value, _SEED.value)
+  examples = starts.Examples((first, second), _RELABEL.value, _BATCH.value)
+  starts.make(experiment, output, examples, _RATE.value, _SEED.value)
   config, task = experiment.task, experiment.task.make()
   graphdef, params = transformer.create(experiment.model, _SEED.value)
   params, _ = weights.load(output, params)  # Measured as it is stored.
