@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 
 from tsd_jax.base.errors import UserError
 
@@ -14,7 +13,7 @@ def writing(path: str | os.PathLike[str], partial: pathlib.Path | None = None):
 
   Args:
     path: what is written, for the message.
-    partial: a file or folder that is there meanwhile.
+    partial: a file that is there meanwhile.
 
   Raises:
     UserError: in place of an OSError.
@@ -24,7 +23,7 @@ def writing(path: str | os.PathLike[str], partial: pathlib.Path | None = None):
   except OSError as error:
     if partial is not None:
       with contextlib.suppress(OSError):
-        remove(partial)
+        partial.unlink(missing_ok=True)
     raise UserError(
       f"{path} cannot be written ({error.strerror or error}): free some space "
       "or mend the storage, and the same command goes on"
@@ -41,15 +40,3 @@ def write_whole(file: pathlib.Path, text: str) -> None:
   with writing(file, partial):
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)
-
-
-def remove(path: pathlib.Path) -> None:
-  """Removes a file, a link or a folder with all that is in it, if it is there.
-
-  Raises:
-    OSError: it cannot be removed.
-  """
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -284,15 +285,18 @@ def save(
   heads = {k: np.asarray(v) for k, v in leaves.items() if names.is_value(k)}
   facts = {"value_trained": "true" if value_trained else "false"}
   partial = folder.with_name(folder.name + ".partial")
-  with output_files.writing(f"--output={folder}", partial):
+  with output_files.writing(f"--output={folder}"):
     folder.parent.mkdir(parents=True, exist_ok=True)
-    output_files.remove(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for name, text in files.items():
-      (partial / name).write_text(text, encoding="utf-8")
-    _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
-    weights.save_tensors(heads, partial / VALUE_HEADS, facts)
-    os.replace(partial, folder)
+    try:
+      for name, text in files.items():
+        (partial / name).write_text(text, encoding="utf-8")
+      _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
+      weights.save_tensors(heads, partial / VALUE_HEADS, facts)
+      os.replace(partial, folder)
+    finally:  # After a success there is nothing.
+      shutil.rmtree(partial, ignore_errors=True)
 
 
 def to_json(content: Mapping[str, Any]) -> str:
