@@ -225,6 +225,10 @@ def _document(title: str, parts: list[str]) -> str:
 _plain_names = mpl.rc_context({"text.parse_math": False})
 
 
+# It may lie over a curve where three of them fill the axes.
+_LEGEND = {"framealpha": 0.8, "edgecolor": "none"}
+
+
 @_plain_names
 def held_out_figures(
   curves: dict[str, curves_lib.Curve],
@@ -259,7 +263,7 @@ def held_out_figures(
         frameon=False, fontsize=8, ncols=3, loc="outside lower center"
       )
     else:
-      axes.legend(frameon=False)
+      axes.legend(**_LEGEND)
     figures.append(figure)
   return figures
 
@@ -283,7 +287,7 @@ def training_figures(logs: dict[str, Log]) -> list[Figure]:
             *zip(*points, strict=True), style, color=colour, label=label
           )
     if axes.lines:
-      axes.legend(frameon=False)
+      axes.legend(**_LEGEND)
       figures.append(figure)
   figure, axes = _axes("Ledger by part", "million tokens")
   left = dict.fromkeys(logs, 0.0)
