@@ -13,22 +13,30 @@ import dataclasses
 
 from experiments import countdown
 from tsd_jax.comparison.config import Comparison
+from tsd_jax.run.experiment import Experiment
 
 _SCORE = "greedy,mean@16,pass@16"
 
 
-def get_config() -> Comparison:
-  """The comparison."""
-  found = countdown.get_config()
+def comparison(
+  experiment: Experiment, tokens: float, shifted: str
+) -> Comparison:
+  """The methods on a game, each at the best of as many settings.
+
+  Args:
+    experiment: the game's.
+    tokens: of the ledger, that every run spends.
+    shifted: what test problems unlike those of train have.
+  """
   return Comparison(
     experiment=dataclasses.replace(
-      found,
-      task=dataclasses.replace(found.task, tuning_size=512),
-      eval=dataclasses.replace(found.eval, modes=_SCORE),
+      experiment,
+      task=dataclasses.replace(experiment.task, tuning_size=512),
+      eval=dataclasses.replace(experiment.eval, modes=_SCORE),
     ),
     score=_SCORE,
-    shifted="min_target=101,max_target=199",
-    tokens=3.2e6,
+    shifted=shifted,
+    tokens=tokens,
     methods=(
       "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",
       "wide_best_of_n", "filtered_best_of_n",
@@ -38,3 +46,10 @@ def get_config() -> Comparison:
       "optimizer.minibatches",
     ),
   )  # fmt: skip
+
+
+def get_config() -> Comparison:
+  """The comparison."""
+  return comparison(
+    countdown.get_config(), 3.2e6, "min_target=101,max_target=199"
+  )
