@@ -298,3 +298,18 @@ def test_layers_written_out_equal_scanned_ones():
     nnx.merge(written, params)(tokens_RT),
     atol=1e-5,
   )
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"d_model": 1}, "d_model=1 must be at least 2, for the features of"),
+    ({"number_tokens": -1}, "number_tokens=-1 must be in 0..model.vocab_size"),
+    ({"number_tokens": 999}, "number_tokens=999 must be in 0..model.vocab"),
+  ],
+)
+def test_numbers_need_room_for_their_features(changes, words):
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(presets.TINY, **changes)
+  narrow = dataclasses.replace(presets.TINY, d_model=2)
+  assert np.isfinite(transformer.create(narrow, 0)[1].embedding_VD[...]).all()

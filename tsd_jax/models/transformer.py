@@ -96,10 +96,15 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f"model.head_dim={self.head_dim} must be even (RoPE)")
-    if self.number_tokens > self.vocab_size:
+    if not 0 <= self.number_tokens <= self.vocab_size:
       raise ValueError(
-        f"model.number_tokens={self.number_tokens} exceeds "
-        f"model.vocab_size={self.vocab_size}"
+        f"model.number_tokens={self.number_tokens} must be in "
+        f"0..model.vocab_size={self.vocab_size}"
+      )
+    if self.number_tokens and self.d_model < 2:
+      raise ValueError(
+        f"model.d_model={self.d_model} must be at least 2, for the features of "
+        f"model.number_tokens={self.number_tokens}"
       )
 
 
