@@ -1,4 +1,4 @@
-"""A search model of its own: fixed, of another shape, the policy's teacher."""
+"""A search model of its own: frozen, of another shape, the policy's teacher."""
 
 import dataclasses
 

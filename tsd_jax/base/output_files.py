@@ -30,13 +30,30 @@ def writing(path: str | os.PathLike[str], partial: pathlib.Path | None = None):
     ) from error
 
 
-def write_whole(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a reader finds the old text or the new.
+@contextlib.contextmanager
+def whole(file: pathlib.Path, suffix: str = ".tmp"):
+  """Gives a path to write to, which becomes the file at the end.
+
+  A reader finds the old content or the new.
+
+  Args:
+    file: what is written.
+    suffix: of the path, beside the file.
 
   Raises:
     UserError: it cannot be written.
   """
-  partial = file.with_suffix(".tmp")
+  partial = file.with_suffix(suffix)
   with writing(file, partial):
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     os.replace(partial, file)
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+  """Writes a text `whole`.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  with whole(file) as partial:
+    partial.write_text(text, encoding="utf-8")

@@ -69,8 +69,7 @@ def judge(
   finished = _close_tuning(config, folder, tuned)
   timed |= jobs == 1
   start = None
-  if config.experiment.make_task().reward.knows_correct:
-    plan = Plan(config.split, config.samples, 1.0, config.shifted)
+  if plan := _plan(config, temperature=1.0):
     start = counts.measure_start(config.experiment, folder / "start", plan)
   ended = _train(config, folder, tuned, jobs, timed=timed)
   content = {
@@ -222,10 +221,17 @@ def _choose(
   fields = config.fields(method)
   edges = tuning.edges(of.scores, _exists(config, method, spent))
   of.edges = [fields[i] for i in edges]
-  if config.experiment.make_task().reward.knows_correct:
+  if _plan(config, of.temperature):
     of.temperature = counts.best_temperature(
       place, _tuned_on(config), config.temperatures
     )
+
+
+def _plan(config: Comparison, temperature: float) -> Plan | None:
+  """What is measured of a run; None where nobody knows what is right."""
+  if not config.experiment.make_task().reward.knows_correct:
+    return None
+  return Plan(config.split, config.samples, temperature, config.shifted)
 
 
 def _tuned_on(config: Comparison) -> str:
@@ -281,11 +287,6 @@ def _train(
   timed: bool,
 ) -> dict[Method, Ended]:
   """Trains every method with all seeds, and reads the test problems."""
-  known = config.experiment.make_task().reward.knows_correct
-  plans = {
-    method: Plan(config.split, config.samples, of.temperature, config.shifted)
-    for method, of in tuned.items()
-  }
   spent = tuned["tsd"].spent
   found = {}
   for method, of in tuned.items():
@@ -300,7 +301,7 @@ def _train(
       {place: runs[place] for place in places[i : i + config.runs]}
       for i in range(0, len(places), config.runs)
     ]
-    plan = plans[method] if known else None
+    plan = _plan(config, of.temperature)
     train_all(groups, jobs, plan, alone=timed)
     found[method] = Ended(
       [
@@ -334,7 +335,7 @@ def _content(
   ratios = statistics.contrast({m: of.curves for m, of in ended.items()})
   if not timed:
     del ratios["accuracy_at_equal_seconds"]
-  groups = _groups(config)
+  groups = columns.EACH_ALONE if start is None else _groups(config)
   seconds = sum(of.seconds for of in tuned.values())
   seconds += sum(c.seconds[-1] for of in ended.values() for c in of.curves)
   found = {

@@ -269,14 +269,8 @@ def check_trees(
     return held + estimate_memory(model, task, smaller).total
 
   nodes = config.num_simulations
-  if need(nodes) <= there:
-    return
-  most = _most(range(1, nodes), there, need)
-  remedy = f"{most} would fit" if most else "not even one would fit"
-  raise UserError(
-    f"num_simulations={nodes} for {trees} trees at a time needs "
-    f"{_size(need(nodes))}, and there are {_size(there)}: {remedy}"
-  )
+  said = f"num_simulations={nodes} for {trees} trees at a time needs"
+  _check_count(said, nodes, there, need)
 
 
 def check_samples(
@@ -301,20 +295,26 @@ def check_samples(
   there = device_bytes(ONE_DEVICE) if there is None else there
   part = _part(model, 1)
   held = _NUMBER * transformer.count_parameters(model)
-  # Every row reads a copy of its prompt's keys, and keeps its own.
+  prompt = task.prompt_length * part.position  # Its rows read it in place.
   row = _sampled_row(part, task.response_length)
-  row += task.prompt_length * part.position
 
   def need(samples: int) -> int:
-    return held + prompts * samples * row
+    return held + prompts * (prompt + samples * row)
 
-  if need(samples) <= there:
+  said = f"{samples} samples of each of {prompts} prompts need"
+  _check_count(said, samples, there, need, sign="@")
+
+
+def _check_count(
+  said: str, count: int, there: int, need: Callable[[int], int], sign: str = ""
+) -> None:
+  """Refuses more of something than fits, and names the most that does."""
+  if need(count) <= there:
     return
-  most = _most(range(1, samples), there, need)
-  remedy = f"@{most} would fit" if most else "not even one would fit"
+  most = _most(range(1, count), there, need)
+  remedy = f"{sign}{most} would fit" if most else "not even one would fit"
   raise UserError(
-    f"{samples} samples of each of {prompts} prompts need "
-    f"{_size(need(samples))}, and there are {_size(there)}: {remedy}"
+    f"{said} {_size(need(count))}, and there are {_size(there)}: {remedy}"
   )
 
 

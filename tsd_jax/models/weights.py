@@ -98,11 +98,8 @@ def save(path, params, *, metadata: dict[str, str], dtype="float16") -> None:
   for name, leaf in by_name(params).items():
     check_fits(f"dtype={dtype}", name, leaf, jnp.dtype(dtype))
   arrays = {k: v.astype(dtype) for k, v in flatten(params).items()}
-  file = pathlib.Path(path)
-  partial = file.with_name(file.name + ".partial")
-  with output_files.writing(file, partial):
+  with output_files.whole(pathlib.Path(path)) as partial:
     save_tensors(arrays, partial, metadata)
-    partial.replace(file)
 
 
 def save_tensors(

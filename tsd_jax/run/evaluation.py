@@ -268,14 +268,17 @@ class _Measure:
         return correct_QG.mean(axis=1), reward_QG, tokens
     return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens
 
+  @functools.cached_property
+  def _shape(self):
+    return nnx.merge(self.graphdef, self.params).config
+
   def _drawn(self, samples: int):
     if samples not in self._draws:
       self._draws[samples] = self._draw(samples)
     return self._draws[samples]
 
   def _draw(self, samples: int):
-    shape = nnx.merge(self.graphdef, self.params).config
-    memory.check_samples(shape, self.task, len(self.prompts), samples)
+    memory.check_samples(self._shape, self.task, len(self.prompts), samples)
     return jax.device_get(
       draw(
         self.graphdef, self.params, self.task, self.prompts, self.key,
@@ -286,8 +289,7 @@ class _Measure:
   def _searched(self, simulations: int):
     # Every prompt gets its N simulations, whatever the others do.
     config = self.search.exhaustive(simulations)
-    shape = nnx.merge(self.graphdef, self.params).config
-    memory.check_trees(shape, self.task, config, len(self.prompts))
+    memory.check_trees(self._shape, self.task, config, len(self.prompts))
     reward_Q, correct_Q, tokens = jax.device_get(
       search_best(
         self.graphdef, self.params, self.task, self.prompts, self.key,

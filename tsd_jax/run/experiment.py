@@ -43,11 +43,11 @@ class Experiment:
     5  # Iterations in one dispatch; keep a dispatch under 20 s.
   )
   checkpoint_every: int = 10
-  refresh_every: int = 1  # Search model <- policy; 0 keeps it fixed.
+  refresh_every: int = 1  # Search model <- policy; 0 keeps it frozen.
   # Parameters to start from: a safetensors file of our own, or a published
   # model (a Hugging Face folder or a GGUF file).
   init: str | None = None
-  # A search model of its own, in place of a snapshot of the policy: fixed,
+  # A search model of its own, in place of a snapshot of the policy: frozen,
   # with the same tokens, of any shape. None: the policy's shape, or that of a
   # published `search_init`.
   search_init: str | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsd_jax.base import outside_files
+from tsd_jax.base import output_files, outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import processes
 from tsd_jax.rewards.reward import Reward
@@ -41,10 +41,9 @@ def read(reward: Reward, folder: pathlib.Path, *, keep: bool = False) -> Any:
     return params
   if not outside_files.is_there(file):
     if keep and processes.leads():
-      partial = file.with_suffix(".tmp.npz")
-      with directory.writing(file, partial):
+      # NumPy adds the ending where it is another.
+      with output_files.whole(file, ".tmp.npz") as partial:
         np.savez(partial, *map(np.asarray, leaves))
-        partial.rename(file)
     return params
   expected = list(map(np.asarray, leaves))
   _check_size(file, expected)
