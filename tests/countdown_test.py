@@ -33,7 +33,7 @@ encode = SymbolTokenizer().encode
 
 def words(tokens):
   """Spells tokens, with `?` for what is outside the vocabulary."""
-  names = "+ - * / = <pad> <bos> <eos>".split()
+  names = "+ - * / = <pad> ? <eos>".split()
   return [
     str(t) if 0 <= t < 200 else names[t - 200] if 200 <= t < 208 else "?"
     for t in map(int, tokens)

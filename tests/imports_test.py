@@ -16,8 +16,8 @@ parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
-rewards: reward algebra terms channel isolation purity worker pool callback
-  verifiers.math verifiers.python_tests
+rewards: reward algebra abstention terms channel isolation purity worker pool
+  callback verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout

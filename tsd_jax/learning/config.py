@@ -11,6 +11,7 @@ from tsd_jax.inference.rollout import Sampler
 from tsd_jax.learning.loss_terms import TERMS, LossTerm
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
+from tsd_jax.rewards.reward import Abstained
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
@@ -52,6 +53,11 @@ class LossConfig:
   success_weight: float = 0.1  # V_search.
   kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
   entropy_weight: float = 0.0
+  # When to abstain, where the reward pays for it: then samples are made not to,
+  # and the term weighs at each of their tokens whether to stop there.
+  abstention_weight: float = 1.0
+  abstention_entropy: float = 0.01  # Of stopping: keeps it from being never.
+  abstention_patience: float = 0.05  # Reward that going on is worth beside.
   local_weight: float = 0.5  # Tree advantages: parent against root baseline.
   discount: float = 1.0
   gae_lambda: float = 0.95
@@ -98,6 +104,8 @@ class LossConfig:
     numbers = self.weights | {
       "local_weight": self.local_weight,
       "champion_margin": self.champion_margin,
+      "abstention_entropy": self.abstention_entropy,
+      "abstention_patience": self.abstention_patience,
     }
     for name, number in numbers.items():
       if number < 0:
@@ -162,6 +170,7 @@ class LearnerConfig:
   prompt_form: PromptForm = PromptForm()  # The task's.
   # What the reward's models do for one response, as tokens of the policy.
   reward_tokens: int = 0
+  abstention: Abstained | None = None  # The reward's.
   lora: LoraConfig = NO_ADAPTERS
   mesh: MeshConfig = ONE_DEVICE
 
@@ -203,6 +212,11 @@ class LearnerConfig:
         "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
         "loss.champion_source=search"
       )
+    if self.answers and self.searches and self.rollout.choose == "uncertain":
+      yield (
+        "loss.abstention_weight > 0 asks of prompts drawn without regard to "
+        "their difficulty whether to abstain: set rollout.choose=first"
+      )
     drawn = self.search.step_tokens > 1 or self.search.lazy
     if self.loss.soft_weight > 0 and drawn:
       yield (
@@ -216,6 +230,16 @@ class LearnerConfig:
           f"loss.champions={self.loss.champions} exceeds the "
           f"{self.rollout.group} samples that they are chosen from"
         )
+
+  @property
+  def never(self) -> tuple[int, ...]:
+    """Tokens that searches and champions know nothing of: they answer."""
+    return () if self.abstention is None else (self.abstention.mark,)
+
+  @property
+  def answers(self) -> bool:
+    """Whether the policy's samples are made to answer as well."""
+    return bool(self.never) and self.loss.abstention_weight > 0
 
   @property
   def prompts(self) -> int:

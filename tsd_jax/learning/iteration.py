@@ -248,7 +248,7 @@ def search_shard(
   block = config.search.block(len(prompts))
   index_WB = sharding.prompt_indices(len(prompts)).reshape(-1, block)
   blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), prompts)
-  model = nnx.merge(graphdef, params)
+  model = nnx.merge(graphdef, params).without(config.never)
 
   def search_block(inputs):
     prompts, index_B = inputs
@@ -354,6 +354,8 @@ def sample_phase(
   def sampling(params, prompts, key):
     params, reward_params = params
     model = nnx.merge(graphdef, params)
+    if config.answers:
+      model = model.without(config.never)
     samples, forwards = config.rollout(model, program.task, prompts, key)
     score = program.scorer(reward_params)(prompts, samples.tokens_BGT)
     responses = Responses(

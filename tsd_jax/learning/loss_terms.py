@@ -45,6 +45,11 @@ class SampleInputs:
   kl_to_reference: Callable[[], Array]
   policy: Literal["ppo", "cispo"]  # Form of the surrogate.
   clips: Mapping[str, Array]  # clip_low, clip_high.
+  # Of the policy as it ships, the log-probability that it abstains next, and
+  # what that is weighed with; all else is given that it does not. None where
+  # samples may abstain themselves, or nothing can.
+  log_abstain_BGT: Array | None
+  stopping: losses.Stopping | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,16 @@ def kl(x: SampleInputs) -> tuple[Array, Metrics]:
   return loss, {"kl_reference": loss}
 
 
+def abstention(x: SampleInputs) -> tuple[Array, Metrics]:
+  """Minus what is earned by abstaining in time; samples answer."""
+  r = x.responses
+  # `methods.resolve` leaves it out where there are none.
+  assert x.log_abstain_BGT is not None and x.stopping is not None
+  return losses.abstention(
+    x.log_abstain_BGT, r.reward_BG, r.chosen_BGT, x.stopping
+  )
+
+
 def champion(x: ChampionInputs) -> tuple[Array, Metrics]:
   """Cross-entropy of the champions."""
   loss = losses.cross_entropy(x.log_prob_CMT, x.use_CMT)
@@ -139,6 +154,7 @@ TERMS = (
   LossTerm("value", "samples", value),
   LossTerm("success", "samples", success),
   LossTerm("kl", "samples", kl),
+  LossTerm("abstention", "samples", abstention),
   LossTerm("champion", "champions", champion),
   LossTerm("soft", "champions", soft),
 )

@@ -5,6 +5,8 @@ over the positions that it selects; an empty mask gives zero. Those over the
 whole vocabulary return a number a token (`scoring.read_log_probs`).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -131,6 +133,65 @@ def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:
 def entropy(log_prob_XV: Array) -> Array:
   """Entropy of the policy in nats, of every token."""
   return -jnp.sum(jnp.exp(log_prob_XV) * log_prob_XV, axis=-1)
+
+
+class Stopping(NamedTuple):
+  """What abstaining is weighed with, in units of the reward."""
+
+  worth: float  # Of abstaining.
+  entropy: float  # Weight of the entropy of stopping.
+  patience: float  # What going on is worth beside what comes of it.
+
+
+def abstention(
+  log_stop_XT: Array, reward_X: Array, mask_XT: Array, stopping: Stopping
+) -> tuple[Array, dict[str, Array]]:
+  """Minus the reward of a policy that may abstain before any token.
+
+    J_T = r,  J_t = p_t a + (1 - p_t) J_{t+1}
+    loss = -mean of p_t a + (1 - p_t) (sg J_{t+1} + patience) + tau H(p_t)
+
+  J_0 is the exact expectation over where it stops, of an answer that was
+  sampled without stopping; nothing of that is sampled. Each decision is taken
+  as if the policy had come there: what going on is worth counts the abstentions
+  to come, so that stopping early, which can never be better, has no hold before
+  the later decisions are learned. Patience settles the tie. This is backward
+  induction of optimal stopping, on policy.
+
+  Args:
+    log_stop_XT: log p_t.
+    reward_X: r, of the answers.
+    mask_XT: tokens that were sampled, before which it may stop.
+    stopping: a, tau and the patience.
+
+  Returns:
+    Loss, and metrics: J_0, how often it abstains, and how often before an
+    answer that earns more.
+  """
+  log_stop_XT = jnp.minimum(log_stop_XT, -1e-6)
+  p_XT = jnp.exp(log_stop_XT)
+  log_go_XT = jnp.log1p(-p_XT)
+  entropy_XT = -(p_XT * log_stop_XT + (1.0 - p_XT) * log_go_XT)
+
+  def back(j_X, at):
+    p_X, mask_X = at
+    before_X = p_X * stopping.worth + (1.0 - p_X) * j_X
+    return jnp.where(mask_X, before_X, j_X), j_X
+
+  decisions = jnp.moveaxis(p_XT, -1, 0), jnp.moveaxis(mask_XT, -1, 0)
+  first_X, later_TX = jax.lax.scan(back, reward_X, decisions, reverse=True)
+  later_XT = jax.lax.stop_gradient(jnp.moveaxis(later_TX, 0, -1))
+  worth_XT = p_XT * stopping.worth
+  worth_XT += (1.0 - p_XT) * (later_XT + stopping.patience)
+  worth_XT += stopping.entropy * entropy_XT
+  go_X = jnp.exp(jnp.sum(jnp.where(mask_XT, log_go_XT, 0.0), axis=-1))
+  better_X = reward_X > stopping.worth
+  any_X = jnp.ones_like(better_X)
+  return -masked_mean(worth_XT, mask_XT), {
+    "abstention_reward": masked_mean(first_X, any_X),
+    "abstains": masked_mean(1.0 - go_X, any_X),
+    "abstains_needlessly": masked_mean(1.0 - go_X, better_X),
+  }
 
 
 def value(value_X: Array, return_X: Array, mask_X: Array) -> Array:

@@ -73,6 +73,8 @@ def resolve(
     raise ValueError(
       f"algorithm={algorithm!r} is not one of {', '.join(ALGORITHMS)}"
     )
+  if task.reward.abstention is None:
+    loss = dataclasses.replace(loss, abstention_weight=0.0)
   searches = loss.distils and loss.champion_source == "search"
   config = LearnerConfig(
     rollout=rollout,
@@ -85,6 +87,7 @@ def resolve(
     end_ids=task.end_ids,
     prompt_form=prompt_form(task),
     reward_tokens=reward_tokens,
+    abstention=task.reward.abstention,
     lora=lora,
     mesh=mesh,
   )
@@ -137,7 +140,7 @@ def _baseline(
   rows = max(1, -(-(tokens // prompts) // T))
   # Terms that read champions, and V_search, are the tree's.
   own = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
-  own |= dict(success_weight=0.0, terms=())
+  own |= dict(success_weight=0.0, abstention_weight=0.0, terms=())
   match algorithm:
     case "ppo":
       value_weight = ours.loss.value_weight or 0.5

@@ -85,12 +85,9 @@ def loss_fn(params, fixed, graphdef, batch: Batch, hyper, config):
     config: which terms there are, and their forms.
   """
   model = nnx.merge(graphdef, merged_params(params, fixed.reference, config))
-  read = functools.partial(
-    scoring.read_log_probs, model, temperature=config.rollout.temperature
-  )
   total, metrics = jnp.float32(0.0), {}
   if config.loss.trains_on_samples:
-    inputs = sample_inputs(read, model, fixed, graphdef, batch, hyper, config)
+    inputs = sample_inputs(model, fixed, graphdef, batch, hyper, config)
     total, metrics = loss_terms.add_up(
       config.loss.active("samples"), inputs, hyper
     )
@@ -100,6 +97,8 @@ def loss_fn(params, fixed, graphdef, batch: Batch, hyper, config):
   if config.loss.distils:
     d = batch.distillation
     assert d is not None
+    # What a champion teaches is how to answer, given that one does.
+    read = reader(model.without(config.never), config)
     inputs = loss_terms.read_champions(
       read,
       scoring.hidden_states(model, d.prompts, d.tokens_CMT, config.prompt_form),
@@ -116,19 +115,41 @@ def loss_fn(params, fixed, graphdef, batch: Batch, hyper, config):
   return total, {"loss": total, **metrics}
 
 
+def reader(model, config: LearnerConfig):
+  """`scoring.read_log_probs` of a model, at the samples' temperature."""
+  return functools.partial(
+    scoring.read_log_probs, model, temperature=config.rollout.temperature
+  )
+
+
 def sample_inputs(
-  read, model, fixed, graphdef, batch: Batch, hyper, config: LearnerConfig
+  model, fixed, graphdef, batch: Batch, hyper, config: LearnerConfig
 ) -> loss_terms.SampleInputs:
   """What terms read of a minibatch's samples."""
   reference_model = nnx.merge(graphdef, fixed.reference)
   inputs = batch.prompts, batch.responses.tokens_BGT, config.prompt_form
+  x_BGTD = scoring.hidden_states(model, *inputs)
+  log_abstain_BGT, stopping, offered = None, None, config.abstention
+  if config.answers and offered is not None:  # As they were sampled.
+    log_abstain_BGT = reader(model, config)(
+      lambda log_prob_XV: log_prob_XV[..., offered.mark], x_BGTD
+    )
+    stopping = losses.Stopping(
+      offered.worth,
+      config.loss.abstention_entropy,
+      config.loss.abstention_patience,
+    )
+    model = model.without(config.never)
+    reference_model = reference_model.without(config.never)
   return loss_terms.read_samples(
-    read,
+    reader(model, config),
     model,
     reference_model,
-    scoring.hidden_states(model, *inputs),
+    x_BGTD,
     lambda: scoring.hidden_states(reference_model, *inputs),
     config.rollout.temperature,
+    log_abstain_BGT=log_abstain_BGT,
+    stopping=stopping,
     responses=batch.responses,
     advantage_BGT=batch.advantage_BGT,
     return_BGT=batch.return_BGT,

@@ -14,30 +14,32 @@ MAX_INTEGER = NUM_INTEGERS - 1
 PLUS, MINUS, TIMES, DIVIDE = range(NUM_INTEGERS, NUM_INTEGERS + 4)
 SEPARATOR = 204  # `=`: between the givens and the question of a prompt.
 PAD = 205
-BOS = 206  # Reserved: prompts of fixed length need no start marker.
+UNSURE = 206  # `?`: an answer that is not known; see rewards/abstention.py.
 EOS = 207
 VOCAB_SIZE = 208
 
-_SPECIAL = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
+_SPECIAL = {"<pad>": PAD, "<eos>": EOS}
 _SYMBOLS = (
   *(str(integer) for integer in range(NUM_INTEGERS)),
   *"+-*/=",
-  *_SPECIAL,
+  "<pad>",
+  "?",
+  "<eos>",
 )
 _IDS = {symbol: token for token, symbol in enumerate(_SYMBOLS)}
-assert len(_IDS) == VOCAB_SIZE
+assert len(_IDS) == VOCAB_SIZE and _IDS["?"] == UNSURE
 
 
 @dataclasses.dataclass(frozen=True)
 class SymbolTokenizer:
-  """Integers 0..199, `+ - * /`, `=` and the three special symbols."""
+  """Integers 0..199, `+ - * / = ?` and the two special symbols."""
 
   vocab_size = VOCAB_SIZE
   separator_id = SEPARATOR
   pad_id = PAD
-  bos_id = BOS
+  bos_id = None  # Prompts of fixed length need no start marker.
   eos_id, end_ids = EOS, (EOS,)
-  special_ids = PAD, BOS, EOS
+  special_ids = PAD, EOS
   joiner = " "  # What `decode` puts between two tokens.
 
   def encode(self, text: str) -> list[int]:
@@ -54,7 +56,7 @@ class SymbolTokenizer:
       if symbol not in _IDS:
         raise ValueError(
           f"unknown symbol {symbol!r} at position {position}: expected an "
-          f"integer 0..{MAX_INTEGER}, one of + - * / = or one of "
+          f"integer 0..{MAX_INTEGER}, one of + - * / = ? or one of "
           f"{' '.join(_SPECIAL)}, separated by white space"
         )
       ids.append(_IDS[symbol])
@@ -89,7 +91,6 @@ class SymbolTokenizer:
     """Returns the content of the `tokenizer_config.json` that goes with it."""
     return {
       "tokenizer_class": "PreTrainedTokenizerFast",
-      "bos_token": "<bos>",
       "eos_token": "<eos>",
       "pad_token": "<pad>",
       "clean_up_tokenization_spaces": False,

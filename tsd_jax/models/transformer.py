@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from tsd_jax.base.types import Array, Media
+from tsd_jax.base.types import LOG_ZERO, Array, Media
 from tsd_jax.models.operations import (
   apply_rope,
   attend,
@@ -215,6 +215,7 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     """Initialises with variance 1/fan-in; residual outputs scaled by 1/2L."""
     c = self.config = config
+    self.barred: tuple[int, ...] = ()  # Tokens that it never writes.
     L, D, F, H, K, E = (
       c.num_layers,
       c.d_model,
@@ -359,6 +360,18 @@ class Transformer(nnx.Module):
     )
     return model
 
+  def without(self, tokens: tuple[int, ...]) -> "Transformer":
+    """The same model, of which some tokens have no probability.
+
+    What it gives the others is its distribution given that none of these comes
+    next: log pi(token) - log(1 - pi(tokens)).
+    """
+    if not tokens:
+      return self
+    model = nnx.clone(self)
+    model.barred = tuple(tokens)
+    return model
+
   def _layer_weights(self) -> list[dict[str, Array]]:
     """Weights of every layer by name, where layers are unrolled."""
     layers: Any = self.layers
@@ -380,6 +393,9 @@ class Transformer(nnx.Module):
       self.embedding_VD if self.config.tied_embeddings else self.unembedding_VD
     )
     logits_XV = project(x_XD, table[...].astype(self.dtype).T, jnp.float32)
+    if self.barred:
+      barred_V = np.isin(np.arange(self.config.vocab_size), self.barred)
+      logits_XV = jnp.where(barred_V, LOG_ZERO, logits_XV)
     # XLA on CPU would make one call of it and of what reads it, whose memory is
     # fresh every time: twice as slow with a real vocabulary.
     return jax.lax.optimization_barrier(logits_XV)

@@ -29,6 +29,13 @@ class Score(NamedTuple):
   parts: Mapping[str, Array] = {}
 
 
+class Abstained(NamedTuple):
+  """The token by which a response abstains, and what that is worth."""
+
+  mark: int
+  worth: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward(abc.ABC):
   """Scores responses in pure JAX; a subclass is hashable (a frozen dataclass).
@@ -39,6 +46,8 @@ class Reward(abc.ABC):
     knows_correct: whether scores say what is correct.
     bounded: whether values lie in the range by construction; others are kept
       within it.
+    abstention: what says "I don't know", and is paid for it; None where nothing
+      does (`abstention.Abstention`).
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -46,6 +55,7 @@ class Reward(abc.ABC):
   high = 1.0
   knows_correct = True
   bounded = False
+  abstention = None
 
   @abc.abstractmethod
   def __call__(

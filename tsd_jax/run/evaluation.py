@@ -10,7 +10,9 @@
 
 best, pass and search need the reward at test time; the others do not. Where
 nobody knows what is right, accuracy is the reward from 0 to 1, and pass@K what
-the best of K samples is worth.
+the best of K samples is worth. Where the reward pays for "I don't know"
+(`rewards/abstention.py`), how often that is said is given as well: what is left
+of accuracy and that is confidently wrong.
 """
 
 import dataclasses
@@ -206,7 +208,8 @@ def evaluate(
     reward_params: the reward's parameters.
 
   Returns:
-    mode -> accuracy, its standard error over prompts, n, tokens, reward.
+    mode -> accuracy, its standard error over prompts, n, tokens, reward, and
+    the share that abstains where the reward pays for it.
 
   Raises:
     UserError: a mode is unknown, or a reward on the host cannot be computed.
@@ -221,14 +224,14 @@ def evaluate(
   )  # fmt: skip
   results = {}
   for kind, k in parsed:
-    solved_Q, reward, tokens = measure(kind, k)
+    solved_Q, reward, tokens, abstains = measure(kind, k)
     results[f"{kind}@{k}" if k else kind] = {
       "accuracy": float(solved_Q.mean()),
       "stderr": float(solved_Q.std() / np.sqrt(len(prompts))),
       "n": len(prompts),
       "tokens": int(tokens),
       "reward": float(reward.mean()),
-    }
+    } | ({} if abstains is None else {"abstains": float(abstains.mean())})
   callback.raise_errors()
   return results
 
@@ -250,23 +253,28 @@ class _Measure:
   _draws: dict[int, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(self, kind: str, k: int):
-    """How far each prompt is solved, rewards, and tokens."""
+    """How far each prompt is solved, rewards, tokens, and who abstains."""
     if kind == "search":
       return self._searched(k)
     tokens_QGT, reward_QG, correct_QG, tokens = self._drawn(
       self.most if kind == "pass" else k
     )
+    abstains_QG = None
+    if (offered := self.task.reward.abstention) is not None:
+      abstains_QG = np.any(tokens_QGT == offered.mark, axis=-1)
     rows_Q = np.arange(len(self.prompts))
     match kind:
       case "pass":
-        return solved_by_k(correct_QG, k), reward_QG, tokens
+        return solved_by_k(correct_QG, k), reward_QG, tokens, abstains_QG
       case "best":
         chosen_Q = reward_QG.argmax(axis=1)
       case "vote":
         chosen_Q = vote(tokens_QGT, self.task.end_ids)
       case _:
-        return correct_QG.mean(axis=1), reward_QG, tokens
-    return correct_QG[rows_Q, chosen_Q], reward_QG[rows_Q, chosen_Q], tokens
+        return correct_QG.mean(axis=1), reward_QG, tokens, abstains_QG
+    at = rows_Q, chosen_Q
+    abstains_Q = None if abstains_QG is None else abstains_QG[at]
+    return correct_QG[at], reward_QG[at], tokens, abstains_Q
 
   @functools.cached_property
   def _shape(self):
@@ -296,7 +304,7 @@ class _Measure:
         self.reward_params, config=config,
       )
     )  # fmt: skip
-    return correct_Q, reward_Q, tokens
+    return correct_Q, reward_Q, tokens, None
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
@@ -334,5 +342,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
   return "\n".join(
     f"{mode:>{width}}  {r['accuracy']:.3f} ± {r['stderr']:.3f}"
     f"  reward {r['reward']:.3f}  {r['n']} prompts  {r['tokens']:,} tokens"
+    + (f"  abstains {r['abstains']:.3f}" if "abstains" in r else "")
     for mode, r in results.items()
   )

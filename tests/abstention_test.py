@@ -1,0 +1,343 @@
+"""When to say "I don't know": what it is worth, and how that is learned."""
+
+import dataclasses
+import functools
+import itertools
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.recipes import abstaining_start
+from tests.fake_task import Fake
+from tsd_jax.inference import prefill, sampling
+from tsd_jax.inference.rollout import RolloutConfig
+from tsd_jax.learning import iteration, losses, methods, update
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.learning.update import FixedParams
+from tsd_jax.models import symbols, transformer
+from tsd_jax.rewards.abstention import Abstention
+from tsd_jax.rewards.algebra import Sum, TaskReward
+from tsd_jax.rewards.reward import Score, Scorer
+from tsd_jax.rewards.terms import Length
+from tsd_jax.run import evaluation
+from tsd_jax.search.config import SearchConfig
+from tsd_jax.search.search import search
+from tsd_jax.tasks.task import OwnReward, as_prompts, rewarded
+
+V, P, T, MARK, EOS, PAD = 8, 2, 4, 5, 6, 7
+Q, B = 64, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Riddles(Fake):
+  """Begin with the prompt's last token; after 3 or 4 nothing is right."""
+
+  name = "riddles"
+  vocab_size, prompt_length, response_length = V, P, T
+  eos_id, pad_id = EOS, PAD
+
+  def score(self, prompt_XP, response_XT):
+    """Counts what is right."""
+    finished_X = jnp.any(response_XT == EOS, axis=-1)
+    right_X = finished_X & (response_XT[..., 0] == prompt_XP[..., -1])
+    right_X &= prompt_XP[..., 0] < 3
+    return Score(right_X.astype(jnp.float32), right_X)
+
+
+OWN = Riddles()
+REWARD = Abstention(OwnReward(OWN), mark=MARK)
+TASK = rewarded(OWN, REWARD)
+MODEL = transformer.ModelConfig(
+  vocab_size=V, d_model=32, num_layers=1, num_heads=2, num_kv_heads=2,
+  head_dim=16, d_mlp=32,
+)  # fmt: skip
+
+
+@functools.cache
+def start():
+  return transformer.create(MODEL, 0)
+
+
+def configure(algorithm="tsd", task=TASK, **parts):
+  options = dict(
+    rollout=RolloutConfig(
+      prompts=B, samples=4, forks=0, choose="first", baseline_prompts=Q
+    ),
+    search=SearchConfig(
+      num_simulations=12, num_candidates=4, width=Q // B, trees=16
+    ),
+    loss=LossConfig(distilled_prompts=B, champion_weight=1.0),
+    optimizer=OptimizerConfig(learning_rate=3e-3, minibatches=4),
+    refresh_every=1,
+    iterations=4,
+  )
+  return methods.resolve(algorithm, task, **options | parts)
+
+
+def prompts(count, seed=0):
+  rng = np.random.default_rng(seed)
+  return as_prompts(TASK, rng.integers(0, 5, (count, P)).astype(np.int32))
+
+
+def trained(config, iterations=150):
+  """A model and its last metrics."""
+  loop = iteration.make_train_loop(start()[0], TASK, config)
+  params = jax.tree.map(jnp.copy, start()[1])
+  state = iteration.init_state(config, params)
+  batches = [prompts(Q, seed) for seed in range(iterations)]
+  state, metrics = loop(
+    state,
+    jax.tree.map(lambda *a: np.stack(a), *batches),
+    FixedParams(jax.tree.map(jnp.copy, start()[1]), REWARD.load()),
+    {k: jnp.float32(v) for k, v in config.hyper.items()},
+    jax.random.key(0),
+  )
+  return state.params, jax.tree.map(lambda a: a[-1], metrics)
+
+
+@jax.jit
+def full_forward(tokens_RT):
+  return nnx.merge(*start())(tokens_RT)
+
+
+def measured(params, modes):
+  return evaluation.evaluate(
+    start()[0], params, TASK, prompts(256, seed=99), modes, seed=0,
+    reward_params=REWARD.load(),
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "tokens, reward, correct",
+  [
+    ([2, EOS, PAD, PAD], 1.0, True),
+    ([1, EOS, PAD, PAD], -1.0, False),
+    ([MARK, EOS, PAD, PAD], 0.0, False),
+    ([2, MARK, EOS, PAD], 0.0, False),  # Takes back what was right.
+    ([2, EOS, MARK, PAD], 1.0, True),  # Nothing stands behind the end.
+    ([2, 2, 2, 2], -1.0, False),  # Not finished.
+  ],
+)
+def test_what_answers_are_worth(tokens, reward, correct):
+  """Right, abstained and wrong; never right and abstained."""
+  paid = dataclasses.replace(REWARD, worth=0.0, wrong=-1.0)
+  score = Scorer(paid, (EOS,), paid.load())(
+    as_prompts(OWN, np.array([[0, 2]], np.int32)), jnp.array([[tokens]])
+  )
+  assert (paid.low, paid.high, paid.abstention) == (-1.0, 1.0, (MARK, 0.0))
+  assert float(score.reward_X[0, 0]) == reward
+  assert bool(score.correct_X[0, 0]) == correct
+  assert float(score.parts["abstains"][0, 0]) == (reward == 0.0)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (dict(worth=2.0), "in this order"),
+    (dict(worth=-1.0), "in this order"),
+    (dict(right=0.0, worth=0.0), "right above wrong"),
+    (dict(worth=float("nan")), "finite"),
+    (dict(mark=-1), "token's id"),
+    (dict(reward=Length()), "knows no correct answers"),
+  ],
+)
+def test_rewards_that_teach_something_else_are_refused(change, words):
+  """An order of values that nobody means."""
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(REWARD, **change)
+
+
+def test_a_model_without_a_token_has_the_distribution_given_another():
+  """Logits, samples and trees: renormalised, and the token nowhere."""
+  model = nnx.merge(*start())
+  barred = model.without((MARK,))
+  tokens = jnp.array([[1, 2, 3]])
+  p = np.array(jax.nn.softmax(full_forward(tokens)), np.float64)
+  p[..., MARK] = 0.0
+  np.testing.assert_allclose(
+    jax.nn.softmax(jax.jit(barred)(tokens)),
+    p / p.sum(-1, keepdims=True),
+    atol=1e-6,
+  )
+  assert model.without(()) is model
+  asked = prompts(8)
+
+  @jax.jit
+  def written(asked):
+    rows = prefill.repeat_rows(prefill.prefill(barred, asked), 64)
+    drawn = sampling.sample(
+      barred, rows, sampling.row_keys(jax.random.key(0), 8, 64), length=T,
+      end_ids=(EOS,), pad_id=PAD,
+    )  # fmt: skip
+    tree = search(
+      barred, TASK, asked, jax.random.key(0),
+      SearchConfig(num_simulations=12, num_candidates=V - 1),
+      scorer=Scorer(REWARD, (EOS,), REWARD.load()),
+    ).tree  # fmt: skip
+    nodes = tree.embeddings
+    return drawn.tokens_RT, nodes.answer_tokens, nodes.step_AU
+
+  for tokens in written(asked):
+    assert MARK not in np.asarray(tokens)
+
+
+def expected_reward(p_T, reward, worth):
+  """Over every place to stop, one after the other."""
+  total, going = 0.0, 1.0
+  for p in p_T:
+    total, going = total + going * p * worth, going * (1 - p)
+  return total + going * reward, 1 - going
+
+
+@jax.jit
+@functools.partial(jax.grad, has_aux=True)
+def _gradient(logit_XT, reward_X, mask_XT, worth):
+  """Of the loss with respect to the logits of stopping, and metrics."""
+  stopping = losses.Stopping(worth, entropy=0.02, patience=0.05)
+  log_stop_XT = jax.nn.log_sigmoid(logit_XT)
+  return losses.abstention(log_stop_XT, reward_X, mask_XT, stopping)
+
+
+@hypothesis.given(
+  hnp.arrays(np.float64, (3, 5), elements=st.floats(0.01, 0.99)),
+  hnp.arrays(np.float64, 3, elements=st.floats(-1, 1)),
+  hnp.arrays(bool, (3, 5)),
+  st.floats(-1, 1),
+)
+@hypothesis.settings(deadline=None)
+def test_backward_induction_is_the_sum_over_all_stops(p_XT, r_X, mask_XT, a):
+  """The value, and what every decision is moved by."""
+  logit_XT = jnp.float32(np.log(p_XT / (1 - p_XT)))
+  grad_XT, metrics = _gradient(logit_XT, jnp.float32(r_X), mask_XT, a)
+  own = [
+    expected_reward(p_T[mask_T], r, a)
+    for p_T, mask_T, r in zip(p_XT, mask_XT, r_X, strict=True)
+  ]
+  reward, abstains = np.mean(own, axis=0)
+  assert metrics["abstention_reward"] == pytest.approx(reward, abs=1e-4)
+  assert metrics["abstains"] == pytest.approx(abstains, abs=1e-4)
+  expected_XT = np.zeros_like(p_XT)
+  for x, t in itertools.product(range(3), range(5)):
+    if mask_XT[x, t]:
+      later = mask_XT[x].copy()
+      later[: t + 1] = False
+      on, _ = expected_reward(p_XT[x][later], r_X[x], a)
+      # d p / d logit = p (1 - p); d H / d logit = -logit p (1 - p).
+      gain = a - on - 0.05 - 0.02 * float(logit_XT[x, t])
+      expected_XT[x, t] = -gain * p_XT[x, t] * (1 - p_XT[x, t])
+  expected_XT /= max(mask_XT.sum(), 1)
+  np.testing.assert_allclose(grad_XT, expected_XT, atol=2e-5)
+
+
+def test_it_stops_where_the_answer_shows_and_not_before():
+  """Worthless and good answers differ at their last token alone."""
+  reward_X = jnp.array([0.0, 0.0, 0.0, 1.0])
+  stopping = losses.Stopping(worth=0.5, entropy=0.0, patience=0.05)
+  # One decision for all before the token that tells, then one each.
+  logit = {"before": jnp.full(2, -2.0), "after": jnp.full(4, -2.0)}
+
+  @jax.jit
+  def step(logit):
+    def loss(logit):
+      before_XT = jnp.broadcast_to(logit["before"], (4, 2))
+      logit_XT = jnp.concatenate([before_XT, logit["after"][:, None]], axis=1)
+      mask_XT = jnp.ones((4, 3), bool)
+      return losses.abstention(
+        jax.nn.log_sigmoid(logit_XT), reward_X, mask_XT, stopping
+      )[0]
+
+    return jax.tree.map(lambda x, g: x - 20 * g, logit, jax.grad(loss)(logit))
+
+  for _ in range(400):
+    logit = step(logit)
+  p = jax.tree.map(jax.nn.sigmoid, logit)
+  # At first most answers are worthless: stopping at once would have paid.
+  assert np.all(p["before"] < 0.1)
+  np.testing.assert_array_equal(p["after"] > 0.5, [True, True, True, False])
+
+
+def test_a_champion_teaches_given_that_one_answers():
+  """Its cross-entropy is -log (pi / (1 - pi of the mark)), token by token."""
+  config = configure("expert_iteration")
+  graphdef, params = start()
+  asked = prompts(2)
+  answer_CT = np.array([[1, 2, EOS, PAD], [4, EOS, PAD, PAD]], np.int32)
+  batch = update.Batch(
+    *[None] * 5,
+    update.DistillationBatch(
+      asked, jnp.asarray(answer_CT)[:, None], jnp.ones((2, 1), bool), None
+    ),
+  )
+  loss, _ = jax.jit(update.loss_fn, static_argnums=(2, 5))(
+    params, FixedParams(params), graphdef, batch, config.hyper, config
+  )
+  row_CX = np.concatenate([np.asarray(asked.tokens_BP), answer_CT], axis=1)
+  log_p = np.asarray(
+    jax.nn.log_softmax(full_forward(jnp.asarray(row_CX))),
+    np.float64,
+  )
+  given = [
+    log_p[c, P - 1 + t, answer_CT[c, t]]
+    - np.log1p(-np.exp(log_p[c, P - 1 + t, MARK]))
+    for c, length in ((0, 3), (1, 2))
+    for t in range(length)
+  ]
+  assert float(loss) == pytest.approx(-np.mean(given), abs=1e-5)
+
+
+def test_the_loop_learns_to_answer_and_when_not_to():
+  """It solves what can be solved, and abstains from the rest.
+
+  Who samples the mark like any other token says nothing else in the end.
+  """
+
+  def after(algorithm):
+    params, metrics = trained(configure(algorithm))
+    found = measured(params, "mean@8")
+    assert "abstains" in evaluation.table(found)
+    return found["mean@8"], metrics
+
+  ours, metrics = after("tsd")
+  grpo, _ = after("grpo")
+  solvable = np.mean(np.asarray(prompts(256, seed=99).tokens_BP[:, 0]) < 3)
+  assert ours["accuracy"] > 0.75 * solvable
+  assert ours["abstains"] == pytest.approx(1 - solvable, abs=0.1)
+  assert metrics["abstains_needlessly"] < 0.2
+  assert grpo["abstains"] > 0.95
+  assert ours["reward"] > grpo["reward"] + 0.1
+
+
+def test_where_nothing_abstains_the_term_is_left_out():
+  """And baselines sample the mark like any other token."""
+  plain = configure(task=OWN)
+  assert plain.never == () and plain.loss.abstention_weight == 0
+  assert not plain.answers
+  ours, grpo = configure(), configure("grpo")
+  assert ours.never == grpo.never == (MARK,)
+  assert ours.answers and not grpo.answers
+  # Its worth within a sum is not what the sum is: it is sampled there.
+  mixed = Sum((REWARD, Length()), (1.0, 0.1))
+  assert configure(task=rewarded(OWN, mixed)).never == ()
+  with pytest.raises(ValueError, match=r"set rollout\.choose=first"):
+    configure(rollout=RolloutConfig(prompts=B, choose="uncertain"))
+  assert TaskReward().abstention is None
+
+
+def test_a_start_that_says_it_at_random():
+  """A share of the examples stops short, each in its room."""
+  rng = np.random.default_rng(0)
+  whole = np.tile(np.r_[np.arange(8), symbols.EOS].astype(np.int32), (4000, 1))
+  short = abstaining_start.stopped(whole, 0.25, rng)
+  stops = np.any(short == symbols.UNSURE, axis=1)
+  assert 0.22 < stops.mean() < 0.28
+  np.testing.assert_array_equal(short[~stops], whole[~stops])
+  for row in short[stops]:
+    at = int(np.argmax(row == symbols.UNSURE))
+    np.testing.assert_array_equal(row[:at], np.arange(at))
+    assert row[at + 1] == symbols.EOS and np.all(row[at + 2 :] == symbols.PAD)
