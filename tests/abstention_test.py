@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.benchmarks import abstention as benchmark
 from experiments.recipes import abstaining_start
 from tests.fake_task import Fake
 from tsd_jax.inference import prefill, sampling
@@ -341,3 +342,27 @@ def test_a_start_that_says_it_at_random():
     at = int(np.argmax(row == symbols.UNSURE))
     np.testing.assert_array_equal(row[:at], np.arange(at))
     assert row[at + 1] == symbols.EOS and np.all(row[at + 2 :] == symbols.PAD)
+
+
+def test_the_area_of_risk_over_coverage():
+  """By hand, and between the best and the worst order; ties are one step."""
+  right = np.array([1.0, 0.0, 1.0, 0.0])
+  area = benchmark.risk_over_coverage
+  best = np.mean([0, 0, 1 / 3, 2 / 4])
+  worst = np.mean([1, 1, 2 / 3, 2 / 4])
+  assert area(np.array([4, 1, 3, 2]), right) == pytest.approx(best)
+  assert area(np.array([1, 4, 2, 3]), right) == pytest.approx(worst)
+  assert area(np.ones(4), right) == pytest.approx(0.5)
+
+
+def test_answers_are_ranked_by_who_abstains_and_who_agrees():
+  """The commonest answer counts; one that is never given has no confidence."""
+  mark, other = [MARK, EOS], [1, EOS]
+  tokens = np.array([[other, other, [2, EOS]], [other, mark, mark]])
+  correct = np.array([[True, True, False], [False, False, False]])
+  answers = benchmark.Answers(
+    correct * 1.0, correct, np.any(tokens == MARK, axis=-1), tokens
+  )
+  assert benchmark.ranked(answers) == {
+    "answers": pytest.approx(0.25), "agreement": pytest.approx(0.25)
+  }  # fmt: skip

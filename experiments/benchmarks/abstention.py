@@ -22,13 +22,6 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_CONFIG = flags.DEFINE_string(
-  "config", "experiments/abstention.py", "Experiment file."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method.", lower_bound=2)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-
 _TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _SAMPLES = 64
 
@@ -221,5 +214,11 @@ def main(overrides):
   )
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Others import it: no flags for them.
+  _CONFIG = flags.DEFINE_string(
+    "config", "experiments/abstention.py", "Experiment file."
+  )
+  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method.", lower_bound=2)
+  _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
   config_lib.run(main)

@@ -5,7 +5,7 @@ comes next, so that what learns on policy has something to begin with; when to
 say it is not taught. Everything else is as in `warm_start.py`, whose result is
 where this begins. Games of symbols alone.
 
-Command (a minute on one core; writes 1 MB):
+Command (two minutes on one core; writes 1 MB):
 
   python -m experiments.recipes.abstaining_start
     --config=experiments/abstention.py
@@ -24,15 +24,6 @@ from tsd_jax.learning import supervised
 from tsd_jax.models import symbols, transformer, weights
 from tsd_jax.run.experiment import find_init
 
-_CONFIG = flags.DEFINE_string(
-  "config", "experiments/abstention.py", "Experiment file: task, model, init."
-)
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "File to write; the experiment's init by default."
-)
-_START = flags.DEFINE_string("start", None, "Weights to begin with.")
-_STEPS = flags.DEFINE_integer("steps", 300, "Of 256 examples.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 7, "Of the examples.")
 _BATCH, _RELABELLED, _ABSTAINS, _RATE = 256, 0.3, 0.25, 5e-4
 
 
@@ -89,5 +80,14 @@ def main(overrides):
   print(f"wrote {output}, {pathlib.Path(output).stat().st_size:,} bytes")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Others import it: no flags for them.
+  _CONFIG = flags.DEFINE_string(
+    "config", "experiments/abstention.py", "Experiment file: task, model, init."
+  )
+  _OUTPUT = flags.DEFINE_string(
+    "output", None, "File to write; the experiment's init by default."
+  )
+  _START = flags.DEFINE_string("start", None, "Weights to begin with.")
+  _STEPS = flags.DEFINE_integer("steps", 300, "Of 256 examples.", lower_bound=1)
+  _SEED = flags.DEFINE_integer("seed", 7, "Of the examples.")
   config_lib.run(main)
