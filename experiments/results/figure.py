@@ -29,12 +29,13 @@ class Panel(NamedTuple):
   most_tokens: int  # Millions.
   most_accuracy: float
   tick: float  # Accuracy between two lines of the grid.
+  note: str = ""  # Beside the number of seeds.
 
 
 PANELS = (
-  Panel("compare_countdown4", "Four numbers", 8, 0.2, 0.05),
+  Panel("compare_countdown4", "Four numbers", 8, 0.2, 0.05, ", earlier rules"),
   Panel("compare_countdown3", "Three numbers", 4, 0.4, 0.1),
-  Panel("compare_maze", "Maze", 5, 1.0, 0.2),
+  Panel("compare_maze", "Maze", 5, 1.0, 0.2, ", earlier rules"),
 )
 
 
@@ -52,6 +53,9 @@ class Line(NamedTuple):
 LINES = {
   "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
   "expert_iteration": Line("champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"),
+  "filtered_best_of_n": Line(
+    "filtered sampling (three numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
+  ),
   "wide_best_of_n": Line(
     "rejection sampling, as many prompts", "#c46200", "#f0a04b"
   ),
@@ -130,9 +134,9 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
 
 def _legend(theme: str) -> list[str]:
   """Names of the lines, in two rows."""
-  starts = ((LEFT, 160, 400), (LEFT, 160, 270, 400))
+  starts = ((LEFT, 160, 330, 606), (LEFT, 160, 250, 330))
   names = (
-    ("tsd", "expert_iteration", "wide_best_of_n"),
+    ("tsd", "expert_iteration", "wide_best_of_n", "filtered_best_of_n"),
     ("grpo", "cispo", "ppo", "best_of_n"),
   )
   parts = []
@@ -167,7 +171,10 @@ def _axes(panel: Panel, content: Mapping[str, Any], theme: str) -> list[str]:
   parts = [
     _text(0, -14, panel.title, ' font-weight="600" font-size="13"'),
     _text(
-      PLOT_WIDTH, -14, f"{seeds} seeds", ' text-anchor="end" opacity=".75"'
+      PLOT_WIDTH,
+      -14,
+      f"{seeds} seeds{panel.note}",
+      ' text-anchor="end" opacity=".75"',
     ),
   ]
   for i in range(round(panel.most_accuracy / panel.tick) + 1):
@@ -198,7 +205,7 @@ _MIDDLE = ' text-anchor="middle"'
 def _curves(panel: Panel, methods: Mapping[str, Any], theme: str) -> list[str]:
   """Bands below, then lines."""
   bands, lines = [], []
-  for name in reversed(LINES):
+  for name in reversed([name for name in LINES if name in methods]):
     c, line = curve(methods[name]), LINES[name]
 
     def path(x, y):
