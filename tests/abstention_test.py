@@ -322,6 +322,9 @@ def test_where_nothing_abstains_the_term_is_left_out():
   ours, grpo = configure(), configure("grpo")
   assert ours.never == grpo.never == (MARK,)
   assert ours.answers and not grpo.answers
+  # A recipe without the term leaves them with it: it is all that they have.
+  alone = LossConfig(distilled_prompts=B, policy_weight=0.0)
+  assert configure("ppo", loss=alone).loss.policy_weight == 1
   # Its worth within a sum is not what the sum is: it is sampled there.
   mixed = Sum((REWARD, Length()), (1.0, 0.1))
   assert configure(task=rewarded(OWN, mixed)).never == ()
