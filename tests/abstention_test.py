@@ -15,13 +15,13 @@ from flax import nnx
 
 from experiments.benchmarks import abstention as benchmark
 from experiments.recipes import abstaining_start
-from tests.fake_task import Fake
+from tests.iteration_test import EOS, PAD, Copy, P, T, V, start
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, losses, methods, update
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.learning.update import FixedParams
-from tsd_jax.models import symbols, transformer
+from tsd_jax.models import symbols
 from tsd_jax.rewards.abstention import Abstention
 from tsd_jax.rewards.algebra import Sum, TaskReward
 from tsd_jax.rewards.reward import Score, Scorer
@@ -31,22 +31,19 @@ from tsd_jax.search.config import SearchConfig
 from tsd_jax.search.search import search
 from tsd_jax.tasks.task import OwnReward, as_prompts, rewarded
 
-V, P, T, MARK, EOS, PAD = 8, 2, 4, 5, 6, 7
+MARK = 5
 Q, B = 64, 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Riddles(Fake):
+class Riddles(Copy):
   """Begin with the prompt's last token; after 3 or 4 nothing is right."""
 
   name = "riddles"
-  vocab_size, prompt_length, response_length = V, P, T
-  eos_id, pad_id = EOS, PAD
 
   def score(self, prompt_XP, response_XT):
     """Counts what is right."""
-    finished_X = jnp.any(response_XT == EOS, axis=-1)
-    right_X = finished_X & (response_XT[..., 0] == prompt_XP[..., -1])
+    right_X = super().score(prompt_XP, response_XT).correct_X
     right_X &= prompt_XP[..., 0] < 3
     return Score(right_X.astype(jnp.float32), right_X)
 
@@ -54,15 +51,6 @@ class Riddles(Fake):
 OWN = Riddles()
 REWARD = Abstention(OwnReward(OWN), mark=MARK)
 TASK = rewarded(OWN, REWARD)
-MODEL = transformer.ModelConfig(
-  vocab_size=V, d_model=32, num_layers=1, num_heads=2, num_kv_heads=2,
-  head_dim=16, d_mlp=32,
-)  # fmt: skip
-
-
-@functools.cache
-def start():
-  return transformer.create(MODEL, 0)
 
 
 def configure(algorithm="tsd", task=TASK, **parts):

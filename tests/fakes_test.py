@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.abstention_test import Riddles
 from tests.iteration_test import Copy
 from tests.long_observations_test import Tool
 from tests.observe_test import Turns
@@ -23,7 +24,8 @@ from tsd_jax.rewards.reward import Scorer
 from tsd_jax.tasks.task import Task, as_prompts, next_observation
 
 FAKES = [
-  Alike(), Backwards(), Bag(), Brightest(), Copy(), Hash(), Last(), Short(),
+  Alike(), Backwards(), Bag(), Brightest(), Copy(), Hash(), Last(), Riddles(),
+  Short(),
   Steps(), Sum(5, None, 0), Sum(8, 8, 1), Tool(), Turns(),
 ]  # fmt: skip
 B, G = 5, 40

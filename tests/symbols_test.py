@@ -22,7 +22,7 @@ def test_ids_are_a_contract():
   assert (symbols.TIMES, symbols.DIVIDE) == (202, 203)
   ids = TOKENIZER.separator_id, TOKENIZER.pad_id
   assert ids == (204, 205)
-  assert (TOKENIZER.pad_id, TOKENIZER.eos_id) == (205, 207)
+  assert (TOKENIZER.bos_id, TOKENIZER.eos_id) == (None, 207)
 
 
 def test_decode_shows_the_end_and_drops_padding():

@@ -6,7 +6,7 @@ them, greedy and in samples at the temperature that scores best on tuning
 problems, on test problems. And how well a method ranks its answers: the area
 under the curve of risk over coverage, of its commonest answers, where problems
 are taken in the order of how many samples do not abstain (`answers`), or how
-many agree (`agreement`), which needs no "?".
+many of all samples agree on an answer (`agreement`).
 
 Command (40 minutes on one core; it goes on after a kill):
 
@@ -116,8 +116,8 @@ class Examiner:
     )  # fmt: skip
     offered = self._task.reward.abstention
     assert offered is not None
-    abstains_PN = np.any(tokens_PNT == offered.mark, axis=-1)
-    return Answers(reward_PN, correct_PN, abstains_PN, tokens_PNT)
+    said_PN = offered.said(tokens_PNT)
+    return Answers(reward_PN, correct_PN, said_PN, tokens_PNT)
 
   def measure(self, model) -> dict[str, Answers | float]:
     """Greedy answers, and samples at the temperature that tuning chose."""
@@ -140,6 +140,7 @@ def row(found: list[dict], group_P: np.ndarray) -> dict:
     found: of each seed, what `Examiner.measure` says.
     group_P: the problems' families.
   """
+  from tsd_jax.comparison import columns as columns_lib
   from tsd_jax.comparison import intervals
 
   columns = {}
@@ -150,11 +151,11 @@ def row(found: list[dict], group_P: np.ndarray) -> dict:
       "abstains": [f[way].abstains_PN.mean(1) for f in found],
     }
     for name, y_SP in parts.items():
-      if len(found) < 2:
-        columns[f"{way}, {name}"] = round(float(np.mean(y_SP)), 4)
+      if len(found) < 2:  # Of the start.
+        columns[f"{way}, {name}"] = columns_lib.plain(np.array(y_SP))
         continue
       interval = intervals.mean(np.array(y_SP), group_P)
-      columns[f"{way}, {name}"] = [round(x, 4) for x in interval]
+      columns[f"{way}, {name}"] = columns_lib.written(interval)
     wrong = [
       float(np.mean(~f[way].correct_PN & ~f[way].abstains_PN)) for f in found
     ]
@@ -207,7 +208,7 @@ def main(overrides):
   about = (
     "Test problems; greedy, and 64 samples at the temperature that scores best "
     f"on tuning problems; {_SEEDS.value} seeds; 95 % intervals over seeds and "
-    "families of problems: value, low, high."
+    "families of problems."
   )
   table.write(
     _OUTPUT.value, {"about": about} | table.origin(command) | {"rows": rows}

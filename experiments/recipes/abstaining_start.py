@@ -17,9 +17,9 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from experiments.recipes import starts
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
-from tsd_jax.base.paths import ROOT
 from tsd_jax.learning import supervised
 from tsd_jax.models import symbols, transformer, weights
 from tsd_jax.run.experiment import find_init
@@ -69,13 +69,7 @@ def main(overrides):
   params = supervised.train(
     graphdef, params, [[examples]], tasks=[config.make()], learning_rate=_RATE
   )
-  output = _OUTPUT.value
-  if output is None:
-    if experiment.init is None:
-      raise config_lib.UserError(
-        f"{_CONFIG.value} has no init: name a file, --output="
-      )
-    output = str(ROOT / experiment.init)
+  output = starts.place(_OUTPUT.value, experiment, _CONFIG.value)
   weights.save(output, params, metadata=metadata | {"abstains": "0.25"})
   print(f"wrote {output}, {pathlib.Path(output).stat().st_size:,} bytes")
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsd_jax.base.errors import UserError
+from tsd_jax.base.paths import ROOT
 from tsd_jax.learning import supervised
 from tsd_jax.models import transformer, weights
 from tsd_jax.run.experiment import Experiment
@@ -15,6 +17,24 @@ class Examples(NamedTuple):
   steps: tuple[int, int]  # Of each phase.
   relabel_fraction: float  # Of the prompts of phase two.
   batch: int = 256
+
+
+def place(given: str | None, experiment: Experiment, file: str) -> str:
+  """Where a start is written: the file that was named, or the run's init.
+
+  Args:
+    given: the file, or None.
+    experiment: whose start it is.
+    file: of the experiment, for the message.
+
+  Raises:
+    UserError: neither is there.
+  """
+  if given is not None:
+    return given
+  if experiment.init is None:
+    raise UserError(f"{file} has no init: name a file, --output=")
+  return str(ROOT / experiment.init)
 
 
 def make(

@@ -20,7 +20,6 @@ from absl import flags
 from experiments.recipes import starts
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
-from tsd_jax.base.paths import ROOT
 from tsd_jax.models import transformer, weights
 from tsd_jax.run import evaluation
 from tsd_jax.tasks import data
@@ -50,11 +49,7 @@ def main(overrides):
   progress.quiet_libraries()
   file = _COUNTDOWN.get(_NUMBERS.value, _CONFIG.value)
   experiment = config_lib.from_flags(file, overrides)
-  output = _OUTPUT.value
-  if output is None:
-    if experiment.init is None:
-      raise config_lib.UserError(f"{file} has no init: name a file, --output=")
-    output = str(ROOT / experiment.init)
+  output = starts.place(_OUTPUT.value, experiment, file)
   first, second = map(int, _STEPS.value)
   examples = starts.Examples((first, second), _RELABEL.value, _BATCH.value)
   starts.make(experiment, output, examples, _RATE.value, _SEED.value)

@@ -141,7 +141,8 @@ def _baseline(
   # Terms that read champions, and V_search, are the tree's.
   own = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
   own |= dict(success_weight=0.0, abstention_weight=0.0, terms=())
-  own |= dict(policy_weight=ours.loss.policy_weight or 1.0)  # All they have.
+  # A recipe may do without it; it is all that they have.
+  own |= dict(policy_weight=ours.loss.policy_weight or 1.0)
   match algorithm:
     case "ppo":
       value_weight = ours.loss.value_weight or 0.5

@@ -5,7 +5,6 @@ import math
 
 import jax.numpy as jnp
 
-from tsd_jax.base.types import Array
 from tsd_jax.rewards.algebra import Combined
 from tsd_jax.rewards.reward import Abstained, Reward, Score
 
@@ -84,19 +83,11 @@ class Abstention(Combined):
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
     """Scores by the member, and pays who abstains."""
     score = super().__call__(params, prompts, tokens_BGT, mask_BGT)
-    abstains_BG = self.abstains(tokens_BGT, mask_BGT)
+    # Nothing stands behind the end.
+    abstains_BG = self.abstention.said(jnp.where(mask_BGT, tokens_BGT, -1))
     assert score.correct_X is not None
     return Score(
       jnp.where(abstains_BG, self.worth, score.reward_X).astype(jnp.float32),
       score.correct_X & ~abstains_BG,
       {**score.parts, "abstains": abstains_BG.astype(jnp.float32)},
     )
-
-  def abstains(self, tokens_XT: Array, mask_XT: Array) -> Array:
-    """Whether responses abstain.
-
-    Args:
-      tokens_XT: int32 tokens.
-      mask_XT: true up to and including a response's end token.
-    """
-    return jnp.any(mask_XT & (tokens_XT == self.mark), axis=-1)

@@ -35,6 +35,10 @@ class Abstained(NamedTuple):
   mark: int
   worth: float
 
+  def said(self, tokens_XT: Any) -> Any:
+    """Whether responses abstain, X; of NumPy or JAX, PAD after their ends."""
+    return (tokens_XT == self.mark).any(axis=-1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Reward(abc.ABC):

@@ -261,7 +261,7 @@ class _Measure:
     )
     abstains_QG = None
     if (offered := self.task.reward.abstention) is not None:
-      abstains_QG = np.any(tokens_QGT == offered.mark, axis=-1)
+      abstains_QG = offered.said(tokens_QGT)
     rows_Q = np.arange(len(self.prompts))
     match kind:
       case "pass":
