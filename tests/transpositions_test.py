@@ -22,10 +22,10 @@ from tests.search_test import (
   model,
   next_log_prob,
 )
+from tsd_jax.base import hashing
 from tsd_jax.models import symbols
 from tsd_jax.rewards.reward import Score
 from tsd_jax.search import search as search_lib
-from tsd_jax.search import transpositions
 from tsd_jax.tasks.calculator import CalculatorConfig
 from tsd_jax.tasks.countdown import CountdownConfig
 from tsd_jax.tasks.maze import MazeConfig
@@ -138,7 +138,7 @@ def test_the_numbers_left_are_all_that_counts():
     np.array([fill(t, task.response_length) for _, t in found]),
     np.array([len(t) for _, t in found]),
   )
-  hash_N = np.asarray(transpositions.hashed(state_key_QZ)).tolist()
+  hash_N = np.asarray(hashing.hashed(state_key_QZ)).tolist()
   state_keys = list(map(tuple, np.asarray(state_key_QZ)))
   left = [numbers for numbers, _ in found]
   assert len(left) > 10 * len(set(left))

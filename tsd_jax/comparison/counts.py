@@ -112,7 +112,7 @@ def constant(run: load.Run, prompts: Prompts, answer_AT: np.ndarray) -> float:
   task = run.config.make_task()
   prompts = jax.tree.map(jnp.asarray, prompts)
   tokens_QAT = jnp.broadcast_to(answer_AT, (len(prompts), *answer_AT.shape))
-  scorer = Scorer(task.reward, task.end_ids, run.reward_params)
+  scorer = Scorer(task.reward.truth(), task.end_ids, run.reward_params)
   correct_QA = scorer(prompts, tokens_QAT).correct_X
   return 0.0 if correct_QA is None else float(jnp.max(jnp.mean(correct_QA, 0)))
 

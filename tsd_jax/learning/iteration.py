@@ -522,7 +522,7 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
 
   Of an update and of the reference model's forwards every position counts,
   padding and masked rows too. `Ledger` weights update tokens by 3, and adds the
-  tokens that a reward model reads, from how many responses were scored.
+  tokens that a reward model reads, from how often responses were judged.
   """
   config, task = program.config, program.task
   B, G = config.rollout.prompts, config.rollout.group
@@ -542,7 +542,9 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
     rollout=jnp.int32(sampled.forwards),
     rescore=jnp.int32(rescored),
     update=jnp.int32(epochs * config.update_tokens(task)),
-    scored=jnp.int32(searched.scored + sampled.scored),
+    scored=jnp.int32(
+      task.reward.judgements * (searched.scored + sampled.scored)
+    ),
   )
 
 

@@ -91,6 +91,11 @@ class Combined(Reward):
     """Whether a member does."""
     return any(member.knows_correct for member in self.members)
 
+  @property
+  def judgements(self) -> int:
+    """Of the member that judges most often."""
+    return max(member.judgements for member in self.members)
+
   def load(self) -> tuple:
     """The members' parameters, in their order."""
     return tuple(member.load() for member in self.members)

@@ -9,7 +9,7 @@ reference, are never donated, and their operations are in the ledger.
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,7 @@ class Reward(abc.ABC):
       within it.
     abstention: what says "I don't know", and is paid for it; None where nothing
       does (`abstention.Abstention`).
+    judgements: how often a response is judged to be scored once.
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -60,6 +61,7 @@ class Reward(abc.ABC):
   knows_correct = True
   bounded = False
   abstention = None
+  judgements = 1
 
   @abc.abstractmethod
   def __call__(
@@ -83,7 +85,7 @@ class Reward(abc.ABC):
     return ()
 
   def flops(self, prompt_length: int, response_length: int) -> float:
-    """Operations of models that score one response to a prompt."""
+    """Operations of models that judge one response to a prompt once."""
     del prompt_length, response_length
     return 0.0
 
@@ -93,14 +95,25 @@ class Reward(abc.ABC):
     Args:
       own: the task's own reward.
     """
+    return self._with_members(lambda member: member.bind(own))
 
-    def bound(value):
+  def truth(self) -> "Reward":
+    """What held-out answers are judged by: itself, unless it errs.
+
+    It reads the same parameters (`noise.Noisy`).
+    """
+    return self._with_members(lambda member: member.truth())
+
+  def _with_members(self, change: Callable[["Reward"], "Reward"]) -> "Reward":
+    """This reward with the rewards that it holds changed."""
+
+    def changed(value):
       if isinstance(value, Reward):
-        return value.bind(own)
-      return tuple(map(bound, value)) if isinstance(value, tuple) else value
+        return change(value)
+      return tuple(map(changed, value)) if isinstance(value, tuple) else value
 
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    changes = {n: new for n, x in fields.items() if (new := bound(x)) != x}
+    changes = {n: new for n, x in fields.items() if (new := changed(x)) != x}
     return dataclasses.replace(self, **changes) if changes else self
 
 

@@ -23,7 +23,7 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
     nodes = share * Q * learner.search.num_simulations
     total += learner.prompt_tokens(task, Q, learner.search_calls) + nodes
     scored += nodes + Q  # Roots hold an answer too.
-  total += scored * learner.reward_tokens
+  total += scored * task.reward.judgements * learner.reward_tokens
   update = run.optimizer.epochs * learner.update_tokens(task)
   return total + BACKWARD_COST * update
 

@@ -31,7 +31,7 @@ from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses, memory
 from tsd_jax.models.tokenizer import is_end
 from tsd_jax.rewards import callback
-from tsd_jax.rewards.reward import Scorer
+from tsd_jax.rewards.reward import Score, Scorer
 from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.config import SearchConfig
@@ -82,11 +82,31 @@ def draw(
   tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
   scorer = Scorer(task.reward, task.end_ids, reward_params)
   score = scorer(prompts, tokens_BGT)
-  correct_BG = score.correct_X
-  if correct_BG is None:
-    correct_BG = scorer.unit(score.reward_X)
+  correct_BG = truly_correct(scorer, prompts, tokens_BGT, score)
   forwards = sampled.forwards + prefill.prefill_tokens(B, P, form)
   return tokens_BGT, score.reward_X, correct_BG, forwards
+
+
+def truly_correct(
+  scorer: Scorer, prompts: Prompts, tokens_BGT: Array, score: Score
+) -> Array:
+  """What is correct of responses, whatever a verifier that errs says of them.
+
+  Args:
+    scorer: of the task's reward.
+    prompts: B prompts.
+    tokens_BGT: responses.
+    score: what the scorer says of them.
+
+  Returns:
+    bool BG; without ground truth how high the reward is, from 0 to 1.
+  """
+  truth = scorer.reward.truth()
+  if truth != scorer.reward:
+    score = dataclasses.replace(scorer, reward=truth)(prompts, tokens_BGT)
+  if score.correct_X is not None:
+    return score.correct_X
+  return scorer.unit(score.reward_X)
 
 
 def solved_by_k(correct_BN: np.ndarray, k: int) -> np.ndarray:
@@ -176,10 +196,12 @@ def search_best(
   best = champions_lib.champions(result.tree, 1)
   B, P = prompts.tokens_BP.shape
   forwards = result.forwards + prefill.prefill_tokens(B, P, prompt_form(task))
-  correct_B = best.correct_BM[:, 0]
+  score = Score(scorer.from_unit(best.reward_BM), best.correct_BM)
   if not task.reward.knows_correct:
-    correct_B = best.reward_BM[:, 0]
-  return scorer.from_unit(best.reward_BM[:, 0]), correct_B, forwards
+    score = score._replace(correct_X=None)
+  correct_BM = truly_correct(scorer, prompts, best.tokens_BMT, score)
+  correct_BM = best.valid_BM * correct_BM  # Bool, or how far.
+  return score.reward_X[:, 0], correct_BM[:, 0], forwards
 
 
 def evaluate(

@@ -9,6 +9,7 @@ once in ten thousand trees.
 
 import jax.numpy as jnp
 
+from tsd_jax.base.hashing import hashed
 from tsd_jax.base.types import Array
 from tsd_jax.search import moves
 from tsd_jax.tasks.task import Task
@@ -55,15 +56,3 @@ def state_keys(
   """Hashes of what responses have come to, uint32 X; see `Task.state_key`."""
   assert task.state_key is not None  # Else nothing is merged.
   return hashed(task.state_key(prompt_XP, response_XT, length_X))
-
-
-def hashed(state_key_XZ: Array) -> Array:
-  """Mixes Z integers into one, uint32 X (FNV-1a, a finish as in MurmurHash)."""
-  word_XZ = state_key_XZ.astype(jnp.uint32)
-  hash_X = jnp.full(word_XZ.shape[:-1], 2166136261, jnp.uint32)
-  for k in range(word_XZ.shape[-1]):
-    hash_X = (hash_X ^ word_XZ[..., k]) * jnp.uint32(16777619)
-    hash_X ^= hash_X >> 15
-  hash_X = (hash_X ^ (hash_X >> 16)) * jnp.uint32(0x85EBCA6B)
-  hash_X = (hash_X ^ (hash_X >> 13)) * jnp.uint32(0xC2B2AE35)
-  return hash_X ^ (hash_X >> 16)
