@@ -23,15 +23,20 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tsd_jax.base import names  # noqa: E402
-from tsd_jax.run import report  # noqa: E402
 
 _skip = pytest.importorskip
+
+
+# The extras that bring what a test may need, where that is not `test`.
+_PROMISED = {"libtpu": "tpu"} | dict.fromkeys(
+  ("reasoning_gym", "wandb", "trackio", "mlflow")
+)
 
 
 def importorskip(name: str, *args, **options):
   """As pytest's; what launch/test.sh has installed must be there."""
   extras = os.environ.get("TSD_JAX_INSTALLED", "").split(",")
-  promised = {"libtpu": "tpu", "reasoning_gym": None}.get(name, "test")
+  promised = _PROMISED.get(name, "test")
   if promised in extras:
     return importlib.import_module(name)
   return _skip(name, *args, **options)
@@ -50,15 +55,6 @@ def _programs_are_forgotten():
   """
   yield
   jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _figures_are_drawn_where_they_matter(request):
-  """Drawing a run's page takes 3 s: files that look at it say `FIGURES`."""
-  with pytest.MonkeyPatch.context() as patch:
-    if not getattr(request.module, "FIGURES", False):
-      patch.setattr(report, "to_svg", lambda figure: "<svg></svg>")
-    yield
 
 
 @pytest.fixture

@@ -25,10 +25,11 @@ search: node moves kv_pool transpositions rules best_first config champions
   metrics search view view_html
 learning: losses advantages loss_terms config methods memory update iteration
   supervised
-run: checks directory reward_params checkpoint experiment costs curves
-  evaluation samples report state load train
-comparison: intervals statistics counts columns entrants tuning config jobs
-  judge
+run: checks directory trackers tracking reward_params checkpoint experiment
+  costs curves evaluation samples drawing plots figures report problems live
+  state load train
+comparison: intervals statistics side_by_side side_by_side_page counts columns
+  entrants tuning config jobs judge
 planning: hlo roofline aot
 api: programs model tree sampling runs
 """

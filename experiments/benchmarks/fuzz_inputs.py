@@ -412,7 +412,7 @@ def _read_run(folder: pathlib.Path, rng: random.Random) -> None:
       directory.keep_rows(folder / directory.METRICS, 2)
       directory.read_rows(folder)
     case 3:
-      report.write(folder / "page.html", {"$\\frac{$": folder}, "mean@16")
+      report.write(folder / "page.html", "$\\frac{$", folder, "mean@16")
 
 
 def _read_config(folder: pathlib.Path, rng: random.Random) -> None:

@@ -138,6 +138,16 @@ class OptimizerConfig:
   epochs: int = 1
   minibatches: int = 8
 
+  def rate_at(self, iteration: int, iterations: int) -> float:
+    """Learning rate of an iteration, the first of which is 0.
+
+    Args:
+      iteration: its number.
+      iterations: of the run.
+    """
+    left = 1.0 - iteration / iterations if self.linear_decay else 1.0
+    return self.learning_rate * max(left, 0.0)
+
   def __post_init__(self):
     """Refuses impossible settings."""
     refuse(self._violations())

@@ -194,7 +194,34 @@ def evaluate(
   search: SearchConfig | None = None,
   reward_params: Any = (),
 ) -> dict[str, dict[str, Any]]:
-  """Measures a model on a set of prompts.
+  """Measures a model on a set of prompts: `evaluate_each` without the each.
+
+  Returns:
+    mode -> accuracy, its standard error over prompts, n, tokens, reward, and
+    the share that abstains where the reward pays for it.
+
+  Raises:
+    UserError: a mode is unknown, or a reward on the host cannot be computed.
+  """
+  return evaluate_each(
+    graphdef, params, task, prompts, modes, seed=seed, temperature=temperature,
+    search=search, reward_params=reward_params,
+  )[0]  # fmt: skip
+
+
+def evaluate_each(
+  graphdef: Any,
+  params: Any,
+  task: Task,
+  prompts: Prompts,
+  modes: str,
+  *,
+  seed: int,
+  temperature: float = 1.0,
+  search: SearchConfig | None = None,
+  reward_params: Any = (),
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+  """Measures a model on a set of prompts, and on each of them.
 
   Args:
     graphdef: structure of the model.
@@ -208,8 +235,7 @@ def evaluate(
     reward_params: the reward's parameters.
 
   Returns:
-    mode -> accuracy, its standard error over prompts, n, tokens, reward, and
-    the share that abstains where the reward pays for it.
+    What `evaluate` gives, and mode -> how far each prompt is solved, 0 to 1.
 
   Raises:
     UserError: a mode is unknown, or a reward on the host cannot be computed.
@@ -222,10 +248,12 @@ def evaluate(
     # An estimate of pass@K is the better, the more samples it is made from.
     most=max((k for kind, k in parsed if kind in SAMPLED), default=0),
   )  # fmt: skip
-  results = {}
+  results, each = {}, {}
   for kind, k in parsed:
     solved_Q, reward, tokens, abstains = measure(kind, k)
-    results[f"{kind}@{k}" if k else kind] = {
+    mode = f"{kind}@{k}" if k else kind
+    each[mode] = np.asarray(solved_Q, float)
+    results[mode] = {
       "accuracy": float(solved_Q.mean()),
       "stderr": float(solved_Q.std() / np.sqrt(len(prompts))),
       "n": len(prompts),
@@ -233,7 +261,7 @@ def evaluate(
       "reward": float(reward.mean()),
     } | ({} if abstains is None else {"abstains": float(abstains.mean())})
   callback.raise_errors()
-  return results
+  return results, each
 
 
 @dataclasses.dataclass(eq=False)
