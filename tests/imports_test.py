@@ -19,14 +19,15 @@ models: operations tokenizer symbols transformer flops families lora presets
 rewards: reward algebra abstention terms channel isolation purity worker pool
   callback verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
-  text_lines text_tool text data
+  text_lines pairs text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
+  reward_model
 search: node moves kv_pool transpositions rules best_first config champions
   metrics search view view_html
 learning: losses advantages loss_terms config methods memory update iteration
-  supervised
+  supervised preference
 run: checks directory reward_params checkpoint experiment costs curves
-  evaluation samples report state load train
+  evaluation samples report state load train pair_measures preferences
 comparison: intervals statistics counts columns entrants tuning config jobs
   judge
 planning: hlo roofline aot

@@ -10,6 +10,8 @@ one; padding on the left would shift all of its positions.
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -28,6 +30,7 @@ from tsd_jax.models import (
   text_limits,
   tokenizer_json,
 )
+from tsd_jax.models.tokenizer import Tokenizer
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -204,9 +207,25 @@ def load(path: str | pathlib.Path) -> TextTokenizer:
   """
   path = pretrained.checked(path)
   if not path.is_dir() or outside_files.is_there(path / "config.json"):
-    pretrained.read_card(path)
+    pretrained.read_any_card(path)
   with outside_files.library(path):
     return _from_folder(path) if path.is_dir() else _from_gguf(path)
+
+
+def vocabulary(tokenizer: Tokenizer) -> str:
+  """Names a tokenizer's tokens: two of one vocabulary read each other's."""
+  return _vocabulary(tokenizer.huggingface_files()["tokenizer.json"])
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(text: str) -> str:
+  saved = json.loads(text)
+  added = {token["content"]: token["id"] for token in saved["added_tokens"]}
+  tokens = saved["model"]["vocab"]
+  # Where they are numbered by their places, a list.
+  tokens = tokens | added if isinstance(tokens, dict) else [tokens, added]
+  listed = json.dumps(tokens, sort_keys=True, ensure_ascii=False)
+  return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _from_folder(folder: pathlib.Path) -> TextTokenizer:

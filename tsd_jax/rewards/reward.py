@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.base.types import Array, Prompts
-from tsd_jax.models.tokenizer import is_end
+from tsd_jax.models.tokenizer import Tokenizer, is_end
 
 
 class Score(NamedTuple):
@@ -86,6 +86,10 @@ class Reward(abc.ABC):
     """Operations of models that score one response to a prompt."""
     del prompt_length, response_length
     return 0.0
+
+  def misreads(self, tokenizer: Tokenizer) -> str | None:
+    """Why it cannot read a policy's tokens, in a line; None where it can."""
+    del tokenizer
 
   def bind(self, own: "Reward") -> "Reward":
     """This reward with the task's own wherever `algebra.TaskReward` stands.

@@ -107,6 +107,8 @@ class Experiment:
       check_range(task.reward)
     except ValueError as error:
       yield str(error)
+    if odd := task.reward.misreads(task.tokenizer):
+      yield odd
     if task.vocab_size > self.shape.vocab_size:
       yield (
         f"model.vocab_size={self.shape.vocab_size} is smaller than the "
