@@ -132,7 +132,15 @@ def _text(folder):
   )
 
 
-_FIXTURES = {"smollm2": _smollm2, "text": _text}
+def _reward(folder):
+  """A random reward model of symbols, as a training of one leaves it."""
+  pytest.importorskip("tokenizers", reason="needs the extra: text")
+  from tests.published import reward_model
+
+  reward_model(folder / "runs" / "rm" / "model")
+
+
+_FIXTURES = {"smollm2": _smollm2, "text": _text, "reward": _reward}
 _SLOW = {"smollm2", "text"}  # Both take more than a few seconds.
 
 

@@ -23,7 +23,7 @@ tasks: task maze_problems maze countdown_problems countdown calculator
 inference: vocabulary own_keys prefill sampling scoring generate rollout
   reward_model
 search: node moves kv_pool transpositions rules best_first config champions
-  metrics search view view_html
+  metrics search view branches view_html
 learning: losses advantages loss_terms config methods memory update iteration
   supervised preference
 run: checks directory reward_params checkpoint experiment costs curves

@@ -9,7 +9,7 @@ from tsd_jax.api.model import Model, Prompt
 from tsd_jax.api.programs import Reward
 from tsd_jax.base.errors import UserError
 from tsd_jax.models.tokenizer import Tokenizer
-from tsd_jax.search import view, view_html
+from tsd_jax.search import branches, view, view_html
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.search.view import TreeNode
@@ -65,6 +65,27 @@ class Tree:
   def champion(self) -> Answer | None:
     """The best finished answer; None if none was finished."""
     return self.answers[0] if self.answers else None
+
+  def pairs(self, solved_at: float = 1.0) -> list[dict[str, str]]:
+    """Solved against failed branches of one node, as lines of a file of pairs.
+
+    Whole answers, which part where one branch still led to a solution and the
+    other to none: `launch.train_dpo` learns the step after that.
+
+    Args:
+      solved_at: the reward from which on an answer solves.
+
+    Returns:
+      Objects with `prompt`, `chosen` and `rejected`.
+    """
+    return [
+      {
+        "prompt": self.prompt,
+        "chosen": view.said(self.tokenizer, pair.solved),
+        "rejected": view.said(self.tokenizer, pair.failed),
+      }
+      for pair in branches.branch_pairs(self.nodes, solved_at)
+    ]
 
   def text(
     self, *, max_lines: int = view.MAX_LINES, width: int = view.WIDTH

@@ -235,12 +235,16 @@ def read_all(
     pairs: Q of them.
     size: pairs at a time.
   """
-  reading = jax.jit(lambda params, batch: read(graphdef, params, batch))
   weight_Q1 = np.ones((len(pairs), 1), np.float32)
   order_Q, parts = np.arange(len(pairs)), []
   for batch in batches(pairs, order_Q, size, weight_Q1, None):
-    parts.append(np.asarray(reading(params, batch)))
+    parts.append(np.asarray(_reading(read, graphdef)(params, batch)))
   return np.concatenate(parts)[: len(pairs)]
+
+
+@functools.lru_cache(maxsize=8)
+def _reading(read: Callable[[Any, Any, Batch], Array], graphdef):
+  return jax.jit(functools.partial(read, graphdef))
 
 
 def batches(

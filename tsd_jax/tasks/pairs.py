@@ -250,7 +250,10 @@ def _row(columns: Mapping[str, Any], tokenizer: TextTokenizer) -> _Row:
         shown = outside_files.shown(columns[name])
         raise UserError(f'"{name}" is {shown}: texts and chats do not mix')
     asked, texts = columns["prompt"], (chosen, rejected)
-    prompt = tokenizer.encode(asked, add_special=True)
+    start = tokenizer.special.get("bos")
+    # A chat that was rendered before, such as a tree's prompt, holds it.
+    bare = start is None or not asked.startswith(start)
+    prompt = tokenizer.encode(asked, add_special=bare)
   if texts[0] == texts[1]:
     raise UserError("chosen and rejected are the same: leave it out")
   if not prompt:
