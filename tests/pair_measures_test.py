@@ -171,6 +171,13 @@ def test_members_that_agree_are_right_more_often():
   )
   hits = reward_Q2K[:, 0] > reward_Q2K[:, 1]
   assert found["mean_accuracy_of_one"] == pytest.approx(hits.mean())
+  differ = [len({*row}) > 1 for row in hits.tolist()]
+  assert found["pairs_where_they_differ"] == sum(differ) > 50
+  assert found["spread_and_size"] < 0.2
+  scaled = true_Q2[..., None] * rng.normal(1, 0.1, (COUNT, 1, 5))
+  found = measures.members(scaled, np.arange(COUNT))
+  assert found["spread_and_size"] > 0.8
+  assert "accuracy_where_they_differ" not in found
 
 
 def test_the_table_says_what_was_measured():

@@ -141,28 +141,36 @@ def _correlation(
 
 
 def members(reward_Q2K: np.ndarray, group_Q: np.ndarray) -> dict[str, Any]:
-  """Whether an ensemble is right more often where its members agree."""
+  """Whether an ensemble is right more often where its members agree.
+
+  They agree where all have the same response ahead. Their standard deviation is
+  another thing: heads of one trunk are often farther apart where the rewards
+  are, as `spread_and_size` says, the correlation of the two over pairs.
+  """
   K = reward_Q2K.shape[2]
   if K == 1:
     return {"count": 1}
   ahead_QK = reward_Q2K[:, 0] - reward_Q2K[:, 1]
-  spread_Q = ahead_QK.std(axis=1, ddof=1)
-  agree_Q = spread_Q <= np.median(spread_Q)
-  hit_Q = hits(ahead_QK.mean(axis=1))
+  agree_Q = (ahead_QK > 0).all(axis=1) | (ahead_QK < 0).all(axis=1)
+  mean_Q, spread_Q = ahead_QK.mean(axis=1), ahead_QK.std(axis=1, ddof=1)
+  hit_Q = hits(mean_Q)
   bound_Q2 = reward_Q2K.mean(axis=2) - reward_Q2K.std(axis=2, ddof=1)
   found = {
     "count": K,
     "mean_accuracy_of_one": float(np.mean(hits(ahead_QK))),
     "std": float(np.mean(reward_Q2K.std(axis=2, ddof=1))),
+    "spread_and_size": _correlation(
+      np.abs(mean_Q), spread_Q, np.ones(len(mean_Q))
+    ),
     "accuracy_of_mean_less_std": proportion(
       hits(bound_Q2[:, 0] - bound_Q2[:, 1]), group_Q
     ),
-    "accuracy_where_they_agree": proportion(hit_Q[agree_Q], group_Q[agree_Q]),
+    "pairs_where_they_differ": int(np.sum(~agree_Q)),
   }
-  if not agree_Q.all():
-    found["accuracy_where_they_differ"] = proportion(
-      hit_Q[~agree_Q], group_Q[~agree_Q]
-    )
+  for name, its_Q in (("agree", agree_Q), ("differ", ~agree_Q)):
+    if its_Q.any():
+      key = f"accuracy_where_they_{name}"
+      found[key] = proportion(hit_Q[its_Q], group_Q[its_Q])
   return found
 
 
