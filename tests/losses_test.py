@@ -172,8 +172,9 @@ def test_bradley_terry_is_a_logistic_regression_on_differences():
   assert float(metrics["accuracy"]) == pytest.approx(hits / weight.sum())
   # Where rewards are far apart nothing overflows; no pairs are worth nothing.
   far = np.array([[-1e5, 1e5]])
-  assert float(losses.bradley_terry(far, [0.0], [1.0])[0]) == 2e5
-  assert float(losses.bradley_terry(far, [0.0], [0.0])[0]) == 0
+  one = np.ones(1)
+  assert float(losses.bradley_terry(far, 0 * one, one)[0]) == 2e5
+  assert float(losses.bradley_terry(far, 0 * one, 0 * one)[0]) == 0
 
 
 def test_dpo_by_hand():
