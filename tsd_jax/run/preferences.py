@@ -6,7 +6,6 @@ DIR/model, and DIR/measured.json beside it.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -169,10 +168,8 @@ def prepare(files: Files, say: Callable[[str], object] = print) -> Ready:
       raise UserError(
         f"{folder / name} is there already: use another --workdir"
       )
-  card, tokenizer = (
-    pretrained.read_card(files.model),
-    load_tokenizer(files.model),
-  )
+  card = pretrained.read_card(files.model)
+  tokenizer = load_tokenizer(files.model)
   found = [
     pairs_lib.read(file, tokenizer, files.limits)
     for file in (files.pairs, files.held_out)
@@ -202,6 +199,8 @@ def prepare(files: Files, say: Callable[[str], object] = print) -> Ready:
       f"{card.max_length} positions of {files.model}: set --prompt_length and "
       f"--response_length to {card.max_length} in all"
     )
+  with output_files.writing(folder):  # Better told now than after training.
+    folder.mkdir(parents=True, exist_ok=True)
   config, graphdef, params = pretrained.load(files.model)
   if tokenizer.vocab_size > config.vocab_size:
     raise UserError(
@@ -264,7 +263,7 @@ def _write(
   reward: hf.RewardHeads | None = None,
 ) -> None:
   """Writes the model, then what was measured of it."""
-  folder = pathlib.Path(paths.named(files.workdir))
+  folder = paths.named(files.workdir)
   hf.save(
     folder / MODEL,
     config,
