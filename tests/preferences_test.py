@@ -213,6 +213,17 @@ def test_impossible_settings_are_refused(settings, words):
     Fit(**settings)
 
 
+def test_impossible_arguments_are_refused_before_anything_is_read(made):
+  with pytest.raises(UserError, match="--beta=0 must be a positive number"):
+    preferences.train_dpo(made, Fit(), beta=0)
+  with pytest.raises(UserError, match="--heads=0 must be at least 1"):
+    preferences.train_reward(made, Fit(), heads=0)
+  with pytest.raises(UserError, match=r"--held_out_share=1.0 must lie in"):
+    dataclasses.replace(made, held_out_share=1.0)
+  with pytest.raises(UserError, match="--prompt_length=0 and"):
+    dataclasses.replace(made, limits=pairs_lib.Limits(0, 5))
+
+
 @pytest.mark.parametrize(
   ("module", "flags", "words"),
   [
@@ -222,11 +233,6 @@ def test_impossible_settings_are_refused(settings, words):
       "train_reward",
       ["--pairs=p", "--model=x", "--workdir=y", "--epochs=0"],
       "--epochs=0 must be at least 1",
-    ),
-    (
-      "train_dpo",
-      ["--pairs=p", "--model=x", "--workdir=y", "--beta=0"],
-      "--beta=0.0 must be a positive number",
     ),
   ],
 )

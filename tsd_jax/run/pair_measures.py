@@ -11,7 +11,7 @@ from scipy import stats
 
 LEVEL = 0.95  # Of intervals.
 BINS = 10  # Of confidences from 1/2 to 1.
-_TIMES = 2_000  # Of what is drawn again.
+_TIMES = 1_000  # Of what is drawn again.
 
 Bounds = dict[str, float]  # value, low, high.
 
