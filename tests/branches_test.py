@@ -49,6 +49,7 @@ ANSWERS = st.dictionaries(
 )
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(ANSWERS)
 def test_a_failed_step_leads_to_no_solution_and_a_solved_one_does(answers):
   nodes = tree([(tokens, *rest) for tokens, rest in answers.items()])

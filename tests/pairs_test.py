@@ -214,6 +214,7 @@ def many(tmp_path, tokenizer, prompts):
 
 
 @hypothesis.settings(
+  deadline=None,
   max_examples=30,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
