@@ -16,6 +16,7 @@ parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
+  gguf_vocabulary gguf_export
 rewards: reward algebra abstention terms channel isolation purity worker pool
   callback verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator

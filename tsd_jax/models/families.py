@@ -278,6 +278,34 @@ _GGUF_OPTIONAL = {
 }  # fmt: skip
 
 
+def to_gguf(config: ModelConfig, *, max_length: int) -> dict[str, Any]:
+  """Metadata of a GGUF file: its architecture's name, and sizes below it.
+
+  Args:
+    config: our shape.
+    max_length: positions that the model was trained on.
+
+  Raises:
+    UserError: no architecture of theirs has this shape.
+  """
+  kind = family(config)
+  sizes = {
+    theirs: getattr(config, ours) for ours, theirs in _GGUF_SIZES.items()
+  }
+  sizes |= {
+    "attention.head_count_kv": config.num_kv_heads,
+    "attention.key_length": config.head_dim,
+    "attention.value_length": config.head_dim,
+    "attention.layer_norm_rms_epsilon": config.rms_eps,
+    "context_length": max_length,
+    "rope.dimension_count": config.head_dim,
+    "rope.freq_base": float(config.rope_theta),
+    "vocab_size": config.vocab_size,
+  }
+  said = {f"{kind}.{name}": value for name, value in sizes.items()}
+  return {"general.architecture": kind} | said
+
+
 def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:
   """Reads the metadata of a GGUF file.
 

@@ -266,6 +266,7 @@ _PRE = {
   "qwen2": (tokenizer_json.QWEN2, False, False),
   "llama-bpe": (tokenizer_json.LLAMA3, False, True),
 }
+GGUF_PRE = tuple(_PRE)
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
 # Roles of tokens -> ggml's names of them, and those that a folder can name.
 _GGUF_ROLES = {
@@ -293,25 +294,9 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   ids = _gguf_roles(path, said, len(tokens))
   special = {role: tokens[i] for role, i in ids.items() if role in _WRITTEN}
   special.setdefault("pad", special["eos"])
-  pattern, digits, ignore_merges = _PRE[pre]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  backend = gguf_backend(pre, vocab, [tuple(m.split(" ", 1)) for m in merges])
   lib = _library()
-  backend = lib.Tokenizer(
-    lib.models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)},
-      merges=[tuple(merge.split(" ", 1)) for merge in merges],
-      ignore_merges=ignore_merges,
-    )
-  )
-  cut = lib.pre_tokenizers
-  steps = [cut.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
-  if pattern is not None:
-    steps.insert(0, cut.Split(lib.Regex(pattern), "isolated"))
-  if digits:
-    steps.insert(0, cut.Digits(individual_digits=True))
-  if pre == "qwen2":
-    backend.normalizer = lib.normalizers.NFC()
-  backend.pre_tokenizer = cut.Sequence(steps)
-  backend.decoder = lib.decoders.ByteLevel()
   added = {
     kind: [
       lib.AddedToken(token, special=kind == _CONTROL, normalized=False)
@@ -344,6 +329,36 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   }
   ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids]
   return TextTokenizer(backend, special, _ends(ends), template, files)
+
+
+def gguf_backend(
+  pre: str, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> Any:
+  """A `tokenizers.Tokenizer` of GPT-2's kind, without added tokens.
+
+  Args:
+    pre: llama.cpp's name of how text is cut, one of `GGUF_PRE`.
+    vocab: ids by token.
+    merges: pairs of tokens, in their order.
+  """
+  lib = _library()
+  pattern, digits, ignore_merges = _PRE[pre]
+  backend = lib.Tokenizer(
+    lib.models.BPE(
+      vocab=dict(vocab), merges=[*merges], ignore_merges=ignore_merges
+    )
+  )
+  cut = lib.pre_tokenizers
+  steps = [cut.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
+  if pattern is not None:
+    steps.insert(0, cut.Split(lib.Regex(pattern), "isolated"))
+  if digits:
+    steps.insert(0, cut.Digits(individual_digits=True))
+  if pre == "qwen2":
+    backend.normalizer = lib.normalizers.NFC()
+  backend.pre_tokenizer = cut.Sequence(steps)
+  backend.decoder = lib.decoders.ByteLevel()
+  return backend
 
 
 def _check_template(template: Any, path: pathlib.Path) -> None:
