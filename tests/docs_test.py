@@ -515,3 +515,18 @@ def test_one_version_everywhere():
   logged = (ROOT / "CHANGELOG.md").read_text()
   assert re.search(r"^version: (\S+)$", cited, re.M)[1] == tsd_jax.__version__
   assert re.search(r"^## (\S+)", logged, re.M)[1] == tsd_jax.__version__
+
+
+def test_the_changelog_has_its_order():
+  """The newest version first, and the parts of each as docs/release.md says."""
+  logged = (ROOT / "CHANGELOG.md").read_text()
+  versions, *texts = zip(
+    *re.findall(r"^## ([\d.]+)\n(.*?)(?=^## |\Z)", logged, re.M | re.S),
+    strict=True,
+  )
+  numbers = [[int(n) for n in version.split(".")] for version in versions]
+  assert len(numbers) > 1 and numbers == sorted(numbers, reverse=True)
+  known = ["Added", "Changed", "Removed", "Fixed"]
+  for text in texts[0]:
+    parts = re.findall(r"^### (.*)$", text, re.M)
+    assert parts == [part for part in known if part in parts]

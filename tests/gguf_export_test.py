@@ -3,6 +3,10 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import subprocess
+import sys
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +18,7 @@ from tests.text_tokenizer_test import CHAT, CHATML, TEXT, train, write_folder
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import (
   gguf_export,
+  gguf_vocabulary,
   names,
   pretrained,
   text_tokenizer,
@@ -24,6 +29,7 @@ from tsd_jax.models.symbols import SymbolTokenizer
 gguf = pytest.importorskip("gguf", reason="needs the extra: text")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra: text")
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Blocks of Q8_0 have 32 numbers.
 WIDE = {
   name: dataclasses.replace(
@@ -262,6 +268,29 @@ def test_tokenizers_without_a_name_are_refused(tmp_path, spoil, message):
   with pytest.raises(UserError, match=f"{message}.*--format=huggingface"):
     save(tmp_path / "m.gguf", *text_model(), tokenizer)
   assert not (tmp_path / "m.gguf").exists()
+
+
+def test_words_that_do_not_grow_letter_by_letter_are_refused():
+  symbols = SymbolTokenizer()
+  said = gguf_vocabulary.metadata(symbols, 210)
+  tokens = said["tokenizer.ggml.tokens"]
+  assert tokens[12] == "\u258112" and tokens[207:209] == ["<eos>", "[PAD208]"]
+  assert said["tokenizer.ggml.token_type"][205:209] == [3, 1, 3, 5]
+  with mock.patch.object(
+    SymbolTokenizer, "decode", lambda self, ids, **_: "ab"
+  ):
+    with pytest.raises(UserError, match="has the word 'ab', and no 'a'"):
+      gguf_vocabulary.metadata(symbols, 210)
+
+
+def test_eight_bits_are_for_gguf_files_alone():
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.export", "--workdir=x", "--output=y"]
+    + ["--dtype=q8_0"],
+    cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert "add --format=gguf" in done.stderr.strip().splitlines()[-1]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

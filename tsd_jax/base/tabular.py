@@ -246,20 +246,18 @@ def _values(
   Raises:
     UserError: naming a row and column whose value is damaged or too large.
   """
-  shares = _library().types.is_dictionary
+  most, shared = outside_files.LINE_BYTES, _library().types.is_dictionary
   with outside_files.library(file):
     batch.validate(full=True)  # Texts are UTF-8.
+  # A dictionary's texts are there once, whatever the rows are.
+  large = [c.nbytes > most and not shared(c.type) for c in batch.columns]
+  columns = [*zip(batch.schema.names, batch.columns, large, strict=True)]
   for i in range(batch.num_rows):
     values = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    for name, column, is_large in columns:
       where = f"{file}, row {before + i + 1}, column {name}"
-      # A dictionary's texts are shared, and counted with each row.
-      alone = not shares(column.type)
-      if alone and column.slice(i, 1).nbytes > outside_files.LINE_BYTES:
-        raise UserError(
-          f"{where} has more than {outside_files.LINE_BYTES:,} bytes: "
-          "shorten it"
-        )
+      if is_large and column.slice(i, 1).nbytes > most:
+        raise UserError(f"{where} has more than {most:,} bytes: shorten it")
       with outside_files.library(where):
         values[name] = column[i].as_py()
         outside_files.check_values(values[name])

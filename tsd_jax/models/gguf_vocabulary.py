@@ -1,7 +1,8 @@
 """A tokenizer in the words of GGUF metadata.
 
 A published tokenizer has to be GPT-2's kind, and cut texts in a way that
-llama.cpp has a name for. Symbols have none: of them a file keeps the ids alone.
+llama.cpp has a name for. Symbols, words between spaces, are said in the kind of
+SentencePiece: it makes `_12` of `_`, `1`, `2` by way of `_1`, a symbol as well.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from tsd_jax.models.tokenizer import Tokenizer
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 _ENDS = ("eos", "eot", "eom")  # Names of end tokens, the written one first.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # ggml's kinds.
+_SPACE = "\u2581"  # SentencePiece's.
 # What says nothing of the ids: all bytes are tokens, so that none is unknown.
 _IDLE = {"trim_offsets", "unk_token", "fuse_unk", "vocab", "merges", "dropout"}
 _REMEDY = "export a Hugging Face folder instead (--format=huggingface)"
@@ -33,7 +35,7 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     UserError: naming what GGUF files cannot say of it.
   """
   if not isinstance(tokenizer, TextTokenizer):
-    return {"tokenizer.ggml.model": "none"}
+    return _named(_symbols(tokenizer, rows))
   if isinstance(tokenizer.backend, LimitedTokenizer):
     raise _odd("has parts that llama.cpp has no name for")
   saved = _parts(tokenizer.backend)
@@ -44,10 +46,47 @@ def metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     **_tokens(tokenizer, saved["added_tokens"], rows),
     **_special(tokenizer),
   }
-  said = {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+  said = _named(found)
   if tokenizer.chat_template is not None:
     said["tokenizer.chat_template"] = tokenizer.chat_template
   return said
+
+
+def _named(found: Mapping[str, Any]) -> dict[str, Any]:
+  return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+
+
+def _symbols(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+  """Words as SentencePiece has them, each with the space before it.
+
+  Raises:
+    UserError: a word does not grow out of shorter ones, letter by letter.
+  """
+  tokens, kinds = _unused(rows)
+  for i in range(tokenizer.vocab_size):
+    word = tokenizer.decode([i], skip_special=False)
+    control = i in tokenizer.special_ids
+    tokens[i] = word if control else _SPACE + word
+    kinds[i] = _CONTROL if control else _NORMAL
+  for token, kind in zip(tokens, kinds, strict=True):
+    if kind == _NORMAL and len(token) > 2 and token[:-1] not in tokens:
+      raise _odd(f"has the word {token[1:]!r}, and no {token[1:-1]!r}")
+  return {
+    "model": "llama",
+    "tokens": tokens,
+    "token_type": kinds,
+    "scores": [0.0] * rows,
+    "eos_token_id": tokenizer.eos_id,
+    "padding_token_id": tokenizer.pad_id,
+    "add_bos_token": False,
+    "add_eos_token": False,
+    "add_space_prefix": True,
+  }
+
+
+def _unused(rows: int) -> tuple[list[str], list[int]]:
+  """Tokens and kinds of rows that have none."""
+  return [f"[PAD{i}]" for i in range(rows)], [_UNUSED] * rows
 
 
 def _parts(backend: Any) -> dict[str, Any]:
@@ -97,8 +136,7 @@ def _tokens(
     UserError: an added token takes white space, or stands for itself only
       between words.
   """
-  tokens = [f"[PAD{i}]" for i in range(rows)]
-  kinds = [_UNUSED] * rows
+  tokens, kinds = _unused(rows)
   for token, i in tokenizer.backend.get_vocab().items():
     tokens[i], kinds[i] = token, _NORMAL
   for token in added:
