@@ -33,7 +33,12 @@ setuptools.setup(
     include=["tsd_jax", "tsd_jax.*", "launch", "launch.*"]
     + ["experiments", "experiments.*"]
   ),
-  package_data={"tsd_jax": ["py.typed"]},  # Its types are for its users too.
+  package_data={
+    "tsd_jax": ["py.typed"],  # Its types are for its users too.
+    # What experiments read: the models that they start from, and problems.
+    "experiments": ["starts/*.safetensors"],
+    "experiments.recipes": ["*.jsonl", "lm_eval/*.yaml"],
+  },
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
@@ -47,6 +52,7 @@ setuptools.setup(
     "numpy",
     "optax",
     "orbax-checkpoint",
+    "pyarrow",
     "safetensors",
     "scipy",
     "tensorflow-datasets",
