@@ -32,9 +32,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="needs the extra: text")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Blocks of Q8_0 have 32 numbers.
 WIDE = {
-  name: dataclasses.replace(
-    shape, d_mlp=64, num_layers=1, head_dim=16, number_tokens=0
-  )
+  name: dataclasses.replace(shape, d_mlp=64, num_layers=1, number_tokens=0)
   for name, shape in SHAPES.items()
 }
 DTYPES = {
@@ -306,6 +304,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
   odd = dataclasses.replace(config, d_mlp=48)
   with pytest.raises(UserError, match="a row of blk.0.ffn_down.weight has 48"):
     save(tmp_path / "m.gguf", odd, params, dtype="q8_0")
+  odd = dataclasses.replace(WIDE["qwen2"], head_dim=16)
+  with pytest.raises(
+    UserError, match="a qwen2 of 4 heads of 16 .* in all, not"
+  ):
+    save(tmp_path / "m.gguf", odd, params)
   both = dataclasses.replace(config, qkv_bias=True, qk_norm=True)
   with pytest.raises(UserError, match="are no Hugging Face architecture"):
     save(tmp_path / "m.gguf", both, params)

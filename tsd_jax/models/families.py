@@ -286,9 +286,16 @@ def to_gguf(config: ModelConfig, *, max_length: int) -> dict[str, Any]:
     max_length: positions that the model was trained on.
 
   Raises:
-    UserError: no architecture of theirs has this shape.
+    UserError: no architecture of theirs, or of llama.cpp, has this shape.
   """
   kind = family(config)
+  width = config.num_heads * config.head_dim
+  if kind == "qwen2" and width != config.d_model:
+    raise UserError(
+      f"a qwen2 of {config.num_heads} heads of {config.head_dim} numbers, "
+      f"{width} in all, not model.d_model={config.d_model}, is none that "
+      "llama.cpp reads: export a Hugging Face folder (--format=huggingface)"
+    )
   sizes = {
     theirs: getattr(config, ours) for ours, theirs in _GGUF_SIZES.items()
   }
