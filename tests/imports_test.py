@@ -15,9 +15,9 @@ base: errors outside_files output_files paths types names config_values
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
-  tokenizer_json chat_template text_worker text_limits text_tokenizer
-rewards: reward algebra abstention terms channel isolation purity worker pool
-  callback verifiers.math verifiers.python_tests
+  tokenizer_json chat_template text_worker text_limits text_tokenizer phrases
+rewards: reward algebra abstention constrained terms channel isolation purity
+  worker pool callback verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout

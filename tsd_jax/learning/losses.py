@@ -125,6 +125,16 @@ def bucket_kl(
   return masked_mean(kl_X, mask_X)
 
 
+def unlikelihood(log_prob_X: Array, mask_X: Array) -> Array:
+  """-log(1 - pi) of moves that are not to be made (arXiv:1908.04319).
+
+  Its derivative by the logit of a move is pi: at most 1, and nothing where the
+  move is as good as forgotten.
+  """
+  log_prob_X = jnp.minimum(log_prob_X, -1e-6)
+  return -masked_mean(jnp.log1p(-jnp.exp(log_prob_X)), mask_X)
+
+
 def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:
   """Exact KL(pi || pi_ref) over the vocabulary, in nats, of every token."""
   return jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)

@@ -212,7 +212,7 @@ class Experiment:
       return task
     if not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return rewarded(task, reward.bind(task.reward))
+    return rewarded(task, reward.bind(task.reward, task.tokenizer))
 
   def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""
