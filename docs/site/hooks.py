@@ -2,8 +2,8 @@
 
 The pages are those that GitHub shows: nothing is copied. Those outside `docs/`
 join the site here, and their links follow them. The API page is made from the
-public names, formulas become MathML, and a build in which a link leads nowhere or
-a page reads anything from another host fails.
+public names, formulas become MathML, and a build in which a link leads nowhere
+or a page reads anything from another host fails.
 """
 
 import ast
@@ -15,7 +15,7 @@ import sys
 
 from latex2mathml import converter
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, InclusionLevel
+from mkdocs.structure.files import File
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import links  # noqa: E402  (a module beside this one)

@@ -25,6 +25,7 @@ class Page(HTMLParser):
     self.links: list[tuple[bool, str]] = []  # (whether it is loaded, where).
 
   def handle_starttag(self, tag, attrs):
+    """Notes where it leads, and what may lead to it."""
     given = dict(attrs)
     self.anchors |= {v for k, v in attrs if k in ("id", "name") and v}
     for key in ("href", "src", "srcset"):
