@@ -31,7 +31,7 @@ PAGES = [
   *(
     ROOT / f"{n}.md" for n in "README WORKSPACE CONTRIBUTING CHANGELOG".split()
   ),
-  *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "docs").rglob("*.md")),
   ROOT / "launch" / "README.md",
   ROOT / "experiments" / "README.md",
   ROOT / "tsd_jax" / "models" / "README.md",
@@ -498,8 +498,9 @@ def test_the_readme_is_short():
 
 def test_every_page_of_the_folder_is_in_its_index():
   index = (ROOT / "docs" / "README.md").read_text()
-  for page in (ROOT / "docs").glob("*.md"):
-    assert page.name == "README.md" or f"({page.name})" in index, page.name
+  for page in (ROOT / "docs").rglob("*.md"):
+    name = page.relative_to(ROOT / "docs").as_posix()
+    assert name == "README.md" or f"({name})" in index, name
 
 
 def test_the_map_quotes_the_order_of_imports():

@@ -34,8 +34,12 @@ JOINED = {
   "experiments/results/NOTES.md": "notes.md",
   "tsd_jax/models/README.md": "text.md",
 }
-# The index of docs/ is the site's own navigation.
-MOVED = {**JOINED, "docs/README.md": "index.md"}
+# What stands for other files: the navigation for the index of docs/.
+MOVED = {
+  **JOINED,
+  "docs/README.md": "index.md",
+  "tsd_jax/__init__.py": "api.md",
+}
 _SOURCE = {page: source for source, page in JOINED.items()}
 
 
