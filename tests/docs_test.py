@@ -208,7 +208,7 @@ _SCRIPT = re.compile(rf"bash ([\w./-]+\.sh)((?:\s+{_FLAG})*)")
 _OVERRIDE = re.compile(rf"--config\.[\w.]+{_VALUE}")
 # `FILE`, `DIR`, `EXPERIMENT.py`: what a reader puts something in place of.
 _PLACEHOLDER = re.compile(r"[A-Z]{2,}(\.\w+)?")
-_OUTSIDE = ("pip", "pytest", "ruff")  # `python -m pip`.
+_OUTSIDE = ("mkdocs", "pip", "pytest", "ruff")  # `python -m pip`.
 
 
 def is_open(name: str) -> bool:

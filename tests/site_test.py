@@ -91,9 +91,23 @@ def test_a_file_that_is_not_there_is_left_for_mkdocs_to_refuse(shown):
   assert shown("[a](docs/none.md)", "index.md") == "[a](none.md)"
 
 
+def test_a_link_that_says_a_pages_file_says_its_heading(shown):
+  assert shown("[docs/cpu.md](docs/cpu.md#memory)", "index.md") == (
+    "[docs/cpu.md](cpu.md#memory)"
+  )
+  assert shown("[docs/knobs.md](docs/knobs.md)", "index.md") == (
+    "[The knobs of the recipe, and what they did](knobs.md)"
+  )
+
+
 def test_what_is_fenced_stays_as_it_is(shown):
   text = "```text\n[a](CITATION.cff) <!-- b -->\n```\n"
   assert shown(text, "index.md") == text
+
+
+def test_a_block_that_is_a_file_says_its_name(shown):
+  text = "<!-- file: a.py -->\n<!-- fixture: text -->\n```python\nx = 1\n```\n"
+  assert shown(text, "index.md") == '```python title="a.py"\nx = 1\n```\n'
 
 
 def test_a_picture_of_two_themes_is_two_pictures(shown):
@@ -104,6 +118,11 @@ def test_a_picture_of_two_themes_is_two_pictures(shown):
     f"images/curves-{theme}.svg#only-{theme}" for theme in ("light", "dark")
   ]
   assert "<picture>" not in page and "<!--" not in page
+
+
+def test_a_list_in_a_list_is_nested_as_python_markdown_wants_it(shown):
+  text = "1. one\n   - two\n     goes on\n- three\n"
+  assert shown(text, "index.md") == text.replace("   - two", "    - two")
 
 
 def test_every_page_is_in_the_navigation(hooks):

@@ -73,8 +73,12 @@ def api_page() -> str:
 
 # --- Text ---------------------------------------------------------------------
 
+_FILE = re.compile(
+  r"<!-- file: (\S+) -->\n(?:<!--.*-->\n)*```python$", re.MULTILINE
+)
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+_NESTED = re.compile(r"^ {2,3}(?=[-*] |\d+\. )", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 _PICTURE = re.compile(
   r"<picture>\s*<source[^>]*srcset=\"(?P<dark>[^\"]+)\">\s*"
@@ -82,19 +86,32 @@ _PICTURE = re.compile(
 )
 
 
+def title(page: pathlib.Path) -> str:
+  """The first heading of a page."""
+  return re.search(r"^# (.*)$", page.read_text(), re.MULTILINE)[1]
+
+
 def on_page_markdown(markdown, page, config, files):
-  """Links from where the page stands in the site; pictures of two themes."""
+  """A page of GitHub as one of the site.
+
+  Links lead from where the page is in the site. A picture of two themes follows
+  the site's own switch. A block that is a file says its name. Python-Markdown
+  nests lists by four spaces.
+  """
   del files
   here = page.file.src_uri
   source = _SOURCE.get(here, f"docs/{here}")
   sources = config.extra["sources"].rstrip("/")
+
+  def in_repository(path: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
 
   def target(link: str) -> str | None:
     """A link of the repository as one of the site; None where it has none."""
     path, sharp, anchor = link.partition("#")
     if not path or re.match(r"\w+:", link):
       return link
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    path = in_repository(path)
     if path in MOVED:
       path = MOVED[path]
     elif path.startswith("docs/"):
@@ -105,8 +122,11 @@ def on_page_markdown(markdown, page, config, files):
     return path + sharp + anchor
 
   def link(found: re.Match) -> str:
-    place = target(found[2])
-    return found[1] if place is None else f"[{found[1]}]({place})"
+    words, place = found[1], target(found[2])
+    named = ROOT / in_repository(found[2])
+    if re.fullmatch(r"[\w./]+\.md", words) and named.is_file():
+      words = title(named)  # A page has no file's name in the site.
+    return words if place is None else f"[{words}]({place})"
 
   def picture(found: re.Match) -> str:
     return "\n".join(
@@ -114,9 +134,10 @@ def on_page_markdown(markdown, page, config, files):
       for theme in ("light", "dark")
     )
 
+  markdown = _FILE.sub(r'```python title="\1"', markdown)
   parts = _FENCE.split(markdown)
   for i in range(0, len(parts), 2):  # The others are fenced.
-    parts[i] = _COMMENT.sub("", parts[i])
+    parts[i] = _NESTED.sub("    ", _COMMENT.sub("", parts[i]))
     parts[i] = _PICTURE.sub(picture, _LINK.sub(link, parts[i]))
   return "".join(parts)
 
