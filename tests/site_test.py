@@ -92,11 +92,11 @@ def test_a_file_that_is_not_there_is_left_for_mkdocs_to_refuse(shown):
 
 
 def test_a_link_that_says_a_pages_file_says_its_heading(shown):
-  assert shown("[docs/cpu.md](docs/cpu.md#memory)", "index.md") == (
-    "[docs/cpu.md](cpu.md#memory)"
+  assert shown("[docs/speed.md](docs/speed.md#sampling)", "index.md") == (
+    "[Speed](speed.md#sampling)"
   )
-  assert shown("[docs/knobs.md](docs/knobs.md)", "index.md") == (
-    "[The knobs of the recipe, and what they did](knobs.md)"
+  assert shown("[NOTES.md](results/NOTES.md)", "experiments.md") == (
+    "[Ideas tried for search and learning](notes.md)"
   )
 
 

@@ -88,7 +88,8 @@ _PICTURE = re.compile(
 
 def title(page: pathlib.Path) -> str:
   """The first heading of a page."""
-  return re.search(r"^# (.*)$", page.read_text(), re.MULTILINE)[1]
+  headings = re.findall(r"^# (.*)$", page.read_text(), re.MULTILINE)
+  return headings[0]
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -123,7 +124,7 @@ def on_page_markdown(markdown, page, config, files):
 
   def link(found: re.Match) -> str:
     words, place = found[1], target(found[2])
-    named = ROOT / in_repository(found[2])
+    named = ROOT / in_repository(found[2].partition("#")[0])
     if re.fullmatch(r"[\w./]+\.md", words) and named.is_file():
       words = title(named)  # A page has no file's name in the site.
     return words if place is None else f"[{words}]({place})"

@@ -29,9 +29,9 @@ class Page(HTMLParser):
     given = dict(attrs)
     self.anchors |= {v for k, v in attrs if k in ("id", "name") and v}
     for key in ("href", "src", "srcset"):
-      if given.get(key):
+      if link := given.get(key):
         loaded = (tag, key) in _LOADED and given.get("rel") != "canonical"
-        self.links.append((loaded, given[key]))
+        self.links.append((loaded, link))
 
 
 def read(file: pathlib.Path) -> Page:

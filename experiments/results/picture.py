@@ -13,6 +13,7 @@ from typing import NamedTuple
 from experiments import countdown
 from experiments.results.figure import IMAGES
 from tsd_jax.base import config as config_lib
+from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.run.experiment import Experiment
 
 WIDTH, HEIGHT = 520, 556
@@ -94,6 +95,7 @@ def _left(experiment: Experiment, colours: Theme) -> list[str]:
 def _right(experiment: Experiment, colours: Theme) -> list[str]:
   """Prompts, samples, advantages."""
   rollout = experiment.rollout
+  assert isinstance(rollout, RolloutConfig)
   return [
     _arrow(colours, "M247 200H262V99H273"),
     *_box(
