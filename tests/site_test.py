@@ -39,7 +39,8 @@ links = load("links")
 def hooks():
   yield load("hooks")
   sys.path.remove(str(FOLDER))
-  sys.modules.pop("links", None)
+  for name in ("api_page", "links"):
+    sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -98,6 +99,9 @@ def test_a_link_that_says_a_pages_file_says_its_heading(shown):
   assert shown("[NOTES.md](results/NOTES.md)", "experiments.md") == (
     "[Ideas tried for search and learning](notes.md)"
   )
+  assert shown("[RESULTS.md](../experiments/RESULTS.md)", "results.md") == (
+    "[the tables](tables.md)"
+  )
 
 
 def test_what_is_fenced_stays_as_it_is(shown):
@@ -134,10 +138,26 @@ def test_every_page_is_in_the_navigation(hooks):
 
 
 def test_the_api_is_that_of_the_package(hooks):
-  found = re.findall(r"^::: ([\w.]+)\.(\w+)$", hooks.api_page(), re.MULTILINE)
+  page = hooks.api_page.page()
+  found = re.findall(r"^::: ([\w.]+)\.(\w+)$", page, re.MULTILINE)
   assert {name for _, name in found} == set(api.__all__)
   for module, name in found:
     assert getattr(api, name).__module__ == module
+
+
+def test_a_config_has_a_table_of_its_fields(hooks):
+  rows = hooks.api_page.fields(api.EvalConfig).splitlines()[2:]
+  assert rows[0] == (
+    "| `every` | an integer | `10` | Iterations; 0: at the start and the end "
+    "only. |"
+  )
+  assert rows[1].startswith("| `modes` | a text | `greedy,mean@16` |")
+  assert len(rows) == 4
+  assert "| `task` | TaskConfig | required |" in hooks.api_page.fields(
+    api.Experiment
+  )
+  # A class whose docstring has its attributes needs none.
+  assert hooks.api_page.fields(api.Model) == ""
 
 
 # --- Formulas -----------------------------------------------------------------
