@@ -22,7 +22,7 @@ tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
 search: node moves kv_pool transpositions rules best_first config champions
-  metrics search view view_html
+  metrics search view explorer
 learning: losses advantages loss_terms config methods memory update iteration
   supervised
 run: checks directory reward_params checkpoint experiment costs curves
