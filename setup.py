@@ -33,7 +33,8 @@ setuptools.setup(
     include=["tsd_jax", "tsd_jax.*", "launch", "launch.*"]
     + ["experiments", "experiments.*"]
   ),
-  package_data={"tsd_jax": ["py.typed"]},  # Its types are for its users too.
+  # Its types are for its users too; the page shows trees.
+  package_data={"tsd_jax": ["py.typed", "search/explorer.html"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
@@ -61,6 +62,8 @@ setuptools.setup(
     # The pin matters: 2.13.0 has a CPU wheel, later ones may pull 3 GB of CUDA.
     # accelerate: transformers reads GGUF files with it.
     "interop": _TEXT + ["accelerate", "torch==2.13.0", "transformers"],
+    # Drives the system's Chromium: the page that shows trees, in its test.
+    "browser": ["playwright"],
     "notebook": ["ipykernel", "nbclient", "nbformat"],
     "text": _TEXT,
     "tpu": ["jax[tpu]"],

@@ -31,7 +31,11 @@ _skip = pytest.importorskip
 def importorskip(name: str, *args, **options):
   """As pytest's; what launch/test.sh has installed must be there."""
   extras = os.environ.get("TSD_JAX_INSTALLED", "").split(",")
-  promised = {"libtpu": "tpu", "reasoning_gym": None}.get(name, "test")
+  promised = {
+    "libtpu": "tpu",
+    "playwright.sync_api": "browser",
+    "reasoning_gym": None,
+  }.get(name, "test")
   if promised in extras:
     return importlib.import_module(name)
   return _skip(name, *args, **options)

@@ -26,7 +26,7 @@ search: node moves kv_pool transpositions rules best_first config champions
 learning: losses advantages loss_terms config methods memory update iteration
   supervised
 run: checks directory reward_params checkpoint experiment costs curves
-  evaluation samples report state load train
+  evaluation samples report state load inspection train
 comparison: intervals statistics counts columns entrants tuning config jobs
   judge
 planning: hlo roofline aot

@@ -101,7 +101,10 @@ def grown(count: int, seed: int) -> dict[str, Any]:
     "champion": max(answered, key=lambda n: n["answer"]["reward"])["id"],
     "nodes": nodes,
     "simulations": [
-      {"node": n, "outcome": 0.0 if x["answer"] is None else x["answer"]["reward"]}
+      {
+        "node": n,
+        "outcome": 0.0 if x["answer"] is None else x["answer"]["reward"],
+      }
       for n, x in enumerate(nodes)
       if n
     ],
@@ -216,7 +219,9 @@ def main(overrides: dict[str, str]) -> None:
     file = pathlib.Path(_OUTPUT.value or pathlib.Path(folder) / "tree.html")
     explorer.save(file, [grown(_NODES.value, _SEED.value)])
     with sync_playwright() as driver:
-      browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+      browser = driver.chromium.launch(
+        executable_path=path, args=["--no-sandbox"]
+      )
       page = browser.new_page(viewport={"width": 1440, "height": 900})
       page.goto(file.resolve().as_uri())
       page.wait_for_selector(".node")

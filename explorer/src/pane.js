@@ -17,7 +17,8 @@ export class Pane {
   // `on` is told of: select(node, pane), key(name), changed(pane).
   constructor(tree, index, on) {
     Object.assign(this, { tree, index, on, found: new Set(), untaken: false });
-    this.items = new Map();
+    this.items = new Map(); // Elements by what they show.
+    this.stale = new Set(); // Of which some are to be made anew.
     this.selected = tree.root;
     this.canvas = make("canvas", { "aria-hidden": "true" });
     this.world = make("div", { class: "world", role: "presentation" });
@@ -146,7 +147,7 @@ export class Pane {
     });
     this.world.style.transform = `translate(${x}px, ${y}px) scale(${k})`;
     this.world.classList.toggle("far", far);
-    if (this.fresh || !this.covered || !this.isCovered()) this.fill(far);
+    if (this.fresh || this.stale.size || !this.isCovered()) this.fill(far);
   }
 
   inView(margin) {
@@ -162,9 +163,9 @@ export class Pane {
   // Whether all that is in view has elements already.
   isCovered() {
     const now = this.inView(0);
-    const { box, far } = this.covered;
+    const { box, far } = this.covered ?? {};
     return (
-      far === this.at.k < FAR && box.left <= now.left && box.top <= now.top &&
+      box && far === this.at.k < FAR && box.left <= now.left && box.top <= now.top &&
       box.right >= now.right && box.bottom >= now.bottom
     );
   }
@@ -184,16 +185,14 @@ export class Pane {
       }
     }
     for (const [id, element] of this.items) {
-      if (wanted.has(id) && !this.fresh) continue;
-      if (!wanted.has(id)) {
-        element.remove();
-        this.items.delete(id);
-      }
+      if (wanted.has(id)) continue;
+      element.remove();
+      this.items.delete(id);
     }
     const added = document.createDocumentFragment();
     for (const [id, build] of wanted) {
       const old = this.items.get(id);
-      if (old && !this.fresh) continue;
+      if (old && !this.fresh && !this.stale.has(id)) continue;
       const element = build();
       this.items.set(id, element);
       if (!old) added.append(element);
@@ -205,6 +204,7 @@ export class Pane {
     this.world.append(added);
     this.covered = { box, far };
     this.fresh = false;
+    this.stale.clear();
   }
 
   // A node as an element.
@@ -284,8 +284,8 @@ export class Pane {
     const closed = wayTo(node).slice(0, -1).filter((above) => above.closed);
     for (const above of closed) above.closed = false;
     if (closed.length) this.place();
+    this.stale.add(this.selected.id).add(node.id);
     this.selected = node;
-    this.fresh = true;
     if (move) this.show(node, center);
     this.draw();
     if (focus) this.items.get(node.id)?.focus({ preventScroll: true });

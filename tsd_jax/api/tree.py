@@ -122,21 +122,26 @@ class Tree:
     Raises:
       UserError: it cannot be written.
     """
-    return explorer.save(file, [self._data()])
+    return explorer.save(file, [self.data()])
 
-  def _data(self) -> dict[str, Any]:
+  def data(self, name: str = "tree") -> dict[str, Any]:
+    """The tree as its page has it, fit for JSON.
+
+    Args:
+      name: what it is called beside others.
+    """
     return explorer.tree_data(
       self.arrays,
       0,
       self.tokenizer,
-      name="tree",
+      name=name,
       prompt=self.prompt,
       facts={"tokens read": f"{self.tokens:,}"},
     )
 
   def _repr_html_(self) -> str:
     """The tree as notebooks show it."""
-    return explorer.frame([self._data()], self.text())
+    return explorer.frame([self.data()], self.text())
 
 
 def search(

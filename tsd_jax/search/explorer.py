@@ -77,8 +77,7 @@ def _node(
     "id": n,
     "parent": None if parent is None else parent.index,
     "children": node.children,
-    "tokens": pieces(tokenizer, before, node.path)
-    + [view.END] * node.finished,
+    "tokens": pieces(tokenizer, before, node.path) + [view.END] * node.finished,
     "log_prob": _number(node.log_prob),
     "prior": None,
     "visits": node.visits,
@@ -122,9 +121,9 @@ def _moves(
 ) -> Iterator[dict[str, Any]]:
   """Moves that a node offers and that no child of it stands for.
 
-  Their state is: open, not tried; merged, for another node has been there; ends,
-  for the answer that ends here is the node's own; undrawn, a step that would be
-  drawn when it is tried.
+  Their state is `open` where nobody tried one, `merged` where another node has
+  been, `ends` where the answer that ends here is the node's own, and `undrawn`
+  of a step that would be drawn when it is tried.
   """
   arrays, path = one.embeddings, nodes[n].path
   if arrays.finished[n] or arrays.cut_off[n]:
@@ -178,10 +177,14 @@ def _simulations(
     if n >= len(one.node_visits) or not one.node_visits[n]:
       yield None
       continue
-    edge = one.parents[n], one.action_from_parent[n]
-    outcome = one.children_rewards[edge]
-    outcome += one.children_discounts[edge] * one.raw_values[n]
-    yield {"node": _shown(one, nodes, n), "outcome": _number(outcome)}
+    node, at, outcome = _shown(one, nodes, n), n, float(one.raw_values[n])
+    # As the nodes above the one that is shown see it.
+    while at and nodes[node].parent != at:
+      edge = one.parents[at], one.action_from_parent[at]
+      outcome *= one.children_discounts[edge]
+      outcome += one.children_rewards[edge]
+      at = int(one.parents[at])
+    yield {"node": node, "outcome": _number(outcome)}
 
 
 def _shown(one: Any, nodes: Mapping[int, TreeNode], n: int) -> int:
@@ -213,6 +216,22 @@ def _number(x: Any) -> float | None:
   if value is None or not math.isfinite(value):
     return None
   return float(f"{value:.6g}")
+
+
+def summary(data: Mapping[str, Any]) -> str:
+  """What `tree_data` gave, in a line."""
+  champion = next(
+    (n["answer"] for n in data["nodes"] if n["id"] == data["champion"]), None
+  )
+  found = "no finished answer"
+  if champion is not None:
+    found = (
+      f"reward {champion['reward']:.2f} by {champion['text'] or '(empty)'}"
+    )
+  return (
+    f"{data['name']}: {len(data['simulations'])} simulations, "
+    f"{len(data['nodes'])} nodes, {found}"
+  )
 
 
 def page(trees: Sequence[Mapping[str, Any]]) -> str:
