@@ -6,7 +6,10 @@ import re
 import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "constraints"
-EXTRAS = ("cuda12", "interop", "notebook", "test", "text", "tpu", "verify")
+EXTRAS = (
+  *("browser", "cuda12", "interop", "notebook", "test", "text"),
+  *("tpu", "verify"),
+)
 
 
 def name_of(package):

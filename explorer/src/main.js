@@ -23,7 +23,7 @@ function tell(text) {
   find("live").textContent = text;
 }
 
-function selected(node, pane) {
+function selected(node, pane, move) {
   if (quiet) return;
   active = pane;
   for (const one of panes) one.element.classList.toggle("active", one === pane);
@@ -34,15 +34,15 @@ function selected(node, pane) {
   if (location.protocol !== "about:") {
     history.replaceState(null, "", address(pane, node));
   }
-  follow(node, pane);
+  follow(node, pane, move);
 }
 
 // The same prefix in the other trees.
-function follow(node, pane) {
+function follow(node, pane, move) {
   quiet = true;
   for (const other of panes) {
     const same = other.tree.byKey.get(node.key);
-    if (other !== pane && same?.now.made) other.select(same, { focus: false });
+    if (other !== pane && same?.now.made) other.select(same, { focus: false, move });
   }
   quiet = false;
 }

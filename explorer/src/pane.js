@@ -9,6 +9,7 @@ import { band, paint, palette } from "./paint.js";
 import { wayTo } from "./model.js";
 
 const FAR = 0.42; // Below this scale nobody can read.
+const LEAST = 0.45; // Scale at which a tree is shown whole at first.
 const MARGIN = 240; // Pixels around the view in which nodes are there already.
 const MANY = 300; // Nodes of a tree of which only the champion's path is open.
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -18,7 +19,6 @@ export class Pane {
   constructor(tree, index, on) {
     Object.assign(this, { tree, index, on, found: new Set(), untaken: false });
     this.items = new Map(); // Elements by what they show.
-    this.stale = new Set(); // Of which some are to be made anew.
     this.selected = tree.root;
     this.canvas = make("canvas", { "aria-hidden": "true" });
     this.world = make("div", { class: "world", role: "presentation" });
@@ -147,7 +147,7 @@ export class Pane {
     });
     this.world.style.transform = `translate(${x}px, ${y}px) scale(${k})`;
     this.world.classList.toggle("far", far);
-    if (this.fresh || this.stale.size || !this.isCovered()) this.fill(far);
+    if (this.fresh || !this.isCovered()) this.fill(far);
   }
 
   inView(margin) {
@@ -192,7 +192,7 @@ export class Pane {
     const added = document.createDocumentFragment();
     for (const [id, build] of wanted) {
       const old = this.items.get(id);
-      if (old && !this.fresh && !this.stale.has(id)) continue;
+      if (old && !this.fresh) continue;
       const element = build();
       this.items.set(id, element);
       if (!old) added.append(element);
@@ -204,7 +204,16 @@ export class Pane {
     this.world.append(added);
     this.covered = { box, far };
     this.fresh = false;
-    this.stale.clear();
+  }
+
+  // What of an element changes with the selection; a double click needs the
+  // element to stay.
+  mark(element, node) {
+    if (!element) return;
+    const chosen = node === this.selected;
+    element.classList.toggle("selected", chosen);
+    element.setAttribute("aria-selected", String(chosen));
+    element.tabIndex = chosen ? 0 : -1;
   }
 
   // A node as an element.
@@ -214,7 +223,6 @@ export class Pane {
     if (now.answer) kinds.push("answered", `reward-${band(now.answer.reward)}`);
     if (this.way.has(node)) kinds.push("way");
     if (node === this.tree.best) kinds.push("champion");
-    if (node === this.selected) kinds.push("selected");
     if (this.found.has(node)) kinds.push("found");
     if (node.id === this.tree.step && this.tree.step < this.tree.simulations.length) {
       kinds.push("newest");
@@ -229,11 +237,9 @@ export class Pane {
         role: "treeitem",
         id: `t${this.index}n${node.id}`,
         "data-id": node.id,
-        tabindex: node === this.selected ? 0 : -1,
         "aria-level": node.level + 1,
         "aria-setsize": siblings.length,
         "aria-posinset": siblings.indexOf(node) + 1,
-        "aria-selected": String(node === this.selected),
         "aria-expanded": made.length ? String(!node.closed) : null,
         "aria-label": this.say(node),
       },
@@ -241,6 +247,7 @@ export class Pane {
       make("div", { class: "stats", "aria-hidden": "true" }, stats(node).map(([name, text]) => make("span", {}, make("i", {}, name), text))),
       make("div", { class: "value", "aria-hidden": "true" }),
     );
+    this.mark(element, node);
     element.style.left = `${node.x}px`;
     element.style.top = `${node.y}px`;
     element.style.width = `${node.w}px`;
@@ -284,12 +291,14 @@ export class Pane {
     const closed = wayTo(node).slice(0, -1).filter((above) => above.closed);
     for (const above of closed) above.closed = false;
     if (closed.length) this.place();
-    this.stale.add(this.selected.id).add(node.id);
+    const old = this.selected;
     this.selected = node;
+    if (!this.items.has(node.id)) this.fresh = true;
     if (move) this.show(node, center);
     this.draw();
+    for (const one of [old, node]) this.mark(this.items.get(one.id), one);
     if (focus) this.items.get(node.id)?.focus({ preventScroll: true });
-    this.on.select(node, this);
+    this.on.select(node, this, move);
   }
 
   toggle(node) {
@@ -332,7 +341,7 @@ export class Pane {
     if (!this.size) return;
     const { width, height } = this.extent;
     const scale = Math.min(1, (this.size.width - 48) / width, (this.size.height - 48) / height);
-    const k = Math.max(scale, this.size.width < 500 ? 0.75 : 0.5);
+    const k = scale >= LEAST ? scale : 0.75;
     const top = Math.max(24, (this.size.height - k * height) / 2);
     this.zoom.transform(this.stage, zoomIdentity.translate(24, top).scale(k));
   }
