@@ -10,6 +10,7 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,35 +147,40 @@ def test_children_and_moves_are_all_that_was_offered(tree):
   assert "open" in states or "undrawn" in states
 
 
+def set_aside(tokens):
+  """Tokens without those that the task pads with, which are nothing to it."""
+  return [token for token in tokens if token != str(search_test.PAD)]
+
+
 def test_a_merged_move_leads_to_a_node_of_the_same_tokens():
   tree, count = searched("transpositions"), 0
   for row in rows(tree):
     data = data_of(tree, row)
     nodes = {node["id"]: node for node in data["nodes"]}
-    closed_NA = tree.embeddings.state_key_A[row]
 
     def bag(n, nodes=nodes):
       tokens = []
       while n is not None:
         tokens += nodes[n]["tokens"]
         n = nodes[n]["parent"]
-      return sorted(tokens)
+      return sorted(set_aside(tokens))
 
     for n, node in nodes.items():
       for move in node["moves"]:
         if move["state"] == "merged":
           count += 1
-          assert sorted([*bag(n), *move["tokens"]]) == bag(move["to"])
+          there = sorted([*bag(n), *set_aside(move["tokens"])])
+          assert there == bag(move["to"])
         else:
           assert move["to"] is None
-    assert closed_NA.shape[0] >= len(nodes)
   assert count > 20
 
 
 def test_answers_add_up_to_the_success_probability(tree):
-  best = champions_lib.champions(tree, 1)
+  on_device = jax.tree.map(jnp.asarray, tree)
+  best = champions_lib.champions(on_device, 1)
   for by_reward in (False, True):
-    prob_B = champions_lib.success_prob(tree, by_reward=by_reward)
+    prob_B = champions_lib.success_prob(on_device, by_reward=by_reward)
     for row in rows(tree):
       data = data_of(tree, row, by_reward=by_reward)
       found = [n["answer"] for n in data["nodes"] if n["answer"]]
@@ -211,7 +217,7 @@ class Elements(html.parser.HTMLParser):
       self.scripts.append("")
 
   def handle_data(self, data):
-    if self.tags[-1][0] == "script":
+    if self.tags and self.tags[-1][0] == "script":
       self.scripts[-1] += data
 
 
