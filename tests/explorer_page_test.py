@@ -66,7 +66,7 @@ def node(n, parent, text, log_prob, children=(), answer=None, moves=(), **more):
     "visits": 1, "value": 0.0, "first_value": 0.0, "flags": [],
     "moves": list(moves),
     "answer": answer and {
-      "text": answer[0], "rest": None, "reward": answer[1],
+      "text": answer[0], "ends": True, "rest": "", "reward": answer[1],
       "correct": answer[1] == 1, "log_prob": answer[2],
     },
   } | more  # fmt: skip

@@ -187,7 +187,7 @@ def test_answers_add_up_to_the_success_probability(tree):
       total = sum(
         math.exp(a["log_prob"]) * (a["reward"] if by_reward else a["correct"])
         for a in found
-        if a["rest"] is None
+        if a["ends"]
       )
       assert total == pytest.approx(float(prob_B[row]), abs=1e-5)
       assert (data["champion"] is None) == (not best.valid_BM[row, 0])
@@ -209,15 +209,19 @@ class Elements(html.parser.HTMLParser):
 
   def __init__(self):
     super().__init__(convert_charrefs=False)
-    self.tags, self.scripts = [], []
+    self.tags, self.scripts, self.inside = [], [], False
 
   def handle_starttag(self, tag, attributes):
     self.tags.append((tag, tuple(attributes)))
-    if tag == "script":
+    self.inside = tag == "script"
+    if self.inside:
       self.scripts.append("")
 
+  def handle_endtag(self, tag):
+    self.inside = False
+
   def handle_data(self, data):
-    if self.tags and self.tags[-1][0] == "script":
+    if self.inside:
       self.scripts[-1] += data
 
 

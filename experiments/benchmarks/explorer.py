@@ -82,7 +82,8 @@ def grown(count: int, seed: int) -> dict[str, Any]:
     if rng.random() < 0.3:
       nodes[n]["answer"] = {
         "text": " ".join(words),
-        "rest": None,
+        "ends": True,
+        "rest": "",
         "reward": round(float(rng.beta(1, 2)), 3),
         "correct": bool(rng.random() < 0.05),
         "log_prob": scores[n] - 3,

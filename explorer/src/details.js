@@ -1,7 +1,7 @@
 // What is known of the selected node, beside the tree.
 
 import { find, make, number, spoken, token } from "./dom.js";
-import { FLAGS } from "./pane.js";
+import { flag } from "./flags.js";
 import { band } from "./paint.js";
 import { success, wayTo } from "./model.js";
 
@@ -12,12 +12,6 @@ const STATES = {
   merged: "merged",
   undrawn: "not drawn",
 };
-const MEANING = {
-  cut_off: "cut off: no room is left, and there is no answer",
-  unsafe: "marked unsafe",
-  pruned: "its branch was pruned",
-};
-
 export function link(pane, node, ...children) {
   return make("a", { href: address(pane, node) }, children);
 }
@@ -50,8 +44,7 @@ export function describe(pane, node) {
   const parts = [
     make("h2", {}, node.parent ? `Node ${node.id}` : "Prompt", make("small", {}, tree.name)),
     node.parent ? path(pane, node) : make("p", { class: "path" }, tree.prompt),
-    ...node.flags.map((flag) =>
-      make("p", { class: "flag" }, `${FLAGS[flag] ?? ""} ${MEANING[flag] ?? flag}`)),
+    ...node.flags.map((name) => make("p", { class: "flag" }, `${flag(name).sign} ${flag(name).text}`)),
     table([
       ["visits", `${now.visits}`],
       ["prior", node.parent ? number(Math.exp(node.log_prob)) : null],
@@ -85,7 +78,7 @@ function answer(found, champion) {
     make("h3", {}, champion ? "★ Champion" : "Answer found here"),
     make("pre", {}, lines || "(empty)"),
     make("p", {}, `reward ${number(found.reward)}, ${correct}, log-probability ${number(found.log_prob)}`),
-    found.rest === null ? null : make("p", {}, `sampled beyond this node: ${found.rest}`),
+    found.ends ? null : make("p", {}, `sampled beyond this node: ${found.rest || "the end"}`),
   );
 }
 

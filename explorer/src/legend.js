@@ -1,5 +1,6 @@
 // What signs, numbers and keys mean.
 
+import { FLAGS } from "./flags.js";
 import { make } from "./dom.js";
 
 const SIGNS = [
@@ -8,7 +9,7 @@ const SIGNS = [
   ["p", "prior: the model’s probability of the step, given what is before"],
   ["v", "value: mean outcome of the visits, the thin line below a node"],
   ["⇄", "moves in another order that lead to the same state; they are merged"],
-  ["✂", "cut off: no room is left, and no answer"],
+  ...[...FLAGS.values()].map(({ sign, text }) => [sign, text]),
   ["┄", "a move that was not taken (M), of probability .01 or more; all are in the panel"],
   ["␣ ⏎ ⇥", "space, new line, tab, where they would be overlooked"],
   ["■", "the end of a response"],

@@ -4,9 +4,10 @@ import { address, describe } from "./details.js";
 import { find, make, number, spoken } from "./dom.js";
 import { legend } from "./legend.js";
 import { goTo, read, search } from "./model.js";
-import { Pane, still } from "./pane.js";
+import { Pane } from "./pane.js";
 
 const LONGEST = 20000; // Milliseconds of a replay.
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 const { trees } = JSON.parse(find("data").textContent);
 const on = { select: selected, key: shortcut };

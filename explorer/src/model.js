@@ -95,7 +95,7 @@ function sumUp(tree, node, last) {
   now.below = 0;
   now.solved = 0;
   now.best = now.answer ? now.answer.reward : null;
-  if (now.answer && now.answer.rest === null) {
+  if (now.answer?.ends) {
     const counts = tree.by_reward ? answer.reward : Number(answer.correct);
     now.solved = counts * Math.exp(answer.log_prob);
   }

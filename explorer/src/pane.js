@@ -3,6 +3,7 @@
 
 import { select } from "d3-selection";
 import { zoom, zoomIdentity } from "d3-zoom";
+import { flag } from "./flags.js";
 import { make, number, short, spoken, token } from "./dom.js";
 import { NODE, PILL, fonts, measure, place } from "./layout.js";
 import { band, paint, palette } from "./paint.js";
@@ -12,10 +13,9 @@ const FAR = 0.42; // Below this scale nobody can read.
 const LEAST = 0.45; // Scale at which a tree is shown whole at first.
 const MARGIN = 240; // Pixels around the view in which nodes are there already.
 const MANY = 300; // Nodes of a tree of which only the champion's path is open.
-const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Pane {
-  // `on` is told of: select(node, pane), key(name), changed(pane).
+  // `on` is told of: select(node, pane, move), key(name).
   constructor(tree, index, on) {
     Object.assign(this, { tree, index, on, found: new Set(), untaken: false });
     this.items = new Map(); // Elements by what they show.
@@ -261,7 +261,7 @@ export class Pane {
     return [
       make("span", { class: "text" }, text),
       node.merges.length ? make("span", { class: "badge", title: "moves merged into it" }, `⇄${node.merges.length}`) : null,
-      ...node.flags.map((flag) => make("span", { class: "badge", title: flag }, FLAGS[flag] ?? flag)),
+      ...node.flags.map((name) => make("span", { class: "badge", title: flag(name).text }, flag(name).sign)),
       answer ? make("span", { class: "reward" }, `${node === this.tree.best ? "★" : ""}${short(answer.reward)}`) : null,
       made.length > 1 || (node.closed && made.length)
         ? make("span", { class: "toggle", "data-toggle": true }, node.closed ? `+${node.now.below}` : "−")
@@ -280,7 +280,7 @@ export class Pane {
       now.answer ? `reward ${number(now.answer.reward)}` : null,
       node === this.tree.best ? "champion" : this.way.has(node) ? "on the champion’s path" : null,
       node.closed && now.below ? `${now.below} nodes closed` : null,
-      ...node.flags.map((flag) => flag.replaceAll("_", " ")),
+      ...node.flags.map((name) => flag(name).text),
     ];
     return parts.filter(Boolean).join(", ");
   }
@@ -457,8 +457,6 @@ export class Pane {
   }
 }
 
-const FLAGS = { cut_off: "✂", unsafe: "⚠", pruned: "✕" };
-
 function touches(node, box) {
   return (
     node.x <= box.right && node.x + node.w >= box.left &&
@@ -512,5 +510,3 @@ function pillElement(pill, node) {
   element.style.width = `${node.w - PILL.indent}px`;
   return element;
 }
-
-export { FLAGS, still };

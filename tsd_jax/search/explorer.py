@@ -103,13 +103,16 @@ def _flags(arrays: Any, n: int) -> list[str]:
 def _answer(
   arrays: Any, node: TreeNode, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
-  """The answer found at a node; its rest is what was sampled beyond it."""
+  """The answer found at a node; it ends there, or its rest was sampled."""
   if node.answer is None:
     return None
+  eos_action = arrays.eos_action[node.index]
+  ends = node.finished or eos_action < arrays.prior_A.shape[-1]
   rest = view.piece(tokenizer, node.path, node.answer)
   return {
     "text": view.visible(view.said(tokenizer, node.answer)),
-    "rest": view.visible(rest) if node.rolled_out else None,
+    "ends": bool(ends),
+    "rest": "" if ends else view.visible(rest),
     "reward": _number(node.reward),
     "correct": bool(arrays.correct[node.index]),
     "log_prob": _number(node.answer_log_prob),
