@@ -346,3 +346,15 @@ def test_a_large_tree_draws_what_is_in_view_alone(show):
   page.click("#fit")  # Too far away to read: the canvas draws them.
   until(page, "document.querySelector('.world.far')")
   assert page.locator("[role=treeitem]").count() == 1
+
+
+def test_a_notebook_s_frame_is_explored_as_well(show, tmp_path):
+  page = show([SMALL])
+  file = tmp_path / "notebook.html"
+  file.write_text(explorer.frame([SMALL], "as <text>"))
+  page.goto(file.as_uri())
+  frame = page.frame_locator("iframe")
+  frame.locator("#t0n1").click()
+  assert "Node 1" in frame.locator("#details").inner_text()
+  assert page.url == file.as_uri()
+  assert page.locator("img, script").count() == 0
