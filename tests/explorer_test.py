@@ -36,7 +36,7 @@ def searched(kind):
   if kind == "transpositions":
     config = flat_search(
       num_simulations=40,
-      num_candidates=4,
+      num_candidates=5,
       stop_when_solved=False,
       transpositions=True,
     )
