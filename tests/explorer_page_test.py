@@ -299,6 +299,14 @@ def test_trees_side_by_side_follow_one_another(show):
   assert [p.is_visible() for p in panes.all()] == [True, False]
   phone.click("#tabs button >> nth=1")
   assert [p.is_visible() for p in panes.all()] == [False, True]
+  linked = show(
+    [SMALL, other], "#node=5", viewport={"width": 390, "height": 800}
+  )
+  box, view = (
+    x.bounding_box()
+    for x in (item(linked, 5), linked.locator(".view >> nth=0"))
+  )
+  assert view["x"] <= box["x"] <= view["x"] + view["width"] - box["width"]
   # Nothing is wider than the screen.
   assert phone.evaluate("document.documentElement.scrollWidth") == 390
 

@@ -233,6 +233,7 @@ function start() {
     }));
   }
   listen();
+  active.element.classList.add("active"); // On a small screen the one that has a size.
   for (const pane of panes) pane.start();
   setStep(steps);
   if (!followHash({ focus: false })) {
