@@ -15,7 +15,10 @@ import tempfile
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PYTHONS = {"py311": "3.11", "py313": "3.12"}  # The oldest that a file is for.
-EXTRAS = ("test", "interop", "notebook", "text", "tpu", "cuda12", "verify")
+EXTRAS = (
+  *("browser", "cuda12", "docs", "interop", "notebook", "test", "text"),
+  *("tpu", "verify"),
+)
 # torch as PyPI serves it, for CUDA, and the libraries that it then needs.
 _TORCH = re.compile(r"torch==|nvidia-|cuda-|triton==")
 # torch for CPUs, which is not on PyPI: an index of its own, or --find-links.

@@ -42,7 +42,8 @@ def main(overrides):
   }
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.run import evaluation, report, train
+  from tsd_jax.comparison import side_by_side_page
+  from tsd_jax.run import evaluation, train
 
   progress.quiet_libraries()
   compilation_cache.enable()
@@ -54,7 +55,7 @@ def main(overrides):
   folders = {name: workdir / name for name in _METHODS}
   curves = {n: curves_lib.read_curve(f, mode) for n, f in folders.items()}
   print("\n" + curves_lib.summary(curves, mode))
-  report.write(workdir / "report.html", folders, mode)
+  side_by_side_page.write(workdir / "report.html", list(folders.values()), mode)
   print(f"plots and samples: {workdir / 'report.html'}")
 
 

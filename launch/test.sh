@@ -5,7 +5,8 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$ROOT/launch/setup_venv.sh"
 # TSD_JAX_EXTRAS=tpu adds the TPU compiler (Linux; it needs no TPU) for the
-# tests that are skipped without it. No test is skipped for the lack of others.
+# tests that are skipped without it, and TSD_JAX_EXTRAS=browser what drives the
+# system's Chromium, if there is one. No test is skipped for the lack of others.
 export TSD_JAX_INSTALLED="test,interop,notebook,verify${TSD_JAX_EXTRAS:+,$TSD_JAX_EXTRAS}"
 tsd_jax_setup "$TSD_JAX_INSTALLED"
 cd "$ROOT"

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import html
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -275,11 +277,17 @@ def test_without_a_finished_response_there_is_no_champion(model):
   assert "no finished answer" in tree._repr_html_()
 
 
-def test_html_of_a_tree(tree):
-  page = tree._repr_html_()
-  assert page.count("<details") == page.count("</details>") > 0
-  assert view.visible(tree.champion.text) in page or "&" in page
-  assert "<script" not in page and "src=" not in page
+def test_a_tree_shows_itself_and_is_saved(tree, tmp_path):
+  piece = tree._repr_html_()
+  assert piece.count("<iframe") == 1 and "<script" not in piece
+  assert html.escape(str(tree)) in piece  # As text, below the frame.
+  file = tree.save(tmp_path / "tree.html")
+  (data,) = re.findall(r'id="data">(.*?)</script>', file.read_text())
+  (saved,) = json.loads(data)["trees"]
+  assert saved == json.loads(json.dumps(tree.data()))
+  assert len(saved["nodes"]) == len(tree.nodes)
+  with pytest.raises(tsd.UserError, match="cannot be written"):
+    tree.save(tmp_path / "none" / "tree.html")
 
 
 # Bad input.

@@ -6,8 +6,13 @@ import pathlib
 import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the suite's time is LLVM's, for programs that run for a moment.
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    "--xla_backend_optimization_level=0",
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+  )
 ).strip()
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
@@ -23,15 +28,25 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tsd_jax.base import names  # noqa: E402
-from tsd_jax.run import report  # noqa: E402
 
 _skip = pytest.importorskip
+
+
+# The extras that bring what a test may need, where that is not `test`.
+_PROMISED = {
+  "libtpu": "tpu",
+  "playwright.sync_api": "browser",
+  **dict.fromkeys(("latex2mathml", "mkdocs"), "docs"),
+  # Part of no extra.
+  **dict.fromkeys(("reasoning_gym", "lm_eval", "xllamacpp", "datasets")),
+  **dict.fromkeys(("wandb", "trackio", "mlflow")),
+}
 
 
 def importorskip(name: str, *args, **options):
   """As pytest's; what launch/test.sh has installed must be there."""
   extras = os.environ.get("TSD_JAX_INSTALLED", "").split(",")
-  promised = {"libtpu": "tpu", "reasoning_gym": None}.get(name, "test")
+  promised = _PROMISED.get(name, "test")
   if promised in extras:
     return importlib.import_module(name)
   return _skip(name, *args, **options)
@@ -50,15 +65,6 @@ def _programs_are_forgotten():
   """
   yield
   jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _figures_are_drawn_where_they_matter(request):
-  """Drawing a run's page takes 3 s: files that look at it say `FIGURES`."""
-  with pytest.MonkeyPatch.context() as patch:
-    if not getattr(request.module, "FIGURES", False):
-      patch.setattr(report, "to_svg", lambda figure: "<svg></svg>")
-    yield
 
 
 @pytest.fixture

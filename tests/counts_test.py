@@ -174,7 +174,7 @@ def test_the_most_frequent_right_answers_come_first(run, problems):
 
 def test_groups_are_those_of_the_split(problems):
   task = countdown.get_config().task
-  found = counts.groups(task, problems)
+  found = data.groups(task, problems)
   numbers = [tuple(sorted(p[:3])) for p in problems.tokens_BP.tolist()]
   for i, mine in enumerate(numbers):
     for j, other in enumerate(numbers):

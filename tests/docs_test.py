@@ -31,7 +31,7 @@ PAGES = [
   *(
     ROOT / f"{n}.md" for n in "README WORKSPACE CONTRIBUTING CHANGELOG".split()
   ),
-  *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "docs").rglob("*.md")),
   ROOT / "launch" / "README.md",
   ROOT / "experiments" / "README.md",
   ROOT / "tsd_jax" / "models" / "README.md",
@@ -132,7 +132,15 @@ def _text(folder):
   )
 
 
-_FIXTURES = {"smollm2": _smollm2, "text": _text}
+def _reward(folder):
+  """A random reward model of symbols, as a training of one leaves it."""
+  pytest.importorskip("tokenizers", reason="needs the extra: text")
+  from tests.published import reward_model
+
+  reward_model(folder / "runs" / "rm" / "model")
+
+
+_FIXTURES = {"smollm2": _smollm2, "text": _text, "reward": _reward}
 _SLOW = {"smollm2", "text"}  # Both take more than a few seconds.
 
 
@@ -208,7 +216,7 @@ _SCRIPT = re.compile(rf"bash ([\w./-]+\.sh)((?:\s+{_FLAG})*)")
 _OVERRIDE = re.compile(rf"--config\.[\w.]+{_VALUE}")
 # `FILE`, `DIR`, `EXPERIMENT.py`: what a reader puts something in place of.
 _PLACEHOLDER = re.compile(r"[A-Z]{2,}(\.\w+)?")
-_OUTSIDE = ("pip", "pytest", "ruff")  # `python -m pip`.
+_OUTSIDE = ("mkdocs", "pip", "pytest", "ruff")  # `python -m pip`.
 
 
 def is_open(name: str) -> bool:
@@ -395,7 +403,7 @@ def test_a_command_for_a_pod_runs_as_far_as_the_cloud(flags):
   assert "-m launch.train --distributed" in done.stdout
 
 
-EXAMPLES = ("countdown", "maze", "compare_countdown")
+EXAMPLES = ("countdown", "maze", "noisy", "compare_countdown")
 
 
 def bare_overrides() -> list[str]:
@@ -498,8 +506,9 @@ def test_the_readme_is_short():
 
 def test_every_page_of_the_folder_is_in_its_index():
   index = (ROOT / "docs" / "README.md").read_text()
-  for page in (ROOT / "docs").glob("*.md"):
-    assert page.name == "README.md" or f"({page.name})" in index, page.name
+  for page in (ROOT / "docs").rglob("*.md"):
+    name = page.relative_to(ROOT / "docs").as_posix()
+    assert name == "README.md" or f"({name})" in index, name
 
 
 def test_the_map_quotes_the_order_of_imports():
@@ -515,3 +524,18 @@ def test_one_version_everywhere():
   logged = (ROOT / "CHANGELOG.md").read_text()
   assert re.search(r"^version: (\S+)$", cited, re.M)[1] == tsd_jax.__version__
   assert re.search(r"^## (\S+)", logged, re.M)[1] == tsd_jax.__version__
+
+
+def test_the_changelog_has_its_order():
+  """The newest version first, and the parts of each as docs/release.md says."""
+  logged = (ROOT / "CHANGELOG.md").read_text()
+  versions, *texts = zip(
+    *re.findall(r"^## ([\d.]+)\n(.*?)(?=^## |\Z)", logged, re.M | re.S),
+    strict=True,
+  )
+  numbers = [[int(n) for n in version.split(".")] for version in versions]
+  assert len(numbers) > 1 and numbers == sorted(numbers, reverse=True)
+  known = ["Added", "Changed", "Removed", "Fixed"]
+  for text in texts[0]:
+    parts = re.findall(r"^### (.*)$", text, re.M)
+    assert parts == [part for part in known if part in parts]

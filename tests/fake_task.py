@@ -19,6 +19,10 @@ class Numbers:
   def end_ids(self):
     return (self.eos_id,)
 
+  @property
+  def special_ids(self):
+    return (self.eos_id, self.pad_id)
+
   def encode(self, text):
     return [int(word) for word in text.split()]
 

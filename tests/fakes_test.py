@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.abstention_test import Riddles
+from tests.constrained_test import Small
 from tests.iteration_test import Copy
 from tests.long_observations_test import Tool
 from tests.observe_test import Turns
@@ -25,7 +26,7 @@ from tsd_jax.tasks.task import Task, as_prompts, next_observation
 
 FAKES = [
   Alike(), Backwards(), Bag(), Brightest(), Copy(), Hash(), Last(), Riddles(),
-  Short(),
+  Short(), Small(),
   Steps(), Sum(5, None, 0), Sum(8, 8, 1), Tool(), Turns(),
 ]  # fmt: skip
 B, G = 5, 40

@@ -1,11 +1,13 @@
-"""The README's drawings: what the committed comparisons say, and no more."""
+"""The drawings: what committed files and the default say, and no more."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
 
-from experiments.results import figure
+from experiments import countdown
+from experiments.results import figure, picture
 
 
 @pytest.mark.parametrize("theme", figure.THEMES)
@@ -41,10 +43,28 @@ def test_a_seed_moves_the_band_and_not_only_the_line():
 
 def test_all_that_is_drawn_lies_inside_of_its_axes():
   for panel, content in zip(figure.PANELS, figure.read(), strict=True):
-    # Comparisons by earlier rules have no filtered sampling.
-    others = figure.LINES.keys() - {"filtered_best_of_n"}
-    assert others <= content["methods"].keys()
+    # No comparison has every method, and each has these.
+    assert {"tsd", "ppo", "grpo", "expert_iteration"} <= content[
+      "methods"
+    ].keys()
     for name in figure.LINES.keys() & content["methods"].keys():
       curve = figure.curve(content["methods"][name])
       assert max(curve.high) <= panel.most_accuracy
       assert max(curve.tokens) <= panel.most_tokens
+
+
+@pytest.mark.parametrize("theme", picture.THEMES)
+def test_the_picture_of_an_iteration_has_the_defaults_counts(theme):
+  """If this fails: python -m experiments.results.picture."""
+  committed = (picture.IMAGES / f"iteration-{theme}.svg").read_text()
+  assert committed == picture.draw(countdown.get_config(), theme)
+
+
+def test_another_experiment_draws_another_picture():
+  config = countdown.get_config()
+  other = dataclasses.replace(
+    config, rollout=dataclasses.replace(config.rollout, samples=6, forks=1)
+  )
+  drawn = picture.draw(other, "light")
+  assert "policy π: 6 samples of each," in drawn
+  assert drawn.count("H470") == 6 + other.rollout.fork_width

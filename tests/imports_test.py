@@ -9,26 +9,29 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A folder a line, its modules in order. Each may import what stands before it.
 ORDER = """
-base: errors outside_files output_files paths types hashing names config_values
-  large_pages signals config_text config config_json ledger progress
-  compilation_cache
+base: errors outside_files tabular output_files paths types hashing names
+  config_values large_pages signals config_text config config_json ledger
+  progress compilation_cache
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
-rewards: reward algebra abstention noise terms channel isolation purity worker
-  pool callback verifiers.math verifiers.python_tests
+  gguf_vocabulary gguf_export phrases
+rewards: reward algebra abstention constrained noise terms channel isolation
+  purity worker pool callback verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
-  text_lines text_tool text data
+  text_lines pairs text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
+  reward_model
 search: node moves kv_pool transpositions rules best_first config champions
-  metrics search view view_html
+  metrics search view explorer branches
 learning: losses advantages loss_terms config methods memory update iteration
-  supervised
-run: checks directory reward_params checkpoint experiment costs curves
-  evaluation samples report state load train
-comparison: intervals statistics counts columns entrants tuning config jobs
-  judge
+  supervised preference
+run: checks directory trackers tracking reward_params checkpoint experiment
+  costs curves evaluation samples drawing plots figures report problems live
+  state load inspection train pair_measures preferences
+comparison: intervals statistics side_by_side side_by_side_page counts columns
+  entrants tuning config jobs judge
 planning: hlo roofline aot
 api: programs model tree sampling runs
 """

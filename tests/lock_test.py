@@ -6,7 +6,10 @@ import re
 import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "constraints"
-EXTRAS = ("cuda12", "interop", "notebook", "test", "text", "tpu", "verify")
+EXTRAS = {
+  *("browser", "cuda12", "docs", "interop", "notebook", "test", "text"),
+  *("tpu", "verify"),
+}
 
 
 def name_of(package):
@@ -57,4 +60,4 @@ def test_there_is_a_list_for_every_extra(lock):
   assert names >= {"base", "build", "torch_cuda", *EXTRAS}
   setup = (FOLDER.parent / "setup.py").read_text()
   listed = setup[setup.index("extras_require") :]
-  assert set(re.findall(r'^    "(\w+)":', listed, re.MULTILINE)) == set(EXTRAS)
+  assert set(re.findall(r'^    "(\w+)":', listed, re.MULTILINE)) == EXTRAS

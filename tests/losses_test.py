@@ -159,6 +159,61 @@ def test_value_success_and_cross_entropy():
   )
 
 
+def test_bradley_terry_is_a_logistic_regression_on_differences():
+  reward, margin = RNG.normal(size=(9, 2)), RNG.random(9)
+  weight = RNG.integers(0, 3, 9)
+  terms = [
+    -w * np.log(1 / (1 + np.exp(-(chosen - rejected - m))))
+    for (chosen, rejected), m, w in zip(reward, margin, weight, strict=True)
+  ]
+  loss, metrics = losses.bradley_terry(reward, margin, weight)
+  assert float(loss) == pytest.approx(sum(terms) / weight.sum(), rel=1e-5)
+  hits = sum(weight[reward[:, 0] > reward[:, 1]])
+  assert float(metrics["accuracy"]) == pytest.approx(hits / weight.sum())
+  # Where rewards are far apart nothing overflows; no pairs are worth nothing.
+  far = np.array([[-1e5, 1e5]])
+  one = np.ones(1)
+  assert float(losses.bradley_terry(far, 0 * one, one)[0]) == 2e5
+  assert float(losses.bradley_terry(far, 0 * one, 0 * one)[0]) == 0
+
+
+def test_dpo_by_hand():
+  """pi(chosen) doubles, pi(rejected) halves: a reward of beta log 4."""
+  log_prob, reference = np.log([[0.4, 0.1]]), np.log([[0.2, 0.2]])
+  loss, metrics = losses.dpo(log_prob, reference, 0.0, np.ones(1), beta=0.5)
+  assert float(loss) == pytest.approx(np.log(1.5), rel=1e-5)  # 4**-.5 = 1/2.
+  assert float(metrics["accuracy"]) == 1
+  at_start, _ = losses.dpo(reference, reference, 0.0, np.ones(1), beta=0.5)
+  assert float(at_start) == pytest.approx(np.log(2))
+
+
+def test_dpo_gradient_is_the_papers():
+  """Equation 7: -beta sigma(-reward ahead) (grad chosen - grad rejected)."""
+  log_prob, reference = RNG.normal(size=(2, 5, 2)) - 3
+  beta, weight = 0.3, np.array([1, 0, 1, 1, 2.0])
+  grad = jax.grad(
+    lambda x: losses.dpo(x, reference, np.zeros(5), weight, beta=beta)[0]
+  )(jnp.asarray(log_prob, jnp.float32))
+  gained = log_prob - reference
+  ahead = beta * (gained[:, 0] - gained[:, 1])
+  expected = -beta * scipy.special.expit(-ahead) * weight / weight.sum()
+  np.testing.assert_allclose(grad, np.stack([expected, -expected], 1), 1e-4)
+
+
+def test_what_two_branches_begin_with_has_no_part_in_dpo():
+  log_p, reference = (RNG.normal(size=(2, 7)) for _ in range(2))
+  log_p[1, :4], reference[1, :4] = log_p[0, :4], reference[0, :4]
+
+  def loss(first):
+    return losses.dpo(
+      log_p[None, :, first:].sum(-1),
+      reference[None, :, first:].sum(-1),
+      0.0, np.ones(1), beta=0.7,
+    )[0]  # fmt: skip
+
+  assert float(loss(0)) == pytest.approx(float(loss(4)), rel=1e-5)
+
+
 def test_an_empty_mask_gives_zero_and_no_nan():
   none = np.zeros(SHAPE, bool)
   wild = np.full(SHAPE, 1e6)  # exp overflows.

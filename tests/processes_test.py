@@ -98,8 +98,9 @@ def test_a_finished_run_waits_for_nobody(tmp_path):
     "eval": {"greedy": {"accuracy": 0.5, "stderr": 0.1}},
   }  # fmt: skip
   (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-  assert directory.results(config, tmp_path) is None  # No report yet.
-  (tmp_path / "report.html").touch()
+  (tmp_path / "report.html").touch()  # Of a run that goes on.
+  assert directory.results(config, tmp_path) is None
+  (tmp_path / "samples.json").touch()
   assert directory.results(config, tmp_path) == row["eval"]
   # Another run's folder is refused later, by the process that writes there.
   other = dataclasses.replace(config, seed=1)

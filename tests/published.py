@@ -9,6 +9,7 @@ from tests.noisy import add_noise
 from tsd_jax.models import hf, transformer
 from tsd_jax.models.symbols import SymbolTokenizer
 from tsd_jax.models.transformer import ModelConfig
+from tsd_jax.run import preferences
 
 LLAMA = ModelConfig(
   vocab_size=208, d_model=32, num_layers=3, num_heads=4, num_kv_heads=2,
@@ -32,6 +33,19 @@ def make(config, seed=0):
 def export(folder, config, params, **kwargs):
   hf.save(folder, config, params, SymbolTokenizer(), max_length=64, **kwargs)
   return folder
+
+
+def reward_model(folder, shape="llama", heads=3, seed=0):
+  """Writes a random reward model of symbols; returns its path."""
+  config, params = SHAPES[shape], make(SHAPES[shape], seed)[1]
+  config, _, trunk = preferences.without_output(config, params)
+  rng = np.random.default_rng(seed)
+  made = hf.RewardHeads(
+    rng.normal(size=(heads, config.d_model)).astype("float32") / 4,
+    rng.normal(size=heads).astype("float32"),
+  )
+  export(folder, config, trunk, reward=made)
+  return str(folder)
 
 
 def edit_config(folder, **changes):

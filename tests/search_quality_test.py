@@ -23,8 +23,6 @@ from tsd_jax.tasks.countdown import Countdown, CountdownConfig
 from tsd_jax.tasks.maze import Maze, MazeConfig
 from tsd_jax.tasks.task import as_prompts
 
-FIGURES = True
-
 ASKED = jax.device_get(as_prompts(TASK, PROMPTS))
 
 

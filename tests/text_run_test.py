@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers", reason="needs the extra: text")
 
 from tests import small_text
 from tests.text_test import problems, write
-from tsd_jax.models import hf
+from tsd_jax.models import hf, pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -81,6 +81,16 @@ def test_a_reward_in_the_config_file_trains_evaluates_and_exports(
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "exported" / "model.safetensors").is_file()
+  done = run(
+    "launch.export", f"--workdir={tmp_path / 'run'}", "--format=gguf",
+    f"--output={tmp_path / 'm.gguf'}", "--dtype=float16", f"--imports={file}",
+    cache=tmp_path,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found, read = (
+    pretrained.read_card(tmp_path / name) for name in ("exported", "m.gguf")
+  )
+  assert found == read
   # A run remembers its problems with what their grader reads.
   lines = problems()
   lines[0] |= {"letters": "other"}

@@ -358,7 +358,7 @@ def test_lines_that_hold_no_problem_are_named(model, tmp_path, line, message):
 def test_what_is_no_file_of_problems_is_named(model, tmp_path):
   os.mkfifo(tmp_path / "fifo")
   for file, message in (
-    (tmp_path, "is a folder, no regular file"),
+    (tmp_path, r"holds no \*\.parquet"),
     (tmp_path / "fifo", "is a FIFO, no regular file"),
     ("/dev/zero", "is a device, no regular file"),
   ):

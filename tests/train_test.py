@@ -1,5 +1,6 @@
 """Whole runs as a user starts them: resume after kill -9, and bad input."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import sys
 import time
 
 import pytest
+
+from tsd_jax.run import problems, trackers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "tests/small_experiment.py"
@@ -39,11 +42,15 @@ def rows(workdir):
   return found
 
 
+# The whole run is logged too, where that can be.
+LOG = "tensorboard" * (importlib.util.find_spec("tensorboardX") is not None)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp("whole")
-  done = run(workdir)
+  done = run(workdir, f"--config.log={LOG}")
   assert done.returncode == 0, done.stderr
   return workdir
 
@@ -55,6 +62,31 @@ def test_a_run_writes_every_iteration(whole):
   totals = [row["ledger"]["total"] for row in found]
   assert totals == sorted(totals) and len(set(totals)) == 7
   assert set(found[-1]["eval"]) == {"greedy", "mean@2"}
+
+
+def test_a_run_keeps_how_far_each_problem_is_solved(whole):
+  found = problems.read(whole)
+  evaluated = {row["step"]: row["eval"] for row in rows(whole) if "eval" in row}
+  assert list(found.solved) == [0, 6] and len(found.prompts) == 512
+  for step, solved in found.solved.items():
+    for mode, solved_Q in solved.items():
+      expected = evaluated[step][mode]["accuracy"]
+      assert solved_Q.mean() == pytest.approx(expected, abs=1e-4)
+
+
+def test_services_get_every_row(whole):
+  pytest.importorskip("tensorboard", reason="needs the extra: test")
+  from tensorboard.backend.event_processing import event_accumulator
+
+  read = event_accumulator.EventAccumulator(str(whole / LOG)).Reload()
+  for name in ("learning_rate", "loss", "ledger/total"):
+    expected = [
+      (row.step, pytest.approx(row.values[name], rel=1e-6))
+      for row in map(trackers.flat, rows(whole))
+      if name in row.values
+    ]
+    assert [(e.step, e.value) for e in read.Scalars(name)] == expected
+  assert "samples/text_summary" in read.Tags()["tensors"]
 
 
 def wait_for(process, folder):

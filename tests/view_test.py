@@ -1,6 +1,5 @@
-"""Trees drawn as text and HTML, from arrays written by hand."""
+"""Trees drawn as text, from arrays written by hand."""
 
-import html.parser
 import math
 import types
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.search_test import EOS, search
 from tsd_jax.search import champions as champions_lib
-from tsd_jax.search import view, view_html
+from tsd_jax.search import view
 
 
 class Pieces:
@@ -233,49 +232,3 @@ def test_a_searched_tree_is_read_as_its_arrays_say():
       lines = view.lines_of(nodes, tokens)
       counts = [view.nodes_on(nodes, line) for line in lines.values()]
       assert sum(counts) == len(nodes)
-
-
-class Balanced(html.parser.HTMLParser):
-  """Collects tags and texts; every tag is closed by its own."""
-
-  def __init__(self):
-    super().__init__()
-    self.open, self.tags, self.texts = [], [], []
-
-  def handle_starttag(self, tag, attributes):
-    self.open.append(tag)
-    self.tags.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if "style" not in self.open:
-      self.texts.append(data)
-
-
-def test_html_folds_and_holds_every_line():
-  nodes = view.nodes_of(TREE, 0, WORDS)
-  page = Balanced()
-  page.feed(view_html.tree_html(nodes, WORDS, heading="9 nodes"))
-  assert not page.open and "script" not in page.tags
-  text = "\n".join(page.texts)
-  for piece in ("9 nodes", "root", "The sum is", "␣5", "⏎⏎", "visits 7"):
-    assert piece in text
-  # Lines with something below them fold; the others do not.
-  assert page.tags.count("details") == 4
-  assert text.count("★") == 2  # The champion, and the legend.
-  short = view_html.tree_html(nodes, WORDS, max_lines=2)
-  assert "6 nodes are not shown" in short
-
-
-def test_hostile_text_is_escaped():
-  evil = "</details></div><script>alert('x')</script><img src=x onerror=y>&lt;"
-  words = Pieces(evil, '" onload="z')
-  tree = make_tree((0, 0, 0.5, 1.0, None), (1, 1, 0.5, None, None), eos=2)
-  nodes = view.nodes_of(tree, 0, words)
-  page = Balanced()
-  page.feed(view_html.tree_html(nodes, words, heading=evil))
-  assert set(page.tags) <= {"div", "style", "p", "details", "summary", "span"}
-  assert not page.open
-  assert evil in page.texts  # As text, letter by letter.

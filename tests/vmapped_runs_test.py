@@ -85,13 +85,13 @@ def test_runs_that_were_stopped_all_end(folders, tmp_path, lost):
   for place, steps in zip(places, lost, strict=True):
     for step in steps:
       shutil.rmtree(place / "checkpoints" / str(step))
-      (place / "report.html").unlink(missing_ok=True)
+      (place / "samples.json").unlink(missing_ok=True)
   before = (places[0] / "metrics.jsonl").read_bytes()
   found = train.train_vmapped(RUNS, places)
   assert found == [rows(place)[-1]["eval"] for place in places]
   for place, steps in zip(places, lost, strict=True):
     close(rows(place), rows(folders / "alone" / place.name))
-    assert (place / "report.html").exists()
+    assert (place / "samples.json").exists()
     if not steps:
       assert (place / "metrics.jsonl").read_bytes() == before
 

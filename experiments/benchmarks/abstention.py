@@ -88,7 +88,6 @@ class Examiner:
 
   def __init__(self, config):
     """Reads the problems."""
-    from tsd_jax.comparison import counts
     from tsd_jax.tasks import data
 
     self._task = config.make_task()
@@ -97,7 +96,7 @@ class Examiner:
       split: data.load_problems(config.task, split)
       for split in ("tuning", "test")
     }
-    self.group_P = np.array(counts.groups(config.task, self._problems["test"]))
+    self.group_P = np.array(data.groups(config.task, self._problems["test"]))
 
   def ask(self, model, split: str, temperature: float, samples=_SAMPLES):
     """Answers of a model to a split's problems; one greedily for no samples."""

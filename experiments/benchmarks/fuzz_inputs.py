@@ -391,13 +391,13 @@ def _read_problems(folder: pathlib.Path, rng: random.Random) -> None:
   from tsd_jax.tasks import text_lines
 
   file = str(folder / "problems.jsonl")
-  key = (file, str(folder), "", 256, 64)
+  source = text_lines.Source(file, str(folder), "", 256, 64)
   # What it keeps is of another file of the same name.
   for function in (text_lines.read, text_lines.load_tokenizer):
     function.cache_clear()
-  text_lines.read(*key)
+  text_lines.read(source)
   text_lines.common_head.cache_clear()
-  text_lines.common_head(*key)
+  text_lines.common_head(source)
 
 
 def _read_run(folder: pathlib.Path, rng: random.Random) -> None:
@@ -412,7 +412,7 @@ def _read_run(folder: pathlib.Path, rng: random.Random) -> None:
       directory.keep_rows(folder / directory.METRICS, 2)
       directory.read_rows(folder)
     case 3:
-      report.write(folder / "page.html", {"$\\frac{$": folder}, "mean@16")
+      report.write(folder / "page.html", "$\\frac{$", folder, "mean@16")
 
 
 def _read_config(folder: pathlib.Path, rng: random.Random) -> None:

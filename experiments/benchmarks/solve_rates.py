@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tsd_jax.run import report
+from tsd_jax.run import figures
 
 RATES = {"at_50": 0.5, "at_80": 0.8}
 BASELINES = ("best_of_n", "cached_sampling")
@@ -224,4 +224,4 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
   figure.legend(
     lines.values(), lines, fontsize=8, frameon=False, loc="outside right upper"
   )
-  return report.to_svg(figure)
+  return figures.to_svg(figure)

@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-  Panel("compare_countdown4", "Four numbers", 8, 0.2, 0.05, ", earlier rules"),
+  Panel("compare_countdown4", "Four numbers", 6, 0.25, 0.05),
   Panel("compare_countdown3", "Three numbers", 4, 0.4, 0.1),
   Panel("compare_maze", "Maze", 5, 1.0, 0.2, ", earlier rules"),
 )
@@ -54,7 +54,7 @@ LINES = {
   "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
   "expert_iteration": Line("champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"),
   "filtered_best_of_n": Line(
-    "filtered sampling (three numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
+    "filtered sampling (numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
   ),
   "wide_best_of_n": Line(
     "rejection sampling, as many prompts", "#c46200", "#f0a04b"

@@ -1,6 +1,7 @@
 """Searching one prompt with a reward, and the tree to look at."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from tsd_jax.api.model import Model, Prompt
 from tsd_jax.api.programs import Reward
 from tsd_jax.base.errors import UserError
 from tsd_jax.models.tokenizer import Tokenizer
-from tsd_jax.search import view, view_html
+from tsd_jax.search import branches, explorer, view
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.search.view import TreeNode
@@ -40,7 +41,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Tree:
-  """A searched tree: `print(tree)` draws it, notebooks show one that folds.
+  """A searched tree: `print(tree)` draws it, notebooks show one to explore.
 
   Attributes:
     prompt: the text that the model read.
@@ -65,6 +66,27 @@ class Tree:
   def champion(self) -> Answer | None:
     """The best finished answer; None if none was finished."""
     return self.answers[0] if self.answers else None
+
+  def pairs(self, solved_at: float = 1.0) -> list[dict[str, str]]:
+    """Solved against failed branches of one node, as lines of a file of pairs.
+
+    Whole answers, which part where one branch still led to a solution and the
+    other to none: `launch.train_dpo` learns the step after that.
+
+    Args:
+      solved_at: the reward from which on an answer solves.
+
+    Returns:
+      Objects with `prompt`, `chosen` and `rejected`.
+    """
+    return [
+      {
+        "prompt": self.prompt,
+        "chosen": view.said(self.tokenizer, pair.solved),
+        "rejected": view.said(self.tokenizer, pair.failed),
+      }
+      for pair in branches.branch_pairs(self.nodes, solved_at)
+    ]
 
   def text(
     self, *, max_lines: int = view.MAX_LINES, width: int = view.WIDTH
@@ -109,10 +131,38 @@ class Tree:
   def __repr__(self) -> str:
     return f"Tree({self._facts()})"
 
+  def save(self, file: str | pathlib.Path) -> pathlib.Path:
+    """Writes a page to explore the tree in, which needs no server.
+
+    Args:
+      file: such as tree.html.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    return explorer.save(file, [self.data()])
+
+  def data(self, name: str = "tree") -> dict[str, Any]:
+    """The tree as its page has it, fit for JSON.
+
+    Args:
+      name: what it is called beside others.
+    """
+    return explorer.tree_data(
+      self.arrays,
+      0,
+      self.tokenizer,
+      name=name,
+      prompt=self.prompt,
+      facts={"tokens read": f"{self.tokens:,}"},
+    )
+
   def _repr_html_(self) -> str:
     """The tree as notebooks show it."""
-    heading = f"{self._facts()}\nprompt: {view.visible(self.prompt)}"
-    return view_html.tree_html(self.nodes, self.tokenizer, heading=heading)
+    return explorer.frame([self.data()], self.text())
 
 
 def search(

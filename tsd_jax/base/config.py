@@ -179,7 +179,10 @@ def split_overrides(
   return overrides, others
 
 
-def run(main: Callable[[dict[str, str]], int | None]) -> None:
+def run(
+  main: Callable[[dict[str, str]], int | None],
+  operands: list[str] | None = None,
+) -> None:
   """Runs an entry point with absl's flags and the overrides of its config.
 
   Bad flags, stray arguments and a `UserError` become one line on stderr and
@@ -187,6 +190,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
 
   Args:
     main: called with the overrides; it returns the exit code or None.
+    operands: filled with the arguments that are no flags; None: there are none.
   """
   overrides: dict[str, str] = {}
   _define_print_config()
@@ -200,7 +204,9 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
       remaining = flags.FLAGS(others)
       if found and "config" not in flags.FLAGS:
         raise ConfigError(f"no config to set {next(iter(found))} of")
-      if len(remaining) > 1:
+      if operands is not None:
+        operands.extend(remaining[1:])
+      elif len(remaining) > 1:
         raise UserError(
           f"unexpected argument {remaining[1]!r}; a flag is --name=value"
         )
@@ -208,7 +214,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
       _print_error(error)
       sys.exit(2)
     overrides.update(found)
-    return remaining
+    return remaining[:1]
 
   def guarded(argv: Sequence[str]) -> int | None:
     del argv

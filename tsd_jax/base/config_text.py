@@ -26,11 +26,11 @@ def describe(config: Any) -> str:
 
 
 def _lines(config: Any, path: str) -> Iterator[str]:
-  comments = _comments(type(config))
+  said = comments(type(config))
   hints = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
     name, value = f"{path}.{field.name}", getattr(config, field.name)
-    comment = comments.get(field.name, "")
+    comment = said.get(field.name, "")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
       kind = config_values.snake_case(type(value).__name__)
       yield from _wrapped(f"{name} is {kind}. {comment}", before="\n# ")
@@ -75,8 +75,8 @@ def _default(field: dataclasses.Field, value: Any) -> str:
   return f"(default {config_values.unparse(default)})"
 
 
-def _comments(cls: type) -> dict[str, str]:
-  """Comments of a dataclass's fields, those of its bases included."""
+def comments(cls: type) -> dict[str, str]:
+  """Comments of a class's fields, those of its bases included."""
   found: dict[str, str] = {}
   for base in reversed(cls.__mro__):
     try:

@@ -7,10 +7,13 @@ names the file, what is wrong, and what to do.
 """
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import pathlib
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -109,10 +112,16 @@ def read_object(path: Path, most: int = TEXT_BYTES) -> dict[str, Any]:
 def read_lines(path: Path, most: int = LINES_BYTES) -> list[str]:
   """Lines of a UTF-8 file of JSON lines, their ends left out.
 
+  Args:
+    path: where it is; a name that ends with .gz means a compressed file.
+    most: bytes that it may have, unpacked.
+
   Raises:
     MissingFile, UserError: as `read_text`, or naming a line that is too long.
   """
   content = read_bytes(path, most)
+  if str(path).endswith(".gz"):
+    content = _unpacked(content, most, path)
   _check_count(sum(map(content.count, (b",", b"[", b"{"))), str(path))
   lines = content.split(b"\n")
   for number, line in enumerate(lines, 1):
@@ -125,6 +134,21 @@ def read_lines(path: Path, most: int = LINES_BYTES) -> list[str]:
     _decoded(line, f"{path}, line {number}")
     for number, line in enumerate(lines, 1)
   ]
+
+
+def _unpacked(content: bytes, most: int, path: Path) -> bytes:
+  """What a gzip file holds; no more than `most` bytes are made of it."""
+  try:
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+      unpacked = stream.read(most + 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise UserError(_damaged(str(path), error)) from None
+  if len(unpacked) > most:
+    raise UserError(
+      f"{path} has more than {most:,} bytes when it is unpacked: is it "
+      "another file?"
+    )
+  return unpacked
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -144,7 +168,7 @@ def parse_json(text: str, where: str) -> Any:
     value = json.loads(
       text, parse_int=_integer, parse_float=_finite, parse_constant=_finite
     )
-    _check_values(value)
+    check_values(value)
   except RecursionError:
     raise UserError(_damaged(where, _DEEP)) from None
   except ValueError as error:  # JSONDecodeError is one.
@@ -298,11 +322,11 @@ def _finite(digits: str) -> float:
   return value
 
 
-def _check_values(value: Any) -> None:
-  """Refuses half characters and too many levels, without recursion.
+def check_values(value: Any) -> None:
+  """Refuses what is no JSON, without recursion.
 
   Raises:
-    ValueError: saying which.
+    ValueError: half a character, too many levels, or no finite number.
   """
   level, depth = [value], 0
   while level:
@@ -313,6 +337,9 @@ def _check_values(value: Any) -> None:
       if isinstance(item, str):
         if not item.isascii():
           _check_text(item)
+      elif isinstance(item, float):
+        if item - item != 0:
+          raise ValueError(f"{item} is no finite number")
       elif isinstance(item, list):
         below += item
       elif isinstance(item, dict):

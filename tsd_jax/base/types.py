@@ -13,7 +13,7 @@ A letter means one thing everywhere; digits are sizes.
   F  feed-forward width
   L  layers
   H  query heads
-  K  key/value heads
+  K  key/value heads, or heads of a reward model
   E  width of one head
   N  nodes of a search tree
   A  moves that a node offers

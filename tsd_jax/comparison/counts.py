@@ -25,7 +25,7 @@ from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import GradedConfig, TaskConfig
 
-FILE = "counts.json"
+FILE = directory.COUNTS
 _AT_ONCE = 16  # Samples of every problem that are drawn in one call.
 _TRAINED_ON = 512  # Problems of train that the gap to them is measured on.
 MOST = 255  # Samples of a problem: what a byte holds.
@@ -130,13 +130,6 @@ def shifted(task: TaskConfig, changes: str) -> TaskConfig:
   fields = {"validation_size": "0", "tuning_size": "0"}
   fields |= dict(part.split("=", 1) for part in changes.split(","))
   return config_lib.override(task, fields)
-
-
-def groups(task: TaskConfig, prompts: Prompts) -> list[int]:
-  """A number for each problem, equal where two are of one group."""
-  found = [task.group(task.canonical(p)) for p in np.asarray(prompts.tokens_BP)]
-  number = {group: i for i, group in enumerate(dict.fromkeys(found))}
-  return [number[group] for group in found]
 
 
 def read(folder: pathlib.Path, plan: Plan) -> dict[str, Any] | None:

@@ -371,7 +371,7 @@ def _groups(config: Comparison) -> columns.Groups:
   if config.shifted:
     tasks.append(counts.shifted(task, config.shifted))
   return columns.Groups(
-    *(counts.groups(of, data.load_problems(of, config.split)) for of in tasks)
+    *(data.groups(of, data.load_problems(of, config.split)) for of in tasks)
   )
 
 

@@ -49,6 +49,8 @@ class LossConfig:
   # KL to the improved move distributions, which are of temperature 1.
   soft_weight: float = 0.0
   soft_min_visits: int = 2
+  # Unlikelihood of the moves that the tree may not make (`reward.forbidden`).
+  aversion_weight: float = 0.0
   value_weight: float = 0.0  # V_pi.
   success_weight: float = 0.1  # V_search.
   kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
@@ -87,6 +89,11 @@ class LossConfig:
   def distils(self) -> bool:
     """Whether the loss reads champions."""
     return bool(self.active("champions"))
+
+  @property
+  def reads_paths(self) -> bool:
+    """Whether the loss reads what a tree offered on the way to a champion."""
+    return self.soft_weight > 0 or self.aversion_weight > 0
 
   @property
   def trains_on_samples(self) -> bool:
@@ -137,6 +144,16 @@ class OptimizerConfig:
   max_grad_norm: float = 1.0
   epochs: int = 1
   minibatches: int = 8
+
+  def rate_at(self, iteration: int, iterations: int) -> float:
+    """Learning rate of an iteration, the first of which is 0.
+
+    Args:
+      iteration: its number.
+      iterations: of the run.
+    """
+    left = 1.0 - iteration / iterations if self.linear_decay else 1.0
+    return self.learning_rate * max(left, 0.0)
 
   def __post_init__(self):
     """Refuses impossible settings."""
@@ -207,29 +224,37 @@ class LearnerConfig:
       yield (
         "loss.advantage=gae needs a trained value: set loss.value_weight > 0"
       )
-    if self.loss.soft_weight > 0 and not self.searches:
-      yield (
-        "loss.soft_weight > 0 needs a search: use algorithm=tsd with "
-        "loss.champion_source=search"
-      )
+    for name in self._path_terms:
+      if not self.searches:
+        yield (
+          f"loss.{name} > 0 needs a search: use algorithm=tsd with "
+          "loss.champion_source=search"
+        )
     if self.answers and self.searches and self.rollout.choose == "uncertain":
       yield (
         "loss.abstention_weight > 0 asks of prompts drawn without regard to "
         "their difficulty whether to abstain: set rollout.choose=first"
       )
     drawn = self.search.step_tokens > 1 or self.search.lazy
-    if self.loss.soft_weight > 0 and drawn:
-      yield (
-        "loss.soft_weight > 0 needs a node's likeliest tokens as its moves: "
-        "set search.step_tokens=1 and search.rule.lazy=false, not "
-        f"{self.search.step_tokens} and {self.search.lazy}"
-      )
+    for name in self._path_terms:
+      if drawn:
+        yield (
+          f"loss.{name} > 0 needs a node's likeliest tokens as its moves: "
+          "set search.step_tokens=1 and search.rule.lazy=false, not "
+          f"{self.search.step_tokens} and {self.search.lazy}"
+        )
     if self.loss.distils and not self.searches:
       if self.loss.champions > self.rollout.group:
         yield (
           f"loss.champions={self.loss.champions} exceeds the "
           f"{self.rollout.group} samples that they are chosen from"
         )
+
+  @property
+  def _path_terms(self) -> list[str]:
+    """Weights of the terms that read a tree's moves, where they are not 0."""
+    names = ("soft_weight", "aversion_weight")
+    return [name for name in names if getattr(self.loss, name) > 0]
 
   @property
   def never(self) -> tuple[int, ...]:

@@ -93,8 +93,8 @@ class Found(NamedTuple):
   # The search model's probability of the correct answers in the tree: 0 where
   # none was found.
   success_prob_Q: Array
-  # At the states on the first champion's path, where `loss.soft_weight` reads
-  # them.
+  # At the states on the first champion's path, where the loss reads them
+  # (`LossConfig.reads_paths`).
   targets: champions_lib.PathTargets | None
 
 
@@ -285,7 +285,7 @@ def read_trees(
       bar_B1 = greedy_B[:, None] + margin
       used_BM = best.valid_BM & (best.reward_BM > bar_B1)
   targets = None
-  if config.loss.soft_weight > 0:
+  if config.loss.reads_paths:
     targets = champions_lib.path_targets(
       tree,
       config.search.rule.improved(tree),

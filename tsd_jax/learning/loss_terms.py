@@ -147,6 +147,18 @@ def soft(x: ChampionInputs) -> tuple[Array, Metrics]:
   return loss, {"soft_kl": loss}
 
 
+def aversion(x: ChampionInputs) -> tuple[Array, Metrics]:
+  """Unlikelihood of forbidden moves on the way to the first champion."""
+  t = x.targets
+  assert t is not None and t.forbidden_BTA is not None  # `methods.resolve`.
+  log_prob_C1TA = x.read_first(
+    functools.partial(jnp.take_along_axis, axis=-1), t.candidate_BTA[:, None]
+  )
+  forbidden_CTA = t.forbidden_BTA & x.use_CMT[:, 0, :, None]
+  loss = losses.unlikelihood(log_prob_C1TA[:, 0], forbidden_CTA)
+  return loss, {"aversion_loss": loss}
+
+
 # In the order in which they are added.
 TERMS = (
   LossTerm("policy", "samples", policy),
@@ -157,6 +169,7 @@ TERMS = (
   LossTerm("abstention", "samples", abstention),
   LossTerm("champion", "champions", champion),
   LossTerm("soft", "champions", soft),
+  LossTerm("aversion", "champions", aversion),
 )
 
 

@@ -125,6 +125,16 @@ def bucket_kl(
   return masked_mean(kl_X, mask_X)
 
 
+def unlikelihood(log_prob_X: Array, mask_X: Array) -> Array:
+  """-log(1 - pi) of moves that are not to be made (arXiv:1908.04319).
+
+  Its derivative by the logit of a move is pi: at most 1, and nothing where the
+  move is as good as forgotten.
+  """
+  log_prob_X = jnp.minimum(log_prob_X, -1e-6)
+  return -masked_mean(jnp.log1p(-jnp.exp(log_prob_X)), mask_X)
+
+
 def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:
   """Exact KL(pi || pi_ref) over the vocabulary, in nats, of every token."""
   return jnp.sum(jnp.exp(log_prob_XV) * (log_prob_XV - reference_XV), axis=-1)
@@ -203,3 +213,59 @@ def success(logit_X: Array, target_X: Array, mask_X: Array) -> Array:
   """Binary cross-entropy of V_search against success in [0, 1]."""
   loss_X = jax.nn.softplus(logit_X) - target_X * logit_X
   return masked_mean(loss_X, mask_X)
+
+
+def bradley_terry(
+  reward_X2: Array, margin_X: Array, weight_X: Array
+) -> tuple[Array, dict[str, Array]]:
+  """-log sigma(r_chosen - r_rejected - margin) (doi:10.2307/2334029).
+
+  Bradley and Terry's (1952) chance that the chosen one wins, as reward models
+  are fitted (arXiv:1706.03741). A margin asks for as much more of a pair that
+  is clear (arXiv:2307.09288).
+
+  Args:
+    reward_X2: of the chosen and the rejected response.
+    margin_X: in units of the reward; 0 for none.
+    weight_X: how often a pair counts.
+
+  Returns:
+    Loss, and how often the chosen one has the higher reward.
+  """
+  ahead_X = reward_X2[..., 0] - reward_X2[..., 1]
+  total = jnp.maximum(jnp.sum(weight_X), 1.0)
+  loss_X = jax.nn.softplus(margin_X - ahead_X)
+  return jnp.sum(weight_X * loss_X) / total, {
+    "accuracy": jnp.sum(weight_X * (ahead_X > 0)) / total,
+  }
+
+
+def dpo(
+  log_prob_X2: Array,
+  reference_X2: Array,
+  margin_X: Array,
+  weight_X: Array,
+  *,
+  beta: float | Array,
+) -> tuple[Array, dict[str, Array]]:
+  """Direct preference optimisation (arXiv:2305.18290).
+
+    -log sigma(beta (log pi / pi_ref (chosen) - log pi / pi_ref (rejected)))
+
+  Bradley and Terry's loss of the reward that the policy is optimal for, up to
+  a number a prompt: beta log pi / pi_ref. What two responses begin with alike
+  is in both, and so in neither's favour: branches of one node are compared by
+  what follows it (arXiv:2406.18629).
+
+  Args:
+    log_prob_X2: log pi of the whole chosen and rejected response.
+    reference_X2: the same of the reference model.
+    margin_X: as in `bradley_terry`.
+    weight_X: how often a pair counts.
+    beta: weight of the KL to the reference that the reward is weighed against.
+
+  Returns:
+    Loss, and how often the chosen one has the higher reward.
+  """
+  reward_X2 = beta * (log_prob_X2 - reference_X2)
+  return bradley_terry(reward_X2, margin_X, weight_X)

@@ -79,7 +79,8 @@ def estimate_memory(
     pool     B N U of the keys and values of a position, 2 L K E numbers
     prompts  h + B (P - h) of them, h of which all prompts share
     tree     B (N + 1) (A (U + 9) + 4 T + 13) numbers, A + 1 more where moves
-             are merged, and a node's features where steps are drawn lazily
+             are merged, a node's features where steps are drawn lazily, and A
+             bytes and a number more where some may not be made
     work     the largest of what is made at a time, by a simulation, by the
              running of the prompts, or by the metrics, B (N + 1)^2 bytes: see
              the code, fitted to what XLA keeps on CPU
@@ -125,7 +126,9 @@ def estimate_memory(
   # Of every two nodes of a tree, whether they hold the same answer.
   pairs = B * (N + 1) ** 2
   merged = A + 1 if config.merges(task) else 0
-  node = _NUMBER * (A * (U + 9) + 4 * T + 13 + merged)
+  # Whether each move may be made is a byte.
+  ruled = 0 if task.reward.forbidden is None else _NUMBER + A
+  node = _NUMBER * (A * (U + 9) + 4 * T + 13 + merged) + ruled
   node += model.d_model * part.itemsize if config.lazy else 0
   return Memory(
     pool=B * N * U * position,

@@ -96,6 +96,12 @@ def resolve(
   elif algorithm != "tsd":
     config = _baseline(algorithm, config, task)
   _check_gate(config.loss, task)
+  if config.loss.aversion_weight > 0 and task.reward.forbidden is None:
+    raise ValueError(
+      f"loss.aversion_weight={config.loss.aversion_weight}, but "
+      f"{type(task.reward).__name__} forbids nothing: set "
+      "loss.aversion_weight=0 or use a reward Constrained(...)"
+    )
   return config
 
 

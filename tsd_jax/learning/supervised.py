@@ -102,6 +102,22 @@ def train(
   return fit(params, phases, loss_fn, learning_rate, say)
 
 
+def make_optimizer(
+  learning_rate: float, steps: int, end: float = 1e-5
+) -> optax.GradientTransformation:
+  """Adam whose rate rises over 50 steps and falls as a cosine over all.
+
+  Args:
+    learning_rate: its peak.
+    steps: all that are taken.
+    end: where it ends.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, min(50, steps // 2), steps, end
+  )
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
 def fit(
   params,
   phases: Sequence[Sequence[Examples]],
@@ -110,8 +126,6 @@ def fit(
   say: Callable[[str], object] = print,
 ):
   """Minimises a loss over examples.
-
-  Adam; the learning rate rises over 50 steps and falls as a cosine over all.
 
   Args:
     params: where it starts.
@@ -124,10 +138,7 @@ def fit(
     New parameters.
   """
   steps = sum(len(examples[0][0]) for examples in phases)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(50, steps // 2), steps, 1e-5
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  optimizer = make_optimizer(learning_rate, steps)
 
   @jax.jit
   def run(carry, examples):

@@ -15,6 +15,8 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.models.transformer import ModelConfig
 
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+# What follows that in the name of a language model, and of a reward model.
+WRITES, SCORES = "ForCausalLM", "ForSequenceClassification"
 
 # Ours <-> theirs in config.json.
 _SIZES = {
@@ -86,6 +88,7 @@ class Card(NamedTuple):
 
   config: ModelConfig
   max_length: int | None  # Positions that it was trained on, where it says so.
+  scores: bool = False  # Whether it gives rewards instead of next tokens.
 
 
 def family(config: ModelConfig) -> str:
@@ -105,7 +108,12 @@ def family(config: ModelConfig) -> str:
 
 
 def to_hf(
-  config: ModelConfig, *, max_length: int, dtype: str, tokens: Mapping[str, int]
+  config: ModelConfig,
+  *,
+  max_length: int,
+  dtype: str,
+  tokens: Mapping[str, Any],
+  scores: bool = False,
 ) -> dict[str, Any]:
   """Content of their config.json.
 
@@ -114,10 +122,13 @@ def to_hf(
     max_length: positions that the model was trained on.
     dtype: of the tensors beside it.
     tokens: ids by role, such as `{"eos_token_id": 207}`.
+    scores: whether it is a reward model.
   """
   name = family(config)
+  labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
   return {
-    "architectures": [f"{ARCHITECTURES[name]}ForCausalLM"],
+    "architectures": [ARCHITECTURES[name] + (SCORES if scores else WRITES)],
+    **(labels if scores else {}),
     "model_type": name,
     **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
     # Both spellings: transformers 5 reads the second, earlier ones the first.
@@ -149,11 +160,12 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       f"model_type={kind!r:.60} is not supported: choose a model of type "
       f"{', '.join(ARCHITECTURES)}"
     )
-  head = f"{ARCHITECTURES[kind]}ForCausalLM"
-  if (saved.get("architectures") or [head]) != [head]:
+  writes, scores = (ARCHITECTURES[kind] + head for head in (WRITES, SCORES))
+  head = saved.get("architectures") or [writes]
+  if head not in ([writes], [scores]):
     raise UserError(
       f"architectures={saved['architectures']} is not supported: choose a "
-      f"model with {head}"
+      f"model with {writes}, or a reward model with {scores}"
     )
   said = {k: v for k, v in saved.items() if v is not None and k[:1] != "_"}
   try:
@@ -167,7 +179,8 @@ def from_hf(saved: Mapping[str, Any]) -> Card:
       qkv_bias=kind == "qwen2",
       qk_norm=kind == "qwen3",
     )
-    return Card(config, _length(said.get("max_position_embeddings")))
+    length = _length(said.get("max_position_embeddings"))
+    return Card(config, length, head == [scores])
   except KeyError as error:
     raise UserError(f"config.json has no {error}") from None
   except _ODD as error:
@@ -276,6 +289,41 @@ _GGUF_OPTIONAL = {
   "attention.layer_norm_rms_epsilon", "context_length", "rope.dimension_count",
   "rope.freq_base", "rope.scaling.type", "vocab_size",
 }  # fmt: skip
+
+
+def to_gguf(config: ModelConfig, *, max_length: int) -> dict[str, Any]:
+  """Metadata of a GGUF file: its architecture's name, and sizes below it.
+
+  Args:
+    config: our shape.
+    max_length: positions that the model was trained on.
+
+  Raises:
+    UserError: no architecture of theirs, or of llama.cpp, has this shape.
+  """
+  kind = family(config)
+  width = config.num_heads * config.head_dim
+  if kind == "qwen2" and width != config.d_model:
+    raise UserError(
+      f"a qwen2 of {config.num_heads} heads of {config.head_dim} numbers, "
+      f"{width} in all, not model.d_model={config.d_model}, is none that "
+      "llama.cpp reads: export a Hugging Face folder (--format=huggingface)"
+    )
+  sizes = {
+    theirs: getattr(config, ours) for ours, theirs in _GGUF_SIZES.items()
+  }
+  sizes |= {
+    "attention.head_count_kv": config.num_kv_heads,
+    "attention.key_length": config.head_dim,
+    "attention.value_length": config.head_dim,
+    "attention.layer_norm_rms_epsilon": config.rms_eps,
+    "context_length": max_length,
+    "rope.dimension_count": config.head_dim,
+    "rope.freq_base": float(config.rope_theta),
+    "vocab_size": config.vocab_size,
+  }
+  said = {f"{kind}.{name}": value for name, value in sizes.items()}
+  return {"general.architecture": kind} | said
 
 
 def from_gguf(said: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Card:

@@ -31,21 +31,30 @@ def open_file(path: str | pathlib.Path) -> "File":
   return _open(path.absolute(), stat.st_mtime_ns, stat.st_size)
 
 
+def library() -> Any:
+  """The package `gguf`.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    import gguf
+  except ImportError:
+    raise UserError(
+      "GGUF files need the extra `text`: pip install -e '.[text]'"
+    ) from None
+  return gguf
+
+
 class File:
   """An opened file: its metadata is read, its tensors are not."""
 
   def __init__(self, path: pathlib.Path):
     """Opens a file; see `open_file`."""
-    try:
-      import gguf
-    except ImportError:
-      raise UserError(
-        "GGUF files need the extra `text`: pip install -e '.[text]'"
-      ) from None
     self.path = path
-    self._gguf = gguf
+    self._gguf = library()
     try:
-      layout = gguf_layout.read(path, gguf.GGML_QUANT_SIZES)
+      layout = gguf_layout.read(path, self._gguf.GGML_QUANT_SIZES)
       self.metadata: dict[str, Any] = layout.metadata
       data = np.memmap(path, mode="r")
       self._tensors = {t.name: self._stored(t, data) for t in layout.tensors}
@@ -136,3 +145,9 @@ def rotate_half_order(array: np.ndarray, heads: int) -> np.ndarray:
   """Undoes llama.cpp's order of rotary pairs: neighbours become halves."""
   paired = array.reshape(heads, -1, 2, *array.shape[1:])
   return paired.swapaxes(1, 2).reshape(array.shape)
+
+
+def neighbour_order(array: np.ndarray, heads: int) -> np.ndarray:
+  """llama.cpp's order of rotary pairs: halves become neighbours."""
+  halves = array.reshape(heads, 2, -1, *array.shape[1:])
+  return halves.swapaxes(1, 2).reshape(array.shape)

@@ -1,7 +1,8 @@
 """Hugging Face folders: written so that transformers loads them, and read.
 
 The value outputs, which transformers does not know, travel beside the model in
-their own file.
+their own file. So do the heads of a reward model: what transformers reads of it
+is a sequence classifier of one label, their mean.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,14 @@ import numpy as np
 from tsd_jax.base import output_files, outside_files, paths
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import assemble, families, names, weights
-from tsd_jax.models.tokenizer import Tokenizer
+from tsd_jax.models.tokenizer import Tokenizer, response_pad
 from tsd_jax.models.transformer import ModelConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 VALUE_HEADS = "value_heads.safetensors"
+REWARD_HEADS = "reward_heads.safetensors"
+SCORE = "score.weight"  # The one that transformers reads.
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # What early Llama files hold beside the weights.
 _FREQUENCIES = re.compile(
@@ -38,8 +41,18 @@ _READ = ("F32", "BF16", "F16")  # Storage formats, in safetensors' words.
 MAX_FILE_BYTES = 5 * 10**9  # As transformers splits large models.
 
 
+class RewardHeads(NamedTuple):
+  """What makes rewards of the hidden state at a response's last token.
+
+  Head k says w_k h; what its answers are in the mean is taken off.
+  """
+
+  score_KD: np.ndarray  # float32, w.
+  centre_K: np.ndarray  # float32, the mean over some responses.
+
+
 def read_card(folder: str | pathlib.Path) -> families.Card:
-  """Our shape of a folder's model.
+  """Our shape of a folder's model, a language model or a reward model.
 
   Raises:
     UserError: if there is none, or naming what our core has not.
@@ -171,6 +184,48 @@ def read_heads(folder: str | pathlib.Path) -> dict[str, np.ndarray] | None:
   return {name: tensor.read() for name, tensor in _open(file).items()}
 
 
+def read_reward_heads(
+  folder: str | pathlib.Path, stored: dict[str, assemble.Stored], width: int
+) -> RewardHeads:
+  """The heads of a reward model; the one of another maker's is not centred.
+
+  Args:
+    folder: the model's.
+    stored: its tensors, of which the head is taken out.
+    width: D.
+
+  Raises:
+    UserError: there is no head, or several labels, it is of another model or
+      no finite number, or what we read is not what transformers would read.
+  """
+  tensor = stored.pop(SCORE, None)
+  if tensor is None or tuple(tensor.shape) != (1, width):
+    found = "none" if tensor is None else list(tensor.shape)
+    raise UserError(
+      f"{folder}: {SCORE} is {found}, a reward model's is {[1, width]}: name a "
+      "classifier of one label"
+    )
+  score_1D = np.asarray(tensor.read(), np.float32)
+  heads = RewardHeads(score_1D, np.zeros(1, np.float32))
+  file = pathlib.Path(folder) / REWARD_HEADS
+  if outside_files.is_there(file):
+    own = {name: tensor.read() for name, tensor in _open(file).items()}
+    shapes = {name: array.shape for name, array in own.items()}
+    members = shapes.get("score_KD", (0,))[0]
+    wanted = {"score_KD": (members, width), "centre_K": (members,)}
+    if not members or shapes != wanted:
+      raise UserError(f"{file} holds {shapes}: heads of another reward model")
+    heads = RewardHeads(**own)
+    # In half precision, at the coarsest.
+    if not np.allclose(heads.score_KD.mean(axis=0), score_1D, 0.01, 1e-4):
+      raise UserError(
+        f"{file} holds other heads than {SCORE} of the model: remove one"
+      )
+  if not all(np.isfinite(array).all() for array in heads):
+    raise UserError(f"{folder}: its head holds values that are no numbers")
+  return heads
+
+
 def value_trained(folder: str | pathlib.Path) -> bool:
   """Whether a model comes with value outputs whose V_search was trained."""
   file = pathlib.Path(folder) / VALUE_HEADS
@@ -241,6 +296,7 @@ def save(
   dtype: Dtype = "float32",
   generation: Mapping[str, Any] | None = None,
   value_trained: bool = False,
+  reward: RewardHeads | None = None,
   max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
   """Writes a folder that transformers loads; it appears whole or not at all.
@@ -255,6 +311,7 @@ def save(
     generation: content of generation_config.json; sampling at temperature 1
       to the tokenizer's end tokens by default.
     value_trained: whether the run trained V_search.
+    reward: heads of a reward model, whose output matrix is left out.
     max_file_bytes: larger models are split over several files.
 
   Raises:
@@ -264,26 +321,34 @@ def save(
   folder = paths.named(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--output={folder} is not empty: name a new folder")
-  ends = tokenizer.end_ids
+  ends, files = tokenizer.end_ids, dict(tokenizer.huggingface_files())
   tokens = {
     "bos_token_id": tokenizer.bos_id,
     "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
     "pad_token_id": tokenizer.pad_id,
   }
-  if generation is None:
-    generation = tokens | {"do_sample": True, "temperature": 1.0}
-  files = tokenizer.huggingface_files() | {
-    "config.json": to_json(
-      families.to_hf(config, max_length=max_length, dtype=dtype, tokens=tokens)
-    ),
-    "generation_config.json": to_json(generation),
-  }
+  if reward is not None:
+    tokens["pad_token_id"], files = _padded_apart(tokenizer)
+  files["config.json"] = to_json(
+    families.to_hf(
+      config, max_length=max_length, dtype=dtype, tokens=tokens,
+      scores=reward is not None,
+    )
+  )  # fmt: skip
+  if reward is None:
+    if generation is None:
+      generation = tokens | {"do_sample": True, "temperature": 1.0}
+    files["generation_config.json"] = to_json(generation)
   leaves = weights.by_name(params)
   for name, leaf in leaves.items():
     kept = jnp.float32 if names.is_value(name) else jnp.dtype(dtype)
     weights.check_fits(f"--dtype={dtype}", name, leaf, kept)
   heads = {k: np.asarray(v) for k, v in leaves.items() if names.is_value(k)}
   facts = {"value_trained": "true" if value_trained else "false"}
+  others: dict[str, np.ndarray] = {}
+  if reward is not None:
+    heads = {k: np.asarray(v, np.float32) for k, v in reward._asdict().items()}
+    others[SCORE] = heads["score_KD"].mean(axis=0, keepdims=True)
   partial = folder.with_name(folder.name + ".partial")
   with output_files.writing(f"--output={folder}"):
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -292,11 +357,34 @@ def save(
     try:
       for name, text in files.items():
         (partial / name).write_text(text, encoding="utf-8")
-      _save_tensors(partial, config, leaves, jnp.dtype(dtype), max_file_bytes)
-      weights.save_tensors(heads, partial / VALUE_HEADS, facts)
+      _save_tensors(
+        partial, config, leaves, others, jnp.dtype(dtype), max_file_bytes
+      )
+      name = VALUE_HEADS if reward is None else REWARD_HEADS
+      weights.save_tensors(heads, partial / name, facts)
       os.replace(partial, folder)
     finally:  # After a success there is nothing.
       shutil.rmtree(partial, ignore_errors=True)
+
+
+def _padded_apart(tokenizer: Tokenizer) -> tuple[int | None, dict[str, str]]:
+  """A padding token that ends no response, and tokenizer files that say so.
+
+  transformers reads a reward at the last token that is no padding: where the
+  end token is the padding too, that is not the end. None where there is no such
+  token: then transformers refuses batches.
+  """
+  files, pad = dict(tokenizer.huggingface_files()), response_pad(tokenizer)
+  if pad not in tokenizer.special_ids:
+    return None, files
+  if pad != tokenizer.pad_id:
+    added = json.loads(files["tokenizer.json"])["added_tokens"]
+    content = next(t["content"] for t in added if t["id"] == pad)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+      if name in files:
+        said = json.loads(files[name]) | {"pad_token": content}
+        files[name] = to_json(said)
+  return pad, files
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -304,8 +392,13 @@ def to_json(content: Mapping[str, Any]) -> str:
   return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _save_tensors(folder, config, leaves, dtype, max_file_bytes) -> None:
-  """Writes the model a file at a time, each gathered just before."""
+def _save_tensors(
+  folder, config, leaves, others, dtype, max_file_bytes
+) -> None:
+  """Writes the model a file at a time, each gathered just before.
+
+  `others`, by their names, are in the last one.
+  """
   files = list(_split(config, dtype.itemsize, max_file_bytes))
   weight_map, total = {}, 0
   for number, pieces in enumerate(files, 1):
@@ -320,6 +413,10 @@ def _save_tensors(folder, config, leaves, dtype, max_file_bytes) -> None:
       )
       weight_map[piece.theirs] = name
       total += arrays[piece.theirs].nbytes
+    for theirs, array in others.items() if number == len(files) else ():
+      arrays[theirs] = array.astype(dtype)
+      weight_map[theirs] = name
+      total += arrays[theirs].nbytes
     # transformers refuses a file that does not say which framework wrote it.
     weights.save_tensors(arrays, folder / name, {"format": "pt"})
   if len(files) > 1:

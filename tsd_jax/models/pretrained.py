@@ -25,11 +25,21 @@ def is_pretrained(path: str | pathlib.Path) -> bool:
 
 
 def read_card(path: str | pathlib.Path) -> families.Card:
-  """Our shape of a published model; its tensors stay unread.
+  """Our shape of a published language model; its tensors stay unread.
 
   Raises:
     UserError: if there is none, or naming what our core has not.
   """
+  card = read_any_card(path)
+  if card.scores:
+    raise UserError(
+      f"{path} is a reward model, which writes nothing: name a language model"
+    )
+  return card
+
+
+def read_any_card(path: str | pathlib.Path) -> families.Card:
+  """`read_card` of a language model or a reward model."""
   path = checked(path)
   return hf.read_card(path) if path.is_dir() else gguf.open_file(path).card()
 
@@ -55,12 +65,11 @@ def load(
   Raises:
     UserError: naming what is missing, damaged, unknown or of another shape.
   """
-  path = checked(path)
+  path, found = checked(path), read_card(path).config
   if path.is_dir():
-    found, heads = hf.read_card(path).config, hf.read_heads(path)
+    heads = hf.read_heads(path)
   else:
     file, heads = gguf.open_file(path), None
-    found = file.card().config
   config = found if config is None else config
   check_same(config, found, path)
   stored = (
@@ -75,6 +84,49 @@ def load(
     heads=heads,
   )
   return config, graphdef, params
+
+
+def reward_shape(path: str | pathlib.Path) -> ModelConfig:
+  """Shape of a reward model, which has no output matrix.
+
+  Raises:
+    UserError: if there is none, or it is a language model.
+  """
+  card = read_any_card(path)
+  if not card.scores:
+    raise UserError(
+      f"{path} is a language model, no reward model: train one of it with "
+      f"python -m launch.train_reward --model={path}"
+    )
+  return dataclasses.replace(card.config, tied_embeddings=True)
+
+
+def load_reward(
+  path: str | pathlib.Path,
+) -> tuple[ModelConfig, Any, Any, hf.RewardHeads]:
+  """Reads a reward model: ours, or a sequence classifier of one label.
+
+  Args:
+    path: a folder that `hf.save` or transformers wrote.
+
+  Returns:
+    ModelConfig, graphdef, params and its heads.
+
+  Raises:
+    UserError: naming what is missing, damaged, unknown or of another shape.
+  """
+  config, path = reward_shape(path), checked(path)
+  pad = (hf.read_json(path / "config.json") or {}).get("pad_token_id")
+  if pad is not None and pad in hf.ends(path)[1]:
+    raise UserError(
+      f"{path}: the padding token {pad} of config.json ends responses too, so "
+      "that transformers reads rewards before their end, and we at it: set "
+      "pad_token_id to another token"
+    )
+  stored = hf.read_tensors(path, config)
+  heads = hf.read_reward_heads(path, stored, config.d_model)
+  graphdef, params = assemble.assemble(config, stored, "hf", where=str(path))
+  return config, graphdef, params, heads
 
 
 def check_same(config: ModelConfig, found: ModelConfig, path: Any) -> None:

@@ -10,6 +10,8 @@ one; padding on the left would shift all of its positions.
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -28,6 +30,7 @@ from tsd_jax.models import (
   text_limits,
   tokenizer_json,
 )
+from tsd_jax.models.tokenizer import Tokenizer
 
 # Files of a tokenizer that an export copies as they are.
 _FILES = (
@@ -204,9 +207,25 @@ def load(path: str | pathlib.Path) -> TextTokenizer:
   """
   path = pretrained.checked(path)
   if not path.is_dir() or outside_files.is_there(path / "config.json"):
-    pretrained.read_card(path)
+    pretrained.read_any_card(path)
   with outside_files.library(path):
     return _from_folder(path) if path.is_dir() else _from_gguf(path)
+
+
+def vocabulary(tokenizer: Tokenizer) -> str:
+  """Names a tokenizer's tokens: two of one vocabulary read each other's."""
+  return _vocabulary(tokenizer.huggingface_files()["tokenizer.json"])
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(text: str) -> str:
+  saved = json.loads(text)
+  added = {token["content"]: token["id"] for token in saved["added_tokens"]}
+  tokens = saved["model"]["vocab"]
+  # Where they are numbered by their places, a list.
+  tokens = tokens | added if isinstance(tokens, dict) else [tokens, added]
+  listed = json.dumps(tokens, sort_keys=True, ensure_ascii=False)
+  return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _from_folder(folder: pathlib.Path) -> TextTokenizer:
@@ -266,6 +285,7 @@ _PRE = {
   "qwen2": (tokenizer_json.QWEN2, False, False),
   "llama-bpe": (tokenizer_json.LLAMA3, False, True),
 }
+GGUF_PRE = tuple(_PRE)
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens.
 # Roles of tokens -> ggml's names of them, and those that a folder can name.
 _GGUF_ROLES = {
@@ -293,25 +313,9 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   ids = _gguf_roles(path, said, len(tokens))
   special = {role: tokens[i] for role, i in ids.items() if role in _WRITTEN}
   special.setdefault("pad", special["eos"])
-  pattern, digits, ignore_merges = _PRE[pre]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  backend = gguf_backend(pre, vocab, [tuple(m.split(" ", 1)) for m in merges])
   lib = _library()
-  backend = lib.Tokenizer(
-    lib.models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)},
-      merges=[tuple(merge.split(" ", 1)) for merge in merges],
-      ignore_merges=ignore_merges,
-    )
-  )
-  cut = lib.pre_tokenizers
-  steps = [cut.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
-  if pattern is not None:
-    steps.insert(0, cut.Split(lib.Regex(pattern), "isolated"))
-  if digits:
-    steps.insert(0, cut.Digits(individual_digits=True))
-  if pre == "qwen2":
-    backend.normalizer = lib.normalizers.NFC()
-  backend.pre_tokenizer = cut.Sequence(steps)
-  backend.decoder = lib.decoders.ByteLevel()
   added = {
     kind: [
       lib.AddedToken(token, special=kind == _CONTROL, normalized=False)
@@ -344,6 +348,36 @@ def _from_gguf(path: pathlib.Path) -> TextTokenizer:
   }
   ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids]
   return TextTokenizer(backend, special, _ends(ends), template, files)
+
+
+def gguf_backend(
+  pre: str, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> Any:
+  """A `tokenizers.Tokenizer` of GPT-2's kind, without added tokens.
+
+  Args:
+    pre: llama.cpp's name of how text is cut, one of `GGUF_PRE`.
+    vocab: ids by token.
+    merges: pairs of tokens, in their order.
+  """
+  lib = _library()
+  pattern, digits, ignore_merges = _PRE[pre]
+  backend = lib.Tokenizer(
+    lib.models.BPE(
+      vocab=dict(vocab), merges=[*merges], ignore_merges=ignore_merges
+    )
+  )
+  cut = lib.pre_tokenizers
+  steps = [cut.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
+  if pattern is not None:
+    steps.insert(0, cut.Split(lib.Regex(pattern), "isolated"))
+  if digits:
+    steps.insert(0, cut.Digits(individual_digits=True))
+  if pre == "qwen2":
+    backend.normalizer = lib.normalizers.NFC()
+  backend.pre_tokenizer = cut.Sequence(steps)
+  backend.decoder = lib.decoders.ByteLevel()
+  return backend
 
 
 def _check_template(template: Any, path: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from tsd_jax.base.config_values import snake_case
 from tsd_jax.base.types import Array
+from tsd_jax.models.tokenizer import Tokenizer
 from tsd_jax.rewards.reward import Reward, Score, check_range, within_range
 
 # Values that a lexicographic order tells apart. Float32 has 2**24 of them in
@@ -29,8 +30,9 @@ class TaskReward(Reward):
 
   low = high = math.nan  # Known once it is bound.
 
-  def bind(self, own: Reward) -> Reward:
+  def bind(self, own: Reward, tokenizer: Tokenizer | None = None) -> Reward:
     """The task's own reward."""
+    del tokenizer
     return own
 
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
@@ -99,6 +101,12 @@ class Combined(Reward):
   def load(self) -> tuple:
     """The members' parameters, in their order."""
     return tuple(member.load() for member in self.members)
+
+  def misreads(self, tokenizer: Tokenizer) -> str | None:
+    """The first member that cannot read the policy's tokens."""
+    return next(
+      filter(None, (m.misreads(tokenizer) for m in self.members)), None
+    )
 
   def flops(self, prompt_length: int, response_length: int) -> float:
     """The members' operations."""

@@ -51,9 +51,18 @@ class _Around(Reward):
     return self.reward.abstention
 
   @property
+  def forbidden(self):
+    """The other's."""
+    return self.reward.forbidden
+
+  @property
   def judgements(self) -> int:
     """The other's."""
     return self.reward.judgements
+
+  def rules(self, params):
+    """The other's."""
+    return self.reward.rules(params)
 
   def load(self):
     """The other's parameters."""

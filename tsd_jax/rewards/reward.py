@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.base.types import Array, Prompts
-from tsd_jax.models.tokenizer import is_end
+from tsd_jax.models.phrases import Automaton
+from tsd_jax.models.tokenizer import Tokenizer, is_end
 
 
 class Score(NamedTuple):
@@ -53,6 +54,8 @@ class Reward(abc.ABC):
     abstention: what says "I don't know", and is paid for it; None where nothing
       does (`abstention.Abstention`).
     judgements: how often a response is judged to be scored once.
+    forbidden: what no response may say; None: anything may be said
+      (`constrained.Constrained`).
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -62,6 +65,7 @@ class Reward(abc.ABC):
   bounded = False
   abstention = None
   judgements = 1
+  forbidden = None
 
   @abc.abstractmethod
   def __call__(
@@ -84,18 +88,28 @@ class Reward(abc.ABC):
     """Parameters that `__call__` reads, read once by the host; () for none."""
     return ()
 
+  def rules(self, params: Any) -> Automaton | None:
+    """What finds `forbidden` in responses, from what `load` returned."""
+    del params
+    return None
+
   def flops(self, prompt_length: int, response_length: int) -> float:
     """Operations of models that judge one response to a prompt once."""
     del prompt_length, response_length
     return 0.0
 
-  def bind(self, own: "Reward") -> "Reward":
+  def misreads(self, tokenizer: Tokenizer) -> str | None:
+    """Why it cannot read a policy's tokens, in a line; None where it can."""
+    del tokenizer
+
+  def bind(self, own: "Reward", tokenizer: Tokenizer | None = None) -> "Reward":
     """This reward with the task's own wherever `algebra.TaskReward` stands.
 
     Args:
       own: the task's own reward.
+      tokenizer: the task's, for rewards that read text.
     """
-    return self._with_members(lambda member: member.bind(own))
+    return self._with_members(lambda member: member.bind(own, tokenizer))
 
   def truth(self) -> "Reward":
     """What held-out answers are judged by: itself, unless it errs.
@@ -142,6 +156,11 @@ class Scorer:
     """Scores one response to each prompt, B."""
     score = self(prompts, tokens_BT[:, None])
     return jax.tree.map(lambda a: a[:, 0], score)
+
+  @property
+  def rules(self) -> Automaton | None:
+    """What finds in responses what they may not say; None: nothing is."""
+    return self.reward.rules(self.params)
 
   def unit(self, reward_X: Array) -> Array:
     """Rewards on a scale from 0 (the least) to 1 (the greatest)."""

@@ -22,8 +22,10 @@ DATA = "data.json"  # A digest of each split's problems.
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 REWARD = "reward.npz"  # Of a reward that has parameters.
-SAMPLES = "samples.json"
-REPORT = "report.html"  # There if and only if a run is finished.
+SAMPLES = "samples.json"  # Written last: there if a run is finished.
+REPORT = "report.html"
+PROBLEMS = "problems.json"  # How far each held-out problem is solved.
+COUNTS = "counts.json"  # What a comparison counts of a run.
 _LOCK = ".lock"
 _NO_DATA: Mapping[str, str] = types.MappingProxyType({})
 
@@ -102,9 +104,9 @@ def prepare(
 
   Raises:
     UserError: if the folder holds a run with other settings or problems. Any
-      mesh may go on with it.
+      mesh may go on with it, and log it anywhere.
   """
-  ignore = ("mesh", *ignore, *(() if fixed_length else ("iterations",)))
+  ignore = ("mesh", "log", *ignore, *(() if fixed_length else ("iterations",)))
   make(workdir)
   file = workdir / CONFIG
   if outside_files.is_there(file):
@@ -142,13 +144,29 @@ def changed_splits(
   return [split for split in data if saved.get(split) != data[split]]
 
 
+def finished(workdir: str | pathlib.Path) -> bool:
+  """Whether a run has made all its iterations, and its report."""
+  return (pathlib.Path(workdir) / SAMPLES).exists()
+
+
+def floor(workdir: str | pathlib.Path) -> float | None:
+  """Accuracy of the best constant answer; None where nobody has counted it."""
+  try:
+    found = outside_files.read_object(pathlib.Path(workdir) / COUNTS)
+  except outside_files.MissingFile:
+    return None
+  value = found.get("constant")
+  return value if outside_files.is_number(value) and value else None
+
+
 def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
   """The last evaluation of a finished run; None where there is more to do."""
   # One that is finished may be a shorter one.
-  if not (workdir / REPORT).exists():
+  if not finished(workdir):
     return None
   saved, last = read_config(workdir), read_rows(workdir)[-1]
-  other = config_json.difference(saved, config, ignore=("iterations", "mesh"))
+  ignore = ("iterations", "mesh", "log")
+  other = config_json.difference(saved, config, ignore=ignore)
   short = last["step"] < config.iterations
   return None if other or short else last.get("eval")
 
@@ -280,6 +298,14 @@ def _row(line: str, where: str) -> dict[str, Any]:
         "that line"
       )
   return row
+
+
+def newest_step(file: pathlib.Path) -> int:
+  """The last iteration that metrics.jsonl has a row of; -1 without any."""
+  if not outside_files.is_there(file):
+    return -1
+  *lines, _ = outside_files.read_lines(file)
+  return _row(lines[-1], str(file))["step"] if lines else -1
 
 
 def keep_rows(file: pathlib.Path, step: int) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ best, pass and search need the reward at test time; the others do not. Where
 nobody knows what is right, accuracy is the reward from 0 to 1, and pass@K what
 the best of K samples is worth. Where the reward pays for "I don't know"
 (`rewards/abstention.py`), how often that is said is given as well: what is left
-of accuracy and that is confidently wrong.
+of accuracy and that is confidently wrong. Where the reward forbids phrases
+(`rewards/constrained.py`), `violation` is how often one is said.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses, memory
+from tsd_jax.models.phrases import Automaton
 from tsd_jax.models.tokenizer import is_end
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Score, Scorer
@@ -138,6 +140,8 @@ def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
   return float(solved_by_k(correct_BN, k).mean())
 
 
+_SAID = ("abstains", "violation")  # Shares of responses, where they are given.
+_violations = jax.jit(Automaton.said)
 SAMPLED = ("mean", "pass", "best", "vote")
 KINDS = (*SAMPLED, "search")
 
@@ -216,7 +220,35 @@ def evaluate(
   search: SearchConfig | None = None,
   reward_params: Any = (),
 ) -> dict[str, dict[str, Any]]:
-  """Measures a model on a set of prompts.
+  """Measures a model on a set of prompts: `evaluate_each` without the each.
+
+  Returns:
+    mode -> accuracy, its standard error over prompts, n, tokens, reward, and
+    the shares that abstain where the reward pays for it, and that say what it
+    forbids.
+
+  Raises:
+    UserError: a mode is unknown, or a reward on the host cannot be computed.
+  """
+  return evaluate_each(
+    graphdef, params, task, prompts, modes, seed=seed, temperature=temperature,
+    search=search, reward_params=reward_params,
+  )[0]  # fmt: skip
+
+
+def evaluate_each(
+  graphdef: Any,
+  params: Any,
+  task: Task,
+  prompts: Prompts,
+  modes: str,
+  *,
+  seed: int,
+  temperature: float = 1.0,
+  search: SearchConfig | None = None,
+  reward_params: Any = (),
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+  """Measures a model on a set of prompts, and on each of them.
 
   Args:
     graphdef: structure of the model.
@@ -230,8 +262,7 @@ def evaluate(
     reward_params: the reward's parameters.
 
   Returns:
-    mode -> accuracy, its standard error over prompts, n, tokens, reward, and
-    the share that abstains where the reward pays for it.
+    What `evaluate` gives, and mode -> how far each prompt is solved, 0 to 1.
 
   Raises:
     UserError: a mode is unknown, or a reward on the host cannot be computed.
@@ -244,18 +275,20 @@ def evaluate(
     # An estimate of pass@K is the better, the more samples it is made from.
     most=max((k for kind, k in parsed if kind in SAMPLED), default=0),
   )  # fmt: skip
-  results = {}
+  results, each = {}, {}
   for kind, k in parsed:
-    solved_Q, reward, tokens, abstains = measure(kind, k)
-    results[f"{kind}@{k}" if k else kind] = {
+    solved_Q, reward, tokens, said = measure(kind, k)
+    mode = f"{kind}@{k}" if k else kind
+    each[mode] = np.asarray(solved_Q, float)
+    results[mode] = {
       "accuracy": float(solved_Q.mean()),
       "stderr": float(solved_Q.std() / np.sqrt(len(prompts))),
       "n": len(prompts),
       "tokens": int(tokens),
       "reward": float(reward.mean()),
-    } | ({} if abstains is None else {"abstains": float(abstains.mean())})
+    } | {name: float(share.mean()) for name, share in said.items()}
   callback.raise_errors()
-  return results
+  return results, each
 
 
 @dataclasses.dataclass(eq=False)
@@ -275,28 +308,35 @@ class _Measure:
   _draws: dict[int, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(self, kind: str, k: int):
-    """How far each prompt is solved, rewards, tokens, and who abstains."""
+    """How far each prompt is solved, rewards, tokens, and who says what."""
     if kind == "search":
       return self._searched(k)
     tokens_QGT, reward_QG, correct_QG, tokens = self._drawn(
       self.most if kind == "pass" else k
     )
-    abstains_QG = None
-    if (offered := self.task.reward.abstention) is not None:
-      abstains_QG = offered.said(tokens_QGT)
+    said = self._said(tokens_QGT)
     rows_Q = np.arange(len(self.prompts))
     match kind:
       case "pass":
-        return solved_by_k(correct_QG, k), reward_QG, tokens, abstains_QG
+        return solved_by_k(correct_QG, k), reward_QG, tokens, said
       case "best":
         chosen_Q = reward_QG.argmax(axis=1)
       case "vote":
         chosen_Q = vote(tokens_QGT, self.task.end_ids)
       case _:
-        return correct_QG.mean(axis=1), reward_QG, tokens, abstains_QG
+        return correct_QG.mean(axis=1), reward_QG, tokens, said
     at = rows_Q, chosen_Q
-    abstains_Q = None if abstains_QG is None else abstains_QG[at]
-    return correct_QG[at], reward_QG[at], tokens, abstains_Q
+    said = {name: said_QG[at] for name, said_QG in said.items()}
+    return correct_QG[at], reward_QG[at], tokens, said
+
+  def _said(self, tokens_QGT) -> dict[str, np.ndarray]:
+    """Which responses say what the reward has a word on, QG each."""
+    reward, said = self.task.reward, {}
+    if reward.abstention is not None:
+      said["abstains"] = reward.abstention.said(tokens_QGT)
+    if (rules := reward.rules(self.reward_params)) is not None:
+      said["violation"] = np.asarray(_violations(rules, tokens_QGT))
+    return said
 
   @functools.cached_property
   def _shape(self):
@@ -326,7 +366,8 @@ class _Measure:
         self.reward_params, config=config,
       )
     )  # fmt: skip
-    return correct_Q, reward_Q, tokens, None
+    # No champion says what is forbidden, and trees know no abstention.
+    return correct_Q, reward_Q, tokens, {}
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
@@ -364,6 +405,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
   return "\n".join(
     f"{mode:>{width}}  {r['accuracy']:.3f} ± {r['stderr']:.3f}"
     f"  reward {r['reward']:.3f}  {r['n']} prompts  {r['tokens']:,} tokens"
-    + (f"  abstains {r['abstains']:.3f}" if "abstains" in r else "")
+    + "".join(f"  {name} {r[name]:.3f}" for name in _SAID if name in r)
     for mode, r in results.items()
   )

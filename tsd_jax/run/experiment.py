@@ -16,6 +16,7 @@ from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Reward, check_range
+from tsd_jax.run import tracking
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import RewardFn, Shaped, Task, TaskConfig, rewarded
 
@@ -60,6 +61,9 @@ class Experiment:
   loss: LossConfig = LossConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   eval: EvalConfig = EvalConfig()
+  # Services that get the rows too: tensorboard, wandb, trackio, mlflow, several
+  # with commas.
+  log: str = ""
   lora: LoraConfig = NO_ADAPTERS
   mesh: sharding.MeshConfig = sharding.ONE_DEVICE
 
@@ -85,6 +89,7 @@ class Experiment:
       object.__setattr__(self, "model", card.config)
     yield from self._search_model_violations()
     yield from self._count_violations()
+    yield from tracking.violations(self.log)
     if self.search.num_candidates > self.shape.vocab_size:
       yield (
         f"search.num_candidates={self.search.num_candidates} exceeds "
@@ -107,6 +112,8 @@ class Experiment:
       check_range(task.reward)
     except ValueError as error:
       yield str(error)
+    if odd := task.reward.misreads(task.tokenizer):
+      yield odd
     if task.vocab_size > self.shape.vocab_size:
       yield (
         f"model.vocab_size={self.shape.vocab_size} is smaller than the "
@@ -212,7 +219,7 @@ class Experiment:
       return task
     if not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return rewarded(task, reward.bind(task.reward))
+    return rewarded(task, reward.bind(task.reward, task.tokenizer))
 
   def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""

@@ -1,83 +1,45 @@
-"""report.html: one page of plots, samples and settings from runs' folders.
+"""report.html: one page of plots, samples and settings from a run's folder.
 
-Everything is read from the folders, so that a page can be made again at any
-time, of one run or of several beside each other.
+Everything is read from the folder, so that a page can be made again at any
+time, while the run goes on too: then it loads itself again.
 """
 
 import html
-import io
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import matplotlib as mpl
-import numpy as np
-from matplotlib.figure import Figure
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.run import curves as curves_lib
-from tsd_jax.run import directory
+from tsd_jax.run import directory, drawing, plots
+from tsd_jax.run.plots import Log
 
-_COLOURS = (
-  "#1b6ca8",
-  "#d1495b",
-  "#2e933c",
-  "#7048b6",
-  "#edae49",
-  "#333333",
-  "#00a6a6",
-  "#b56576",
-)
-# Title, then metric: line style.
-_TRAINING = (
-  ("Reward in training", {"reward": "-", "search_reward": ":"}),
-  ("Solved in training", {"correct": "-", "search_correct": ":"}),
-  ("Search gain over the policy (reward)", {"search_gain": "-"}),
-  ("Depth of a node (tokens)", {"search_depth": "-"}),
-  ("Distinct answers in a tree", {"search_answers": "-"}),
-  (
-    "Search: fractions",
-    {"search_wasted": "-", "search_duplicates": ":", "search_cut_off": "--"},
-  ),
-  ("Entropy of the root's visits (nats)", {"search_visit_entropy": "-"}),
-  (
-    "V_search of prompts, samples solved",
-    {"search_root_value": "-", "correct": ":"},
-  ),
-  ("Age of the search model (iterations)", {"search_age": "-"}),
-  ("Distilled prompts (fraction)", {"champion_rate": "-"}),
-  ("Clipped tokens (fraction)", {"clip_fraction": "-"}),
-  ("KL to the sampling policy (nats)", {"approx_kl": "-"}),
-  ("Entropy (nats)", {"entropy": "-"}),
-  ("Cross-entropy of champions (nats)", {"champion_ce": "-"}),
-  ("KL to the start (nats)", {"kl_reference": "-"}),
-  ("Value loss", {"value_loss": "-", "success_loss": ":"}),
-  ("Gradient norm", {"grad_norm": "-"}),
-  ("Response length (tokens)", {"response_length": "-"}),
-)
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
-  max-width: 74rem; color: #222; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.grid { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
-.grid svg { width: 100%; height: auto; }
-pre { background: #f5f6f8; padding: .8rem; overflow-x: auto;
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
+  padding: 0 1rem; max-width: 74rem; color: var(--ink);
+  background: var(--page); }
+h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin-top: 2.4rem; overflow-wrap: anywhere; }
+pre { background: var(--box); padding: .8rem; overflow-x: auto;
   font-size: 12.5px; line-height: 1.35; border-radius: 4px; }
-table { border-collapse: collapse; } td, th { padding: .15rem .8rem;
-  text-align: left; } .ok { color: #2e933c; } .no { color: #888; }
-.prompt { font-weight: bold; white-space: pre-wrap; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .2rem 1.2rem .2rem 0; text-align: left;
+  vertical-align: top; } th { font-weight: 600; font-size: .88rem; }
+tbody td { border-top: 1px solid var(--rule); }
+td:not(:first-child, .answer) { white-space: nowrap; }
+.ok { color: var(--good); } .no { color: var(--faint); }
+.ok::before { content: "✓ "; } .no::before { content: "✗ "; }
+.answer { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 9rem;
+  font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
+.prompt { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere;
+  margin: 1.4rem 0 .3rem; }
+.state { color: var(--faint); } summary { cursor: pointer; }
 """
-
-
-class Log(NamedTuple):
-  """A run's folder as the page needs it."""
-
-  rows: list[dict[str, Any]]
-  config: dict[str, Any]
-  samples: list[dict[str, Any]]
+_REFRESH_SECONDS = 20  # How often a page of a run that goes on loads itself.
 
 
 def read_log(workdir: str | pathlib.Path) -> Log:
@@ -91,6 +53,8 @@ def read_log(workdir: str | pathlib.Path) -> Log:
     directory.read_rows(workdir),
     directory.read_config(workdir),
     _samples(workdir / directory.SAMPLES),
+    directory.floor(workdir),
+    directory.finished(workdir),
   )
 
 
@@ -125,53 +89,69 @@ def _is_sample(sample: Any) -> bool:
 
 
 def write(
-  file: str | pathlib.Path, workdirs: dict[str, str | pathlib.Path], mode: str
+  file: str | pathlib.Path, name: str, workdir: str | pathlib.Path, mode: str
 ) -> None:
-  """Writes the page.
+  """Writes the page of a run.
 
   Args:
     file: such as DIR/report.html; it appears whole.
-    workdirs: folder of each run, by the name it is shown under.
+    name: what the run is called.
+    workdir: its folder.
     mode: of evaluation, such as mean@16.
 
   Raises:
-    UserError: if a folder holds no run.
+    UserError: if the folder holds no run.
   """
-  logs = {name: read_log(folder) for name, folder in workdirs.items()}
-  curves = {n: curves_lib.read_curve(w, mode) for n, w in workdirs.items()}
-  text = page(logs, curves, mode)
-  directory.write_whole(pathlib.Path(file), text)
+  log, curve = read_log(workdir), curves_lib.read_curve(workdir, mode)
+  directory.write_whole(pathlib.Path(file), page(name, log, curve, mode))
 
 
-def page(
-  logs: dict[str, Log], curves: dict[str, curves_lib.Curve], mode: str
-) -> str:
+def page(name: str, log: Log, curve: curves_lib.Curve, mode: str) -> str:
   """Returns the page's HTML."""
-  task = next(iter(logs.values())).config["task"]["__class__"]
-  name = task.rpartition(".")[2].removesuffix("Config")
+  floors = {} if log.floor is None else {name: log.floor}
   parts = [
-    f"<h1>{html.escape(' and '.join(logs))}: {html.escape(name)}</h1>",
-    "<pre>" + html.escape(curves_lib.summary(curves, mode)) + "</pre>",
+    f"<h1>{html.escape(name)}: {html.escape(task_name(log.config))}</h1>",
+    _state(log),
+    "<pre>" + html.escape(curves_lib.summary({name: curve}, mode)) + "</pre>",
     "<p>Tokens are all tokens that a run fed to a model: prompts, search, "
     "rollouts, rescoring, and updates counted three times (forward and "
     "backward). ± is one standard error over held-out prompts.</p>",
-    f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
-    _grid(held_out_figures(curves)),
+    "<h2>Held-out accuracy</h2>",
+    drawing.grid(plots.held_out({name: curve}, mode, floors=floors)),
     "<h2>Training</h2>",
-    _grid(training_figures(logs)),
+    drawing.grid([*plots.training({name: log}), plots.ledger({name: log})]),
   ]
-  for run, log in logs.items():
-    if log.samples:
-      parts.append(f"<h2>{html.escape(run)}: held-out samples</h2>")
-      parts += map(_sample, log.samples)
-  for run, log in logs.items():
-    parts += [
-      f"<h2>{html.escape(run)}: settings</h2>",
-      "<details><summary>config.json</summary><pre>",
-      html.escape(json.dumps(log.config, indent=2)),
-      "</pre></details>",
-    ]
-  return _document(" and ".join(logs), parts)
+  if log.samples:
+    parts.append("<h2>Held-out samples</h2>")
+    parts += map(_sample, log.samples)
+  parts += ["<h2>Settings</h2>", settings(log.config)]
+  return document(name, parts, refresh=0 if log.finished else _REFRESH_SECONDS)
+
+
+def task_name(config: Mapping[str, Any]) -> str:
+  """What a page calls a run's task."""
+  return config["task"]["__class__"].rpartition(".")[2].removesuffix("Config")
+
+
+def _state(log: Log) -> str:
+  """How far a run is that has not ended."""
+  if log.finished:
+    return ""
+  step, of = log.rows[-1]["step"], log.config.get("iterations")
+  return (
+    f'<p class="state">Iteration {step} of {html.escape(str(of))}. The run '
+    "has not ended: the page loads itself again every "
+    f"{_REFRESH_SECONDS} seconds.</p>"
+  )
+
+
+def settings(config: Mapping[str, Any]) -> str:
+  """A config, folded."""
+  return (
+    "<details><summary>config.json</summary><pre>"
+    + html.escape(json.dumps(config, indent=2))
+    + "</pre></details>"
+  )
 
 
 def comparison_page(
@@ -191,7 +171,7 @@ def comparison_page(
     flops_per_token: by method.
     timed: whether the methods' seconds may be compared.
   """
-  return _document(
+  return document(
     "comparison",
     [
       "<h1>Comparison of methods</h1>",
@@ -202,156 +182,65 @@ def comparison_page(
       "intervals over seeds; P: probability that a run of tsd beats one of the "
       "other at equal tokens; x tokens/step: what an update step of tsd costs "
       "in ledger tokens, over the other's. An update step has as many "
-      "backward tokens for every method, up to whole rows. Bands are one "
-      "standard error over seeds.</p>",
-      f"<h2>Held-out accuracy, {html.escape(mode)}</h2>",
-      _grid(held_out_figures(curves, flops_per_token, timed=timed)),
+      "backward tokens for every method, up to whole rows.</p>",
+      "<h2>Held-out accuracy</h2>",
+      drawing.grid(
+        plots.held_out(
+          curves,
+          mode,
+          bands="Bands are one standard error over seeds.",
+          flops_per_token=flops_per_token,
+          timed=timed,
+        )
+      ),
     ],
   )
 
 
-def _document(title: str, parts: list[str]) -> str:
+def document(title: str, parts: Sequence[str], *, refresh: int = 0) -> str:
+  """A whole page.
+
+  Args:
+    title: of its tab.
+    parts: of its body.
+    refresh: after how many seconds it loads itself again; 0: never.
+  """
+  again = f'<meta http-equiv="refresh" content="{refresh}">' * bool(refresh)
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>tsd_jax: {html.escape(title)}</title>"
-    f"<style>{_STYLE}</style></head><body>"
+    f"{again}<title>tsd_jax: {html.escape(title)}</title>"
+    f"<style>{drawing.STYLE}{_STYLE}</style></head><body>"
     + "\n".join(parts)
-    + "</body></html>"
+    + "</body></html>\n"
   )
 
 
-# What names a run is no mathematics, whatever signs are in it.
-_plain_names = mpl.rc_context({"text.parse_math": False})
+def answer_cell(answer: Mapping[str, Any]) -> str:
+  """A cell of a table: a response, its reward, and whether it is right."""
+  kind = {True: "ok", False: "no", None: ""}[answer["correct"]]
+  text = html.escape(f"{answer['text']}  ({answer['reward']:.2f})")
+  return f'<td class="answer {kind}">{text}</td>'
 
 
-# It may lie over a curve where three of them fill the axes.
-_LEGEND = {"framealpha": 0.8, "edgecolor": "none"}
-
-
-@_plain_names
-def held_out_figures(
-  curves: dict[str, curves_lib.Curve],
-  flops_per_token: dict[str, float] | None = None,
-  *,
-  timed: bool = True,
-) -> list[Figure]:
-  """Accuracy against iterations, tokens, seconds if timed, FLOPs if known."""
-  axis_of: dict[str, Callable[[curves_lib.Curve, str], np.ndarray]] = {
-    "iterations": lambda c, run: c.iterations,
-    "ledger tokens (millions)": lambda c, run: c.tokens / 1e6,
-  }
-  if timed:
-    axis_of["training seconds"] = lambda c, run: c.seconds
-  if flops_per_token:
-    axis_of["FLOPs (10^12)"] = lambda c, run: (
-      c.tokens * flops_per_token[run] / 1e12
-    )
-  figures = []
-  for label, axis in axis_of.items():
-    figure, axes = _axes("Accuracy", label)
-    for i, (run, curve) in enumerate(curves.items()):
-      x, colour = axis(curve, run), _COLOURS[i % len(_COLOURS)]
-      # Lines past the last colour are dashed.
-      style = ("-", "--", ":")[min(i // len(_COLOURS), 2)]
-      axes.plot(x, curve.accuracy, style, color=colour, label=run)
-      low, high = (curve.accuracy + s * curve.stderr for s in (-1, 1))
-      axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-    axes.set_ylim(bottom=0)
-    if len(curves) > 4:  # It would hide what it names.
-      figure.legend(
-        frameon=False, fontsize=8, ncols=3, loc="outside lower center"
-      )
-    else:
-      axes.legend(**_LEGEND)
-    figures.append(figure)
-  return figures
-
-
-@_plain_names
-def training_figures(logs: dict[str, Log]) -> list[Figure]:
-  """One figure a group of metrics that some run has, and the ledger."""
-  figures = []
-  for title, metrics in _TRAINING:
-    figure, axes = _axes(title, "iterations")
-    for (run, log), colour in zip(logs.items(), _cycle(), strict=False):
-      for metric, style in metrics.items():
-        points = [
-          (r["step"], r[metric])
-          for r in log.rows
-          if outside_files.is_number(r.get(metric))
-        ]
-        if points:
-          label = run if len(metrics) == 1 else f"{run}: {metric}"
-          axes.plot(
-            *zip(*points, strict=True), style, color=colour, label=label
-          )
-    if axes.lines:
-      axes.legend(**_LEGEND)
-      figures.append(figure)
-  figure, axes = _axes("Ledger by part", "million tokens")
-  left = dict.fromkeys(logs, 0.0)
-  parts = [k for k in next(iter(logs.values())).rows[-1]["ledger"]]
-  for part, colour in zip(parts, _cycle(), strict=False):
-    if part in ("total", "scored"):
-      continue
-    # An update costs a forward and twice as much backward.
-    weight = 3e-6 if part == "update" else 1e-6
-    widths = {
-      n: weight * log.rows[-1]["ledger"].get(part, 0) for n, log in logs.items()
-    }
-    axes.barh(
-      list(logs), list(widths.values()), left=list(left.values()),
-      color=colour, label=part, height=0.5,
-    )  # fmt: skip
-    left = {n: left[n] + widths[n] for n in logs}
-  axes.set_ylim(-0.6, len(logs) + 0.4)
-  axes.legend(frameon=False, ncols=3, loc="upper center")
-  return [*figures, figure]
-
-
-def _cycle():
-  while True:
-    yield from _COLOURS
-
-
-def _axes(title: str, x_label: str):
-  figure = Figure(figsize=(4.2, 2.8), layout="constrained")
-  axes = figure.subplots()
-  axes.set_title(title, fontsize=10, loc="left")
-  axes.set_xlabel(x_label, fontsize=9)
-  axes.tick_params(labelsize=8)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.grid(alpha=0.25)
-  return figure, axes
-
-
-def to_svg(figure: Figure) -> str:
-  """A figure as an element of a page, the same bytes every time."""
-  buffer = io.StringIO()
-  with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tsd_jax"}):
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-  text = buffer.getvalue()
-  return text[text.index("<svg") :]
-
-
-def _grid(figures: list[Figure]) -> str:
-  return f'<div class="grid">{"".join(map(to_svg, figures))}</div>'
-
-
-def _sample(sample: dict[str, Any]) -> str:
-  def cell(r):
-    kind = {True: "ok", False: "no", None: ""}[r["correct"]]
-    text = html.escape(f"{r['text']}  ({r['reward']:.2f})")
-    return f'<td class="{kind}">{text}</td>'
-
-  rows = "".join(
-    f"<tr>{cell(before)}{cell(after)}</tr>"
-    for before, after in zip(sample["before"], sample["after"], strict=False)
-  )
+def table(head: Sequence[str], rows: Sequence[str]) -> str:
+  """A table of rows of cells, scrolled by itself where it is too wide."""
+  names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+  body = "".join(f"<tr>{row}</tr>" for row in rows)
   return (
-    f"<p class=prompt>{html.escape(sample['prompt'])}</p><table>"
-    f"<tr><th>before (reward)</th><th>after</th></tr>{rows}</table>"
-    "<details><summary>the tree searched around it</summary><pre>"
+    f'<div class="wide"><table><thead><tr>{names}</tr></thead>'
+    f"<tbody>{body}</tbody></table></div>"
+  )
+
+
+def _sample(sample: Mapping[str, Any]) -> str:
+  rows = [
+    answer_cell(before) + answer_cell(after)
+    for before, after in zip(sample["before"], sample["after"], strict=False)
+  ]
+  return (
+    f'<p class="prompt">{html.escape(sample["prompt"])}</p>'
+    + table(["before (reward)", "after"], rows)
+    + "<details><summary>the tree searched around it</summary><pre>"
     f"{html.escape(sample['tree'])}</pre></details>"
   )

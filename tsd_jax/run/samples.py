@@ -1,9 +1,11 @@
 """What a model writes, and what a search around it finds, as text."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mctx
 import numpy as np
 from flax import nnx
 
@@ -101,16 +103,15 @@ def samples(
     for p in (before, params)
   )
 
-  @jax.jit
-  def grow(params, prompts, reward_params):
-    model = nnx.merge(graphdef, params)
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    scorer = Scorer(task.reward, task.end_ids, reward_params)
-    return search_lib.search(
-      model, task, prompts, key, search, scorer=scorer
-    ).tree
-
-  tree = jax.device_get(grow(params, prompts, reward_params))
+  tree = trees(
+    graphdef,
+    params,
+    task,
+    prompts,
+    search,
+    seed=seed,
+    reward_params=reward_params,
+  )
   return [
     {
       "prompt": tokenizer.decode(prompt_P),
@@ -120,3 +121,43 @@ def samples(
     }
     for i, prompt_P in enumerate(np.asarray(prompts.tokens_BP))
   ]
+
+
+def trees(
+  graphdef,
+  params,
+  task: Task,
+  prompts: Prompts,
+  search: SearchConfig,
+  *,
+  seed: int,
+  reward_params: Any = (),
+) -> mctx.Tree:
+  """Searches once for each prompt.
+
+  Args:
+    graphdef: structure of the model.
+    params: its parameters.
+    task: scores responses.
+    prompts: a few prompts.
+    search: how the trees are searched.
+    seed: of what is drawn.
+    reward_params: the reward's parameters.
+
+  Returns:
+    The trees, on the host.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), 1)
+  tree = _grow(
+    graphdef, params, prompts, key, reward_params, task=task, search=search
+  )
+  return jax.device_get(tree)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "task", "search"))
+def _grow(graphdef, params, prompts, key, reward_params, *, task, search):
+  model = nnx.merge(graphdef, params)
+  scorer = Scorer(task.reward, task.end_ids, reward_params)
+  return search_lib.search(
+    model, task, prompts, key, search, scorer=scorer
+  ).tree

@@ -2,20 +2,30 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
 
-from tsd_jax.base import output_files
+from tsd_jax.base import config_json, output_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
-from tsd_jax.run import checks, directory
+from tsd_jax.run import (
+  checks,
+  directory,
+  evaluation,
+  problems,
+  report,
+  tracking,
+)
 from tsd_jax.run.checkpoint import Checkpointer
+from tsd_jax.run.curves import read_curve
 from tsd_jax.run.experiment import Experiment
+from tsd_jax.run.live import Live
 from tsd_jax.tasks import data
 
 
@@ -46,6 +56,8 @@ class RunState:
     self.last_eval: dict[str, dict[str, Any]] = {}
     self.outcome = checks.Outcome(config.make_task().reward.low)
     self._log: directory.RowLog | None = None
+    self._live: Live | None = None
+    self._tracking = tracking.NONE
     with contextlib.ExitStack() as claimed:
       if processes.leads():
         claimed.enter_context(directory.sole_writer(folder))
@@ -70,7 +82,7 @@ class RunState:
   @property
   def finished(self) -> bool:
     """Whether nothing is left to do, the report included."""
-    return self.done and (self.folder / directory.REPORT).exists()
+    return self.done and directory.finished(self.folder)
 
   def resume(self, state: TrainState) -> TrainState:
     """Goes on where the newest whole checkpoint ends.
@@ -102,15 +114,33 @@ class RunState:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
       self._tell_of_schedule(restored[1]["iterations"])
     if processes.leads():
-      report = self.folder / directory.REPORT
-      with output_files.writing(report):
-        report.unlink(missing_ok=True)
+      mark = self.folder / directory.SAMPLES
+      with output_files.writing(mark):
+        mark.unlink(missing_ok=True)
       rows = self.folder / directory.METRICS
       # Without a checkpoint even the start's row is written again.
       step = self.step if restored is not None else -1
-      self.outcome.see(directory.keep_rows(rows, step))
+      newest = directory.newest_step(rows)
+      kept = directory.keep_rows(rows, step)
+      self.outcome.see(kept)
       self._log = directory.RowLog(rows)
+      self._show(kept, newest)
     return state
+
+  def _show(self, kept: list[dict[str, Any]], newest: int) -> None:
+    """Opens what is shown of the run while it goes on."""
+    config = self.config
+    self._live = Live(config.algorithm, self.folder, self._mode)
+    self._tracking = tracking.start(
+      config.log, self.folder, config_json.to_dict(config), kept, newest
+    )
+    self._claimed.callback(self._tracking.close)
+    if kept:  # Of a run that had ended the page says so.
+      self._live.refresh(evaluated=True)
+
+  @property
+  def _mode(self) -> str:
+    return evaluation.headline(self.config.eval.modes)
 
   def _tell_of_schedule(self, before: int) -> None:
     """Says what a run of another length does to its learning rate.
@@ -127,11 +157,51 @@ class RunState:
         *(100 * max(0.0, 1 - self.step / n) for n in (now, before)),
       )
 
+  def add_rates(self, rows: list[dict[str, Any]]) -> None:
+    """Adds the learning rate to rows of training."""
+    optimizer, iterations = self.config.optimizer, self.config.iterations
+    for row in rows:
+      row["learning_rate"] = optimizer.rate_at(row["step"] - 1, iterations)
+
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Appends rows to metrics.jsonl."""
     self.outcome.see(rows, last=self.done)
     if self._log is not None:
       self._log.write(rows)
+    self._tracking.write(rows)
+    if self._live is not None:
+      self._live.refresh(evaluated=any("eval" in row for row in rows))
+
+  def keep_problems(
+    self, solved: problems.Solved, asked: Callable[[], problems.Asked]
+  ) -> None:
+    """Keeps how far each held-out problem is solved.
+
+    Args:
+      solved: by mode.
+      asked: gives the problems.
+    """
+    if self._live is not None:
+      self._live.keep(self.config.eval.split, self.step, solved, asked)
+
+  def finish(self, shown: list[dict[str, Any]]) -> None:
+    """Writes report.html and samples.json, with which the run has ended.
+
+    Args:
+      shown: samples and trees, as samples.json holds them.
+
+    Raises:
+      UserError: if they cannot be written.
+    """
+    name, file = self.config.algorithm, self.folder / directory.REPORT
+    log = report.read_log(self.folder)._replace(samples=shown, finished=True)
+    curve = read_curve(self.folder, self._mode)
+    page = report.page(name, log, curve, self._mode)
+    directory.write_whole(file, page)
+    directory.write_whole(
+      self.folder / directory.SAMPLES, json.dumps(shown, indent=2) + "\n"
+    )
+    self._tracking.finish(self.step, shown, page)
 
   def end(self) -> None:
     """Writes the rows that could not be written before.

@@ -11,7 +11,6 @@ Several runs that differ in their seeds and scalars may go through one program
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import platform
@@ -37,16 +36,16 @@ from tsd_jax.rewards import callback
 from tsd_jax.run import (
   checks,
   costs,
-  directory,
   evaluation,
-  report,
+  problems,
   reward_params,
   samples,
+  tracking,
 )
 from tsd_jax.run.experiment import Experiment, initial_params, search_model
 from tsd_jax.run.state import RunState
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import Task
+from tsd_jax.tasks.task import Task, TaskConfig
 
 SHOWN_PROMPTS = 6  # Held-out prompts whose samples and trees are kept.
 
@@ -139,6 +138,8 @@ def train_vmapped(
   check_alike(configs)
   config = configs[0]
   evaluation.parse_modes(config.eval.modes)
+  if processes.leads():
+    tracking.check(config.log, len(configs))
   mesh = sharding.make_mesh(config.mesh)
   task, learner_config = config.make_task(), config.learner_config()
   needs = memory.check(
@@ -387,6 +388,8 @@ class Group:
       )
       for i, run in enumerate(self._runs)
     ]
+    for run, made in zip(self._runs, rows, strict=True):
+      run.add_rates(made)
     self._step += size
     seconds = time.monotonic() - start
     self._say_what_is_left(seconds / size)
@@ -419,7 +422,9 @@ class Group:
     params = self._pick((self._state.params, self._fixed), i)
     run = self._runs[i]
     with self._phase("evaluating"):
-      run.last_eval = row["eval"] = measure_run(self._shared, run, *params)
+      found, solved = measure_run(self._shared, run, *params)
+    run.last_eval = row["eval"] = found
+    run.keep_problems(solved, lambda: asked(self._shared, run.config.task))
 
   def _write(self, rows) -> None:
     for run, row in zip(self._runs, rows, strict=True):
@@ -455,12 +460,20 @@ def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
   params = plain(shared, params, fixed)
   reward = processes.local_copy(fixed.reward, sharding.replicated(shared.mesh))
   if not processes.leads():
-    return {}
+    return {}, {}
   options, seed = run.config.eval, run.config.seed
-  return evaluation.evaluate(
+  return evaluation.evaluate_each(
     shared.graphdef, params, shared.task, shared.held_out, options.modes,
     seed=seed, temperature=options.temperature, reward_params=reward,
   )  # fmt: skip
+
+
+def asked(shared: Shared, task: TaskConfig) -> problems.Asked:
+  """The held-out prompts as text, and the families of problems."""
+  decode = shared.task.tokenizer.decode
+  prompts_QP = np.asarray(shared.held_out.tokens_BP)
+  texts = [decode(prompt_P) for prompt_P in prompts_QP]
+  return texts, np.asarray(data.groups(task, shared.held_out))
 
 
 def plain(shared: Shared, params, fixed: FixedParams):
@@ -471,7 +484,7 @@ def plain(shared: Shared, params, fixed: FixedParams):
 
 def show(shared: Shared, ended: VmappedRun) -> None:
   """Writes samples.json and report.html of a run that has ended."""
-  config, folder = ended.run.config, ended.run.folder
+  config = ended.run.config
   # The others' arrays are needed for the copies; the rest is the leader's.
   before, reward = processes.local_copy(
     tuple(ended.fixed), sharding.replicated(shared.mesh)
@@ -490,8 +503,4 @@ def show(shared: Shared, ended: VmappedRun) -> None:
     seed=config.seed,
     reward_params=reward,
   )
-  directory.write_whole(
-    folder / directory.SAMPLES, json.dumps(shown, indent=2) + "\n"
-  )
-  mode = evaluation.headline(config.eval.modes)
-  report.write(folder / directory.REPORT, {config.algorithm: folder}, mode)
+  ended.run.finish(shown)

@@ -177,7 +177,9 @@ class BestFirst(Rule):
     nodes = tree.embeddings
     v_BNA = jnp.where(eos_actions(nodes), nodes.reward[..., None], v_BNA)
     w_BNA = p_BNA * jnp.maximum(v_BNA, 1e-6)
-    return w_BNA / jnp.sum(w_BNA, axis=-1, keepdims=True)
+    # Nothing is left of a node whose moves are all forbidden.
+    total_BN1 = jnp.sum(w_BNA, axis=-1, keepdims=True)
+    return w_BNA / jnp.maximum(total_BN1, 1e-30)
 
 
 def move_keys(node: Node, *, beta: float, epsilon: float) -> Array:

@@ -26,6 +26,8 @@ class PathTargets(NamedTuple):
   weight_BTA: Array  # Sums to one over A.
   mass_BT: Array  # Total prior probability of the candidates.
   mask_BT: Array  # Where the tree visited the state well.
+  # bool, candidates that may not be chosen there; None: all of them may be.
+  forbidden_BTA: Array | None = None
 
 
 def champions(tree: mctx.Tree, count: int) -> Champions:
@@ -159,9 +161,13 @@ def path_targets(
   node_BT, exists_BT = path_nodes(tree, node_B)
   rows = jnp.arange(node_B.shape[0])[:, None]
   nodes = tree.embeddings
+  forbidden_BTA = None
+  if nodes.forbidden_A is not None:
+    forbidden_BTA = nodes.forbidden_A[rows, node_BT] & exists_BT[..., None]
   return PathTargets(
     candidate_BTA=nodes.candidate_A[rows, node_BT],
     weight_BTA=improved_BNA[rows, node_BT],
     mass_BT=jnp.sum(jnp.exp(nodes.log_prob_A[rows, node_BT]), axis=-1),
     mask_BT=exists_BT & (tree.node_visits[rows, node_BT] >= min_visits),
+    forbidden_BTA=forbidden_BTA,
   )

@@ -25,6 +25,8 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
     search_visit_entropy: nats, of the visits to the root's moves.
     search_root_value: V_search of the prompt, to be held against how often the
       policy succeeds.
+    search_forbidden: share of a node's moves that are closed because they say
+      what the reward forbids; only where it forbids something.
   """
   nodes = tree.embeddings
   B = nodes.reward.shape[0]
@@ -46,7 +48,11 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
   )
   p_BA = visits_BA / jnp.maximum(jnp.sum(visits_BA, axis=1, keepdims=True), 1)
   entropy_B = -jnp.sum(p_BA * jnp.log(jnp.maximum(p_BA, 1e-30)), axis=1)
-  return {
+  forbidden = {}
+  if nodes.forbidden_A is not None:
+    share_BN = jnp.mean(nodes.forbidden_A.astype(jnp.float32), axis=-1)
+    forbidden["search_forbidden"] = fraction(share_BN)
+  return forbidden | {
     "search_depth": fraction(nodes.depth),
     "search_wasted": 1.0 - grown / jnp.maximum(B * simulations, 1),
     "search_answers": (answers - jnp.sum(repeated_BN)) / B,

@@ -168,6 +168,23 @@ def merged(
   return Moves(step_BAU[at], length_BA[at], log_prob_BA[at], prior_BA[at])
 
 
+def without(offered: Moves, forbidden_BA: Array) -> tuple[Moves, Array]:
+  """Moves of which some may not be made: they stand last, and have no prior.
+
+  Args:
+    offered: all moves.
+    forbidden_BA: those that may not be made.
+
+  Returns:
+    The moves, and which of them those are.
+  """
+  order_BA = jnp.argsort(forbidden_BA, axis=1, stable=True)
+  at = (jnp.arange(order_BA.shape[0])[:, None], order_BA)
+  offered, forbidden_BA = Moves(*(a[at] for a in offered)), forbidden_BA[at]
+  prior_BA = jnp.where(forbidden_BA, LOG_ZERO, offered.prior_A)
+  return offered._replace(prior_A=prior_BA), forbidden_BA
+
+
 def action_slots(
   nodes: int, count: int, step_tokens: int, pad_id: int
 ) -> Moves:

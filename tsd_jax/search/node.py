@@ -29,8 +29,14 @@ class Node(struct.PyTreeNode):
   # int32, the first candidate that ends the response, where its answer is
   # judged with the node itself, which has then no such move; A without one.
   eos_action: Array
+  # int32, of the automaton that reads for what may not be said
+  # (`models.phrases`), and bool, moves that would say it: they stand last, and
+  # have no prior. None: anything may be said.
+  rules_state: Array | None
+  forbidden_A: Array | None
   finished: Array  # bool, the path ends with the end token.
-  # bool, the path is full, or was drawn before: no move leads on from here.
+  # bool, the path is full, says what it may not or can say nothing else, or was
+  # drawn before: no move leads on from here.
   cut_off: Array
   answer_tokens: Array  # int32 T, finished response found at this node.
   answer_log_prob: Array  # float32, of that response under the search model.
@@ -65,6 +71,8 @@ def empty(task: Task, B: int, A: int, U: int, value_logit_B: Array) -> Node:
     state_key=None,
     state_key_A=None,
     eos_action=jnp.full((B,), A),
+    rules_state=None,
+    forbidden_A=None,
     finished=no_B,
     cut_off=no_B,
     answer_tokens=jnp.full_like(none_BT, task.pad_id),

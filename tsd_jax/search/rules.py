@@ -406,7 +406,10 @@ class Gumbel(Rule):
       qtransform=self._qtransform,
       # Tokens are all distinct, and mctx would shift their logits.
       invalid_actions=(
-        merged(root.embedding) if root.embedding.step_AU.shape[-1] > 1 else None
+        merged(root.embedding)
+        if root.embedding.step_AU.shape[-1] > 1
+        or root.embedding.forbidden_A is not None
+        else None
       ),
       max_num_considered_actions=A,
       gumbel_scale=self.scale,
@@ -456,7 +459,7 @@ def walk_keys(key: Array, simulations: int, trees: int) -> Array:
 
 
 def merged(nodes) -> Array:
-  """Candidates that are no moves: equal to another, and merged into it."""
+  """Candidates that are no moves: merged into an equal one, or forbidden."""
   return nodes.prior_A <= LOG_ZERO
 
 

@@ -20,6 +20,7 @@ from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill as prefill_lib
 from tsd_jax.inference import sampling
 from tsd_jax.inference.prefill import Prefix
+from tsd_jax.models.phrases import VIOLATED
 from tsd_jax.models.tokenizer import is_end
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.parallel import sharding
@@ -122,7 +123,7 @@ class Search:
     self.T = task.response_length
     # A move to length T is of no use where it could not end any more.
     self.room = self.T - 1 if config.ends_with_node else self.T
-    self.merges = config.merges(task)
+    self.merges, self.rules = config.merges(task), scorer.rules
     self.loop = StoppableLoop()
     self.pool = KVPool(
       model,
@@ -165,6 +166,8 @@ class Search:
     x_BD = growing.prefix.x_BD
     _, value_logit_B = self.model.values(x_BD)
     node = empty(self.task, x_BD.shape[0], self.A, self.U, value_logit_B)
+    if self.rules is not None:
+      node = node.replace(rules_state=self.rules.start(x_BD.shape[0]))
     if self.merges:
       state_key_B = transpositions.state_keys(
         self.task, growing.prompts.tokens_BP, node.path_tokens, node.depth
@@ -250,6 +253,14 @@ class Search:
     state_key_B = None
     if parent.state_key_A is not None:
       state_key_B = parent.state_key_A[rows, action_B]
+    cut_off_B = ~finished_B & (depth_B >= self.room)
+    rules_state_B = None
+    if self.rules is not None:
+      assert parent.rules_state is not None
+      rules_state_B = self.rules.after_all(
+        parent.rules_state, step_BU, jnp.where(over_B, 0, length_B)
+      )
+      cut_off_B |= rules_state_B == VIOLATED
     node = parent.replace(
       path_tokens=path_tokens,
       path_actions=jnp.where(at_BT, action_B[:, None], parent.path_actions),
@@ -259,8 +270,9 @@ class Search:
       log_prob_gap=parent.log_prob_gap + prior_B - parent.prior_A[:, 0],
       value_logit=value_logit_B,
       state_key=state_key_B,
+      rules_state=rules_state_B,
       finished=finished_B,
-      cut_off=~finished_B & (depth_B >= self.room),
+      cut_off=cut_off_B,
     )
     return node, x_BD
 
@@ -293,6 +305,8 @@ class Search:
       drawn = self.draw(growing, node, x_BD, number, self.A)
       offered = moves.merged(*moves.steps(drawn, self.A), config.step_prior)
       forwards = drawn.forwards
+    if self.rules is not None and not config.lazy:
+      node, offered = self.forbid(node, offered)
     node = node.replace(**offered._asdict())
     if self.merges:
       state_key_A = transpositions.of_moves(
@@ -300,6 +314,23 @@ class Search:
       )
       node = node.replace(state_key_A=state_key_A)
     return node, forwards
+
+  def forbid(
+    self, node: Node, offered: moves.Moves
+  ) -> tuple[Node, moves.Moves]:
+    """A node, and those of its moves that say nothing that may not be said.
+
+    The others cost nothing: no forward, no simulation, no call of the reward.
+    """
+    assert self.rules is not None and node.rules_state is not None
+    state_BA = self.rules.after_all(
+      jnp.broadcast_to(node.rules_state[:, None], offered.length_A.shape),
+      offered.step_AU,
+      offered.length_A,
+    )
+    offered, forbidden_BA = moves.without(offered, state_BA == VIOLATED)
+    cut_off_B = node.cut_off | (jnp.all(forbidden_BA, axis=1) & ~node.finished)
+    return node.replace(forbidden_A=forbidden_BA, cut_off=cut_off_B), offered
 
   def draw(
     self,
@@ -335,6 +366,8 @@ class Search:
     ends_BA &= node.depth[:, None] + node.length_A <= self.T
     # Below the end of a response nothing ends again.
     ends_BA &= self.config.ends_with_node & ~node.finished[:, None]
+    if node.forbidden_A is not None:
+      ends_BA &= ~node.forbidden_A
     has_B = jnp.any(ends_BA, axis=1)
     first_B = jnp.argmax(ends_BA, axis=1)
     tokens_BT, _ = moves.extend(
@@ -382,6 +415,8 @@ class Search:
   ) -> tuple[mctx.RecurrentFnOutput, Node]:
     """What mctx wants to know of a node, and the node with its answer."""
     config, exists_B = self.config, answer.exists_B
+    if self.rules is not None:  # Such a response is no answer.
+      exists_B &= ~self.rules.said(answer.tokens_BT)
     score = self.scorer.one(growing.prompts, answer.tokens_BT)
     reward_B = self.scorer.unit(score.reward_X)
     reward_B = jnp.where(exists_B, reward_B, 0.0)

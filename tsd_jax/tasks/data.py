@@ -465,3 +465,10 @@ class PromptIterator:
     ):
       digest.update(np.ascontiguousarray(leaf).tobytes())
     return f"{self._problems.tokens_BP.shape}:{digest.hexdigest()[:16]}"
+
+
+def groups(task: TaskConfig, prompts: Prompts) -> list[int]:
+  """A number for each problem, equal where two are of one group."""
+  found = [task.group(task.canonical(p)) for p in np.asarray(prompts.tokens_BP)]
+  number = {group: i for i, group in enumerate(dict.fromkeys(found))}
+  return [number[group] for group in found]

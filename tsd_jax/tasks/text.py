@@ -55,7 +55,7 @@ class TextConfig(TaskConfig):
     ValueError: a field has an impossible value.
   """
 
-  file: str  # Of JSON lines.
+  file: str  # Of JSON lines (.jsonl, .jsonl.gz), or a table (.parquet, folder).
   tokenizer: str  # Hugging Face folder or GGUF file: the model's own.
   reward: GradeFn  # A function of a module that can be imported.
   prompt_length: int = 256  # P; shorter prompts are padded.
@@ -72,6 +72,11 @@ class TextConfig(TaskConfig):
   # Characters: the tool is asked after a token that ends with one of them.
   tool_ends: str = ""
   tool_tokens: int = 16  # O, the most tokens of its answer.
+  # FIELD=COLUMN, with commas: what the file calls prompt, messages, ...
+  columns: str = ""
+  rows: int = 0  # The first so many lines are read; 0: all.
+  # Leave out prompts and solutions that are too long, instead of refusing them.
+  skip_long: bool = False
   split_by: str = "family"  # As lines name it; by problems where none does.
 
   SPLITS_BY = ("family", "problem")
@@ -81,7 +86,12 @@ class TextConfig(TaskConfig):
     super().__post_init__()
     for field in ("prompt_length", "response_length"):
       self.need(int, field, lambda x: x >= 1, "use an integer from 1 on")
+    self.need(int, "rows", lambda x: x >= 0, "use an integer from 0 on")
     self._check_range()
+    try:
+      text_lines.parse_columns(self.columns)
+    except ValueError as error:
+      raise ValueError(f"TextConfig.{error}") from None
     for field in ("reward", "tool"):
       value = getattr(self, field)
       given = callable(value) and hasattr(value, "__qualname__")
@@ -129,14 +139,15 @@ class TextConfig(TaskConfig):
     Raises:
       UserError: naming the file and the line that does not fit.
     """
-    return text_lines.read(*self.file_key)
+    return text_lines.read(self.source)
 
   @property
-  def file_key(self):
-    """What `text_lines` keeps the file by."""
-    return (
+  def source(self) -> text_lines.Source:
+    """What `text_lines` reads."""
+    return text_lines.Source(
       self.file, self.tokenizer, self.reply, self.prompt_length,
-      self.response_length,
+      self.response_length, text_lines.parse_columns(self.columns), self.rows,
+      self.skip_long,
     )  # fmt: skip
 
   @property
@@ -169,7 +180,7 @@ class TextConfig(TaskConfig):
 
   def pose(self, problem, rng):
     """One of the lines that ask it; an unfinished response if none is given."""
-    places = text_lines.by_problem(*self.file_key)[str(problem)]
+    places = text_lines.by_problem(self.source)[str(problem)]
     example = places[rng.integers(len(places))]
     line = self.lines[example]
     response_T = line.response_T
@@ -181,7 +192,7 @@ class TextConfig(TaskConfig):
     """The family that its first line names, or itself."""
     if self.split_by == "problem":
       return problem
-    first = text_lines.by_problem(*self.file_key)[str(problem)][0]
+    first = text_lines.by_problem(self.source)[str(problem)][0]
     return self.lines[first].family
 
   def example(self, index: int) -> Any:
@@ -204,7 +215,7 @@ class TextConfig(TaskConfig):
     """
     key = np.asarray(prompt_P, np.int32).tobytes()
     try:
-      return text_lines.by_prompt(*self.file_key)[key]
+      return text_lines.by_prompt(self.source)[key]
     except KeyError:
       text = text_lines.load_tokenizer(self.tokenizer).decode(prompt_P)
       raise UserError(f"prompt {text[:60]!r} is not in {self.file}") from None
@@ -263,7 +274,7 @@ class Text(TokenizerIds):
   @property
   def shared_prefix_length(self) -> int:
     """The beginning that all lines of the file share."""
-    return text_lines.common_head(*self.config.file_key)
+    return text_lines.common_head(self.config.source)
 
   @property
   def step_end_ids(self) -> tuple[int, ...]:
