@@ -1,6 +1,7 @@
 """Imports run one way: a module imports only what stands before it."""
 
 import ast
+import importlib
 import pathlib
 
 import pytest
@@ -162,3 +163,46 @@ def test_what_commands_import_of_experiments_defines_no_flags():
     if isinstance(node, ast.Assign) and "flags.DEFINE" in ast.unparse(node)
   }
   assert not defining
+
+
+def attributes(tree: ast.AST):
+  """Modules of ours by the names that a file gives them, and what it reads.
+
+  Names that the file gives to something else too are left out.
+  """
+  modules, bound = {}, set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+      "tsd_jax"
+    ):
+      for alias in node.names:
+        full = f"{node.module}.{alias.name}"
+        if is_module(full):
+          modules[alias.asname or alias.name] = full
+    elif isinstance(node, ast.arg):
+      bound.add(node.arg)
+    elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+      bound.add(node.id)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      name = node.value.id
+      if name in modules and name not in bound:
+        yield modules[name], node.attr
+
+
+def is_module(name: str) -> bool:
+  """Whether a full name is a module's."""
+  path = ROOT.joinpath(*name.split("."))
+  return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+@pytest.mark.parametrize("folder", ["experiments", "launch", "tests"])
+def test_what_is_read_of_a_module_is_there(folder):
+  """The type checker reads the library alone."""
+  missing = [
+    f"{file.relative_to(ROOT)}: {module}.{name}"
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    for module, name in attributes(ast.parse(file.read_text()))
+    if not hasattr(importlib.import_module(module), name)
+  ]
+  assert not missing

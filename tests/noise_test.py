@@ -128,6 +128,16 @@ def test_the_truth_is_found_within():
   )
 
 
+def test_what_cannot_read_the_tokens_is_found_within():
+  class Foreign(OwnReward):
+    def misreads(self, tokenizer):
+      return f"no {tokenizer}"
+
+  deep = Sum((Confirmed(Noisy(Foreign(OWN))),))
+  assert deep.misreads("tokens") == "no tokens"
+  assert Sum((Confirmed(Noisy(REWARD)),)).misreads("tokens") is None
+
+
 def test_calls_add_up():
   """Of verifiers within verifiers, and of the busiest of some."""
   twice = Confirmed(REWARD, calls=2)

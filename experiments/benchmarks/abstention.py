@@ -166,43 +166,40 @@ def row(found: list[dict], group_P: np.ndarray) -> dict:
   return columns | {"temperature": [f["temperature"] for f in found]}
 
 
+def settings(base, method: str, seed: int):
+  """A run of a method."""
+  entry = METHODS[method]
+  return dataclasses.replace(
+    base,
+    algorithm=method,
+    seed=seed,
+    iterations=entry.iterations,
+    optimizer=dataclasses.replace(
+      base.optimizer, learning_rate=entry.learning_rate
+    ),
+    eval=dataclasses.replace(base.eval, every=0),
+  )
+
+
 def main(overrides):
   """Trains what is missing, prints the rows, writes the JSON."""
   folder = pathlib.Path(config_lib.required(_WORKDIR))
   base = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from experiments.benchmarks import table
+  from experiments.benchmarks import seeds, table
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.run import load, train
-  from tsd_jax.run.experiment import initial_params
 
   progress.quiet_libraries()
   compilation_cache.enable()
   examiner = Examiner(base)
-  start = [examiner.measure(initial_params(base))]
-  rows = [{"method": "start"} | row(start, examiner.group_P)]
-  print(rows[-1], flush=True)
-  for method, entry in METHODS.items():
-    found, tokens = [], []
-    for seed in range(_SEEDS.value):
-      config = dataclasses.replace(
-        base, algorithm=method, seed=seed, iterations=entry.iterations,
-        optimizer=dataclasses.replace(
-          base.optimizer, learning_rate=entry.learning_rate
-        ),
-        eval=dataclasses.replace(base.eval, every=0),
-      )  # fmt: skip
-      train.train(config, folder / method / str(seed))
-      run = load.open_run(folder / method / str(seed))
-      found.append(examiner.measure((run.graphdef, run.params)))
-      tokens.append(run.ledger.total)
-    figures = row(found, examiner.group_P)
-    rows.append(
-      {"method": method, "tokens": round(float(np.mean(tokens)))}
-      | entry._asdict()
-      | figures
+  methods = {
+    method: seeds.Method(
+      entry._asdict(),
+      [settings(base, method, seed) for seed in range(_SEEDS.value)],
     )
-    print(rows[-1], flush=True)
+    for method, entry in METHODS.items()
+  }
+  rows = seeds.rows(examiner, base, methods, folder, row)
   command = "python -m experiments.benchmarks.abstention --workdir=DIR"
   about = (
     "Test problems; greedy, and 64 samples at the temperature that scores best "

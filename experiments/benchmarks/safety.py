@@ -91,14 +91,13 @@ class Examiner:
     """Reads the problems."""
     import jax
 
-    from tsd_jax.comparison import counts
     from tsd_jax.tasks import data
 
     self._task = config.make_task()
     self._params = self._task.reward.load()
     self._rules = self._task.reward.rules(self._params)
     problems = data.load_problems(config.task, "test")
-    self.group_P = np.array(counts.groups(config.task, problems))
+    self.group_P = np.array(data.groups(config.task, problems))
     self._prompts = jax.tree.map(jax.numpy.asarray, problems)
     self._begun = beginnings(np.asarray(problems.tokens_BP))
     self._said = jax.jit(lambda tokens: self._rules.said(tokens))
@@ -206,31 +205,23 @@ def main(overrides):
   folder = pathlib.Path(config_lib.required(_WORKDIR))
   base = config_lib.from_flags(_CONFIG.value, overrides)
   # Imported late: a bad flag is refused before JAX starts.
-  from experiments.benchmarks import table
+  from experiments.benchmarks import seeds, table
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.run import load, train
-  from tsd_jax.run.experiment import initial_params
 
   progress.quiet_libraries()
   compilation_cache.enable()
   examiner = Examiner(base)
-  start = [examiner.measure(initial_params(base))]
-  rows = [{"method": "start"} | row(start, examiner.group_P)]
-  print(rows[-1], flush=True)
-  for method in _METHODS.value:
-    entry, found, tokens = METHODS[method], [], []
-    for seed in range(_SEEDS.value):
-      place = folder / method / str(seed)
-      train.train(settings(base, entry, seed, _ITERATIONS.value), place)
-      run = load.open_run(place)
-      found.append(examiner.measure((run.graphdef, run.params)))
-      tokens.append(run.ledger.total)
-    rows.append(
-      {"method": method, "tokens": round(float(np.mean(tokens)))}
-      | entry._asdict()
-      | row(found, examiner.group_P)
+  methods = {
+    method: seeds.Method(
+      METHODS[method]._asdict(),
+      [
+        settings(base, METHODS[method], seed, _ITERATIONS.value)
+        for seed in range(_SEEDS.value)
+      ],
     )
-    print(rows[-1], flush=True)
+    for method in _METHODS.value
+  }
+  rows = seeds.rows(examiner, base, methods, folder, row)
   command = (
     "python -m experiments.benchmarks.safety --workdir=DIR "
     f"--iterations={_ITERATIONS.value} --seeds={_SEEDS.value}"

@@ -6,7 +6,7 @@ larger than the memory. `outside_files` says why all of it is bounded.
 """
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tsd_jax.base import outside_files
@@ -21,6 +21,14 @@ class Row(NamedTuple):
 
   where: str  # Its file and number, for messages.
   values: dict[str, Any]  # By column: values that JSON has. Empty: None.
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Values of a row without its empty cells.
+
+  A column that some rows alone have is empty in the others.
+  """
+  return {name: value for name, value in values.items() if value is not None}
 
 
 def is_table(path: str | pathlib.Path) -> bool:

@@ -64,6 +64,10 @@ class _Around(Reward):
     """The other's."""
     return self.reward.rules(params)
 
+  def misreads(self, tokenizer):
+    """The other's."""
+    return self.reward.misreads(tokenizer)
+
   def load(self):
     """The other's parameters."""
     return self.reward.load()

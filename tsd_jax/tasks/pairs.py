@@ -179,8 +179,7 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     if tabular.is_table(file):
       for where, values in tabular.rows(file):
-        # A column of some rows alone is null in the others.
-        yield where, {k: v for k, v in values.items() if v is not None}
+        yield where, tabular.present(values)
       return
     lines = outside_files.read_lines(file)
   except outside_files.MissingFile as error:

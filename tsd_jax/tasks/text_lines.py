@@ -129,7 +129,7 @@ def _examples(source: Source) -> Iterator[tuple[str, Any]]:
   if tabular.is_table(source.file):
     for where, values in tabular.rows(source.file):
       try:
-        yield where, _present(_renamed(values, source.columns))
+        yield where, tabular.present(_renamed(values, source.columns))
       except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return
@@ -169,11 +169,6 @@ def _renamed(example: Any, columns: tuple[tuple[str, str], ...]) -> Any:
     if one in ours:
       said.pop(other, None)
   return said | {field: example[theirs] for field, theirs in columns}
-
-
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-  """A row without its empty cells."""
-  return {name: value for name, value in row.items() if value is not None}
 
 
 def _line(
@@ -223,7 +218,7 @@ def _conversation(said: Any) -> tuple[list[dict[str, Any]], str | None]:
     raise UserError('"messages" is no list of messages')
   messages = []
   for message in said:
-    turn = {_PARTS.get(k, k): v for k, v in _present(message).items()}
+    turn = {_PARTS.get(k, k): v for k, v in tabular.present(message).items()}
     if "from" in message:
       turn["role"] = _ROLES.get(str(turn["role"]), turn["role"])
     messages.append(turn)

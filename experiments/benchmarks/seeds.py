@@ -1,0 +1,69 @@
+"""Methods side by side by a measure of one's own, over seeds."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tsd_jax.run import load, train
+from tsd_jax.run.experiment import Experiment, initial_params
+
+
+class Examiner(Protocol):
+  """What asks models the same problems."""
+
+  group_P: np.ndarray  # The problems' families.
+
+  def measure(self, model: tuple[Any, Any]) -> dict[str, Any]:
+    """What there is to say of a model: its structure and parameters."""
+    ...
+
+
+class Method(NamedTuple):
+  """A method's runs, and what its row says of it."""
+
+  facts: dict[str, Any]
+  runs: Sequence[Experiment]  # One a seed.
+
+
+Row = Callable[[list[dict[str, Any]], np.ndarray], dict[str, Any]]
+
+
+def rows(
+  examiner: Examiner,
+  base: Experiment,
+  methods: Mapping[str, Method],
+  folder: pathlib.Path,
+  row: Row,
+) -> list[dict[str, Any]]:
+  """Trains what is missing and measures it; prints the rows as they come.
+
+  Args:
+    examiner: measures models.
+    base: gives the start.
+    methods: by name.
+    folder: of the runs, FOLDER/METHOD/SEED.
+    row: figures of what was measured of some runs, and of the families.
+
+  Returns:
+    The start's row, then one a method.
+  """
+  start = [examiner.measure(initial_params(base))]
+  found_rows = [{"method": "start"} | row(start, examiner.group_P)]
+  print(found_rows[-1], flush=True)
+  for name, method in methods.items():
+    found, tokens = [], []
+    for seed, config in enumerate(method.runs):
+      place = folder / name / str(seed)
+      train.train(config, place)
+      run = load.open_run(place)
+      found.append(examiner.measure((run.graphdef, run.params)))
+      tokens.append(run.ledger.total)
+    found_rows.append(
+      {"method": name, "tokens": round(float(np.mean(tokens)))}
+      | method.facts
+      | row(found, examiner.group_P)
+    )
+    print(found_rows[-1], flush=True)
+  return found_rows
