@@ -12,7 +12,6 @@ from matplotlib import figure as mpl_figure
 from tsd_jax.base.output_files import whole, write_whole, writing
 from tsd_jax.run.drawing import LIGHT, Bars, Figure, Plot
 
-_STROKES = {"-": "-", ":": ":", "--": "--"}
 # What names a run is no mathematics, whatever signs are in it.
 _STYLE: Any = {
   "text.parse_math": False,
@@ -96,7 +95,7 @@ def _draw_lines(axes, plot: Plot) -> None:
   for line in plot.lines:
     colour = LIGHT[line.colour % len(LIGHT)]
     axes.plot(
-      line.x, line.y, _STROKES[line.stroke], color=colour, label=line.name,
+      line.x, line.y, line.stroke, color=colour, label=line.name,
       lw=1.4,
     )  # fmt: skip
     if line.low is not None and line.high is not None:
