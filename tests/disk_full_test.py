@@ -55,7 +55,7 @@ def test_a_run_on_a_full_disk_says_so_once_and_goes_on_later(tmp_path):
   train = shlex.join([*TRAIN, f"--workdir={disk}/run"])
   done = on_a_disk(
     disk,
-    f"""head -c 1200000 /dev/zero >{disk}/filler
+    f"""head -c 1400000 /dev/zero >{disk}/filler
     {train} 2>{tmp_path}/first; echo $? >{tmp_path}/rc
     find {disk} -name '*tmp*' >{tmp_path}/left
     rm {disk}/filler

@@ -110,18 +110,32 @@ def until(page, condition):
     page.wait_for_timeout(50)
 
 
+def seen(page, selector):
+  """Elements, once the page has drawn what was done to it: at the next frame.
+
+  What asks for a frame later is called later, within the same frame.
+  """
+  page.evaluate("new Promise((done) => requestAnimationFrame(done))")
+  return page.locator(selector)
+
+
 def item(page, n, tree=0):
-  return page.locator(f"#t{tree}n{n}")
+  return seen(page, f"#t{tree}n{n}")
+
+
+def items(page):
+  return seen(page, "[role=treeitem]")
 
 
 def selected(page):
-  return page.locator("[role=treeitem][aria-selected=true]").get_attribute(
+  return seen(page, "[role=treeitem][aria-selected=true]").get_attribute(
     "data-id"
   )
 
 
 def facts(page):
   """The numbers in the panel."""
+  seen(page, "#details")
   return page.evaluate(
     "Object.fromEntries([...document.querySelectorAll('#details dt')]"
     ".map((dt) => [dt.textContent, dt.nextSibling.textContent]))"
@@ -133,7 +147,7 @@ def test_a_click_selects_and_says_what_is_known(show):
   assert selected(page) == "4"  # The champion.
   item(page, 1).click()
   assert selected(page) == "1" and page.url.endswith("#node=1")
-  panel = page.locator("#details")
+  panel = seen(page, "#details")
   assert "Node 1" in panel.inner_text()
   assert facts(page) | {"visits": "3", "prior": "0.50"} == facts(page)
   # exp(2 log .5) of the correct answer, over the node's own .5.
@@ -150,18 +164,17 @@ def test_a_click_selects_and_says_what_is_known(show):
 
 def test_branches_close_and_open(show):
   page = show([SMALL])
-  items = page.locator("[role=treeitem]")
-  assert items.count() == 6
+  assert items(page).count() == 6
   item(page, 1).locator("[data-toggle]").click()
-  assert items.count() == 4
+  assert items(page).count() == 4
   assert item(page, 1).get_attribute("aria-expanded") == "false"
   assert "+2" in item(page, 1).inner_text()
   item(page, 1).dblclick()
-  assert items.count() == 6
+  assert items(page).count() == 6
   page.click("#collapse")  # All but the way to the champion.
-  assert items.count() == 5 and item(page, 5).count() == 0
+  assert items(page).count() == 5 and item(page, 5).count() == 0
   page.click("#expand")
-  assert items.count() == 6
+  assert items(page).count() == 6
 
 
 def test_keys_move_about(show):
@@ -184,7 +197,7 @@ def test_keys_move_about(show):
   page.keyboard.press("ArrowRight")
   assert item(page, 1).get_attribute("aria-expanded") == "true"
   page.keyboard.press("?")
-  assert page.locator("#legend").is_visible()
+  assert seen(page, "#legend").is_visible()
   page.keyboard.press("/")
   assert page.evaluate("document.activeElement.id") == "query"
 
@@ -193,7 +206,7 @@ def test_the_search_finds_text_across_tokens(show):
   page = show([SMALL])
   page.click("#collapse")
   page.fill("#query", "a DOG")
-  assert page.locator("#found").inner_text() == "1"
+  assert seen(page, "#found").inner_text() == "1"
   page.press("#query", "Enter")
   assert selected(page) == "4"
   page.fill("#query", "<b>")
@@ -201,27 +214,27 @@ def test_the_search_finds_text_across_tokens(show):
   assert selected(page) == "5" and item(page, 5).is_visible()
   assert "found" in item(page, 5).get_attribute("class")
   page.fill("#query", "a")
-  count = page.locator("#found").inner_text()
+  count = seen(page, "#found").inner_text()
   assert count == "2"  # ␣a, and ␣cat whose step has one of its own.
   page.press("#query", "Shift+Enter")
-  assert page.locator("#found").inner_text() == "2 of 2"
-  assert "2 of 2" in page.locator("#live").inner_text()
+  assert seen(page, "#found").inner_text() == "2 of 2"
+  assert "2 of 2" in seen(page, "#live").inner_text()
   page.fill("#query", "nothing")
-  assert page.locator(".found").count() == 0
+  assert seen(page, ".found").count() == 0
 
 
 def test_the_replay_shows_what_was_there_then(show):
   page = show([SMALL])
 
   def shown():
-    found = page.locator("[role=treeitem]")
+    found = items(page)
     return sorted(int(i.get_attribute("data-id")) for i in found.all())
 
   page.click("#first")
   assert shown() == [0] and "no answer yet" in page.inner_text(".facts")
   page.click("#next")
   assert shown() == [0, 1]
-  assert "simulation 1 of 5" in page.locator("#live").inner_text()
+  assert "simulation 1 of 5" in seen(page, "#live").inner_text()
   for _ in range(3):
     page.click("#next")
   assert shown() == [0, 1, 2, 3, 4]
@@ -239,11 +252,11 @@ def test_the_replay_shows_what_was_there_then(show):
 
 def test_moves_not_taken_and_merged_ones_are_shown(show):
   page = show([SMALL])
-  assert page.locator(".pill").count() == 0
+  assert seen(page, ".pill").count() == 0
   item(page, 0).click()
   page.keyboard.press("m")
-  assert sorted(page.locator(".pill .text").all_inner_texts()) == ["␣a", "␣the"]
-  page.locator(".pill.merged").click()
+  assert sorted(seen(page, ".pill .text").all_inner_texts()) == ["␣a", "␣the"]
+  seen(page, ".pill.merged").click()
   assert selected(page) == "1"
   assert "⇄1" in item(page, 1).inner_text()
   assert "lead here too" in page.inner_text("#details").lower()
@@ -259,7 +272,7 @@ def test_flags_are_seen_and_said(show):
 
 def test_a_tree_is_a_tree_to_a_screen_reader(show):
   page = show([SMALL])
-  tree = page.locator("[role=tree]")
+  tree = seen(page, "[role=tree]")
   assert tree.get_attribute("aria-label") == "Tree of small"
   champion = item(page, 4)
   said = champion.get_attribute("aria-label")
@@ -270,8 +283,8 @@ def test_a_tree_is_a_tree_to_a_screen_reader(show):
   ]
   assert places == ["3", "2", "2", "true", None]
   # One stop of the tab key a tree, and all controls have names.
-  assert page.locator("[role=treeitem][tabindex='0']").count() == 1
-  for control in page.locator("button, input").all():
+  assert seen(page, "[role=treeitem][tabindex='0']").count() == 1
+  for control in seen(page, "button, input").all():
     if control.is_visible():
       assert control.inner_text() or control.get_attribute("aria-label")
 
@@ -324,7 +337,7 @@ def test_hostile_text_is_shown_as_text(show):
   page = show([tree])
   page.click("#untaken")
   item(page, 0).click()
-  assert page.locator("img").count() == 0
+  assert seen(page, "img").count() == 0
   assert evil in page.inner_text("#prompt")
   assert evil in item(page, 1).inner_text()
   assert page.inner_text("#details").count(evil) >= 3
@@ -345,7 +358,7 @@ def test_a_large_tree_draws_what_is_in_view_alone(show):
   }  # fmt: skip
   page = show([tree])
   page.click("#expand")
-  assert 10 < page.locator("[role=treeitem]").count() < 400
+  assert 10 < items(page).count() < 400
   page.evaluate("location.hash = 'node=1999'")
   until(
     page, "document.querySelector('[aria-selected=true]')?.dataset.id == '1999'"
@@ -353,7 +366,7 @@ def test_a_large_tree_draws_what_is_in_view_alone(show):
   assert item(page, 1999).is_visible() and item(page, 0).count() == 0
   page.click("#fit")  # Too far away to read: the canvas draws them.
   until(page, "document.querySelector('.world.far')")
-  assert page.locator("[role=treeitem]").count() == 1
+  assert items(page).count() == 1
 
 
 def test_a_notebook_s_frame_is_explored_as_well(show, tmp_path):
@@ -365,4 +378,4 @@ def test_a_notebook_s_frame_is_explored_as_well(show, tmp_path):
   frame.locator("#t0n1").click()
   assert "Node 1" in frame.locator("#details").inner_text()
   assert page.url == file.as_uri()
-  assert page.locator("img, script").count() == 0
+  assert seen(page, "img, script").count() == 0
