@@ -18,8 +18,9 @@ models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
   gguf_vocabulary gguf_export phrases
-rewards: reward algebra abstention constrained noise terms channel isolation
-  purity worker pool callback verifiers.math verifiers.python_tests
+rewards: reward around audited algebra abstention constrained noise terms
+  channel isolation purity worker pool callback verifiers.math
+  verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines pairs text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout
@@ -28,9 +29,9 @@ search: node moves kv_pool transpositions rules best_first config champions
   metrics search view explorer branches
 learning: losses advantages loss_terms config methods memory update iteration
   supervised preference
-run: checks directory trackers tracking reward_params checkpoint experiment
-  costs curves evaluation samples drawing plots figures report problems live
-  state load inspection train pair_measures preferences
+run: checks directory trackers tracking reward_params checkpoint hacking
+  experiment costs curves evaluation audit samples drawing plots figures report
+  problems live state load inspection train pair_measures preferences
 comparison: intervals statistics side_by_side side_by_side_page counts columns
   entrants tuning config jobs judge
 planning: hlo roofline aot

@@ -22,6 +22,7 @@ from tsd_jax.rewards.algebra import Gate, Sum, TaskReward
 from tsd_jax.rewards.reward import Reward, Score, Scorer
 from tsd_jax.rewards.terms import Length
 from tsd_jax.run import evaluation, load, train
+from tsd_jax.run.hacking import Audit
 from tsd_jax.tasks import data
 
 SHAPE = transformer.ModelConfig(
@@ -199,7 +200,8 @@ def test_a_command_trains_with_it_evaluates_and_reads_it_back(tmp_path):
 def test_it_takes_part_in_a_combination():
   """The model's likes, behind the gate of a right answer."""
   reward = Gate(TaskReward(), Sum((Preferences(), Length()), (0.1, 0.2)))
-  config = dataclasses.replace(experiment(reward), loss=get_config().loss)
+  config = experiment(reward, audit=Audit(TaskReward()))
+  config = dataclasses.replace(config, loss=get_config().loss)
   task = config.make_task()
   assert task.reward.knows_correct and task.reward.low == pytest.approx(-0.8)
   ran = run(config, 1)
@@ -214,5 +216,10 @@ def test_it_takes_part_in_a_combination():
     "reward_own", "reward_sum", "reward_sum.preferences",
     "reward_sum.preferences.raw", "reward_sum.length",
   } <= set(m)  # fmt: skip
+  # Only right answers are distilled, and the audit is of the same mind.
+  assert np.all(m["champion_rate"] > 0)
+  np.testing.assert_allclose(m["champion_reward_open"], 1.0, rtol=1e-6)
+  np.testing.assert_allclose(m["champion_accepted"], 1.0, rtol=1e-6)
+  np.testing.assert_array_equal(m["accepted"], m["correct"])
   assert np.all(m["tokens"].scored > 0)
   assert config.learner_config().reward_tokens > 0

@@ -203,7 +203,11 @@ def _counted(group: Group) -> str:
 def training(groups: Sequence[Group]) -> list[drawing.Figure]:
   """Training metrics and tokens, in the mean over seeds."""
   logs = {group.name: mean_log([r.log for r in group.runs]) for group in groups}
-  return [*plots.training(logs), plots.ledger(logs)]
+  return [
+    *plots.training(logs),
+    *plots.reward_parts(logs),
+    plots.ledger(logs),
+  ]
 
 
 def mean_log(logs: Sequence[Log]) -> Log:

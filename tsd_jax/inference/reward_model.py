@@ -92,6 +92,7 @@ class RewardModel(Reward):
   """
 
   knows_correct, bounded = False, True
+  disagreement = "std"
 
   folders: tuple[str, ...]
   pessimism: float = 0.0

@@ -225,7 +225,11 @@ def search_phase(
     return search_shard(program, graphdef, params, prompts, key)
 
   params = program.served(search_params, graphdef), fixed.reward
-  return program.per_shard(searching)(params, prompts, key)
+  found, work, metrics = program.per_shard(searching)(params, prompts, key)
+  means = metrics.pop("champions")  # Over all prompts, until here.
+  rate = jnp.maximum(means.pop("used"), 1e-9)
+  metrics |= {f"champion_{name}": mean / rate for name, mean in means.items()}
+  return found, work, metrics
 
 
 def search_shard(
@@ -259,7 +263,9 @@ def search_shard(
     found, metrics = read_trees(config, scorer, result.tree)
     metrics["search_simulations"] = result.simulations
     metrics |= search_metrics(result.tree, result.simulations)
-    return found, Work(result.forwards, result.scored), metrics
+    means, scored = champion_means(scorer, prompts, found)
+    work = Work(result.forwards, result.scored + scored)
+    return found, work, {**metrics, "champions": means}
 
   found, work_W, metrics = jax.lax.map(search_block, (blocks, index_WB))
   found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
@@ -306,6 +312,36 @@ def read_trees(
     best.tokens_BMT, used_BM, best.reward_BM, success_prob_B, targets
   )
   return found, metrics
+
+
+def champion_means(
+  scorer: Scorer, prompts: Prompts, found: Found
+) -> tuple[dict[str, Array], int]:
+  """What rewards made of parts, and a second verifier, say of champions.
+
+  Args:
+    scorer: of the task's reward.
+    prompts: that were searched.
+    found: their champions; the best of each is asked about.
+
+  Returns:
+    Means over all prompts, 0 where no champion may be distilled, and `used`,
+    the share of those where one may; how many responses were scored for it,
+    none where the reward has no parts.
+  """
+  used_Q = found.used_QM[:, 0]
+  first_Q1T = found.tokens_QMT[:, :1]
+  said, scored = {}, 0
+  if jax.eval_shape(scorer, prompts, first_Q1T).parts:
+    scored = len(prompts)
+    parts = scorer(prompts, first_Q1T).parts
+    said = {f"reward_{name}": x_Q1[:, 0] for name, x_Q1 in parts.items()}
+  if (accepted_Q1 := scorer.accepted(prompts, first_Q1T)) is not None:
+    said["accepted"] = accepted_Q1[:, 0]
+  means = {
+    name: jnp.mean(jnp.where(used_Q, x_Q, 0.0)) for name, x_Q in said.items()
+  }
+  return means | {"used": jnp.mean(used_Q.astype(jnp.float32))}, scored
 
 
 def choose_distillation_batch(
@@ -357,13 +393,17 @@ def sample_phase(
     if config.answers:
       model = model.without(config.never)
     samples, forwards = config.rollout(model, program.task, prompts, key)
-    score = program.scorer(reward_params)(prompts, samples.tokens_BGT)
+    scorer = program.scorer(reward_params)
+    score = scorer(prompts, samples.tokens_BGT)
     responses = Responses(
       **samples._asdict(),
       reward_BG=score.reward_X,
       correct_BG=score.correct_X,
     )
     parts = {f"reward_{n}": jnp.mean(x) for n, x in score.parts.items()}
+    accepted_BG = scorer.accepted(prompts, samples.tokens_BGT)
+    if accepted_BG is not None:
+      parts["accepted"] = jnp.mean(accepted_BG)
     scored = jnp.int32(score.reward_X.size)
     return responses, Work(forwards, scored), parts
 

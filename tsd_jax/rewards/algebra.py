@@ -98,6 +98,16 @@ class Combined(Reward):
     """Of the member that judges most often."""
     return max(member.judgements for member in self.members)
 
+  @property
+  def disagreement(self) -> str | None:
+    """The part of the first member that is an ensemble."""
+    for name, member in zip(
+      part_names(self.members), self.members, strict=True
+    ):
+      if member.disagreement is not None:
+        return f"{name}.{member.disagreement}"
+    return None
+
   def load(self) -> tuple:
     """The members' parameters, in their order."""
     return tuple(member.load() for member in self.members)

@@ -7,18 +7,13 @@ import jax.numpy as jnp
 
 from tsd_jax.base.hashing import hashed
 from tsd_jax.base.types import Array
+from tsd_jax.rewards.around import Around
 from tsd_jax.rewards.reward import Reward, Score
 
 
 @dataclasses.dataclass(frozen=True)
-class _Around(Reward):
-  """A reward around another, whose range and parameters it has.
-
-  Attributes:
-    reward: the other one.
-  """
-
-  reward: Reward
+class _Verifying(Around):
+  """A reward around one that knows what is correct."""
 
   def __post_init__(self):
     """Refuses what knows nothing that could be mistaken.
@@ -26,59 +21,16 @@ class _Around(Reward):
     Raises:
       ValueError: it is no reward, or knows no correct answers.
     """
-    name = type(self).__name__
-    if not isinstance(self.reward, Reward):
-      raise ValueError(f"{name} holds {self.reward!r}, which is no reward")
+    super().__post_init__()
     if not self.reward.knows_correct:
       raise ValueError(
-        f"{type(self.reward).__name__} knows no correct answers: {name} needs "
-        "a reward that does"
+        f"{type(self.reward).__name__} knows no correct answers: "
+        f"{type(self).__name__} needs a reward that does"
       )
-
-  @property
-  def low(self) -> float:
-    """The other's."""
-    return self.reward.low
-
-  @property
-  def high(self) -> float:
-    """The other's."""
-    return self.reward.high
-
-  @property
-  def abstention(self):
-    """The other's."""
-    return self.reward.abstention
-
-  @property
-  def forbidden(self):
-    """The other's."""
-    return self.reward.forbidden
-
-  @property
-  def judgements(self) -> int:
-    """The other's."""
-    return self.reward.judgements
-
-  def rules(self, params):
-    """The other's."""
-    return self.reward.rules(params)
-
-  def misreads(self, tokenizer):
-    """The other's."""
-    return self.reward.misreads(tokenizer)
-
-  def load(self):
-    """The other's parameters."""
-    return self.reward.load()
-
-  def flops(self, prompt_length: int, response_length: int) -> float:
-    """The other's operations."""
-    return self.reward.flops(prompt_length, response_length)
 
 
 @dataclasses.dataclass(frozen=True)
-class Noisy(_Around):
+class Noisy(_Verifying):
   """A verifier that errs, for trials of what learns from one.
 
   A wrong response is accepted with probability `accept` and then has the
@@ -157,7 +109,7 @@ class Noisy(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class Confirmed(_Around):
+class Confirmed(_Verifying):
   """Asks a verifier several times, and believes what it says often enough.
 
   A response is correct if `least` of `calls` judgements say so; it then has the

@@ -56,6 +56,8 @@ class Reward(abc.ABC):
     judgements: how often a response is judged to be scored once.
     forbidden: what no response may say; None: anything may be said
       (`constrained.Constrained`).
+    disagreement: name of the part that says how far the members of an ensemble
+      are apart; None where there is no ensemble.
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -66,6 +68,7 @@ class Reward(abc.ABC):
   abstention = None
   judgements = 1
   forbidden = None
+  disagreement = None
 
   @abc.abstractmethod
   def __call__(
@@ -118,6 +121,13 @@ class Reward(abc.ABC):
     """
     return self._with_members(lambda member: member.truth())
 
+  def auditor(self) -> "Reward | None":
+    """A second verifier, which judges and never pays; None where none does.
+
+    It reads the same parameters (`audited.Audited`).
+    """
+    return None
+
   def _with_members(self, change: Callable[["Reward"], "Reward"]) -> "Reward":
     """This reward with the rewards that it holds changed."""
 
@@ -156,6 +166,20 @@ class Scorer:
     """Scores one response to each prompt, B."""
     score = self(prompts, tokens_BT[:, None])
     return jax.tree.map(lambda a: a[:, 0], score)
+
+  def accepted(self, prompts: Prompts, tokens_BGT: Array) -> Array | None:
+    """How far a second verifier accepts responses, BG, from 0 to 1.
+
+    None where there is none (`Reward.auditor`).
+    """
+    auditor = self.reward.auditor()
+    if auditor is None:
+      return None
+    second = dataclasses.replace(self, reward=auditor)
+    score = second(prompts, tokens_BGT)
+    if score.correct_X is not None:
+      return score.correct_X.astype(jnp.float32)
+    return second.unit(score.reward_X)
 
   @property
   def rules(self) -> Automaton | None:

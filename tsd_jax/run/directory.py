@@ -25,6 +25,7 @@ REWARD = "reward.npz"  # Of a reward that has parameters.
 SAMPLES = "samples.json"  # Written last: there if a run is finished.
 REPORT = "report.html"
 PROBLEMS = "problems.json"  # How far each held-out problem is solved.
+AUDIT = "audit.json"  # The best-paid answers that a second verifier rejects.
 COUNTS = "counts.json"  # What a comparison counts of a run.
 _LOCK = ".lock"
 _NO_DATA: Mapping[str, str] = types.MappingProxyType({})
@@ -104,9 +105,10 @@ def prepare(
 
   Raises:
     UserError: if the folder holds a run with other settings or problems. Any
-      mesh may go on with it, and log it anywhere.
+      mesh may go on with it, log it anywhere, and go on after its audit.
   """
-  ignore = ("mesh", "log", *ignore, *(() if fixed_length else ("iterations",)))
+  length = () if fixed_length else ("iterations",)
+  ignore = ("mesh", "log", "audit.stop", *length, *ignore)
   make(workdir)
   file = workdir / CONFIG
   if outside_files.is_there(file):
@@ -165,7 +167,7 @@ def results(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
   if not finished(workdir):
     return None
   saved, last = read_config(workdir), read_rows(workdir)[-1]
-  ignore = ("iterations", "mesh", "log")
+  ignore = ("iterations", "mesh", "log", "audit.stop")
   other = config_json.difference(saved, config, ignore=ignore)
   short = last["step"] < config.iterations
   return None if other or short else last.get("eval")
@@ -278,7 +280,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
   """
   row = outside_files.parse_json(line, where)
   evaluated = row.get("eval", {}) if isinstance(row, dict) else None
-  if not isinstance(evaluated, dict):
+  if not isinstance(evaluated, dict) or not _is_audit(row.get("audit", {})):
     raise UserError(f"{where} is no row of a run: remove that line")
   outside_files.integer(row.get("step"), f"{where}: step")
   counts = row.get("ledger")
@@ -298,6 +300,14 @@ def _row(line: str, where: str) -> dict[str, Any]:
         "that line"
       )
   return row
+
+
+def _is_audit(found: Any) -> bool:
+  """Whether it is what a row holds of an audit."""
+  alarms = found.get("alarms", {}) if isinstance(found, dict) else None
+  return isinstance(alarms, dict) and all(
+    isinstance(why, str) for why in alarms.values()
+  )
 
 
 def newest_step(file: pathlib.Path) -> int:

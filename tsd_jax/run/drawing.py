@@ -43,6 +43,13 @@ class Level(NamedTuple):
   y: float
 
 
+class Mark(NamedTuple):
+  """Where something happened: a dotted line down."""
+
+  name: str
+  x: float
+
+
 class Plot(NamedTuple):
   """Curves in axes."""
 
@@ -55,6 +62,7 @@ class Plot(NamedTuple):
   from_zero: bool = False
   note: str = ""  # What a reader should know, in a sentence.
   named: bool = True  # Whether its lines have to be told apart.
+  marks: Sequence[Mark] = ()
 
 
 class Bars(NamedTuple):
@@ -182,11 +190,13 @@ def _plot(plot: Plot) -> str:
     for values in (line.y, line.low, line.high):
       y += [] if values is None else [v for v in values if math.isfinite(v)]
   x = [float(v) for line in lines for v in line.x]
+  x += [mark.x for mark in plot.marks]
   x_at = _scale(x or [0.0, 1.0], _LEFT, WIDTH - _RIGHT)
   y_at = _scale(y or [0.0, 1.0], HEIGHT - _BOTTOM, _TOP)
   parts = [_axes(plot, x_at, y_at)]
   parts += [_band(line, x_at, y_at) for line in lines]
   parts += [_level(level, y_at) for level in plot.levels]
+  parts += [_mark(mark, x_at) for mark in plot.marks]
   parts += [_curve(line, plot, x_at, y_at) for line in lines]
   label = html.escape(f"{plot.title}: {plot.y_label} against {plot.x_label}")
   return _svg(label, HEIGHT, parts)
@@ -253,6 +263,18 @@ def _level(level: Level, y_at: _Scale) -> str:
     f'<path d="M{_LEFT} {y:g}H{WIDTH - _RIGHT}" stroke="var(--faint)" '
     'stroke-dasharray="1 3" stroke-width="1.4" fill="none"/>'
     + _text(WIDTH - _RIGHT - 2, above, level.name, ' text-anchor="end"')
+  )
+
+
+def _mark(mark: Mark, x_at: _Scale) -> str:
+  x = x_at(mark.x)
+  left = x > (_LEFT + WIDTH - _RIGHT) / 2  # Where there is room for its name.
+  anchor = ' text-anchor="end"' * left
+  return (
+    f'<path class="mark" d="M{x:g} {_TOP}V{HEIGHT - _BOTTOM}" '
+    'stroke="var(--ink)" stroke-dasharray="4 3" stroke-width="1.2" '
+    'fill="none"/>'
+    + _text(x - 4 if left else x + 4, _TOP + 9, mark.name, anchor)
   )
 
 

@@ -193,7 +193,11 @@ def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
 def search_best(
   graphdef, params, task: Task, prompts, key, reward_params=(), *, config
 ):
-  """Searches once a prompt: reward_B, correct_B, token forwards made."""
+  """Searches once a prompt, for its champion.
+
+  Returns:
+    tokens_BT, reward_B, correct_B, token forwards made.
+  """
   model = nnx.merge(graphdef, params)
   scorer = Scorer(task.reward, task.end_ids, reward_params)
   result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
@@ -205,7 +209,8 @@ def search_best(
     score = score._replace(correct_X=None)
   correct_BM = truly_correct(scorer, prompts, best.tokens_BMT, score)
   correct_BM = best.valid_BM * correct_BM  # Bool, or how far.
-  return score.reward_X[:, 0], correct_BM[:, 0], forwards
+  champion = best.tokens_BMT, score.reward_X, correct_BM
+  return *(a[:, 0] for a in champion), forwards
 
 
 def evaluate(
@@ -360,7 +365,7 @@ class _Measure:
     # Every prompt gets its N simulations, whatever the others do.
     config = self.search.exhaustive(simulations)
     memory.check_trees(self._shape, self.task, config, len(self.prompts))
-    reward_Q, correct_Q, tokens = jax.device_get(
+    _, reward_Q, correct_Q, tokens = jax.device_get(
       search_best(
         self.graphdef, self.params, self.task, self.prompts, self.key,
         self.reward_params, config=config,

@@ -15,8 +15,10 @@ from tsd_jax.models import hf, pretrained, transformer, weights
 from tsd_jax.models.flops import flops_per_token
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel import sharding
+from tsd_jax.rewards.audited import Audited
 from tsd_jax.rewards.reward import Reward, check_range
 from tsd_jax.run import tracking
+from tsd_jax.run.hacking import Audit
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import RewardFn, Shaped, Task, TaskConfig, rewarded
 
@@ -56,6 +58,8 @@ class Experiment:
   # Replaces the task's own: a reward, or a function in JAX of (prompts,
   # tokens_BGT, the task's own score) that returns another score.
   reward: Reward | RewardFn | None = None
+  # A second verifier, which judges and never pays, and when it warns.
+  audit: Audit | None = None
   rollout: RolloutConfig | Sampler = RolloutConfig()
   search: SearchConfig = SearchConfig()
   loss: LossConfig = LossConfig()
@@ -213,13 +217,23 @@ class Experiment:
     return self.model
 
   def make_task(self) -> Task:
-    """The task with the run's reward."""
+    """The task with the run's reward, audited where the run is."""
     task, reward = self.task.make(), self.reward
-    if reward is None:
-      return task
-    if not isinstance(reward, Reward):
+    if reward is not None and not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
-    return rewarded(task, reward.bind(task.reward, task.tokenizer))
+    own, tokenizer = task.reward, task.tokenizer
+    paid = own if reward is None else reward.bind(own, tokenizer)
+    if self.audit is not None:
+      paid = Audited(paid, self.audit.verifier.bind(own, tokenizer))
+    if paid == own:
+      return task
+    return rewarded(task, paid, alike=reward is None)
+
+  @property
+  def evaluations(self) -> int:
+    """How often the run is evaluated, the start included."""
+    every = self.eval.every or self.iterations
+    return 1 + math.ceil(self.iterations / every)
 
   def learner_config(self) -> LearnerConfig:
     """What the compiled loop depends on."""

@@ -70,6 +70,8 @@ def to_csv(figure: Figure) -> str:
       out.writerow([line.name, float(x), float(y), *bounds])
   for level in figure.levels:
     out.writerow([level.name, "", float(level.y), "", ""])
+  for mark in figure.marks:
+    out.writerow([mark.name, float(mark.x), "", "", ""])
   return buffer.getvalue()
 
 
@@ -108,6 +110,12 @@ def _draw_lines(axes, plot: Plot) -> None:
       level.name, (1, level.y), xycoords=("axes fraction", "data"),
       xytext=(-2, 2), textcoords="offset points", ha="right", fontsize=7,
       color="#667",
+    )  # fmt: skip
+  for mark in plot.marks:
+    axes.axvline(mark.x, color="#222", ls="--", lw=1)
+    axes.annotate(
+      mark.name, (mark.x, 1), xycoords=("data", "axes fraction"),
+      xytext=(2, -8), textcoords="offset points", fontsize=7, color="#222",
     )  # fmt: skip
   axes.set_ylabel(plot.y_label)
   axes.grid(alpha=0.25)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import logging
 
 from tsd_jax.base import outside_files
-from tsd_jax.run import directory, problems, report
+from tsd_jax.run import audit, directory, problems, report
 from tsd_jax.run.problems import Asked, Problems, Solved
 
 _SHARE = 0.01  # Of the run's time, that its page may take.
@@ -54,6 +54,10 @@ class Live:
       problems.write(self._folder, found)
 
     self._try(write)
+
+  def keep_rejected(self, found: audit.Audited) -> None:
+    """Writes the best-paid answers that the audit rejects."""
+    self._try(lambda: audit.write(self._folder, found))
 
   def refresh(self, *, evaluated: bool) -> None:
     """Writes the page after an evaluation, or when it has become old.

@@ -8,7 +8,7 @@ import numpy as np
 from tsd_jax.base import outside_files
 from tsd_jax.base.ledger import BACKWARD_COST
 from tsd_jax.run.curves import Curve
-from tsd_jax.run.drawing import Bars, Level, Line, Plot
+from tsd_jax.run.drawing import Bars, Level, Line, Mark, Plot
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -21,6 +21,8 @@ class Log(NamedTuple):
   samples: Sequence[Mapping[str, Any]] = ()
   floor: float | None = None  # What the best constant answer solves.
   finished: bool = True
+  # The best-paid answers that a second verifier rejects.
+  rejected: Sequence[Mapping[str, Any]] = ()
 
 
 def _values_leaves(log: Log) -> bool:
@@ -158,14 +160,93 @@ _PARTS = {
 
 def training(logs: Mapping[str, Log]) -> list[Plot]:
   """One plot for each group of metrics that some run has."""
-  return [
-    Plot(
-      group.key, group.title, "iterations", group.y_label, lines,
-      note=group.note, named=len(logs) > 1 or len(lines) > 1,
+  plots = [_of_group(group, logs) for group in _TRAINING]
+  return [plot for plot in plots if plot.lines]
+
+
+_PART, _CHAMPION = "reward_", "champion_"
+
+
+def reward_parts(logs: Mapping[str, Log]) -> list[Plot]:
+  """One plot for each part that some run's reward is made of."""
+  rows = [row for log in logs.values() for row in log.rows]
+  names = {key: None for row in rows for key in row if key.startswith(_PART)}
+  groups = [
+    _Metrics(
+      name, f"Part of the reward: {name.removeprefix(_PART)}", "mean",
+      {name: "samples", _CHAMPION + name: "champions"},
     )
-    for group in _TRAINING
-    if (lines := _lines(group, logs))
+    for name in names
   ]  # fmt: skip
+  return [_of_group(group, logs) for group in groups]
+
+
+def _of_group(group: _Metrics, logs: Mapping[str, Log]) -> Plot:
+  lines = _lines(group, logs)
+  return Plot(
+    group.key, group.title, "iterations", group.y_label, lines,
+    note=group.note, named=len(logs) > 1 or len(lines) > 1,
+  )  # fmt: skip
+
+
+# What an audit found at evaluations, and what it says of each iteration.
+_AUDIT = (
+  _Metrics(
+    "audit_accepted", "Samples that the audit accepts, held out", "fraction",
+    {"audit.accepted": "all", "audit.accepted_best_paid": "best paid"},
+    "Best paid: of a problem's samples that with the highest reward.",
+  ),
+  _Metrics(
+    "audit_champion", "Champions that the audit accepts, held out", "fraction",
+    {
+      "audit.accepted_champion": "champions",
+      "audit.accepted_greedy": "greedy answers",
+    },
+    "Champions are what a search finds in place of greedy answers.",
+  ),
+  _Metrics(
+    "audit_training", "What the audit accepts in training", "fraction",
+    {"accepted": "samples", "champion_accepted": "champions distilled"},
+  ),
+  _Metrics(
+    "audit_reward", "Paid reward, held out", "mean reward",
+    {"audit.reward": "answers"},
+  ),
+  _Metrics(
+    "audit_disagreement", "Disagreement of the ensemble, held out",
+    "standard deviation over members", {"audit.disagreement": "answers"},
+  ),
+  _Metrics(
+    "audit_length", "Length of answers, held out", "tokens",
+    {"audit.length": "answers"},
+  ),
+  _Metrics(
+    "audit_kl", "Policy against the start, held out", "KL (nats a token)",
+    {"audit.kl": "estimate"},
+  ),
+)  # fmt: skip
+
+
+def audit(log: Log) -> list[Plot]:
+  """What a run's audit found, with a mark where it warned; nothing without."""
+  rows = [
+    {**row} | {f"audit.{name}": x for name, x in row.get("audit", {}).items()}
+    for row in log.rows
+  ]
+  warned = alarms(log)
+  marks = [Mark("audit warns", warned[0][0])] if warned else []
+  logs = {"audit": log._replace(rows=rows)}
+  plots = [_of_group(group, logs) for group in _AUDIT]
+  return [plot._replace(marks=marks) for plot in plots if plot.lines]
+
+
+def alarms(log: Log) -> list[tuple[int, str]]:
+  """What spoke for hacking, each rule once: iteration, and why."""
+  first: dict[str, tuple[int, str]] = {}
+  for row in log.rows:
+    for rule, why in row.get("audit", {}).get("alarms", {}).items():
+      first.setdefault(rule, (row["step"], why))
+  return list(first.values())
 
 
 def _lines(group: _Metrics, logs: Mapping[str, Log]) -> list[Line]:

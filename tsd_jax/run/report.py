@@ -12,6 +12,7 @@ from typing import Any
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
+from tsd_jax.run import audit as audit_lib
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run import directory, drawing, plots
 from tsd_jax.run.plots import Log
@@ -22,6 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
   padding: 0 1rem; max-width: 74rem; color: var(--ink);
   background: var(--page); }
 h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
+h3 { font-size: 1rem; } .alarm { font-weight: 600; color: var(--c1); }
 h2 { font-size: 1.15rem; margin-top: 2.4rem; overflow-wrap: anywhere; }
 pre { background: var(--box); padding: .8rem; overflow-x: auto;
   font-size: 12.5px; line-height: 1.35; border-radius: 4px; }
@@ -55,6 +57,7 @@ def read_log(workdir: str | pathlib.Path) -> Log:
     _samples(workdir / directory.SAMPLES),
     directory.floor(workdir),
     directory.finished(workdir),
+    audit_lib.read_rejected(workdir),
   )
 
 
@@ -121,6 +124,9 @@ def page(name: str, log: Log, curve: curves_lib.Curve, mode: str) -> str:
     "<h2>Training</h2>",
     drawing.grid([*plots.training({name: log}), plots.ledger({name: log})]),
   ]
+  if made_of := plots.reward_parts({name: log}):
+    parts += ["<h2>What the reward is made of</h2>", drawing.grid(made_of)]
+  parts += _audit(log)
   if log.samples:
     parts.append("<h2>Held-out samples</h2>")
     parts += map(_sample, log.samples)
@@ -143,6 +149,30 @@ def _state(log: Log) -> str:
     "has not ended: the page loads itself again every "
     f"{_REFRESH_SECONDS} seconds.</p>"
   )
+
+
+def _audit(log: Log) -> list[str]:
+  """What a second verifier says, and which well-paid answers it rejects."""
+  drawn = plots.audit(log)
+  if not drawn:
+    return []
+  warned = [
+    f'<p class="alarm">Iteration {step}: {html.escape(why)}.</p>'
+    for step, why in plots.alarms(log)
+  ]
+  parts = ["<h2>Audit: what a second verifier says</h2>", *warned]
+  parts.append(drawing.grid(drawn))
+  if log.rejected:
+    rows = [
+      f'<td class="answer">{html.escape(answer["prompt"])}</td>'
+      + answer_cell({**answer, "correct": False})
+      for answer in log.rejected
+    ]
+    parts += [
+      "<h3>The best-paid answers that it rejects</h3>",
+      table(["prompt", "answer (paid)"], rows),
+    ]
+  return parts
 
 
 def settings(config: Mapping[str, Any]) -> str:

@@ -15,9 +15,11 @@ from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning.iteration import TrainState
 from tsd_jax.parallel import processes
 from tsd_jax.run import (
+  audit,
   checks,
   directory,
   evaluation,
+  hacking,
   problems,
   report,
   tracking,
@@ -54,6 +56,9 @@ class RunState:
     self.config, self.folder, self.prompts = config, folder, prompts
     self.ledger, self.step, self.seconds = Ledger(), 0, 0.0
     self.last_eval: dict[str, dict[str, Any]] = {}
+    self.detector: hacking.Detector | None = None
+    if config.audit is not None:
+      self.detector = hacking.Detector(config.audit, config.evaluations)
     self.outcome = checks.Outcome(config.make_task().reward.low)
     self._log: directory.RowLog | None = None
     self._live: Live | None = None
@@ -80,6 +85,12 @@ class RunState:
     return self.step >= self.config.iterations
 
   @property
+  def suspected(self) -> bool:
+    """Whether the audit has told of hacking, and the run is to end then."""
+    detector, of = self.detector, self.config.audit
+    return bool(of and of.stop and detector and detector.alarm)
+
+  @property
   def finished(self) -> bool:
     """Whether nothing is left to do, the report included."""
     return self.done and directory.finished(self.folder)
@@ -102,6 +113,8 @@ class RunState:
       state = TrainState(**arrays)
       self.step, self.seconds = saved["step"], saved["seconds"]
       self.ledger, self.last_eval = Ledger(**saved["ledger"]), saved["eval"]
+      if self.detector is not None and saved.get("audit"):
+        self.detector.restore(saved["audit"])
       try:
         self.prompts.set_state(saved["prompts"])
       except ValueError as error:  # Of a folder without data.json.
@@ -184,6 +197,42 @@ class RunState:
     if self._live is not None:
       self._live.keep(self.config.eval.split, self.step, solved, asked)
 
+  def audited(self, found: audit.Audited) -> dict[str, Any]:
+    """Takes note of what the audit found, and warns once.
+
+    Args:
+      found: at an evaluation.
+
+    Returns:
+      What the metrics row holds of it.
+    """
+    assert self.detector is not None
+    alarms = self.detector.see(found.seen)
+    if alarms and not self.detector.alarm:
+      step, (why, *_) = found.seen.step, alarms.values()
+      self.detector.alarm = f"iteration {step}: {why}"
+      logging.warning(
+        "%s: the reward may be hacked; %s (%s lists such answers)",
+        *(self.folder, self.detector.alarm, directory.REPORT),
+      )
+    if self._live is not None:
+      self._live.keep_rejected(found)
+    return found.row(alarms)
+
+  def check_audit(self) -> None:
+    """Says why a run has ended that is suspected.
+
+    Raises:
+      UserError: it has.
+    """
+    if self.suspected and not self.done:
+      assert self.detector is not None
+      raise UserError(
+        f"{self.folder} was stopped by its audit ({self.detector.alarm}); "
+        f"{self.kept()}. Change the reward and use another --workdir, or go on "
+        "with --config.audit.stop=false"
+      )
+
   def finish(self, shown: list[dict[str, Any]]) -> None:
     """Writes report.html and samples.json, with which the run has ended.
 
@@ -241,6 +290,7 @@ class RunState:
       iterations=self.config.iterations,
       prompts=self.prompts.get_state(),
       eval=self.last_eval,
+      audit=self.detector.to_json() if self.detector else None,
     )
     write = self._checkpointer.save_now if wait else self._checkpointer.save
     write(self.step, state._asdict(), record)

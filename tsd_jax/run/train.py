@@ -34,6 +34,7 @@ from tsd_jax.learning.update import FixedParams, merged_params
 from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
 from tsd_jax.run import (
+  audit,
   checks,
   costs,
   evaluation,
@@ -105,8 +106,8 @@ def train(
     The last evaluation.
 
   Raises:
-    UserError: for bad input, before anything is compiled, and for a run whose
-      loss became NaN or infinite.
+    UserError: for bad input, before anything is compiled, for a run whose
+      loss became NaN or infinite, and for one that its audit stops.
     KeyboardInterrupt, SystemExit: after SIGINT, SIGTERM or SIGHUP, once the
       running dispatch has ended and a checkpoint is on disk. A second signal
       ends a command at once.
@@ -220,6 +221,9 @@ def _finish(
 ) -> None:
   """Writes the pages of runs that are done; ends as signals ask that came."""
   short = [r.run.step for r in runs if not r.run.done]
+  if not asked:
+    for r in runs:
+      r.run.check_audit()
   if short:
     logging.warning(
       "stopped by a signal at iteration %d; the same command resumes",
@@ -252,6 +256,11 @@ def check_alike(configs: Sequence[Experiment]) -> None:
     raise ValueError(
       f"{len(configs)} runs in one program need a mesh of one device: this one "
       f"has {first.mesh.size}"
+    )
+  if others and first.audit is not None and first.audit.stop:
+    raise ValueError(
+      f"an audit that stops a run would stop all {len(configs)} of one "
+      "program: set audit.stop=false"
     )
   for other in others:
     like_first = dataclasses.replace(
@@ -423,6 +432,8 @@ class Group:
     run = self._runs[i]
     with self._phase("evaluating"):
       found, solved = measure_run(self._shared, run, *params)
+      if run.detector is not None:
+        row |= audit_run(self._shared, run, *params)
     run.last_eval = row["eval"] = found
     run.keep_problems(solved, lambda: asked(self._shared, run.config.task))
 
@@ -433,8 +444,9 @@ class Group:
       self._bar.show(rows[0][-1])
 
   def _stopping(self) -> bool:
-    """Whether a signal has come, to any process."""
-    return processes.any_says(bool(self._asked))
+    """Whether a signal has come to any process, or an audit ends a run."""
+    suspected = any(run.suspected for run in self._runs)
+    return processes.any_says(bool(self._asked) or suspected)
 
   def _save(self) -> bool:
     """Saves the runs where it is time; whether to stop."""
@@ -466,6 +478,31 @@ def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
     shared.graphdef, params, shared.task, shared.held_out, options.modes,
     seed=seed, temperature=options.temperature, reward_params=reward,
   )  # fmt: skip
+
+
+def audit_run(shared: Shared, run: RunState, params, fixed: FixedParams):
+  """Has a run's audit judge it, in the leading process; fields of a row.
+
+  Args:
+    shared: the run's program.
+    run: the run.
+    params: what is trained.
+    fixed: what is not.
+  """
+  params = plain(shared, params, fixed)
+  start, reward = processes.local_copy(
+    tuple(fixed), sharding.replicated(shared.mesh)
+  )
+  if not processes.leads():
+    return {}
+  assert run.config.audit is not None
+  search = shared.config.search if shared.config.searches else None
+  found = audit.measure(
+    shared.graphdef, params, start, shared.task, shared.held_out,
+    run.config.audit, search, step=run.step, seed=run.config.seed,
+    reward_params=reward,
+  )  # fmt: skip
+  return {"audit": run.audited(found)}
 
 
 def asked(shared: Shared, task: TaskConfig) -> problems.Asked:

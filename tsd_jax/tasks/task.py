@@ -581,12 +581,23 @@ class Shaped(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Rewarded:
-  """A task with another reward; everything else is the task's own."""
+  """A task with another reward; everything else is the task's own.
+
+  Attributes:
+    task: the task.
+    reward: the reward.
+    alike: whether it tells apart no more than the task's own, so that states
+      may be merged as before.
+  """
 
   task: Task
   reward: Reward
+  alike: bool = False
 
-  state_key = None  # The reward may tell apart what the task's own does not.
+  @property
+  def state_key(self) -> Any:
+    """The task's own, where the rewards are alike."""
+    return self.task.state_key if self.alike else None
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith("_"):
@@ -594,6 +605,7 @@ class Rewarded:
     return getattr(self.task, name)
 
 
-def rewarded(task: Task, reward: Reward) -> Task:
-  """A task with another reward in place of its own."""
-  return cast(Task, Rewarded(task, reward))  # The rest is found at run time.
+def rewarded(task: Task, reward: Reward, *, alike: bool = False) -> Task:
+  """A task with another reward in place of its own (`Rewarded`)."""
+  # The rest is found at run time.
+  return cast(Task, Rewarded(task, reward, alike))

@@ -1,0 +1,70 @@
+"""Countdown with three numbers, where what is liked and what is right differ.
+
+Purpose: a verifier and a preference in one reward. The preference is that of a
+reader who never checks: an answer is liked if it ends with the target, and the
+more of it adds. A right answer ends with the target too, but so does a sum that
+is none; and most problems have no solution that only adds. A gate lets the
+preference count among right answers alone. Without the gate (`UNGATED`) the
+policy learns to write false sums, which the audit, a verifier that pays
+nothing, tells of.
+
+All of a tree is searched: the first right answer need not be the one that is
+liked most.
+
+Command: python -m launch.train --config=experiments/hybrid.py --workdir=DIR
+Verifier alone, gated and ungated side by side:
+  python -m experiments.benchmarks.hybrid --workdir=DIR --output=FILE
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from experiments import countdown
+from tsd_jax.models import symbols
+from tsd_jax.rewards.algebra import Gate, Sum, TaskReward
+from tsd_jax.rewards.reward import Reward, Score
+from tsd_jax.run.experiment import Experiment
+from tsd_jax.run.hacking import Audit
+
+
+@dataclasses.dataclass(frozen=True)
+class Liked(Reward):
+  """How a reader who checks nothing likes an answer, from 0 to 1.
+
+  (the last number is the target) / 2  +  (share of operators that add) / 2
+  """
+
+  knows_correct, bounded = False, True
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
+    """Looks at the end, and at the operators."""
+    del params
+    target_B11 = prompts.tokens_BP[:, -1][:, None, None]
+    # An answer's last number stands before its end token.
+    last_BGT = mask_BGT[..., 1:] & (tokens_BGT[..., 1:] == symbols.EOS)
+    claims_BG = jnp.any(
+      last_BGT & (tokens_BGT[..., :-1] == target_B11), axis=-1
+    )
+    operator_BGT = (tokens_BGT >= symbols.PLUS) & (tokens_BGT <= symbols.DIVIDE)
+    adds_BGT = mask_BGT & (tokens_BGT == symbols.PLUS)
+    operators_BG = jnp.sum(mask_BGT & operator_BGT, axis=-1)
+    share_BG = jnp.sum(adds_BGT, axis=-1) / jnp.maximum(operators_BG, 1)
+    return Score((claims_BG + share_BG) / 2.0)
+
+
+WEIGHTS = (1.0, 2.0)  # Of the verifier, and of the preference.
+GATED = Sum((TaskReward(), Gate(TaskReward(), Liked())), WEIGHTS)
+UNGATED = Sum((TaskReward(), Liked()), WEIGHTS)
+
+
+def get_config() -> Experiment:
+  """The run."""
+  base = countdown.get_config()
+  return dataclasses.replace(
+    base,
+    reward=GATED,
+    audit=Audit(TaskReward()),
+    search=base.search.exhaustive(base.search.num_simulations),
+    loss=dataclasses.replace(base.loss, champion_gate="better"),
+  )
