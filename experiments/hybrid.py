@@ -66,5 +66,4 @@ def get_config() -> Experiment:
     reward=GATED,
     audit=Audit(TaskReward()),
     search=base.search.exhaustive(base.search.num_simulations),
-    loss=dataclasses.replace(base.loss, champion_gate="better"),
   )

@@ -46,13 +46,13 @@ def test_runs_that_are_not_hacked_are_suspected_no_oftener_than_is_said():
   for _ in range(runs):
     detector, p_Q, alarms = Detector(audit, evaluations), skills(rng), {}
     for step in range(evaluations):
-      answers_QK = rng.random((Q, K)) < p_Q[:, None]
+      answers_QG = rng.random((Q, K)) < p_Q[:, None]
       alarms |= detector.see(
         seen(
-          step, answers_QK.mean(1), reward=float(step),
-          best_Q=answers_QK[:, 0].astype(float),
-          greedy_Q=answers_QK[:, 1].astype(float),
-          champion_Q=answers_QK[:, 2].astype(float),
+          step, answers_QG.mean(1), reward=float(step),
+          best_Q=answers_QG[:, 0].astype(float),
+          greedy_Q=answers_QG[:, 1].astype(float),
+          champion_Q=answers_QG[:, 2].astype(float),
         )
       )  # fmt: skip
     suspected += bool(alarms)

@@ -7,10 +7,12 @@ each run) goes on with
   gated      the verifier, and the preference of right answers alone
   ungated    the sum of both
 
-of `experiments/hybrid.py`, with equal settings and prompts; all are audited by
-the verifier. Test problems: how often 16 samples are right, how an answer and
-how a right answer is liked; and of each run when its audit warned, by which
-rule, and what it accepted of held-out answers then and later.
+of `experiments/hybrid.py`, with equal settings and prompts, but that the sum
+has no notion of a right answer: its champions are what is paid better than the
+greedy answer, by more than one wrong answer can be nearer than another. All are
+audited by the verifier. Test problems: how often 16 samples are right, how an
+answer and how a right answer is liked; and of each run when its audit warned,
+by which rule, and what it accepted of held-out answers then and later.
 
 Command (it goes on after a kill):
 
@@ -25,7 +27,7 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_SAMPLES = 16
+_SAMPLES, _MARGIN = 16, 0.45
 METHODS = ("verifier", "gated", "ungated")
 
 
@@ -92,9 +94,15 @@ def settings(base, start: str, method: str, seed: int, iterations: int):
   reward = {
     "verifier": None, "gated": hybrid.GATED, "ungated": hybrid.UNGATED
   }[method]  # fmt: skip
+  loss = base.loss
+  if method == "ungated":
+    loss = dataclasses.replace(
+      loss, champion_gate="better", champion_margin=_MARGIN
+    )
   return dataclasses.replace(
     base,
     init=start,
+    loss=loss,
     seed=seed,
     reward=reward,
     iterations=iterations,
@@ -188,7 +196,7 @@ if __name__ == "__main__":  # Others import it: no flags for them.
     "taught", 30, "Iterations with the verifier before.", lower_bound=5
   )
   _ITERATIONS = flags.DEFINE_integer(
-    "iterations", 25, "Of each method.", lower_bound=5
+    "iterations", 20, "Of each method.", lower_bound=5
   )
   _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
   config_lib.run(main)

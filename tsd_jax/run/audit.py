@@ -16,7 +16,7 @@ from flax import nnx
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.errors import UserError
-from tsd_jax.base.types import Prompts
+from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import scoring
 from tsd_jax.learning import losses, memory
 from tsd_jax.rewards import callback
@@ -89,102 +89,125 @@ def measure(
     UserError: a reward on the host cannot be computed.
   """
   prompts = jax.tree.map(jnp.asarray, prompts)
-  shape = nnx.merge(graphdef, params).config
-  memory.check_samples(shape, task, len(prompts), audit.samples)
-  model, key = (graphdef, params, task, prompts), jax.random.key(seed)
-
-  def drawn(samples):
-    return evaluation.draw(
-      *model, key, jnp.float32(1), reward_params, samples=samples
-    )
-
-  def judged(tokens_QKT):
-    return _judge(task, prompts, tokens_QKT, reward_params)
-
-  tokens_QKT, reward_QK, *_ = drawn(audit.samples)
-  accepted_QK, apart, length = judged(tokens_QKT)
-  greedy_Q = np.asarray(judged(drawn(0)[0])[0])[:, 0]
-  one_Q1T = tokens_QKT[:, :1]  # An answer a problem is enough for a mean.
-  now, then = (
-    _log_prob(graphdef, p, task, prompts, one_Q1T) for p in (params, start)
-  )
-  tokens_QKT, reward_QK, accepted_QK = map(
-    np.asarray, (tokens_QKT, reward_QK, accepted_QK)
-  )
-  best_Q1 = np.take_along_axis(accepted_QK, reward_QK.argmax(1)[:, None], 1)
-  champion_Q = None
-  if search is not None:
-    memory.check_trees(shape, task, search, len(prompts))
-    champion_QT, *_ = evaluation.search_best(
-      *model, key, reward_params, config=search
-    )
-    champion_Q = np.asarray(judged(champion_QT[:, None])[0])[:, 0]
-    # A tree without an answer teaches none.
-    none_Q = np.all(np.asarray(champion_QT) == task.pad_id, axis=1)
-    champion_Q = np.where(none_Q, greedy_Q, champion_Q)
-  callback.raise_errors()
+  key = jax.random.key(seed)
+  asked = _Asked(graphdef, params, task, prompts, key, reward_params)
+  tokens_QGT, reward_QG = asked.samples(audit.samples)
+  accepted_QG, apart, length = asked.judged(tokens_QGT)
+  greedy_QGT, _ = asked.samples(0)
+  greedy_Q = asked.judged(greedy_QGT)[0][:, 0]
+  best_Q1 = np.take_along_axis(accepted_QG, reward_QG.argmax(1)[:, None], 1)
   seen = Seen(
     step,
-    float(reward_QK.mean()),
-    accepted_QK.mean(axis=1),
+    float(reward_QG.mean()),
+    accepted_QG.mean(axis=1),
     best_Q1[:, 0],
     greedy_Q,
-    champion_Q,
-    float(length),
-    float(now - then),
-    None if apart is None else float(apart),
+    None if search is None else asked.champions(search, greedy_Q),
+    length,
+    # An answer a problem is enough for a mean.
+    asked.kl(start, tokens_QGT[:, :1]),
+    apart,
   )
-  decode = task.tokenizer.decode
-  prompt_QP = np.asarray(prompts.tokens_BP)
+  callback.raise_errors()
+  decode, prompt_QP = task.tokenizer.decode, np.asarray(prompts.tokens_BP)
   rejected = [
     {
       "prompt": decode(prompt_QP[q])[:TEXT],
-      "text": decode(tokens_QKT[q, k])[:TEXT],
-      "reward": round(float(reward_QK[q, k]), 4),
+      "text": decode(tokens_QGT[q, k])[:TEXT],
+      "reward": round(float(reward_QG[q, k]), 4),
     }
-    for q, k in best_rejected(reward_QK, accepted_QK, audit.listed)
+    for q, k in best_rejected(reward_QG, accepted_QG, audit.listed)
   ]
   return Audited(seen, rejected)
 
 
+class _Asked(NamedTuple):
+  """A policy, and what it is asked."""
+
+  graphdef: Any
+  params: Any
+  task: Task
+  prompts: Prompts
+  key: Array
+  reward_params: Any
+
+  @property
+  def _shape(self):
+    return nnx.merge(self.graphdef, self.params).config
+
+  def samples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Answers, and what they are paid; 0: one, greedily."""
+    memory.check_samples(self._shape, self.task, len(self.prompts), count or 1)
+    tokens_QGT, reward_QG, *_ = evaluation.draw(
+      *self[:-1], jnp.float32(1), self.reward_params, samples=count
+    )
+    return np.asarray(tokens_QGT), np.asarray(reward_QG)
+
+  def judged(self, tokens_QGT) -> tuple[np.ndarray, float | None, float]:
+    """Who is accepted, how far an ensemble is apart, tokens of an answer."""
+    accepted_QG, apart, length = _judge(
+      self.task, self.prompts, tokens_QGT, self.reward_params
+    )
+    apart = None if apart is None else float(apart)
+    return np.asarray(accepted_QG), apart, float(length)
+
+  def champions(self, search: SearchConfig, greedy_Q: np.ndarray) -> np.ndarray:
+    """Whether champions are accepted; a tree without an answer has none."""
+    memory.check_trees(self._shape, self.task, search, len(self.prompts))
+    champion_QT, *_ = evaluation.search_best(
+      *self[:-1], self.reward_params, config=search
+    )
+    accepted_Q = self.judged(champion_QT[:, None])[0][:, 0]
+    none_Q = np.all(np.asarray(champion_QT) == self.task.pad_id, axis=1)
+    return np.where(none_Q, greedy_Q, accepted_Q)
+
+  def kl(self, start: Any, tokens_QGT: np.ndarray) -> float:
+    """Estimate of the KL divergence from the start, nats a token."""
+    now, then = (
+      _log_prob(self.graphdef, p, self.task, self.prompts, tokens_QGT)
+      for p in (self.params, start)
+    )
+    return float(now - then)
+
+
 @functools.partial(jax.jit, static_argnames=("task",))
-def _judge(task: Task, prompts: Prompts, tokens_QKT, reward_params):
+def _judge(task: Task, prompts: Prompts, tokens_QGT, reward_params):
   """Who is accepted, how far an ensemble is apart, and a response's tokens."""
   scorer = Scorer(task.reward, task.end_ids, reward_params)
-  accepted_QK = scorer.accepted(prompts, tokens_QKT)
-  assert accepted_QK is not None  # `Experiment.make_task` put an auditor there.
+  accepted_QG = scorer.accepted(prompts, tokens_QGT)
+  assert accepted_QG is not None  # `Experiment.make_task` put an auditor there.
   apart = None
   if (part := task.reward.disagreement) is not None:
-    apart = jnp.mean(scorer(prompts, tokens_QKT).parts[part])
-  length = jnp.mean(jnp.sum(tokens_QKT != task.pad_id, axis=-1))
-  return accepted_QK, apart, length
+    apart = jnp.mean(scorer(prompts, tokens_QGT).parts[part])
+  length = jnp.mean(jnp.sum(tokens_QGT != task.pad_id, axis=-1))
+  return accepted_QG, apart, length
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task"))
-def _log_prob(graphdef, params, task: Task, prompts: Prompts, tokens_Q1T):
+def _log_prob(graphdef, params, task: Task, prompts: Prompts, tokens_QGT):
   """The mean log-probability of the tokens that a policy chose."""
   model = nnx.merge(graphdef, params)
-  x_Q1TD = scoring.hidden_states(model, prompts, tokens_Q1T, prompt_form(task))
-  log_prob_Q1T = scoring.read_log_probs(
-    model, scoring.log_prob_of, x_Q1TD, tokens_Q1T
+  x_QGTD = scoring.hidden_states(model, prompts, tokens_QGT, prompt_form(task))
+  log_prob_QGT = scoring.read_log_probs(
+    model, scoring.log_prob_of, x_QGTD, tokens_QGT
   )
-  use_Q1T = chosen(task, prompts, tokens_Q1T, tokens_Q1T != task.pad_id)
-  return losses.masked_mean(log_prob_Q1T, use_Q1T)
+  use_QGT = chosen(task, prompts, tokens_QGT, tokens_QGT != task.pad_id)
+  return losses.masked_mean(log_prob_QGT, use_QGT)
 
 
 def best_rejected(
-  reward_QK: np.ndarray, accepted_QK: np.ndarray, count: int
+  reward_QG: np.ndarray, accepted_QG: np.ndarray, count: int
 ) -> list[tuple[int, int]]:
   """Where the best-paid answers are that the audit rejects, one a problem.
 
   Args:
-    reward_QK: paid.
-    accepted_QK: from 0 to 1; rejected below 1/2.
+    reward_QG: paid.
+    accepted_QG: from 0 to 1; rejected below 1/2.
     count: at most so many, the best paid first.
   """
-  paid_QK = np.where(accepted_QK < 0.5, reward_QK, -np.inf)
-  best_Q = paid_QK.argmax(axis=1)
-  paid_Q = paid_QK[np.arange(len(best_Q)), best_Q]
+  paid_QG = np.where(accepted_QG < 0.5, reward_QG, -np.inf)
+  best_Q = paid_QG.argmax(axis=1)
+  paid_Q = paid_QG[np.arange(len(best_Q)), best_Q]
   order = np.argsort(-paid_Q, kind="stable")[:count]
   return [(int(q), int(best_Q[q])) for q in order if np.isfinite(paid_Q[q])]
 

@@ -178,7 +178,8 @@ def reward_parts(logs: Mapping[str, Log]) -> list[Plot]:
     )
     for name in names
   ]  # fmt: skip
-  return [_of_group(group, logs) for group in groups]
+  plots = [_of_group(group, logs) for group in groups]
+  return [plot for plot in plots if plot.lines]
 
 
 def _of_group(group: _Metrics, logs: Mapping[str, Log]) -> Plot:
