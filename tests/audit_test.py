@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from experiments.benchmarks import hybrid
 from tests.report_test import figures, write, write_run
 from tests.small_game import PAD, get_config
 from tsd_jax.base.errors import UserError
@@ -155,6 +156,17 @@ def test_a_page_shows_what_the_audit_says(tmp_path):
   (folder / directory.AUDIT).write_text('{"rejected": [{"prompt": 1}]}')
   with pytest.raises(UserError, match="it holds no answers"):
     report.read_log(folder)
+
+
+def test_the_benchmark_tells_when_it_was_warned():
+  found = [{"step": 0}, {"step": 5, "audit": seen_row(5, 0.5)}]
+  assert hybrid.warnings(found) == {
+    "warned": "never", "accepted, held out": "5: 0.500",
+  }  # fmt: skip
+  for step, alarms in ((10, ("fall",)), (15, ("kl", "fall"))):
+    found.append({"step": step, "audit": seen_row(step, 0.25, alarms)})
+  said = hybrid.warnings(found)["warned"]
+  assert said == "fall at 10 (accepted 0.250); kl at 15 (accepted 0.250)"
 
 
 @pytest.mark.parametrize("wrong", [3, {"alarms": 3}, {"alarms": {"fall": 3}}])

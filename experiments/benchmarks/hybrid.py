@@ -68,23 +68,23 @@ class Examiner:
     }
 
 
-def warnings(rows: list[dict]) -> dict:
-  """When an audit warned, and what it accepted then and later.
+def warnings(rows: list[dict]) -> dict[str, str]:
+  """When an audit warned, by which rules, and what it accepted when.
 
   Args:
     rows: of a run's metrics.
   """
   audits = [(row["step"], row["audit"]) for row in rows if "audit" in row]
-  accepted = {step: round(audit["accepted"], 4) for step, audit in audits}
-  first: dict[str, int] = {}
+  first: dict[str, str] = {}
   for step, audit in audits:
     for rule in audit["alarms"]:
-      first.setdefault(rule, step)
-  found = {"accepted": accepted, "warned": first}
-  if first:
-    step = min(first.values())
-    found |= {"first": step, "accepted at first": accepted[step]}
-  return found
+      said = f"{rule} at {step} (accepted {audit['accepted']:.3f})"
+      first.setdefault(rule, said)
+  curve = [f"{step}: {audit['accepted']:.3f}" for step, audit in audits]
+  return {
+    "warned": "; ".join(first.values()) or "never",
+    "accepted, held out": ", ".join(curve),
+  }
 
 
 def settings(base, start: str, method: str, seed: int, iterations: int):
@@ -172,8 +172,9 @@ def main(overrides):
   rows = seeds.rows(Examiner(base), base, methods, folder, row)
   for found in rows[1:]:
     runs = [folder / found["method"] / str(seed) for seed in all_seeds]
-    found["audit"] = [warnings(directory.read_rows(run)) for run in runs]
-    print(found["method"], found["audit"], flush=True)
+    said = [warnings(directory.read_rows(run)) for run in runs]
+    found |= {name: [s[name] for s in said] for name in said[0]}
+    print(found, flush=True)
   command = (
     "python -m experiments.benchmarks.hybrid --workdir=DIR "
     f"--taught={_TAUGHT.value} --iterations={_ITERATIONS.value} "
@@ -182,7 +183,8 @@ def main(overrides):
   about = (
     f"Test problems, {_SAMPLES} samples each; {_SEEDS.value} seeds; 95 % "
     "intervals over seeds and families of problems, of one seed over families. "
-    "`start` is the first seed's; `audit`: held-out problems."
+    "`start` is the first seed's. The last columns, one entry a seed: what the "
+    "audit accepted of held-out answers at some iterations, and when it warned."
   )
   table.write(
     _OUTPUT.value, {"about": about} | table.origin(command) | {"rows": rows}
