@@ -88,9 +88,6 @@ TASK = CountdownConfig(numbers=3).make()
 PROBLEM = np.array([[2, 3, 4, symbols.SEPARATOR, 14]], np.int32)
 PROMPTS = as_prompts(TASK, PROBLEM)
 WORDS = [2, 3, 4, 5, 6, 7, 8, 12, 14, 20, *range(symbols.PLUS, symbols.PAD)]
-RIGHT = [
-  [2, symbols.PLUS, 12, 14], [3, symbols.TIMES, 4, 12],
-]  # fmt: skip
 
 
 def response(*steps):
@@ -105,11 +102,11 @@ def scored(reward, answers):
 
 
 SOLVED = [
-  response(RIGHT[1], RIGHT[0]),
+  response([3, symbols.TIMES, 4, 12], [2, symbols.PLUS, 12, 14]),
   response([4, symbols.TIMES, 3, 12], [12, symbols.PLUS, 2, 14]),
   response([2, symbols.PLUS, 3, 5], [5, symbols.PLUS, 4, 9]),
-  # A sum that is none: it ends with the target, and only adds.
-  response([2, symbols.PLUS, 3, 5], [5, symbols.PLUS, 4, 14]),
+  # It ends with the target, and is none.
+  response([2, symbols.PLUS, 3, 5], [4, symbols.PLUS, 5, 14]),
 ]
 word = st.sampled_from(WORDS)
 step = st.tuples(word, word, word, word).map(list)
@@ -135,14 +132,9 @@ def test_no_liked_wrong_answer_beats_a_right_one(answers, right, liked):
 
 def test_the_sum_without_a_gate_is_beaten_by_a_lie():
   found = scored(hybrid.UNGATED, SOLVED)
-  np.testing.assert_allclose(
-    found.parts["liked"], [0.75, 0.75, 0.5, 1.0], rtol=1e-6
-  )
-  take_away = response([4, symbols.TIMES, 3, 12], [12, symbols.MINUS, 2, 14])
-  lie = found.reward_X[3]
-  assert not found.correct_X[3]
-  right = dataclasses.replace(hybrid.GATED, rewards=(TaskReward(),), weights=())
-  assert scored(right, [take_away]).reward_X[0] < lie
+  np.testing.assert_allclose(found.parts["liked"], [1.0, 0.5, 0.25, 1.0])
+  assert list(found.correct_X) == [True, True, False, False]
+  assert found.reward_X[1] < found.reward_X[3] < found.reward_X[0]
 
 
 def test_what_is_liked_is_read_up_to_the_end():

@@ -1,18 +1,17 @@
 """Right or liked: a verifier and a preference that differ, in one reward.
 
-A policy that a verifier has taught (`experiments/countdown.py`, of the seed of
-each run) goes on with
+  verifier   the verifier alone (`experiments/countdown.py`)
+  gated      from the same start, for as long: the verifier, and the preference
+             of right answers alone (`experiments/hybrid.py`)
+  ungated    from where `verifier` ends: the sum of both. It has no notion of a
+             right answer, so its champions are what is paid better than the
+             greedy answer, by more than one wrong answer can be nearer to the
+             target than another
 
-  verifier   the verifier alone
-  gated      the verifier, and the preference of right answers alone
-  ungated    the sum of both
-
-of `experiments/hybrid.py`, with equal settings and prompts, but that the sum
-has no notion of a right answer: its champions are what is paid better than the
-greedy answer, by more than one wrong answer can be nearer than another. All are
-audited by the verifier. Test problems: how often 16 samples are right, how an
-answer and how a right answer is liked; and of each run when its audit warned,
-by which rule, and what it accepted of held-out answers then and later.
+The last two are audited by the verifier, which warns and stops nothing. Test
+problems: how often 16 samples are right, how an answer and how a right answer
+is liked; and of each run when its audit warned, by which rule, and what it
+accepted of held-out answers when.
 
 Command (it goes on after a kill):
 
@@ -28,7 +27,6 @@ from absl import flags
 from tsd_jax.base import config as config_lib
 
 _SAMPLES, _MARGIN = 16, 0.45
-METHODS = ("verifier", "gated", "ungated")
 
 
 class Examiner:
@@ -87,46 +85,54 @@ def warnings(rows: list[dict]) -> dict[str, str]:
   }
 
 
-def settings(base, start: str, method: str, seed: int, iterations: int):
-  """A run that goes on from a start."""
-  from experiments import hybrid
+def verifier(seed: int, iterations: int):
+  """A run of the verifier alone."""
+  from experiments import countdown
 
-  reward = {
-    "verifier": None, "gated": hybrid.GATED, "ungated": hybrid.UNGATED
-  }[method]  # fmt: skip
-  loss = base.loss
-  if method == "ungated":
-    loss = dataclasses.replace(
-      loss, champion_gate="better", champion_margin=_MARGIN
-    )
+  base = countdown.get_config()
+  options = dataclasses.replace(base.eval, every=0, modes="greedy")
   return dataclasses.replace(
-    base,
-    init=start,
-    loss=loss,
-    seed=seed,
-    reward=reward,
-    iterations=iterations,
-    eval=dataclasses.replace(base.eval, every=5, modes=f"mean@{_SAMPLES}"),
+    base, seed=seed, iterations=iterations, eval=options
   )
 
 
-def taught(folder: pathlib.Path, seed: int, iterations: int) -> str:
-  """The parameters that all runs of a seed go on from; trains them once."""
-  from experiments import countdown
+def gated(base, seed: int, iterations: int):
+  """A run of both, the preference behind a gate."""
+  options = dataclasses.replace(base.eval, every=10, modes=f"mean@{_SAMPLES}")
+  return dataclasses.replace(
+    base, seed=seed, iterations=iterations, eval=options
+  )
+
+
+def ungated(base, start: pathlib.Path, seed: int, iterations: int):
+  """A run of the sum, that goes on from a start."""
+  from experiments import hybrid
+
+  return dataclasses.replace(
+    base,
+    init=str(start.resolve()),
+    seed=seed,
+    reward=hybrid.UNGATED,
+    iterations=iterations,
+    iterations_per_call=2,
+    eval=dataclasses.replace(base.eval, every=2, modes=f"mean@{_SAMPLES}"),
+    loss=dataclasses.replace(
+      base.loss, champion_gate="better", champion_margin=_MARGIN
+    ),
+  )
+
+
+def taught(folder: pathlib.Path, seed: int, iterations: int) -> pathlib.Path:
+  """The parameters at which the verifier's run of a seed ends, as a file."""
   from tsd_jax.models import weights
   from tsd_jax.run import load, train
 
   file = folder / f"taught_{seed}.safetensors"
   if not file.exists():
-    base = countdown.get_config()
-    options = dataclasses.replace(base.eval, every=0, modes="greedy")
-    config = dataclasses.replace(
-      base, seed=seed, iterations=iterations, eval=options
-    )
-    place = folder / "taught" / str(seed)
-    train.train(config, place)
+    place = folder / "verifier" / str(seed)
+    train.train(verifier(seed, iterations), place)
     weights.save(file, load.open_run(place).params, metadata={})
-  return str(file.resolve())
+  return file
 
 
 def row(found: list[dict], group_P: np.ndarray) -> dict:
@@ -156,34 +162,31 @@ def main(overrides):
 
   progress.quiet_libraries()
   compilation_cache.enable()
-  all_seeds = range(_SEEDS.value)
-  starts = [taught(folder, seed, _TAUGHT.value) for seed in all_seeds]
-  methods = {
-    method: seeds.Method(
-      {},
-      [
-        settings(base, start, method, seed, _ITERATIONS.value)
-        for seed, start in enumerate(starts)
-      ],
-    )
-    for method in METHODS
+  all_seeds, length = range(_SEEDS.value), _ITERATIONS.value
+  starts = [taught(folder, seed, length) for seed in all_seeds]
+  runs = {
+    "verifier": [verifier(seed, length) for seed in all_seeds],
+    "gated": [gated(base, seed, length) for seed in all_seeds],
+    "ungated": [
+      ungated(base, start, seed, _LONGER.value)
+      for seed, start in enumerate(starts)
+    ],
   }
-  base = methods["verifier"].runs[0]
+  methods = {name: seeds.Method({}, found) for name, found in runs.items()}
   rows = seeds.rows(Examiner(base), base, methods, folder, row)
-  for found in rows[1:]:
-    runs = [folder / found["method"] / str(seed) for seed in all_seeds]
-    said = [warnings(directory.read_rows(run)) for run in runs]
+  for found in rows[2:]:  # The start and the verifier are not audited.
+    places = [folder / found["method"] / str(seed) for seed in all_seeds]
+    said = [warnings(directory.read_rows(place)) for place in places]
     found |= {name: [s[name] for s in said] for name in said[0]}
     print(found, flush=True)
   command = (
     "python -m experiments.benchmarks.hybrid --workdir=DIR "
-    f"--taught={_TAUGHT.value} --iterations={_ITERATIONS.value} "
-    f"--seeds={_SEEDS.value}"
+    f"--iterations={length} --longer={_LONGER.value} --seeds={_SEEDS.value}"
   )
   about = (
     f"Test problems, {_SAMPLES} samples each; {_SEEDS.value} seeds; 95 % "
     "intervals over seeds and families of problems, of one seed over families. "
-    "`start` is the first seed's. The last columns, one entry a seed: what the "
+    "The last columns, one entry a seed: what the "
     "audit accepted of held-out answers at some iterations, and when it warned."
   )
   table.write(
@@ -194,11 +197,11 @@ def main(overrides):
 if __name__ == "__main__":  # Others import it: no flags for them.
   _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
   _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs a method.", lower_bound=1)
-  _TAUGHT = flags.DEFINE_integer(
-    "taught", 30, "Iterations with the verifier before.", lower_bound=5
-  )
   _ITERATIONS = flags.DEFINE_integer(
-    "iterations", 20, "Of each method.", lower_bound=5
+    "iterations", 30, "Of the verifier's run and the gated one.", lower_bound=5
+  )
+  _LONGER = flags.DEFINE_integer(
+    "longer", 14, "Of the ungated one, after the verifier's.", lower_bound=2
   )
   _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
   config_lib.run(main)
