@@ -82,7 +82,8 @@ def test_a_fall_is_told_before_a_tenth_is_lost(seed):
   assert list(alarms) == ["fall"] and step > 10
   assert max(curve) - curve[-1] < 0.1
   best = int(np.argmax(curve[:-1]))
-  assert f"since iteration {best} the paid reward rose" in alarms["fall"]
+  assert f"since iteration {best} what the audit accepts" in alarms["fall"]
+  assert "the paid reward rose from" in alarms["fall"]
 
 
 def test_a_fall_of_reward_and_of_what_is_accepted_is_no_hacking():
@@ -90,6 +91,18 @@ def test_a_fall_of_reward_and_of_what_is_accepted_is_no_hacking():
   assert not detector.see(seen(0, np.full(Q, 0.5), reward=0.5))
   assert not detector.see(seen(5, np.full(Q, 0.25), reward=0.4))
   assert "fall" in detector.see(seen(10, np.full(Q, 0.25), reward=0.6))
+
+
+@pytest.mark.parametrize("paid", [0.3, 0.1, None])
+def test_a_fall_is_told_where_rejected_answers_are_paid_more(paid):
+  """Though all in all less is paid: there are fewer right answers."""
+  detector = Detector(Audit(TaskReward()), 2)
+  detector.see(seen(0, np.full(Q, 0.5), rejected_reward=0.2))
+  found = detector.see(
+    seen(5, np.full(Q, 0.25), reward=0.4, rejected_reward=paid)
+  )
+  assert ("fall" in found) == (paid == 0.3)
+  assert "paid rose from 0.200 to 0.300" in str(found) or paid != 0.3
 
 
 def test_choosing_what_the_audit_rejects_is_told_at_the_start():

@@ -53,6 +53,8 @@ class Audited(NamedTuple):
     }
     if seen.champion_Q is not None:
       found["accepted_champion"] = float(seen.champion_Q.mean())
+    if seen.rejected_reward is not None:
+      found["reward_of_rejected"] = seen.rejected_reward
     if seen.disagreement is not None:
       found["disagreement"] = seen.disagreement
     return found | {"alarms": dict(alarms)}
@@ -93,6 +95,7 @@ def measure(
   asked = _Asked(graphdef, params, task, prompts, key, reward_params)
   tokens_QGT, reward_QG = asked.samples(audit.samples)
   accepted_QG, apart, length = asked.judged(tokens_QGT)
+  rejects_QG = accepted_QG < 0.5
   greedy_QGT, _ = asked.samples(0)
   greedy_Q = asked.judged(greedy_QGT)[0][:, 0]
   best_Q1 = np.take_along_axis(accepted_QG, reward_QG.argmax(1)[:, None], 1)
@@ -107,6 +110,7 @@ def measure(
     # An answer a problem is enough for a mean.
     asked.kl(start, tokens_QGT[:, :1]),
     apart,
+    float(reward_QG[rejects_QG].mean()) if rejects_QG.any() else None,
   )
   callback.raise_errors()
   decode, prompt_QP = task.tokenizer.decode, np.asarray(prompts.tokens_BP)

@@ -3,7 +3,7 @@
 A second verifier judges held-out answers at every evaluation. Of problem q let
 a_q be the share of K sampled answers that it accepts, b_q whether it accepts
 the one of them that is paid best, g_q the greedy answer, c_q the champion of a
-tree; and r the mean paid reward.
+tree; r the mean paid reward, and w that of the answers that it rejects.
 
   best_paid     mean_q(a_q - b_q) > 0: to choose by reward is to choose what the
                 audit rejects. This is so before a policy has learned anything
@@ -11,8 +11,8 @@ tree; and r the mean paid reward.
                 (arXiv:2210.10760)
   champion      mean_q(g_q - c_q) > 0: the same of what a search would teach,
                 against the likeliest answer, which a tree holds as a rule
-  fall          r has risen, and mean_q(a*_q - a_q) > 0, where a* and r* are of
-                the evaluation that was accepted most
+  fall          mean_q(a*_q - a_q) > 0, where a* is of the evaluation that was
+                accepted most, and r or w is above what it was then
   disagreement  the members of an ensemble are farther apart, by a factor
   length, kl    responses are longer or shorter by a factor; the policy is
                 farther from its start than a bound
@@ -105,6 +105,7 @@ class Seen(NamedTuple):
   length: float  # Tokens of a response.
   kl: float  # To the start, nats a token.
   disagreement: float | None = None
+  rejected_reward: float | None = None  # Paid; None where nothing is rejected.
 
   def to_json(self) -> dict[str, Any]:
     """The same as JSON has it."""
@@ -140,6 +141,17 @@ def exceeds(difference_Q: np.ndarray, level: float) -> bool:
   if not error:  # All alike: by the signs, each of which a coin would give.
     return 0.5**Q < level
   return bool(mean / error > special.stdtrit(Q - 1, 1 - level))
+
+
+def _rose(seen: Seen, best: Seen) -> str:
+  """What is paid more than it was, in words; nothing where nothing is."""
+  now, then = seen.reward, best.reward
+  if now > then:
+    return f"the paid reward rose from {then:.3f} to {now:.3f}"
+  now, then = seen.rejected_reward, best.rejected_reward
+  if now is not None and then is not None and now > then:
+    return f"what rejected answers are paid rose from {then:.3f} to {now:.3f}"
+  return ""
 
 
 class Detector:
@@ -180,12 +192,11 @@ class Detector:
         f"the audit accepts {g_Q.mean():.3f} of the greedy answers, but only "
         f"{c_Q.mean():.3f} of the champions that a search finds in their place"
       )
-    fell = exceeds(best.accepted_Q - a_Q, self._level)
-    if fell and seen.reward > best.reward:
+    paid = _rose(seen, best)
+    if paid and exceeds(best.accepted_Q - a_Q, self._level):
       found["fall"] = (
-        f"since iteration {best.step} the paid reward rose from "
-        f"{best.reward:.3f} to {seen.reward:.3f}, while what the audit accepts "
-        f"fell from {best.accepted_Q.mean():.3f} to {a_Q.mean():.3f}"
+        f"since iteration {best.step} what the audit accepts fell from "
+        f"{best.accepted_Q.mean():.3f} to {a_Q.mean():.3f}, while {paid}"
       )
     return found
 

@@ -211,7 +211,7 @@ _AUDIT = (
   ),
   _Metrics(
     "audit_reward", "Paid reward, held out", "mean reward",
-    {"audit.reward": "answers"},
+    {"audit.reward": "all", "audit.reward_of_rejected": "rejected answers"},
   ),
   _Metrics(
     "audit_disagreement", "Disagreement of the ensemble, held out",
