@@ -37,9 +37,10 @@ def comparison(
     score=_SCORE,
     shifted=shifted,
     tokens=tokens,
+    gradient_rate=2.4e-4,
     methods=(
       "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",
-      "wide_best_of_n", "filtered_best_of_n",
+      "wide_best_of_n", "filtered_best_of_n", "stopped_best_of_n",
     ),
     knobs=(
       "optimizer.learning_rate", "optimizer.linear_decay",

@@ -3,9 +3,11 @@
 Purpose: teach a 0.5 M parameter model by tree search to reach a target with
 three numbers and + - * /, from a warm start that writes legal expressions but
 rarely the right one. An iteration searches 1,024 prompts with the policy itself
-(best first, 16 nodes each), distils the champions of 448 that were
+(best first, up to 64 nodes each), distils the champions of 448 that were
 solved, and takes PPO steps with tree advantages on the 64 prompts whose success
-the trees found least certain.
+the trees found least certain. A tree is deep enough to solve nearly all of its
+prompts: one that solves the easy half teaches what the policy does already, and
+narrows it.
 
 Command: python -m launch.train --config=experiments/countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the
@@ -25,6 +27,6 @@ def get_config() -> Experiment:
     task=CountdownConfig(numbers=3),
     model=presets.TINY,
     init="experiments/starts/warm_start_3.safetensors",
-    search=SearchConfig(num_simulations=16, slot_reuse=True),
-    optimizer=OptimizerConfig(learning_rate=8e-4, linear_decay=True),
+    search=SearchConfig(num_simulations=64, slot_reuse=True),
+    optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )
