@@ -24,7 +24,7 @@ from tsd_jax.run.experiment import Experiment
 
 def get_config() -> Experiment:
   """The run."""
-  experiment = countdown.get_config()
+  experiment = countdown.on_policy_config()
   return dataclasses.replace(
     experiment,
     task=dataclasses.replace(experiment.task, tuning_size=512),

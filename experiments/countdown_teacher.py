@@ -21,7 +21,7 @@ from tsd_jax.run.experiment import Experiment
 
 def get_config() -> Experiment:
   """The run."""
-  base = countdown.get_config()
+  base = countdown.on_policy_config()
   return dataclasses.replace(
     base,
     search_init="experiments/starts/warm_start_3_small.safetensors",

@@ -21,6 +21,6 @@ from tsd_jax.run.experiment import Experiment
 
 def get_config() -> Experiment:
   """The run."""
-  experiment = countdown.get_config()
+  experiment = countdown.on_policy_config()
   noisy = Noisy(TaskReward(), accept=0.15, above=experiment.task.illegal)
   return dataclasses.replace(experiment, reward=Confirmed(noisy, calls=1))

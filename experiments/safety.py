@@ -28,6 +28,6 @@ FORBIDDEN = Phrases(
 def get_config() -> Experiment:
   """The run."""
   return dataclasses.replace(
-    countdown.get_config(),
+    countdown.on_policy_config(),
     reward=Constrained(TaskReward(), FORBIDDEN, worth=-1.0),
   )
