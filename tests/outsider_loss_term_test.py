@@ -4,7 +4,6 @@ All that it takes are two functions; nothing of the library is changed.
 """
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -95,8 +94,7 @@ def batch_of(config, model):
   task = config.make_task()
   prompts = data.load_problems(config.task, "train")[:8]
   prompts = jax.tree.map(jnp.asarray, prompts)
-  sample = jax.jit(functools.partial(config.rollout, model, task))
-  samples, _ = sample(prompts, jax.random.key(1))
+  samples, _ = config.rollout(model, task, prompts, jax.random.key(1))
   shape = samples.tokens_BGT.shape
   responses = Responses(
     **samples._asdict(), reward_BG=jnp.zeros(shape[:2]), correct_BG=None

@@ -5,7 +5,6 @@ changed.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +60,6 @@ class TwoTemperatures(Sampler):
 
 CONFIG = """
 import dataclasses
-import functools
 
 from outsider_sampler_test import TwoTemperatures
 from tests import small_game
@@ -165,8 +163,7 @@ def test_the_losses_importance_ratios_are_the_full_forwards(file):
   model = nnx.merge(ran.graphdef, jax.tree.map(jnp.asarray, ran.before))
   B = learner.rollout.prompts
   prompts = jax.tree.map(lambda a: jnp.asarray(a[0][:B]), ran.prompts)
-  sample = functools.partial(learner.rollout, model, task)
-  samples, _ = jax.jit(sample)(prompts, rollout_key)
+  samples, _ = learner.rollout(model, task, prompts, rollout_key)
   tokens_BGT, mask_BGT = samples.tokens_BGT, np.asarray(samples.mask_BGT)
 
   def log_probs(temperature_R1):

@@ -176,11 +176,6 @@ def search(devices, serving="tensor", **changes):
   return jax.device_get(run(params, prompts, jax.random.key(3)))
 
 
-@functools.cache
-def search_on_one_device(**changes):
-  return search(None, **changes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "serving", "changes"),
@@ -195,8 +190,10 @@ def search_on_one_device(**changes):
   ids=str,
 )
 def test_trees_are_the_same_on_any_mesh(name, serving, changes):
-  one, tokens_one, _ = search_on_one_device(**changes)
-  many, tokens_many, _ = search(mesh(name), serving, **changes)
+  (one, tokens_one, _), (many, tokens_many, _) = (
+    search(None, **changes),
+    search(mesh(name), serving, **changes),
+  )
   assert tokens_one <= tokens_many if changes else tokens_one == tokens_many
   for field, a in vars(one).items():
     b = getattr(many, field)
