@@ -14,8 +14,6 @@ Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the
 same loop without search, at its best rate).
 """
 
-import dataclasses
-
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning.config import LossConfig, OptimizerConfig
 from tsd_jax.models import presets
@@ -34,16 +32,4 @@ def get_config() -> Experiment:
     rollout=RolloutConfig(prompts=16),
     loss=LossConfig(champion_weight=32, success_weight=0),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
-  )
-
-
-def on_policy_config() -> Experiment:
-  """With four times the samples, for rewards that champions do not teach."""
-  run = get_config()
-  return dataclasses.replace(
-    run,
-    search=SearchConfig(num_simulations=16, slot_reuse=True),
-    rollout=RolloutConfig(),
-    loss=LossConfig(),
-    optimizer=dataclasses.replace(run.optimizer, learning_rate=8e-4),
   )

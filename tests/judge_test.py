@@ -225,7 +225,8 @@ def test_every_method_reads_as_much_in_an_update_step(file):
   for method in entrants.METHODS:
     step = costs.update_step(at_recipe(config, method))
     share = step["backward_tokens"] / ours["backward_tokens"]
-    assert 0.95 < share < 1.15 or method in LESSONS_ALONE, method
+    # Whole rows of 128 prompts, the last one counted up.
+    assert 0.95 < share < 1.25 or method in LESSONS_ALONE, method
     assert step["steps_an_iteration"] == 8
 
 
