@@ -14,7 +14,7 @@ Baselines: add --config.algorithm=ppo, grpo or expert_iteration, and
 
 import dataclasses
 
-from experiments import countdown
+from experiments import countdown_balanced
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.models import symbols
 from tsd_jax.rewards.abstention import Abstention
@@ -24,7 +24,7 @@ from tsd_jax.run.experiment import Experiment
 
 def get_config() -> Experiment:
   """The run."""
-  experiment = countdown.get_config()
+  experiment = countdown_balanced.get_config()
   return dataclasses.replace(
     experiment,
     task=dataclasses.replace(experiment.task, tuning_size=512),

@@ -19,7 +19,10 @@ _SCORE = "greedy,mean@16,pass@16"
 
 
 def comparison(
-  experiment: Experiment, tokens: float, shifted: str
+  experiment: Experiment,
+  tokens: float,
+  shifted: str,
+  gradient_rate: float = 2.4e-4,
 ) -> Comparison:
   """The methods on a game, each at the best of as many settings.
 
@@ -27,6 +30,7 @@ def comparison(
     experiment: the game's.
     tokens: of the ledger, that every run spends.
     shifted: what test problems unlike those of train have.
+    gradient_rate: near the best of policy gradients alone, by earlier sweeps.
   """
   return Comparison(
     experiment=dataclasses.replace(
@@ -37,9 +41,10 @@ def comparison(
     score=_SCORE,
     shifted=shifted,
     tokens=tokens,
+    gradient_rate=gradient_rate,
     methods=(
       "tsd", "expert_iteration", "ppo", "grpo", "dapo", "cispo", "best_of_n",
-      "wide_best_of_n", "filtered_best_of_n",
+      "wide_best_of_n", "filtered_best_of_n", "stopped_best_of_n",
     ),
     knobs=(
       "optimizer.learning_rate", "optimizer.linear_decay",

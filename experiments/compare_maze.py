@@ -13,4 +13,4 @@ from tsd_jax.comparison.config import Comparison
 
 def get_config() -> Comparison:
   """The comparison."""
-  return compare_countdown.comparison(maze.get_config(), 4.4e6, "walls=8")
+  return compare_countdown.comparison(maze.get_config(), 4.4e6, "walls=8", 4e-4)

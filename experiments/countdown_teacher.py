@@ -15,13 +15,13 @@ The teacher:
 
 import dataclasses
 
-from experiments import countdown
+from experiments import countdown_balanced
 from tsd_jax.run.experiment import Experiment
 
 
 def get_config() -> Experiment:
   """The run."""
-  base = countdown.get_config()
+  base = countdown_balanced.get_config()
   return dataclasses.replace(
     base,
     search_init="experiments/starts/warm_start_3_small.safetensors",

@@ -13,7 +13,7 @@ Errors made anew at each judgement, and three judgements of a response:
 
 import dataclasses
 
-from experiments import countdown
+from experiments import countdown_balanced
 from tsd_jax.rewards.algebra import TaskReward
 from tsd_jax.rewards.noise import Confirmed, Noisy
 from tsd_jax.run.experiment import Experiment
@@ -21,6 +21,6 @@ from tsd_jax.run.experiment import Experiment
 
 def get_config() -> Experiment:
   """The run."""
-  experiment = countdown.get_config()
+  experiment = countdown_balanced.get_config()
   noisy = Noisy(TaskReward(), accept=0.15, above=experiment.task.illegal)
   return dataclasses.replace(experiment, reward=Confirmed(noisy, calls=1))

@@ -13,7 +13,7 @@ Baselines: add --config.algorithm=expert_iteration, or ppo with
 
 import dataclasses
 
-from experiments import countdown
+from experiments import countdown_balanced
 from tsd_jax.models.phrases import Phrases
 from tsd_jax.rewards.algebra import TaskReward
 from tsd_jax.rewards.constrained import Constrained
@@ -28,6 +28,6 @@ FORBIDDEN = Phrases(
 def get_config() -> Experiment:
   """The run."""
   return dataclasses.replace(
-    countdown.get_config(),
+    countdown_balanced.get_config(),
     reward=Constrained(TaskReward(), FORBIDDEN, worth=-1.0),
   )

@@ -1,7 +1,7 @@
 """Compiles an experiment for a TPU slice without one: does it fit?
 
 python -m launch.aot --config=experiments/countdown.py --topology=v5e:2x2 \
-  --config.mesh.fsdp=4
+  --config.mesh.fsdp=4 --config.rollout.prompts=32
 
 Prints memory of a device by part, what devices send to each other, and the
 least time of an iteration at the chip's published peaks; --output writes them

@@ -12,4 +12,6 @@ tsd_jax_setup "$TSD_JAX_INSTALLED"
 cd "$ROOT"
 # An empty -m selects the slow tests too; a later -m or -n of the caller wins.
 # Two files at a time: the compiler uses little more than one core.
-exec "$VENV/bin/python" -m pytest -m "" -n 2 --dist loadfile "$@"
+# In the order of tests/conftest.py: files with slow tests first.
+exec "$VENV/bin/python" -m pytest -m "" -n 2 --dist loadfile \
+  --no-loadscope-reorder "$@"

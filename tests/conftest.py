@@ -1,5 +1,7 @@
 """Eight virtual CPU devices and a compilation cache, set before JAX starts."""
 
+import collections
+import gc
 import importlib
 import os
 import pathlib
@@ -10,6 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
   (
     "--xla_backend_optimization_level=0",
+    # Those of before, whose programs LLVM compiles in two thirds of the time.
+    "--xla_cpu_use_fusion_emitters=false",
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
   )
@@ -18,6 +22,10 @@ os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path.home() / ".cache" / "tsd_jax" / "xla"),
 )
+# The suite makes thousands of small programs, many of them in several files.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Tracing makes many objects, of which few are garbage.
+gc.set_threshold(100_000, 20, 100)
 
 # What a background job or nohup ignores, the commands under test would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +62,18 @@ def importorskip(name: str, *args, **options):
 
 pytest.importorskip = importorskip
 names.allow(["tests"])  # Configs that the tests write by hand name them.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first, then those with the most tests.
+
+  What is run at last is short, and no worker waits long for another's file:
+  launch/test.sh has xdist keep this order.
+  """
+  tests = collections.Counter(item.path for item in items)
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 @pytest.fixture(autouse=True, scope="module")

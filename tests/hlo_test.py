@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import shipped
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import hlo
 
@@ -57,7 +58,7 @@ def test_sends_are_counted_as_often_as_their_loop_runs():
     check_vma=False,
   )
   x_XD = jax.device_put(jnp.ones((8, 4)), NamedSharding(devices, P("data")))
-  program = hlo.Program(jax.jit(f).lower(x_XD).compile().as_text())
+  program = hlo.Program(shipped.compiled(jax.jit(f).lower(x_XD)).as_text())
   assert program.has_loops("looping") and not program.has_loops("elsewhere")
   (found,) = program.in_loops("looping")
   assert found.kind == "all-reduce" and found.bytes == 2 * 4 * 4
@@ -83,7 +84,7 @@ def test_loops_of_unknown_length_are_told_by_their_nesting():
 
   shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((7, 8, 8), ())]
   lowered = jax.jit(jax.named_scope("looping")(looping)).lower(*shapes)
-  program = hlo.Program(lowered.compile().as_text())
+  program = hlo.Program(shipped.compiled(lowered).as_text())
   product = 2 * 8**3
   assert program.flops() == 7 * 2 * product
   assert program.flops({"looping": (5,)}) == 7 * 5 * 2 * product
@@ -100,7 +101,9 @@ def test_multiplications_are_counted_as_often_as_their_loop_runs():
     jax.ShapeDtypeStruct(s, jnp.float32)
     for s in ((32, 16), (16, 16), (3, 8, 64))
   ]
-  program = hlo.Program(jax.jit(looping).lower(*shapes).compile().as_text())
+  program = hlo.Program(
+    shipped.compiled(jax.jit(looping).lower(*shapes)).as_text()
+  )
   assert program.flops() == 6 * 2 * 32 * 16 * 16 + 2 * 3 * 8 * 8 * 64
 
   devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
@@ -113,12 +116,9 @@ def test_multiplications_are_counted_as_often_as_their_loop_runs():
   ]
   product = jax.jit(lambda x_XD, y_XD: x_XD @ y_XD.T @ y_XD)
   # Rows over four devices, columns of the second factor over two.
-  program = hlo.Program(product.lower(*shapes).compile().as_text())
-  whole = hlo.Program(
-    product.lower(*(jax.ShapeDtypeStruct((32, 16), jnp.float32),) * 2)
-    .compile()
-    .as_text()
-  )
+  program = hlo.Program(shipped.compiled(product.lower(*shapes)).as_text())
+  alone = product.lower(*(jax.ShapeDtypeStruct((32, 16), jnp.float32),) * 2)
+  whole = hlo.Program(shipped.compiled(alone).as_text())
   assert whole.flops() == 2 * 2 * 32 * 32 * 16
   assert program.flops() == whole.flops() / 8
 
@@ -166,5 +166,7 @@ def test_a_sum_that_is_scattered_counts_whole():
     check_vma=False,
   )
   x_D = jax.device_put(jnp.ones(8), NamedSharding(devices, P()))
-  totals = hlo.Program(jax.jit(f).lower(x_D).compile().as_text()).totals()
+  totals = hlo.Program(
+    shipped.compiled(jax.jit(f).lower(x_D)).as_text()
+  ).totals()
   assert totals == {"reduce-scatter": dict(instructions=1, runs=1, bytes=4 * 8)}

@@ -223,7 +223,8 @@ def test_the_ledger_is_a_hand_count():
     # Samples run until the longest row's last token, which is not fed back.
     model = nnx.merge(*start())
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 5)[3]
-    r, forwards = config.rollout(model, TASK, prompts(1)[0][:b], key)
+    sample = functools.partial(config.rollout, model, TASK)
+    r, forwards = jax.jit(sample)(prompts(1)[0][:b], key)
     plain = config.rollout.samples
     expected = b * plain * (lengths(r.mask_BGT)[:, :plain].max() - 1)
     if searches:

@@ -214,15 +214,19 @@ def at_recipe(config: Comparison, method, spent=None):
   return config.run(method, config.recipe(method), 0, "validation", spent)
 
 
+# They have as many lessons as tsd, and learn from nothing else.
+LESSONS_ALONE = ("filtered_best_of_n", "stopped_best_of_n")
+
+
 @pytest.mark.parametrize("file", [compare_countdown, compare_countdown4])
 def test_every_method_reads_as_much_in_an_update_step(file):
-  """But for the one that has as many lessons as tsd, and no more."""
   config = file.get_config()
   ours = costs.update_step(config.experiment)
   for method in entrants.METHODS:
     step = costs.update_step(at_recipe(config, method))
     share = step["backward_tokens"] / ours["backward_tokens"]
-    assert 0.95 < share < 1.15 or method == "filtered_best_of_n", method
+    # Whole rows of 128 prompts, the last one counted up.
+    assert 0.95 < share < 1.25 or method in LESSONS_ALONE, method
     assert step["steps_an_iteration"] == 8
 
 
@@ -243,32 +247,34 @@ def test_every_run_spends_the_same_tokens():
 def test_points_are_settings():
   config = compare_countdown.get_config()
   assert config.fields("tsd") == (
-    "optimizer.learning_rate", "optimizer.linear_decay",
-    "optimizer.minibatches", "search.num_simulations",
+    "optimizer.learning_rate", "search.num_simulations",
+    "optimizer.linear_decay", "optimizer.minibatches",
   )  # fmt: skip
-  run = config.run("tsd", (-1, 1, 1, 2), 3, "validation")
-  assert run.optimizer.learning_rate == 5.3e-4 and run.seed == 3
+  run = config.run("tsd", (-1, 2, 1, 1), 3, "validation")
+  assert run.optimizer.learning_rate == 8e-4 and run.seed == 3
   assert not run.optimizer.linear_decay and run.optimizer.minibatches == 16
-  assert run.search.num_simulations == 64 and run.eval.split == "validation"
+  assert run.search.num_simulations == 256 and run.eval.split == "validation"
   deep, flat = (
-    config.run("tsd", (0, 0, 0, n), 0, "validation").iterations for n in (1, -1)
+    config.run("tsd", (0, n, 0, 0), 0, "validation").iterations for n in (1, -1)
   )
   assert deep < flat  # At equal tokens.
   filtered = config.run(
-    "filtered_best_of_n", (0, 0, 0, 1, -1), 0, "validation", config.forecast
+    "filtered_best_of_n", (0, 1, -1, 0, 0), 0, "validation", config.forecast
   )
   assert filtered.rollout.samples == 4
   assert filtered.loss.distilled_prompts == 224
+  stopped = config.run("stopped_best_of_n", (0, 1, 0, 0, 0), 0, "validation")
+  assert stopped.search.num_simulations == stopped.search.num_candidates == 128
   # Fewer prompts of larger groups.
-  few = config.run("grpo", (0, 0, 0, -1), 0, "validation").learner_config()
+  few = config.run("grpo", (0, -1, 0, 0), 0, "validation").learner_config()
   many = at_recipe(config, "grpo").learner_config()
   assert few.rollout.prompts == many.rollout.prompts / 2
   assert few.rollout.group > many.rollout.group
-  assert config.exists("tsd", (0, 0, 1, 0), config.forecast)
-  assert not config.exists("tsd", (0, 2, 0, 0), config.forecast)
-  assert not config.exists("tsd", (0, 0, 12, 0), config.forecast)
+  assert config.exists("tsd", (0, 0, 0, 1), config.forecast)
+  assert not config.exists("tsd", (0, 0, 2, 0), config.forecast)
+  assert not config.exists("tsd", (0, 0, 0, 12), config.forecast)
   assert config.name("grpo", (1, 0, 0, 0)) == (
-    "learning_rate=0.0012,linear_decay=true,minibatches=8,baseline_prompts=128"
+    "learning_rate=0.00036,baseline_prompts=128,linear_decay=true,minibatches=8"
   )
 
 

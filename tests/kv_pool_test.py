@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import shipped
 from tests.small_model import (
   CONFIG,
   NEVER,
@@ -132,7 +133,7 @@ def grow(pool_type, written):
 
 @functools.cache
 def compiled(pool_type, written=False):
-  return jax.jit(lambda: grow(pool_type, written)).lower().compile()
+  return shipped.compiled(jax.jit(lambda: grow(pool_type, written)).lower())
 
 
 def path(n: int, row: int) -> list[int]:

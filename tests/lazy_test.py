@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import iteration_test, search_test, steps_test
+from tests import iteration_test, search_test, shipped, steps_test
 from tests.flat_search import flat_search
 from tests.search_test import EOS, PAD, PROMPTS, B, next_log_prob, tried
 from tests.steps_test import STOPS, TASK, T, log_prob_of, path_of
@@ -175,7 +175,9 @@ def test_values_and_rollouts_serve_lazy_trees():
 def test_the_loop_copies_no_pool():
   """Keys are read before they are written here, in one piece each."""
   config = configure(num_simulations=64)
-  compiled = steps_test._search.lower(PROMPTS, config).compile().as_text()
+  compiled = shipped.compiled(
+    steps_test._search.lower(PROMPTS, config)
+  ).as_text()
   c = search_test.model().config
   layer = 64 * B * S * c.num_kv_heads * c.head_dim
   in_entry, seen = False, 0

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from experiments.benchmarks.shapes import Unsolved
-from tests import small_experiment
+from tests import shipped, small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.learning import iteration, memory
@@ -121,7 +121,7 @@ def said_and_expected(config, task):
       program, graphdef, (params, ()), prompts, key
     )
   )
-  said = compiled.lower(*shapes).compile().memory_analysis()
+  said = shipped.compiled(compiled.lower(*shapes)).memory_analysis()
   expected = memory.estimate_memory(
     config.model, task, config.search, prompts=2 * TREES
   )

@@ -6,6 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
+from tests import shipped
 from tests.small_model import (
   CONFIG,
   NEVER,
@@ -32,6 +33,6 @@ def test_a_decoding_loop_copies_no_keys(written):
       model, prefix, None, length=length, end_ids=(NEVER,), pad_id=PAD
     ).tokens_RT
 
-  text = jax.jit(run).lower().compile().as_text()
+  text = shipped.compiled(jax.jit(run).lower()).as_text()
   size = 4 * CONFIG.num_kv_heads * length * CONFIG.head_dim
   assert not copies_in_loops(text, size)

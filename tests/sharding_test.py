@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tests import iteration_test as tiny
-from tests import small_experiment
+from tests import shipped, small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.learning import iteration, losses
@@ -142,7 +142,7 @@ def test_a_minibatchs_gradient_is_sent_once(mesh):
     },
   )
   train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
-  program = hlo.Program(train_loop.lower(*shapes).compile().as_text())
+  program = hlo.Program(shipped.compiled(train_loop.lower(*shapes)).as_text())
   sent = sum(kind["bytes"] for kind in program.totals().values())
   weights = 4 * transformer.count_parameters(config.model)
   times = config.optimizer.minibatches
@@ -212,19 +212,23 @@ class Alike(tiny.Copy):
   shared_prefix_length = 1
 
 
+@functools.cache
+def iterate_alike(split, devices=None):
+  """Prompts that begin alike: every device runs that beginning once."""
+  task, prompts = Alike(), tiny.prompts(2)
+  prompts.tokens_BP[..., 0] = 3
+  learner = dataclasses.replace(
+    CONFIG, prompt_form=prompt_form(task), mesh=split
+  )
+  return tiny.run(learner, prompts, mesh=devices, task=task)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "use"), USES, ids=str)
 def test_an_iteration_is_the_same_on_any_mesh(name, use):
-  # Prompts that begin alike: every device runs that beginning once.
   split = sharding.MeshConfig(**MESHES[name], **use)
-  task = Alike()
-  config = dataclasses.replace(
-    CONFIG, prompt_form=prompt_form(task), mesh=split
-  )
-  prompts = tiny.prompts(2)
-  prompts.tokens_BP[..., 0] = 3
-  one, metrics_one = tiny.run(config, prompts, task=task)
-  many, metrics_many = tiny.run(config, prompts, mesh=mesh(name), task=task)
+  one, metrics_one = iterate_alike(sharding.ONE_DEVICE)
+  many, metrics_many = iterate_alike(split, mesh(name))
   for field in (
     *("loss", "reward", "correct", "search_reward", "search_simulations"),
     *("policy_loss", "champion_ce", "entropy", "grad_norm", "champion_rate"),
@@ -259,7 +263,7 @@ def test_loops_send_activations_over_the_serving_axes_only(serving):
   hyper = {k: jnp.float32(v) for k, v in config.hyper.items()}
   train_loop = iteration.make_train_loop(graphdef, tiny.TASK, config, devices)
   lowered = train_loop.lower(state, prompts, fixed, hyper, jax.random.key(0))
-  program = hlo.Program(lowered.compile().as_text())
+  program = hlo.Program(shipped.compiled(lowered).as_text())
   tensor = {(i, i + 1) for i in range(0, 8, 2)}  # The last axis.
   fsdp = {(i, i + 2) for i in (0, 1, 4, 5)}
   # Features are summed, and turned once, over the axis that splits them.

@@ -134,7 +134,22 @@ def test_every_page_is_in_the_navigation(hooks):
   named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
   outside = {ROOT / source for source in hooks.JOINED}
   inside = {name_of(p).removeprefix("docs/") for p in set(PAGES) - outside}
-  assert named == (inside - {"README.md"}) | {*hooks.JOINED.values(), "api.md"}
+  joined = {*hooks.JOINED.values(), *hooks.NOTEBOOKS.values(), "api.md"}
+  assert named == (inside - {"README.md"}) | joined
+  assert hooks.NOTEBOOKS.keys() == {
+    str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/*.ipynb")
+  }
+
+
+def test_a_notebook_is_a_page_of_its_cells(hooks):
+  cells = [
+    {"cell_type": "markdown", "source": ["# Title\n", "\n", "Words."]},
+    {"cell_type": "code", "source": ["x = 1\n", "x"]},
+  ]
+  assert hooks.notebook({"cells": cells}, "a.ipynb") == (
+    "# Title\n\n*A notebook, `a.ipynb`: what it prints and draws, it shows "
+    "there.*\n\nWords.\n\n```python\nx = 1\nx\n```\n"
+  )
 
 
 def test_the_api_is_that_of_the_package(hooks):

@@ -13,7 +13,9 @@ import time
 
 import pytest
 
-from tsd_jax.run import problems, trackers
+from tests import small_experiment
+from tsd_jax.base import config as config_lib
+from tsd_jax.run import problems, trackers, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "tests/small_experiment.py"
@@ -272,9 +274,12 @@ def test_a_run_says_what_takes_long(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_ended_between_two_evaluations_finds_back(tmp_path):
-  flags = ("--config.iterations_per_call=2", "--config.eval.every=4")
-  assert run(tmp_path, *flags, "--config.iterations=3").returncode == 0
-  assert run(tmp_path, *flags, "--config.iterations=9").returncode == 0
+  """In this process, which compiles once: other tests resume in another."""
+  changes = {"iterations_per_call": "2", "eval.every": "4"}
+  for iterations in ("3", "9"):
+    changes["iterations"] = iterations
+    config = config_lib.override(small_experiment.get_config(), changes)
+    train.train(config, tmp_path)
   evaluated = [row["step"] for row in rows(tmp_path) if "eval" in row]
   assert evaluated == [0, 3, 4, 8, 9]
   assert [row["step"] for row in rows(tmp_path)] == list(range(10))

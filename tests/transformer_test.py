@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import shipped
 from tsd_jax.models import operations, presets, transformer
 from tsd_jax.models.transformer import ModelConfig, Segment, Transformer
 
@@ -219,7 +220,7 @@ def test_a_scan_keeps_what_matmuls_made_and_no_more():
 
   def held(rows):
     tokens_RT = jax.ShapeDtypeStruct((rows, 8), jnp.int32)
-    compiled = jax.jit(jax.grad(loss)).lower(state, tokens_RT).compile()
+    compiled = shipped.compiled(jax.jit(jax.grad(loss)).lower(state, tokens_RT))
     return compiled.memory_analysis().temp_size_in_bytes
 
   found = (held(64) - held(32)) / (32 * 8 * config.num_layers * 4)

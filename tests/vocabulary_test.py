@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from tests import small_experiment
+from tests import shipped, small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference import vocabulary
 from tsd_jax.parallel import sharding
@@ -114,7 +114,7 @@ def test_no_loop_brings_a_vocabulary_together():
     small_experiment.get_config(), {"mesh.data": "2", "mesh.tensor": "2"}
   )
   train_loop, shapes = aot.arguments(config, sharding.make_mesh(config.mesh))
-  program = hlo.Program(train_loop.lower(*shapes).compile().as_text())
+  program = hlo.Program(shipped.compiled(train_loop.lower(*shapes)).as_text())
   rows = config.rollout.prompts * config.learner_config().rollout.group // 2
   whole = 4 * rows * config.model.vocab_size
   gathers = [

@@ -1,12 +1,13 @@
 """What MkDocs does beside its own for this site; `mkdocs.yml` names this file.
 
 The pages are those that GitHub shows: nothing is copied. Those outside `docs/`
-join the site here, and their links follow them. The API page is made from the
-public names, formulas become MathML, and a build in which a link leads nowhere
-or a page reads anything from another host fails.
+join the site here, notebooks too, and their links follow them. The API page is
+made from the public names, formulas become MathML, and a build in which a link
+leads nowhere or a page reads anything from another host fails.
 """
 
 import html
+import json
 import pathlib
 import posixpath
 import re
@@ -34,24 +35,49 @@ JOINED = {
   "experiments/results/NOTES.md": "notes.md",
   "tsd_jax/models/README.md": "text.md",
 }
+NOTEBOOKS = {
+  "experiments/colab.ipynb": "notebooks/train.md",
+  "experiments/thoughts.ipynb": "notebooks/thoughts.md",
+}
 # What stands for other files: the navigation for the index of docs/.
 MOVED = {
   **JOINED,
+  **NOTEBOOKS,
   "docs/README.md": "index.md",
   "tsd_jax/__init__.py": "api.md",
 }
-_SOURCE = {page: source for source, page in JOINED.items()}
+_SOURCE = {page: source for source, page in (JOINED | NOTEBOOKS).items()}
 
 
 # --- Pages --------------------------------------------------------------------
 
 
 def on_files(files, config):
-  """Adds the pages outside of `docs/`, and the API's."""
+  """Adds the pages outside of `docs/`, the notebooks', and the API's."""
   for source, page in JOINED.items():
     files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+  for source, page in NOTEBOOKS.items():
+    text = notebook(json.loads((ROOT / source).read_text()), source)
+    files.append(File.generated(config, page, content=text))
   files.append(File.generated(config, "api.md", content=api_page.page()))
   return files
+
+
+def notebook(content: dict, source: str) -> str:
+  """The cells of a notebook as a page, its first heading first.
+
+  Args:
+    content: of the .ipynb.
+    source: its path in the repository.
+  """
+  cells = []
+  for cell in content["cells"]:
+    text = "".join(cell["source"])
+    code = cell["cell_type"] == "code"
+    cells.append(f"```python\n{text}\n```" if code else text)
+  heading, _, rest = cells[0].partition("\n")
+  said = f"*A notebook, `{source}`: what it prints and draws, it shows there.*"
+  return "\n\n".join([heading, said, rest.strip(), *cells[1:]]) + "\n"
 
 
 # --- Text ---------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.run import curves as curves_lib
 
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file."
+  "config", "experiments/countdown_balanced.py", "Experiment file."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")

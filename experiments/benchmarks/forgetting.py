@@ -25,7 +25,7 @@ from absl import flags
 from tsd_jax.base import config as config_lib
 
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment that is trained."
+  "config", "experiments/countdown_balanced.py", "Experiment that is trained."
 )
 _SECOND = flags.DEFINE_string(
   "second", "experiments/maze.py", "Experiment whose task may be forgotten."

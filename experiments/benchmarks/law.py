@@ -4,11 +4,12 @@ A start that solves one problem in three hundred by sampling, and one that
 solves a third of them, are not taught alike: the rarer a right answer is among
 samples, the more a search that keeps what it has seen is worth. For each start
 of a task this makes a comparison (`launch.compare`) of TSD, champions alone,
-filtered rejection sampling and GRPO, every one with as many trials of its rate
-and of its own knobs, a tree's nodes among them. What comes out is a point: the
-start's mean accuracy, and what TSD has over each other method at equal tokens.
+rejection sampling (filtered; until an answer is right) and GRPO, every one with
+as many trials of its rate and of its own knobs, a tree's nodes among them. What
+comes out is a point: the start's mean accuracy, and what TSD has over each
+other method at equal tokens.
 
-Command (two hours on two cores a task; it goes on after a kill):
+Command (three hours of one core a task; it goes on after a kill):
 
   python -m experiments.benchmarks.law --workdir=DIR --task=countdown3 --jobs=2
 """
@@ -37,7 +38,7 @@ from tsd_jax.comparison.entrants import Method
 from tsd_jax.run import directory
 
 METHODS: tuple[Method, ...] = (
-  "tsd", "expert_iteration", "filtered_best_of_n", "grpo",
+  "tsd", "expert_iteration", "filtered_best_of_n", "stopped_best_of_n", "grpo",
 )  # fmt: skip
 COLUMNS = ("greedy", "mean", "pass@16")
 

@@ -29,7 +29,7 @@ from tsd_jax.learning.update import FixedParams
 from tsd_jax.tasks.task import as_prompts
 
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file."
+  "config", "experiments/countdown_balanced.py", "Experiment file."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")

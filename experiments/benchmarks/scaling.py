@@ -30,7 +30,10 @@ from tsd_jax.base import config as config_lib
 
 # A test process imports several scripts with flags of these names.
 _CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file.", allow_override=True
+  "config",
+  "experiments/countdown_balanced.py",
+  "Experiment file.",
+  allow_override=True,
 )
 _DEVICES = flags.DEFINE_integer("devices", 512, "Most virtual devices.")
 _OUTPUT = flags.DEFINE_string(

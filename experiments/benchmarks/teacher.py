@@ -14,7 +14,7 @@ Command (a minute a run):
 import dataclasses
 import pathlib
 
-from experiments import countdown, countdown_teacher
+from experiments import countdown_balanced, countdown_teacher
 from experiments.benchmarks import ablations
 from tsd_jax.base import config as config_lib
 
@@ -28,7 +28,7 @@ def configs(learned: str, seeds):
     learned: parameters of the smaller model after its own run.
     seeds: numbers, as text.
   """
-  base, small = countdown.get_config(), countdown_teacher.get_config()
+  base, small = countdown_balanced.get_config(), countdown_teacher.get_config()
   kinds = {
     "default": base,
     "frozen": dataclasses.replace(base, refresh_every=0),
@@ -49,7 +49,9 @@ def teach(folder: pathlib.Path) -> str:
   small = countdown_teacher.get_config()
   train.train(
     dataclasses.replace(
-      countdown.get_config(), model=small.search_model, init=small.search_init
+      countdown_balanced.get_config(),
+      model=small.search_model,
+      init=small.search_init,
     ),
     folder,
   )

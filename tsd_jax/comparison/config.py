@@ -35,6 +35,9 @@ class Comparison:
     "optimizer.learning_rate",
     "optimizer.minibatches",
   )
+  # Where the climb of methods of policy gradients alone begins, whose best rate
+  # is far below that of lessons; 0: with the experiment's, as all others.
+  gradient_rate: float = 0.0
   score: str = "mean@16"  # Modes whose mean chooses a setting.
   sweep_seed: int = 100  # None of the seeds that count.
   mode: str = "mean@16"  # Of curves, which are of validation problems.
@@ -116,8 +119,12 @@ class Comparison:
     return Spent(nodes, costs.iteration_tokens(self.experiment))
 
   def fields(self, method: Method) -> tuple[str, ...]:
-    """The knobs of a method."""
-    return (*self.knobs, *entrants.own_knobs(method))
+    """The knobs of a method, in the order in which they are tried.
+
+    A method's own stand behind the first of all methods, so that few trials
+    reach them too.
+    """
+    return (*self.knobs[:1], *entrants.own_knobs(method), *self.knobs[1:])
 
   def recipe(self, method: Method) -> Point:
     """The point from which a method's settings are tried."""
@@ -131,12 +138,18 @@ class Comparison:
     """
     found = {}
     for field, steps in zip(self.fields(method), point, strict=True):
-      start = entrants.recipe(self.experiment, field)
+      start = self._begin(method, field)
       value = tuning.value(start, steps)
       if value is None:
         raise UserError(f"{field}={start} has no value {steps} steps away")
       found[field] = str(value).lower()
     return found
+
+  def _begin(self, method: Method, field: str) -> int | float | bool:
+    rate = field == "optimizer.learning_rate" and self.gradient_rate
+    if rate and method in entrants.GRADIENTS_ALONE:
+      return rate
+    return entrants.recipe(method, self.experiment, field)
 
   def name(self, method: Method, point: Point) -> str:
     """A point's name, fit for a folder."""

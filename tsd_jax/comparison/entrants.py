@@ -12,13 +12,14 @@ from tsd_jax.tasks.task import Task
 # dapo is GRPO that samples twice as many prompts, trains on those whose rewards
 # differ, and clips higher above (arXiv:2503.14476).
 # Controls are tsd's loop without a tree, champions taken from own samples:
-# grpo_champion has GRPO's advantages, tree_prefix_values those of the tree that
-# samples form by themselves where they share a prefix; wide_best_of_n spends
-# the search's tokens on samples of as many prompts as its update has rows;
-# filtered_best_of_n distils some of the solved ones among the samples that the
-# rest of tsd's tokens buys. The other wide ones read as many prompts as the
-# update holds: one row of each, or two where a prompt's rows are compared with
-# each other.
+# grpo_champion has GRPO's advantages, tree_prefix_values those of the tree
+# that samples form by themselves where they share a prefix; wide_best_of_n
+# spends the search's tokens on samples of as many prompts as its update has
+# rows; filtered_best_of_n distils some of the solved ones among the samples
+# that the rest of tsd's tokens buys; stopped_best_of_n is tsd's loop with a
+# tree of depth one: whole answers, drawn until one is right. The other wide
+# ones read as many prompts as the update holds: one row of each, or two where
+# a prompt's rows are compared with each other.
 Method = Literal[
   Algorithm,
   "dapo",
@@ -26,6 +27,7 @@ Method = Literal[
   "tree_prefix_values",
   "wide_best_of_n",
   "filtered_best_of_n",
+  "stopped_best_of_n",
   "wide_ppo",
   "wide_grpo",
   "wide_cispo",
@@ -41,6 +43,7 @@ _DAPO = {
   "loss.clip_high": "0.28",
   "rollout.oversample": "2",
 }
+GRADIENTS_ALONE = ("ppo", "grpo", "cispo", "dapo", *_WIDE_ROWS)
 # Methods that must be told what tsd spends.
 FOLLOWERS = ("wide_best_of_n", "filtered_best_of_n")
 _CHAMPIONS_OF_SAMPLES = {
@@ -49,9 +52,11 @@ _CHAMPIONS_OF_SAMPLES = {
   "loss.champions": "1",
   "rollout.forks": "0",
 }
-# Samples a prompt, of filtered_best_of_n: a knob that is no field of the run
-# that the comparison is made from.
-DRAWN, _DRAWN_AT_FIRST = "drawn", 2
+_SUPERVISED = {"loss.policy_weight": "0", "loss.success_weight": "0"}
+# Samples a prompt, at most: a knob that is no field of the run that the
+# comparison is made from.
+DRAWN = "drawn"
+_DRAWN_AT_FIRST = {"filtered_best_of_n": 2, "stopped_best_of_n": 64}
 
 
 class Spent(NamedTuple):
@@ -66,7 +71,7 @@ def own_knobs(method: Method) -> tuple[str, ...]:
   match method:
     case "tsd" | "expert_iteration":
       return ("search.num_simulations",)
-    case "filtered_best_of_n":
+    case "filtered_best_of_n" | "stopped_best_of_n":
       return (DRAWN, "loss.distilled_prompts")
     case "wide_best_of_n" | "wide_ppo" | "wide_grpo" | "wide_cispo":
       return ()  # How many prompts they read is what they are named for.
@@ -74,10 +79,12 @@ def own_knobs(method: Method) -> tuple[str, ...]:
       return ("rollout.baseline_prompts",)
 
 
-def recipe(experiment: Experiment, field: str) -> int | float | bool:
+def recipe(
+  method: Method, experiment: Experiment, field: str
+) -> int | float | bool:
   """The value of a knob that a method begins with."""
   if field == DRAWN:
-    return _DRAWN_AT_FIRST
+    return _DRAWN_AT_FIRST[method]
   found = experiment
   for name in field.split("."):
     found = getattr(found, name)
@@ -89,7 +96,7 @@ def settings(
   method: Method,
   experiment: Experiment,
   spent: Spent,
-  drawn: int = _DRAWN_AT_FIRST,
+  drawn: int = 0,
 ) -> dict[str, str]:
   """What a method changes of an experiment, as flags say it.
 
@@ -97,7 +104,7 @@ def settings(
     method: its name.
     experiment: gives the number of samples that the update reads.
     spent: by an iteration of tsd, for methods that spend as much.
-    drawn: samples a prompt, of filtered_best_of_n.
+    drawn: samples a prompt, of the methods that have this knob.
 
   Raises:
     ValueError: the update has too few tokens for the method.
@@ -112,6 +119,8 @@ def settings(
     }
   if method == "dapo":
     return _DAPO
+  if method == "stopped_best_of_n":
+    return _drawn_until_right(experiment.make_task(), drawn)
   if method not in (*FOLLOWERS, *_WIDE_ROWS):
     return {"algorithm": method}
   ours, task = experiment.learner_config(), experiment.make_task()
@@ -134,12 +143,33 @@ def settings(
     samples, lessons = drawn, ours.loss.distilled_prompts
     prompts = _filtered_prompts(ours, task, spent.total, samples)
   return _CHAMPIONS_OF_SAMPLES | {
-    "loss.policy_weight": "0",
-    "loss.success_weight": "0",
+    **_SUPERVISED,
     "loss.champion_weight": "1",
     "loss.distilled_prompts": str(lessons),
     "rollout.prompts": str(prompts),
     "rollout.samples": str(samples),
+  }
+
+
+def _drawn_until_right(task: Task, most: int) -> dict[str, str]:
+  """A tree whose moves are whole answers; a right one makes room for others.
+
+  Args:
+    task: the run's.
+    most: answers drawn to a prompt, at most.
+  """
+  return _SUPERVISED | {
+    "algorithm": "tsd",
+    "rollout.forks": "0",
+    "rollout.samples": "1",  # Nothing reads them: fewer are not made.
+    "search.rule": "best_first",
+    "search.rule.lazy": "true",
+    "search.rule.transpositions": "false",
+    "search.leaf": "none",
+    "search.step_tokens": str(task.response_length),
+    "search.num_candidates": str(most),
+    "search.num_simulations": str(most),
+    "search.slot_reuse": "true",
   }
 
 

@@ -21,7 +21,8 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
   scored = r.prompts * r.group
   if learner.searches:
     nodes = share * Q * learner.search.num_simulations
-    total += learner.prompt_tokens(task, Q, learner.search_calls) + nodes
+    total += learner.prompt_tokens(task, Q, learner.search_calls)
+    total += nodes * learner.search.drawn_tokens
     scored += nodes + Q  # Roots hold an answer too.
   total += scored * task.reward.judgements * learner.reward_tokens
   update = run.optimizer.epochs * learner.update_tokens(task)
@@ -31,10 +32,10 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
 def search_share(
   run: Experiment, ledgers: Sequence[Mapping[str, int]]
 ) -> float:
-  """Token forwards of searches, over one for every simulation of their budget.
+  """Token forwards of searches, over those of a move for every simulation.
 
   Below 1 where solved trees make room; above it where a simulation has rollouts
-  or draws steps.
+  or draws several steps.
 
   Args:
     run: the config of some runs.
@@ -42,6 +43,7 @@ def search_share(
   """
   learner = run.learner_config()
   budget = run.iterations * learner.prompts * learner.search.num_simulations
+  budget *= learner.search.drawn_tokens
   return sum(ledger["search"] for ledger in ledgers) / (len(ledgers) * budget)
 
 

@@ -83,6 +83,11 @@ class SearchConfig:
     return self.rule.draws_lazily
 
   @property
+  def drawn_tokens(self) -> int:
+    """Tokens of the move that a simulation tries, at most."""
+    return self.step_tokens if self.lazy else 1
+
+  @property
   def needs_value(self) -> bool:
     """Whether leaves are valued by V_search, which must then be trained."""
     return self.leaf in ("value", "mix")
