@@ -20,7 +20,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments import countdown
+from experiments import countdown_balanced
 from tsd_jax.models import symbols
 from tsd_jax.rewards.algebra import Gate, Sum, TaskReward
 from tsd_jax.rewards.reward import Reward, Score
@@ -64,7 +64,7 @@ UNGATED = Sum((TaskReward(), Liked()), WEIGHTS)
 
 def get_config() -> Experiment:
   """The run."""
-  base = countdown.get_config()
+  base = countdown_balanced.get_config()
   return dataclasses.replace(
     base,
     reward=GATED,

@@ -272,6 +272,11 @@ def _search_config(
       f"leaf={config.leaf} values leaves by V_search, which {model.name} never "
       "trained: use leaf=rollout or none"
     )
+  if config.leaf == "progress":
+    raise UserError(
+      "leaf=progress is for the rewards of runs: a function on the host judges "
+      "finished answers alone: use leaf=rollout or none"
+    )
   if config.num_candidates > model.config.vocab_size:
     raise UserError(
       f"num_candidates={config.num_candidates} exceeds the "

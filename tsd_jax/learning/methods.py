@@ -96,6 +96,11 @@ def resolve(
   elif algorithm != "tsd":
     config = _baseline(algorithm, config, task)
   _check_gate(config.loss, task)
+  if searches and search.leaf == "progress" and not task.reward.judges_steps:
+    raise ValueError(
+      f"search.leaf=progress, but {type(task.reward).__name__} judges no "
+      "steps: use search.leaf=none, or a reward with `progress`"
+    )
   if config.loss.aversion_weight > 0 and task.reward.forbidden is None:
     raise ValueError(
       f"loss.aversion_weight={config.loss.aversion_weight}, but "

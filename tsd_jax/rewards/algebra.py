@@ -99,6 +99,18 @@ class Combined(Reward):
     return max(member.judgements for member in self.members)
 
   @property
+  def judges_steps(self) -> bool:
+    """Whether a member does."""
+    return any(member.judges_steps for member in self.members)
+
+  def progress(self, params, prompts, tokens_BT, mask_BT):
+    """That of the first member that judges steps."""
+    for member, own in zip(self.members, params, strict=True):
+      if member.judges_steps:
+        return member.progress(own, prompts, tokens_BT, mask_BT)
+    return super().progress(params, prompts, tokens_BT, mask_BT)
+
+  @property
   def disagreement(self) -> str | None:
     """The part of the first member that is an ensemble."""
     for name, member in zip(

@@ -60,6 +60,15 @@ class Around(Reward):
     """The other's."""
     return self.reward.disagreement
 
+  @property
+  def judges_steps(self) -> bool:
+    """Whether the other does."""
+    return self.reward.judges_steps
+
+  def progress(self, params, prompts, tokens_BT, mask_BT):
+    """The other's."""
+    return self.reward.progress(params, prompts, tokens_BT, mask_BT)
+
   def rules(self, params):
     """The other's."""
     return self.reward.rules(params)

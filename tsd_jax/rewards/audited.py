@@ -39,6 +39,10 @@ class Audited(Around):
     """Those of what pays."""
     return self.reward.rules(params[0] if params else ())
 
+  def progress(self, params, prompts, tokens_BT, mask_BT):
+    """That of what pays."""
+    return self.reward.progress(params[0], prompts, tokens_BT, mask_BT)
+
   def misreads(self, tokenizer: Tokenizer) -> str | None:
     """The first that cannot read the policy's tokens."""
     return super().misreads(tokenizer) or self.verifier.misreads(tokenizer)

@@ -58,6 +58,7 @@ class Reward(abc.ABC):
       (`constrained.Constrained`).
     disagreement: name of the part that says how far the members of an ensemble
       are apart; None where there is no ensemble.
+    judges_steps: whether `progress` judges unfinished responses.
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -69,6 +70,7 @@ class Reward(abc.ABC):
   judgements = 1
   forbidden = None
   disagreement = None
+  judges_steps = False
 
   @abc.abstractmethod
   def __call__(
@@ -86,6 +88,25 @@ class Reward(abc.ABC):
     Returns:
       Scores BG.
     """
+
+  def progress(
+    self, params: Any, prompts: Prompts, tokens_BT: Array, mask_BT: Array
+  ) -> Array:
+    """How far unfinished responses have come, B, from 0 to 1.
+
+    A process reward: the closer to the probability of a good end, the better
+    for a search that values its leaves by it (`search.leaf=progress`).
+
+    Args:
+      params: what `load` returned.
+      prompts: B prompts.
+      tokens_BT: int32, the beginning of a response to each of them.
+      mask_BT: true where it has a token.
+
+    Raises:
+      ValueError: the reward judges no steps.
+    """
+    raise ValueError(f"{type(self).__name__} judges no steps")
 
   def load(self) -> Any:
     """Parameters that `__call__` reads, read once by the host; () for none."""
@@ -181,6 +202,24 @@ class Scorer:
       return score.correct_X.astype(jnp.float32)
     return second.unit(score.reward_X)
 
+  def progress(
+    self, prompts: Prompts, tokens_BT: Array, length_B: Array
+  ) -> Array:
+    """How far beginnings of responses have come, B, within [0, 1].
+
+    Args:
+      prompts: B prompts.
+      tokens_BT: their responses so far.
+      length_B: tokens of them.
+
+    Raises:
+      ValueError: the reward returns anything but a number for each.
+    """
+    mask_BT = jnp.arange(tokens_BT.shape[-1])[None] < length_B[:, None]
+    progress_B = self.reward.progress(self.params, prompts, tokens_BT, mask_BT)
+    check_progress(self.reward, progress_B, length_B.shape)
+    return jnp.clip(jnp.nan_to_num(progress_B), 0.0, 1.0)
+
   @property
   def rules(self) -> Automaton | None:
     """What finds in responses what they may not say; None: nothing is."""
@@ -237,6 +276,22 @@ def check_range(reward: Reward) -> None:
     raise ValueError(
       f"reward {type(reward).__name__} has low={low} and high={high}: both "
       "must be finite, and low below high"
+    )
+
+
+def check_progress(
+  reward: Reward, progress: Any, shape: tuple[int, ...]
+) -> None:
+  """Refuses what is no number for each response.
+
+  Raises:
+    ValueError: naming the reward, what it returned and what was expected.
+  """
+  array = jnp.asarray(progress)
+  if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(
+      f"reward {type(reward).__name__} returned progress of {array.dtype}"
+      f"{list(array.shape)}; expected floating{list(shape)}"
     )
 
 

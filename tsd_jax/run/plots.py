@@ -26,11 +26,11 @@ class Log(NamedTuple):
 
 
 def _values_leaves(log: Log) -> bool:
-  """Whether V_search of a run is trained, or its search reads it."""
+  """Whether V_search of a run is trained, or its search values leaves."""
   search = log.config.get("search", {})
   leaf = search.get("leaf") if isinstance(search, Mapping) else None
   trained = any("success_loss" in row for row in log.rows[-1:])
-  return trained or leaf in ("value", "mix")
+  return trained or leaf in ("value", "mix", "progress")
 
 
 class _Metrics(NamedTuple):

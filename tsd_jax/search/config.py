@@ -30,9 +30,10 @@ class SearchConfig:
   step_tokens: int = 1
   # What a drawn step's prior is made of: how often it was drawn, or log pi.
   step_prior: moves.Prior = "draws"
-  # What an unfinished leaf is worth: V_search, a rollout to the end, or the
-  # mean of both weighted by `mix`; "none" is for rules that compare no values.
-  leaf: Literal["none", "value", "rollout", "mix"] = "none"
+  # What an unfinished leaf is worth: V_search, a rollout to the end, the mean
+  # of both weighted by `mix`, or how far the reward says that it has come
+  # (`Reward.progress`); "none" is for rules that compare no values.
+  leaf: Literal["none", "value", "rollout", "mix", "progress"] = "none"
   mix: float = 0.5  # Weight of the rollout in "mix".
   rollout_temperature: float = 1.0
   # Whether all prompts are searched together, `trees` of them in a simulation:
@@ -74,7 +75,7 @@ class SearchConfig:
     if self.leaf == "none" and self.rule.compares_values:
       yield (
         f"search.leaf=none gives search.rule={name} nothing to compare moves "
-        "by: use value, rollout or mix, or rule best_first"
+        "by: use value, rollout, mix or progress, or rule best_first"
       )
 
   @property
@@ -91,6 +92,11 @@ class SearchConfig:
   def needs_value(self) -> bool:
     """Whether leaves are valued by V_search, which must then be trained."""
     return self.leaf in ("value", "mix")
+
+  @property
+  def values_leaves(self) -> bool:
+    """Whether a node has a value before anything below it is known."""
+    return self.needs_value or self.leaf == "progress"
 
   @property
   def rolls_out(self) -> bool:

@@ -20,7 +20,9 @@ class Node(struct.PyTreeNode):
   depth: Array  # int32, number of response tokens.
   path_log_prob: Array  # float32, sum of log pi over the path.
   log_prob_gap: Array  # float32, sum of log(prior / best prior) over the path.
-  value_logit: Array  # float32, V_search before the sigmoid.
+  # float32, log odds of what it is worth by itself (`SearchConfig.leaf`): of
+  # V_search, unless the reward says how far it has come.
+  value_logit: Array
   # Hidden states at the last token, where steps are drawn when they are tried.
   x_D: Array | None
   # uint32, what the node and its moves have come to; None: nothing is merged.
@@ -51,8 +53,8 @@ class Node(struct.PyTreeNode):
     return self.step_AU[..., 0]
 
 
-def empty(task: Task, B: int, A: int, U: int, value_logit_B: Array) -> Node:
-  """Roots before they offer anything: no tokens, no answer."""
+def empty(task: Task, B: int, A: int, U: int) -> Node:
+  """Roots before they offer anything: no tokens, no value, no answer."""
   zero_B, no_B = jnp.zeros((B,)), jnp.zeros((B,), bool)
   none_BT = jnp.zeros((B, task.response_length), jnp.int32)
   return Node(
@@ -66,7 +68,7 @@ def empty(task: Task, B: int, A: int, U: int, value_logit_B: Array) -> Node:
     depth=jnp.zeros((B,), jnp.int32),
     path_log_prob=zero_B,
     log_prob_gap=zero_B,
-    value_logit=value_logit_B,
+    value_logit=zero_B,
     x_D=None,
     state_key=None,
     state_key_A=None,

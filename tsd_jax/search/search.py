@@ -32,6 +32,8 @@ from tsd_jax.search.node import Node, empty
 from tsd_jax.search.rules import Budget, StoppableLoop
 from tsd_jax.tasks.task import Task, next_observation, prompt_form
 
+_LEAST = 1e-6  # Of progress, in a key: nothing is hopeless for certain.
+
 
 class SearchResult(NamedTuple):
   """A finished search over B prompts."""
@@ -146,7 +148,7 @@ class Search:
         num_simulations=config.num_simulations,
         max_depth=self.T,
         rows=config.rows(B) if config.slot_reuse else None,
-        valued=config.needs_value,
+        valued=config.values_leaves,
         loop_fn=self.pool.loop(self.loop),
         loop=self.loop,
       ),
@@ -164,8 +166,11 @@ class Search:
     """The roots with their moves, and the token forwards that they took."""
     growing = self.growing()
     x_BD = growing.prefix.x_BD
-    _, value_logit_B = self.model.values(x_BD)
-    node = empty(self.task, x_BD.shape[0], self.A, self.U, value_logit_B)
+    node = empty(self.task, x_BD.shape[0], self.A, self.U)
+    value_logit_B = self.value_logit(
+      growing, node.path_tokens, node.depth, x_BD
+    )
+    node = node.replace(value_logit=value_logit_B)
     if self.rules is not None:
       node = node.replace(rules_state=self.rules.start(x_BD.shape[0]))
     if self.merges:
@@ -175,11 +180,20 @@ class Search:
       node = node.replace(state_key=state_key_B)
     node, forwards = self.offer(growing, node, x_BD, 0)
     _, node = self.score_node(growing, *self.end(node))
-    value_B = self.config.needs_value * jax.nn.sigmoid(value_logit_B)
+    value_B = self.config.values_leaves * jax.nn.sigmoid(value_logit_B)
     root = mctx.RootFnOutput(
       prior_logits=node.prior_A, value=value_B, embedding=node
     )
     return root, forwards
+
+  def value_logit(
+    self, growing: Growing, path_BT: Array, depth_B: Array, x_BD: Array
+  ) -> Array:
+    """Log odds of what nodes are worth: the reward's word, or V_search."""
+    if self.config.leaf != "progress":
+      return self.model.values(x_BD)[1]
+    progress_B = self.scorer.progress(growing.prompts, path_BT, depth_B)
+    return jax.scipy.special.logit(jnp.clip(progress_B, _LEAST, 1 - _LEAST))
 
   def growing(self) -> Growing:
     """The prompts whose trees grow in this simulation."""
@@ -246,7 +260,6 @@ class Search:
         path_slots,
         parent.depth,
       )
-    _, value_logit_B = self.model.values(x_BD)
     depth_B = jnp.minimum(parent.depth + length_B, self.T)
     ends_B = jnp.any(is_end(step_BU, self.task.end_ids), axis=-1)
     finished_B = parent.finished | (~over_B & ends_B)
@@ -268,7 +281,7 @@ class Search:
       depth=depth_B,
       path_log_prob=parent.path_log_prob + log_prob_B,
       log_prob_gap=parent.log_prob_gap + prior_B - parent.prior_A[:, 0],
-      value_logit=value_logit_B,
+      value_logit=self.value_logit(growing, path_tokens, depth_B, x_BD),
       state_key=state_key_B,
       rules_state=rules_state_B,
       finished=finished_B,
@@ -428,7 +441,7 @@ class Search:
     match config.leaf:
       case "none" | "rollout":
         leaf_B = reward_B
-      case "value":
+      case "value" | "progress":
         leaf_B = learned_B
       case "mix":
         leaf_B = config.mix * reward_B + (1.0 - config.mix) * learned_B
