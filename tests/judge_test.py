@@ -8,20 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
+from flax import nnx
 
 from experiments import compare_countdown, compare_countdown4
-from tests import small_comparison, small_experiment
+from tests import small_comparison, small_experiment, small_game, steps_test
+from tsd_jax.base import config as config_lib
 from tsd_jax.comparison import counts, entrants, judge, statistics
 from tsd_jax.comparison.config import Comparison
 from tsd_jax.comparison.entrants import Spent
+from tsd_jax.models import transformer
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run import costs, directory
 from tsd_jax.run import curves as curves_lib
 from tsd_jax.run.curves import Curve
+from tsd_jax.search import search as search_lib
+from tsd_jax.tasks.task import as_prompts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = np.array([0, 10, 20, 30])
@@ -308,6 +315,42 @@ def test_filtered_samples_cost_what_tsd_spends(share):
   assert filtered.update_tokens(task) == 448 * 13
   spent = filtered.rollout.prompts * (5 + 2 * 8) + 3 * 448 * 13
   assert abs(spent - total) <= 8 * 21 / 2  # Whole minibatches of prompts.
+
+
+def test_stopped_samples_are_whole_answers_until_one_is_right():
+  base = small_game.get_config()
+  base = dataclasses.replace(
+    base, task=dataclasses.replace(base.task, digits=1)
+  )
+  changes = entrants.settings("stopped_best_of_n", base, Spent(0, 0), 64)
+  run, task = config_lib.override(base, changes), base.make_task()
+  model = nnx.merge(*transformer.create(run.model, 0))
+  prompts = as_prompts(task, np.arange(6, dtype=np.int32)[:, None])
+  tree = jax.jit(
+    lambda prompts: (
+      search_lib.search(
+        model, task, prompts, jax.random.key(0), run.search
+      ).tree
+    )
+  )(prompts)
+  tree = jax.device_get(tree)
+  made_QN = tree.node_visits[:, 1:] > 0
+  assert np.all(tree.parents[:, 1:][made_QN] == 0)
+  assert np.all(tree.embeddings.depth[:, 1:][made_QN] >= 1)
+  over_QN = tree.embeddings.finished | tree.embeddings.cut_off
+  assert np.all(over_QN[:, 1:][made_QN])
+  drawn_Q, right_QN = made_QN.sum(axis=1), tree.embeddings.correct[:, 1:]
+  assert right_QN.any(axis=1).sum() >= 2
+  for drawn, right_N in zip(drawn_Q, right_QN, strict=True):
+    # Nothing is drawn after an answer that is right.
+    (right,) = np.nonzero(right_N)
+    assert drawn == (right[0] + 1 if len(right) else 64)
+
+
+def test_what_ends_steps_has_no_whole_answers():
+  text = types.SimpleNamespace(make_task=lambda: steps_test.TASK)
+  with pytest.raises(ValueError, match="set experiment.task.step_ends=''"):
+    entrants.settings("stopped_best_of_n", text, Spent(0, 0), 8)
 
 
 def test_wide_baselines_read_as_many_prompts_as_the_update_holds():

@@ -277,7 +277,7 @@ def _search_config(
       "leaf=progress is for the rewards of runs: a function on the host judges "
       "finished answers alone: use leaf=rollout or none"
     )
-  if config.num_candidates > model.config.vocab_size:
+  if config.too_many_candidates(model.config.vocab_size):
     raise UserError(
       f"num_candidates={config.num_candidates} exceeds the "
       f"{model.config.vocab_size} tokens of {model.name}"

@@ -107,7 +107,8 @@ def settings(
     drawn: samples a prompt, of the methods that have this knob.
 
   Raises:
-    ValueError: the update has too few tokens for the method.
+    ValueError: the update has too few tokens for the method, or the task is
+      none for it.
   """
   if method in _CONTROLS:
     grpo = dataclasses.replace(experiment, algorithm="grpo").learner_config()
@@ -157,7 +158,15 @@ def _drawn_until_right(task: Task, most: int) -> dict[str, str]:
   Args:
     task: the run's.
     most: answers drawn to a prompt, at most.
+
+  Raises:
+    ValueError: the task ends steps, which draws would stop at.
   """
+  if task.step_end_ids:
+    raise ValueError(
+      "stopped_best_of_n draws whole answers, but the task ends steps: set "
+      "experiment.task.step_ends='', or leave the method out"
+    )
   return _SUPERVISED | {
     "algorithm": "tsd",
     "rollout.forks": "0",

@@ -94,7 +94,7 @@ class Experiment:
     yield from self._search_model_violations()
     yield from self._count_violations()
     yield from tracking.violations(self.log)
-    if self.search.num_candidates > self.shape.vocab_size:
+    if self.search.too_many_candidates(self.shape.vocab_size):
       yield (
         f"search.num_candidates={self.search.num_candidates} exceeds "
         f"model.vocab_size={self.shape.vocab_size}"

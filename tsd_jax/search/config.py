@@ -83,6 +83,10 @@ class SearchConfig:
     """Whether a step is drawn when it is tried, and no other."""
     return self.rule.draws_lazily
 
+  def too_many_candidates(self, vocab_size: int) -> bool:
+    """Whether a node would offer more tokens than there are; draws may."""
+    return self.step_tokens == 1 and self.num_candidates > vocab_size
+
   @property
   def drawn_tokens(self) -> int:
     """Tokens of the move that a simulation tries, at most."""
