@@ -32,8 +32,9 @@ from tsd_jax.run.experiment import Experiment
 from tsd_jax.tasks import data
 
 _TUNED = "tuned.json"  # What was chosen, before a test problem was read.
-_CLOSE = 0.03  # Of the tokens that a trial may leave unspent.
-_EXTENSIONS = 3  # Times that a trial goes on to spend what it has left.
+# Of the tokens that a trial may leave unspent, and spend beside.
+_CLOSE, _OVER = 0.03, 0.1
+_CORRECTIONS = 3  # Times that a trial is made longer or shorter.
 
 
 def judge(
@@ -171,9 +172,9 @@ def _try(
     place = folder / "sweep" / method / config.name(method, point)
     runs[method] = place, _lasting(config, run, each)
   left = runs
-  for _ in range(1 + _EXTENSIONS):
+  for _ in range(1 + _CORRECTIONS):
     train_all([{place: run} for place, run in left.values()], jobs)
-    left = {m: _extended(config, *trial) for m, trial in left.items()}
+    left = {m: _corrected(config, *trial) for m, trial in left.items()}
     left = {m: trial for m, trial in left.items() if trial is not None}
     runs |= left
     if not left:
@@ -195,18 +196,25 @@ def _lasting(config: Comparison, run: Experiment, each: float) -> Experiment:
   return dataclasses.replace(run, iterations=calls * grid)
 
 
-def _extended(
+def _corrected(
   config: Comparison, place: pathlib.Path, run: Experiment
 ) -> tuple[pathlib.Path, Experiment] | None:
-  """A longer run, if this one has left tokens; anew if its rate has fallen."""
+  """A longer run, if this one has left tokens, or a shorter one.
+
+  It is made anew, unless it may go on: where its rate has not fallen.
+  """
   row = directory.read_rows(place)[-1]
-  longer = _lasting(config, run, row["ledger"]["total"] / row["step"])
-  short = row["ledger"]["total"] < (1 - _CLOSE) * config.tokens
-  if not short or longer.iterations <= row["step"]:
+  other = _lasting(config, run, row["ledger"]["total"] / row["step"])
+  spent, more = row["ledger"]["total"], other.iterations > row["step"]
+  if more and spent >= (1 - _CLOSE) * config.tokens:
     return None
-  if run.optimizer.linear_decay:
-    place = place.with_name(f"{place.name},iterations={longer.iterations}")
-  return place, longer
+  if not more and spent <= (1 + _OVER) * config.tokens:
+    return None
+  if other.iterations == row["step"]:
+    return None
+  if run.optimizer.linear_decay or not more:
+    place = place.with_name(f"{place.name},iterations={other.iterations}")
+  return place, other
 
 
 def _choose(
