@@ -317,6 +317,34 @@ def test_filtered_samples_cost_what_tsd_spends(share):
   assert abs(spent - total) <= 8 * 21 / 2  # Whole minibatches of prompts.
 
 
+@pytest.mark.parametrize(
+  ("share", "decays", "name", "iterations"),
+  [
+    (0.5, True, "a,iterations=80", 80),
+    (0.5, False, "a", 80),  # Goes on.
+    (0.96, True, None, None),  # As near as whole calls come.
+    (1.09, True, None, None),
+    (1.6, True, "a,iterations=25", 25),
+    (1.6, False, "a,iterations=25", 25),
+  ],
+)
+def test_a_trial_spends_what_it_may(tmp_path, share, decays, name, iterations):
+  config = compare_countdown.get_config()
+  place = tmp_path / "a"
+  place.mkdir()
+  row = {"step": 40, "ledger": {"total": round(share * config.tokens)}}
+  (place / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  run = config.run("tsd", config.recipe("tsd"), 0, "validation")
+  optimizer = dataclasses.replace(run.optimizer, linear_decay=decays)
+  run = dataclasses.replace(run, optimizer=optimizer, iterations=40)
+  found = judge._corrected(config, place, run)
+  if iterations is None:
+    assert found is None
+  else:
+    assert found is not None
+    assert (found[0].name, found[1].iterations) == (name, iterations)
+
+
 def test_stopped_samples_are_whole_answers_until_one_is_right():
   base = small_game.get_config()
   base = dataclasses.replace(
