@@ -123,7 +123,8 @@ def test_its_operations_are_in_the_ledger():
   each = math.ceil(flops / flops_per_token(config.model))
   assert each > 1
   B, Q, N = config.rollout.prompts, config.learner_config().prompts, 12
-  scored = B * config.rollout.group + Q * (N + 1)
+  # Roots hold an answer too, and a champion is scored again for its parts.
+  scored = B * config.rollout.group + Q * (N + 2)
   ledger = Ledger()
   ledger.add(jax.tree.map(lambda a: a[0], tokens), each)
   assert ledger.reward == scored * each
