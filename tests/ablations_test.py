@@ -13,7 +13,9 @@ from tsd_jax.base import config as config_lib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("experiment", ["countdown", "countdown4", "maze"])
+@pytest.mark.parametrize(
+  "experiment", ["countdown_balanced", "countdown4", "maze"]
+)
 def test_every_line_changes_a_run_that_can_start(experiment, capsys):
   base = config_lib.load(f"experiments/{experiment}.py")
   names = ablations.possible(base)

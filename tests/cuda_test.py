@@ -20,7 +20,10 @@ from tsd_jax.planning import aot
 SMOLLM2 = dataclasses.replace(
   countdown.get_config(), init=None, model=presets.SMOLLM2_135M
 )
-SPLIT = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
+SPLIT = {
+  "mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2",
+  "rollout.prompts": "32",
+}  # fmt: skip
 
 
 @pytest.mark.slow

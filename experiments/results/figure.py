@@ -56,6 +56,9 @@ LINES = {
   "filtered_best_of_n": Line(
     "filtered sampling (numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
   ),
+  "stopped_best_of_n": Line(
+    "sampling until right", "#8a6d00", "#e3c04d", 1.6, "5 3"
+  ),
   "wide_best_of_n": Line(
     "rejection sampling, as many prompts", "#c46200", "#f0a04b"
   ),
@@ -134,10 +137,10 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
 
 def _legend(theme: str) -> list[str]:
   """Names of the lines, in two rows."""
-  starts = ((LEFT, 160, 330, 606), (LEFT, 160, 250, 330))
+  starts = ((LEFT, 160, 330, 606), (LEFT, 160, 250, 330, 606))
   names = (
     ("tsd", "expert_iteration", "wide_best_of_n", "filtered_best_of_n"),
-    ("grpo", "cispo", "ppo", "best_of_n"),
+    ("grpo", "cispo", "ppo", "best_of_n", "stopped_best_of_n"),
   )
   parts = []
   for row, (row_starts, row_names) in enumerate(
