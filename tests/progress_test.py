@@ -13,9 +13,11 @@ from tests.small_game import EOS, Backwards, BackwardsConfig
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import transformer
+from tsd_jax.models.phrases import Phrases
 from tsd_jax.rewards.algebra import Sum, TaskReward
 from tsd_jax.rewards.around import Around
 from tsd_jax.rewards.audited import Audited
+from tsd_jax.rewards.constrained import Constrained
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.best_first import BestFirst
@@ -120,6 +122,7 @@ def test_rewards_around_and_of_rewards_pass_it_on():
     Audited(REWARD, plain),
     Sum((plain, REWARD), weights=(1.0, 1.0)),
     Sum((TaskReward(), plain), weights=(1.0, 1.0)).bind(REWARD),
+    Constrained(REWARD, Phrases(("0 0",))).bind(plain, TASK.tokenizer),
   ):
     assert reward.judges_steps and np.array_equal(said(reward), own)
   assert not plain.judges_steps

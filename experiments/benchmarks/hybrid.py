@@ -26,6 +26,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from experiments.benchmarks.safety import row
 from tsd_jax.base import config as config_lib
 
 _SAMPLES, _MARGIN, _RATE = 16, 0.45, 2e-5
@@ -132,22 +133,6 @@ def taught(folder: pathlib.Path, seed: int, iterations: int) -> pathlib.Path:
     train.train(config, place)
     weights.save(file, load.open_run(place).params, metadata={})
   return file
-
-
-def row(found: list[dict], group_P: np.ndarray) -> dict:
-  """A method's figures, with intervals over seeds and families of problems."""
-  from tsd_jax.comparison import columns, intervals
-
-  figures = {}
-  if len(found) < 2:  # The same run twice: what is left are the problems.
-    found = found * 2
-  for name, value in found[0].items():
-    y_SP = np.array([f[name] for f in found])
-    if np.ndim(value) == 0:
-      figures[name] = round(float(y_SP.mean()), 4)
-    else:
-      figures[name] = columns.written(intervals.mean(y_SP, group_P))
-  return figures
 
 
 def main(overrides):

@@ -87,6 +87,11 @@ class Constrained(Combined):
     tables = phrases.compiled(self.forbidden, self.tokenizer)
     return *super().load(), tables
 
+  def progress(self, params, prompts, tokens_BT, mask_BT):
+    """The reward's; a violation is cut off before anybody asks."""
+    *own, _ = params
+    return super().progress(tuple(own), prompts, tokens_BT, mask_BT)
+
   def rules(self, params) -> Automaton:
     """The tables."""
     return params[-1]
