@@ -4,10 +4,10 @@
   gated      the verifier, and the preference of right answers alone
              (`experiments/hybrid.py`)
   ungated    the sum of both, of a policy that the verifier taught before
-             (`experiments/countdown.py`). It has no notion of a right answer,
-             so its champions are what is paid better than the greedy answer, by
-             more than one wrong answer can be nearer to the target than
-             another. At a fortieth of the learning rate: at the whole one
+             (`experiments/countdown_balanced.py`). It has no notion of a right
+             answer, so its champions are what is paid better than the greedy
+             answer, by more than one wrong answer can be nearer to the target
+             than another. At a fortieth of the learning rate: at the whole one
              little is left to warn of after two iterations
 
 All are audited by the verifier, which warns and stops nothing. Test
@@ -26,7 +26,6 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.safety import row
 from tsd_jax.base import config as config_lib
 
 _SAMPLES, _MARGIN, _RATE = 16, 0.45, 2e-5
@@ -117,13 +116,13 @@ def ungated(base, start: pathlib.Path, seed: int, iterations: int):
 
 def taught(folder: pathlib.Path, seed: int, iterations: int) -> pathlib.Path:
   """Parameters that the verifier has taught, as a file."""
-  from experiments import countdown
+  from experiments import countdown_balanced
   from tsd_jax.models import weights
   from tsd_jax.run import load, train
 
   file = folder / f"taught_{seed}.safetensors"
   if not file.exists():
-    base, place = countdown.get_config(), folder / "taught" / str(seed)
+    base, place = countdown_balanced.get_config(), folder / "taught" / str(seed)
     config = dataclasses.replace(
       base,
       seed=seed,
@@ -157,7 +156,7 @@ def main(overrides):
     ],
   }
   methods = {name: seeds.Method({}, found) for name, found in runs.items()}
-  rows = seeds.rows(Examiner(base), base, methods, folder, row)
+  rows = seeds.rows(Examiner(base), base, methods, folder, seeds.row)
   for found in rows[1:]:  # The start has not run.
     places = [folder / found["method"] / str(seed) for seed in all_seeds]
     said = [warnings(directory.read_rows(place)) for place in places]

@@ -160,29 +160,6 @@ class Examiner:
     }
 
 
-def row(found: list[dict], group_P: np.ndarray) -> dict:
-  """A method's figures, with intervals over seeds and families.
-
-  Of one run the interval is over families alone.
-
-  Args:
-    found: of each seed, what `Examiner.measure` says.
-    group_P: the problems' families.
-  """
-  from tsd_jax.comparison import columns, intervals
-
-  figures = {}
-  if len(found) < 2:  # The same run twice: what is left are the problems.
-    found = found * 2
-  for name, value in found[0].items():
-    y_SP = np.array([f[name] for f in found])
-    if np.ndim(value) == 0:
-      figures[name] = round(float(y_SP.mean()), 4)
-    else:
-      figures[name] = columns.written(intervals.mean(y_SP, group_P))
-  return figures
-
-
 def settings(base, entry: Entry, seed: int, iterations: int):
   """A run of a method."""
   return dataclasses.replace(
@@ -221,7 +198,7 @@ def main(overrides):
     )
     for method in _METHODS.value
   }
-  rows = seeds.rows(examiner, base, methods, folder, row)
+  rows = seeds.rows(examiner, base, methods, folder, seeds.row)
   command = (
     "python -m experiments.benchmarks.safety --workdir=DIR "
     f"--iterations={_ITERATIONS.value} --seeds={_SEEDS.value}"

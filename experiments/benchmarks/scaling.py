@@ -1,7 +1,7 @@
 """How one iteration splits over devices, read from the compiled program.
 
 Weak scaling gives every device 8 prompts to sample on (and 128 to search), as
-many as the default gives each of 8; strong scaling splits the default's 64. Per
+many as the recipe gives each of 8; strong scaling splits the recipe's 64. Per
 device: operations of all multiplications and bytes of all collectives, every
 loop at its longest; beside them the compiled program's instructions, and the
 CPU seconds and the host's memory that compiling took. Devices are virtual:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tsd_jax.comparison import columns, intervals
 from tsd_jax.run import load, train
 from tsd_jax.run.experiment import Experiment, initial_params
 
@@ -67,3 +68,24 @@ def rows(
     )
     print(found_rows[-1], flush=True)
   return found_rows
+
+
+def row(found: list[dict], group_P: np.ndarray) -> dict:
+  """A method's figures, with intervals over seeds and families.
+
+  Of one run the interval is over families alone.
+
+  Args:
+    found: of each seed, what `Examiner.measure` says.
+    group_P: the problems' families.
+  """
+  figures = {}
+  if len(found) < 2:  # The same run twice: what is left are the problems.
+    found = found * 2
+  for name, value in found[0].items():
+    y_SP = np.array([f[name] for f in found])
+    if np.ndim(value) == 0:
+      figures[name] = round(float(y_SP.mean()), 4)
+    else:
+      figures[name] = columns.written(intervals.mean(y_SP, group_P))
+  return figures

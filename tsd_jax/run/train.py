@@ -428,12 +428,13 @@ class Group:
       row[-1] |= callback.report()
 
   def _measure(self, row, i: int) -> None:
-    params = self._pick((self._state.params, self._fixed), i)
+    params, fixed = self._pick((self._state.params, self._fixed), i)
     run = self._runs[i]
     with self._phase("evaluating"):
-      found, solved = measure_run(self._shared, run, *params)
+      params = plain(self._shared, params, fixed)
+      found, solved = measure_run(self._shared, run, params, fixed)
       if run.detector is not None:
-        row |= audit_run(self._shared, run, *params)
+        row |= audit_run(self._shared, run, params, fixed)
     run.last_eval = row["eval"] = found
     run.keep_problems(solved, lambda: asked(self._shared, run.config.task))
 
@@ -466,10 +467,9 @@ def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
   Args:
     shared: the run's program.
     run: the run.
-    params: what is trained.
-    fixed: what is not.
+    params: its model (`plain`).
+    fixed: what is not trained.
   """
-  params = plain(shared, params, fixed)
   reward = processes.local_copy(fixed.reward, sharding.replicated(shared.mesh))
   if not processes.leads():
     return {}, {}
@@ -486,10 +486,9 @@ def audit_run(shared: Shared, run: RunState, params, fixed: FixedParams):
   Args:
     shared: the run's program.
     run: the run.
-    params: what is trained.
-    fixed: what is not.
+    params: its model (`plain`).
+    fixed: what is not trained.
   """
-  params = plain(shared, params, fixed)
   start, reward = processes.local_copy(
     tuple(fixed), sharding.replicated(shared.mesh)
   )
