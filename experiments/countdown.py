@@ -30,6 +30,6 @@ def get_config() -> Experiment:
     init="experiments/starts/warm_start_3.safetensors",
     search=SearchConfig(num_simulations=64, width=64, slot_reuse=True),
     rollout=RolloutConfig(prompts=16),
-    loss=LossConfig(champion_weight=32, success_weight=0),
+    loss=LossConfig(champion_weight=32),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )

@@ -13,6 +13,7 @@ Command: python -m launch.train --config=experiments/countdown4.py --workdir=DIR
 Both methods: bash launch/local.sh --config=experiments/countdown4.py
 """
 
+from tsd_jax.learning.config import LossConfig
 from tsd_jax.models import presets
 from tsd_jax.run.experiment import Experiment
 from tsd_jax.search.config import SearchConfig
@@ -26,4 +27,5 @@ def get_config() -> Experiment:
     model=presets.TINY,
     init="experiments/starts/warm_start_4.safetensors",
     search=SearchConfig(slot_reuse=True),
+    loss=LossConfig(success_weight=0.1),  # As in its tables.
   )

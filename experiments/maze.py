@@ -45,8 +45,6 @@ def get_config() -> Experiment:
       slot_reuse=True,
     ),
     rollout=RolloutConfig(prompts=8),
-    loss=LossConfig(
-      distilled_prompts=688, champion_weight=80, success_weight=0
-    ),
+    loss=LossConfig(distilled_prompts=688, champion_weight=80),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, linear_decay=True),
   )

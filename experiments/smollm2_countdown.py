@@ -41,7 +41,9 @@ def get_config() -> Experiment:
     iterations=20,
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=24, width=4, trees=32),
-    loss=LossConfig(distilled_prompts=16),
+    loss=LossConfig(
+      distilled_prompts=16, success_weight=0.1
+    ),  # As in its tables.
     optimizer=OptimizerConfig(
       learning_rate=1e-5, linear_decay=True, minibatches=2
     ),

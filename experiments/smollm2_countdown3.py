@@ -43,7 +43,9 @@ def get_config() -> Experiment:
     iterations_per_call=5,
     rollout=RolloutConfig(prompts=32, baseline_prompts=64),
     search=SearchConfig(num_simulations=32, width=16, trees=256),
-    loss=LossConfig(distilled_prompts=224),
+    loss=LossConfig(
+      distilled_prompts=224, success_weight=0.1
+    ),  # As in its tables.
     optimizer=OptimizerConfig(learning_rate=3e-5, linear_decay=True),
     eval=EvalConfig(every=10),
   )

@@ -45,7 +45,7 @@ def main(overrides):
   if _FORMAT.value == "gguf":
     gguf_export.save(output, *model, **said)
   else:
-    trained = run.config.learner_config().loss.success_weight > 0 < run.step
+    trained = run.config.learner_config().loss.trains_success and run.step > 0
     hf.save(output, *model, **said, value_trained=trained)
   print(f"iteration {run.step} of {folder}: {output}")
 

@@ -64,11 +64,28 @@ def test_value_leaves_need_trained_value_outputs(tmp_path, folder):
   initial_params(dataclasses.replace(config, init=str(trained)))
 
 
+@pytest.mark.parametrize("leaf, given, weight", [
+  ("none", None, 0.0), ("rollout", None, 0.0), ("value", None, 0.1),
+  ("mix", None, 0.1), ("none", 0.3, 0.3), ("value", 0.0, 0.0),
+])  # fmt: skip
+def test_the_success_head_learns_where_a_search_reads_it(leaf, given, weight):
+  config = dataclasses.replace(
+    BASE,
+    search=dataclasses.replace(BASE.search, leaf=leaf),
+    loss=dataclasses.replace(BASE.loss, success_weight=given),
+  )
+  learner = config.learner_config()
+  assert learner.loss.success_weight == weight
+  assert learner.hyper["success_weight"] == weight
+  assert learner.static.loss.success_weight == float(weight > 0)
+
+
 def test_a_run_goes_from_folder_to_folder(tmp_path, folder):
   workdir = tmp_path / "run"
   done = run(
     "train", "--config=tests/small_experiment.py", f"--workdir={workdir}",
     f"--config.init={folder}", "--config.model=none", "--config.iterations=2",
+    "--config.loss.success_weight=0.1",  # So small a model solves nothing.
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   saved = json.loads((workdir / "config.json").read_text())

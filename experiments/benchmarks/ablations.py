@@ -141,7 +141,8 @@ def possible(base) -> list[str]:
   names = []
   for name, change in VARIANTS.items():
     try:
-      if config_lib.override(base, change) == base:
+      changed = config_lib.override(base, change)
+      if changed.learner_config() == base.learner_config():
         print(f"{name} left out: the experiment has {change} already")
       else:
         names.append(name)

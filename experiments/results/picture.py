@@ -114,16 +114,19 @@ def _right(experiment: Experiment, colours: Theme) -> list[str]:
 
 def _loss(experiment: Experiment, colours: Theme) -> list[str]:
   """The loss, the step, and who is copied from the new policy."""
-  loss = experiment.loss
+  loss = experiment.learner_config().loss
+  terms = [
+    f"{loss.champion_weight:g} × cross-entropy of champions  +  "
+    "clipped surrogate of samples"
+  ]
+  if loss.success_weight:
+    terms += [f"+  {loss.success_weight:g} × success head"]
   steps = experiment.optimizer.minibatches * experiment.optimizer.epochs
   return [
     *_box(
-      colours, MIDDLE, 418, 470,
-      f"{loss.champion_weight:g} × cross-entropy of champions  +  "
-      "clipped surrogate of samples",
-      f"+  {loss.success_weight:g} × success head",
+      colours, MIDDLE, 418, 470, *terms,
     ),
-    _arrow(colours, "M260 468V502"),
+    _arrow(colours, f"M260 {432 + 18 * len(terms)}V502"),
     _text(325, 490, f"{steps} steps of Adam"),
     *_box(colours, MIDDLE, 504, 190, "policy π"),
     _arrow(colours, "M165 521H12V99H23", dashed=True),

@@ -87,7 +87,7 @@ def load_run(
   workdir = pathlib.Path(workdir).expanduser()
   opened = load.open_run(workdir)
   config = opened.config
-  trains_value = config.learner_config().loss.success_weight > 0
+  trains_value = config.learner_config().loss.trains_success
   model = Model(
     f"iteration {opened.step} of {workdir}",
     config.shape,

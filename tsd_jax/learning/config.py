@@ -52,7 +52,8 @@ class LossConfig:
   # Unlikelihood of the moves that the tree may not make (`reward.forbidden`).
   aversion_weight: float = 0.0
   value_weight: float = 0.0  # V_pi.
-  success_weight: float = 0.1  # V_search.
+  # V_search; None: 0.1 where the search values leaves by it, 0 elsewhere.
+  success_weight: float | None = None
   kl_weight: float = 0.0  # KL to the reference, the run's first parameters.
   entropy_weight: float = 0.0
   # When to abstain, where the reward pays for it: then samples are made not to,
@@ -74,7 +75,7 @@ class LossConfig:
   def weights(self) -> dict[str, float]:
     """The terms' weights by their names."""
     own = {term.weight_name: term.weight for term in self.terms}
-    return {name: getattr(self, name) for name in WEIGHTS} | own
+    return {name: getattr(self, name) or 0.0 for name in WEIGHTS} | own
 
   def active(self, reads: str) -> tuple[LossTerm, ...]:
     """The terms that read samples, or champions, and whose weight is not 0."""
@@ -94,6 +95,11 @@ class LossConfig:
   def reads_paths(self) -> bool:
     """Whether the loss reads what a tree offered on the way to a champion."""
     return self.soft_weight > 0 or self.aversion_weight > 0
+
+  @property
+  def trains_success(self) -> bool:
+    """Whether V_search is taught."""
+    return self.weights["success_weight"] > 0
 
   @property
   def trains_on_samples(self) -> bool:
@@ -342,7 +348,7 @@ class LearnerConfig:
 
     A weight still says whether it is zero, because its term is then left out.
     """
-    weights = {n: float(getattr(self.loss, n) > 0) for n in WEIGHTS}
+    weights = {n: float(self.loss.weights[n] > 0) for n in WEIGHTS}
     terms = tuple(
       dataclasses.replace(term, weight=float(term.weight > 0))
       for term in self.loss.terms

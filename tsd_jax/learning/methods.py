@@ -75,6 +75,10 @@ def resolve(
     )
   if task.reward.abstention is None:
     loss = dataclasses.replace(loss, abstention_weight=0.0)
+  if loss.success_weight is None:  # Nothing else of a run reads the head.
+    loss = dataclasses.replace(
+      loss, success_weight=0.1 if search.needs_value else 0.0
+    )
   searches = loss.distils and loss.champion_source == "search"
   config = LearnerConfig(
     rollout=rollout,
