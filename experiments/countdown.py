@@ -4,10 +4,10 @@ Purpose: teach a 0.5 M parameter model by tree search to reach a target with
 three numbers and + - * /, from a warm start that writes legal expressions but
 rarely the right one. An iteration searches 1,024 prompts with the policy itself
 (best first, up to 64 nodes each), distils the champions of 448 that were
-solved, and takes PPO steps with tree advantages, at a quarter of the weight, on
-the 16 prompts whose success the trees found least certain. A tree is deep
-enough to solve nearly all of its prompts: one that solves the easy half teaches
-what the policy does already, and narrows it (docs/knobs.md).
+solved, with 32 times the weight of the PPO steps beside it, which have tree
+advantages and the 16 prompts whose success the trees found least certain. A
+tree is deep enough to solve nearly all of its prompts: one that solves the easy
+half teaches what the policy does already, and narrows it (docs/knobs.md).
 
 Command: python -m launch.train --config=experiments/countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the

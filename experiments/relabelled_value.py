@@ -31,7 +31,7 @@ def main(overrides):
   """Writes the file and prints what the model can do."""
   progress.quiet_libraries()
   output = config_lib.required(_OUTPUT)
-  experiment = config_lib.from_flags(_CONFIG.value, overrides)
+  experiment = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   task = experiment.task.make()
   graphdef, params = initial_params(experiment)
   steps, batch = _STEPS.value, _BATCH.value

@@ -32,7 +32,7 @@ def main(overrides):
   topology = config_lib.required(_TOPOLOGY)
   # JAX need not look for the TPU that is not there.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   from tsd_jax.planning import aot
 
   result = aot.plan(

@@ -35,7 +35,7 @@ _TIMED = flags.DEFINE_bool(
 def main(overrides):
   """Runs what is missing, prints the table, writes compare.json and .html."""
   folder = config_lib.required(_WORKDIR)
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides, "Comparison")
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
   from tsd_jax.comparison import judge

@@ -18,7 +18,9 @@ _PROMPT = flags.DEFINE_multi_string(
 _SYSTEM = flags.DEFINE_string("system", None, "The system's message.")
 _REPLY = flags.DEFINE_string("reply", "", "How the reply begins.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt: no chat template.")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Most tokens of a reply.")
+_MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", None, "Most tokens of a reply; 128, if the model can so many."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 
@@ -33,7 +35,7 @@ def main(overrides):
     raise config_lib.UserError(
       f"--temperature={_TEMPERATURE.value} must be 0 (greedy) or more"
     )
-  if _MAX_TOKENS.value < 1:
+  if _MAX_TOKENS.value is not None and _MAX_TOKENS.value < 1:
     raise config_lib.UserError(
       f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
     )

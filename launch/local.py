@@ -32,7 +32,8 @@ def main(overrides):
       "local trains tsd and ppo: for one alone, use python -m launch.train "
       f"--config.algorithm={overrides['algorithm']}"
     )
-  base, rate = config_lib.load(_CONFIG.value), _PPO_RATE.value
+  base = config_lib.from_flags(_CONFIG.value, {}, "Experiment")
+  rate = _PPO_RATE.value
   if rate is None and _CONFIG.value == _CONFIG.default:
     rate = "3e-4"  # As launch.compare found it.
   own = {"tsd": {}, "ppo": {"optimizer.learning_rate": rate} if rate else {}}

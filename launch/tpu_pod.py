@@ -93,7 +93,7 @@ def main(overrides):
     given["sync"] = (pod_lib.plain("commit", _COMMIT.value),)
   if "start" in steps:
     # Whatever is wrong with the experiment is said before money is spent.
-    config_lib.from_flags(_CONFIG.value, overrides)
+    config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
     given["start"] = (arguments(overrides, config_lib.required(_WORKDIR)),)
   if "collect" in steps:
     given["collect"] = (

@@ -45,7 +45,7 @@ def main(overrides):
     command = [sys.executable, *sys.orig_argv[1:], "--max_restarts=0"]
     return supervisor.supervise(command, _RESTARTS.value)
   # Imported late: a bad flag is refused before JAX starts.
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   from tsd_jax.base import compilation_cache, progress
   from tsd_jax.parallel import processes
   from tsd_jax.run import directory, evaluation, train

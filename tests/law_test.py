@@ -7,9 +7,10 @@ import pytest
 from experiments.benchmarks import law
 
 
-def make_point(success, ratio, spread=1.1):
+def make_point(success, ratio, spread=1.1, task="maze"):
   of = {"value": ratio, "ci95": [ratio / spread, ratio * spread]}
   return {
+    "task": task,
     "success": {"mean": success},
     "ratios": {"mean": {"grpo": of}},
   }
@@ -31,7 +32,8 @@ def test_sure_points_count_for_more_and_lost_ones_for_nothing():
   points += [make_point(0.3, 9.0, spread=100.0)]
   lost = make_point(0.2, 5.0)
   lost["ratios"]["mean"]["grpo"] = {"value": None, "ci95": [0.0, None]}
-  found = law.fit([*points, lost], "mean", "grpo")
+  unseen = make_point(0.2, 7.0, spread=1.01, task=law.UNSEEN[0])
+  found = law.fit([*points, lost, unseen], "mean", "grpo")
   assert found.ratio(0.03) == pytest.approx(2.0, rel=0.05)
 
 
@@ -41,6 +43,7 @@ def test_starts_are_graded_and_every_comparison_can_run(tmp_path):
     taught = [
       examples.steps[1] * examples.relabel_fraction
       for examples in study.starts.values()
+      if examples is not None
     ]
     assert taught == sorted(taught)
     made = law.comparison(study, tmp_path / "start.safetensors")

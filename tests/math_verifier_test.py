@@ -67,4 +67,4 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
   with pytest.raises(UserError) as error:
     importlib.import_module(NAME)
   (line,) = str(error.value).splitlines()
-  assert "pip install 'tsd_jax[verify]'" in line
+  assert "pip install math-verify" in line

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from tests.iteration_test import EOS, PAD, Copy, T, V, start
 from tsd_jax.rewards.abstention import Abstention
 from tsd_jax.rewards.algebra import Sum, TaskReward
-from tsd_jax.rewards.noise import Confirmed, Noisy
+from tsd_jax.rewards.noise import Confirmed, Jittered, Noisy
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.rewards.terms import Length
 from tsd_jax.run import evaluation
@@ -111,6 +112,48 @@ def test_asked_again_it_errs_less(least, rate):
     judged(Confirmed(gap, calls=3, least=least), prompts, tokens_BGT).correct_X,
     judged(gap, prompts, tokens_BGT).correct_X,
   )
+
+
+def test_a_jittered_reward_is_off_by_what_it_says():
+  """Uniformly, but for outliers; what is correct stays known."""
+  prompts, tokens_BGT = responses()
+  exact = judged(REWARD, prompts, tokens_BGT)
+  jittered = Jittered(REWARD, size=0.1, outliers=0.05, outlier=4.0)
+  score = judged(jittered, prompts, tokens_BGT)
+  np.testing.assert_array_equal(score.correct_X, exact.correct_X)
+  np.testing.assert_array_equal(score.parts["exact"], exact.reward_X)
+  assert (jittered.low, jittered.high) == (REWARD.low - 4.0, REWARD.high + 4.0)
+  error_BG = np.asarray(score.reward_X - exact.reward_X)
+  _, at = np.unique(
+    np.concatenate(
+      [
+        np.broadcast_to(np.asarray(prompts.tokens_BP)[:, None], (B, G, 2)),
+        tokens_BGT,
+      ],
+      axis=-1,
+    ).reshape(B * G, -1),
+    axis=0,
+    return_index=True,
+  )
+  errors = error_BG.reshape(-1)[at]
+  far = np.abs(errors) > 0.1 + 1e-5
+  np.testing.assert_allclose(np.abs(errors[far]), 4.0, atol=1e-5)
+  assert abs(far.mean() - 0.05) < 4 * np.sqrt(0.05 / len(far))
+  near = errors[~far]
+  assert scipy.stats.kstest(near, "uniform", (-0.1, 0.2)).pvalue > 1e-3
+  signs = errors[far] > 0
+  assert abs(signs.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(signs))
+  assert jittered.truth() == REWARD
+  again = judged(dataclasses.replace(jittered, seed=1), prompts, tokens_BGT)
+  assert (again.reward_X != score.reward_X).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+  "field, value", [("size", -1.0), ("outlier", -1.0), ("outliers", 1.0)]
+)
+def test_impossible_errors_are_refused(field, value):
+  with pytest.raises(ValueError, match=rf"Jittered\.{field}={value}"):
+    Jittered(REWARD, **{field: value})
 
 
 def test_the_truth_is_found_within():

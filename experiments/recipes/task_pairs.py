@@ -94,7 +94,7 @@ def main(overrides):
   """Writes the folder."""
   progress.quiet_libraries()
   folder = pathlib.Path(config_lib.required(_OUTPUT)).expanduser()
-  config = config_lib.from_flags(_CONFIG.value, overrides)
+  config = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
   task, (graphdef, params) = config.make_task(), initial_params(config)
   hf.save(
     folder / "start", config.shape, params, task.tokenizer,

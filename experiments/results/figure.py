@@ -1,23 +1,28 @@
 """Draws the learning curves of the README from the committed comparisons.
 
 One panel a task: held-out accuracy against ledger tokens, the mean over seeds
-as a line, the lowest and the highest seed as a band. The drawing is written
-here, element by element, so that it is small and the same bytes on every
-machine; `tests/figure_test.py` draws it again and compares.
+as a line, the lowest and the highest seed as a band; `tests/figure_test.py`
+draws it again and compares.
 
 Command (a second): python -m experiments.results.figure
 """
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from xml.sax import saxutils
 
+from experiments.results.svg import (
+  FOLDER,
+  IMAGES,
+  LINES,
+  MIDDLE,
+  THEMES,
+  page,
+  stroke,
+  text,
+)
 from tsd_jax.base import config as config_lib
 
-FOLDER = pathlib.Path(__file__).parent
-IMAGES = FOLDER.parent.parent / "docs" / "images"
 MODE = "mean@16"
 
 
@@ -38,49 +43,6 @@ PANELS = (
   Panel("compare_maze", "Maze", 5, 1.0, 0.2, ", earlier rules"),
 )
 
-
-class Line(NamedTuple):
-  """How a method is shown: its name, its colours and its stroke."""
-
-  name: str
-  light: str
-  dark: str
-  width: float = 1.6
-  dashes: str = ""
-
-
-# From the last to the first drawn: TSD lies on top.
-LINES = {
-  "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
-  "expert_iteration": Line("champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"),
-  "filtered_best_of_n": Line(
-    "filtered sampling (numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
-  ),
-  "stopped_best_of_n": Line(
-    "sampling until right", "#8a6d00", "#e3c04d", 1.6, "5 3"
-  ),
-  "wide_best_of_n": Line(
-    "rejection sampling, as many prompts", "#c46200", "#f0a04b"
-  ),
-  "grpo": Line("GRPO", "#1a7f45", "#56d37f"),
-  "cispo": Line("CISPO", "#8250b8", "#c497f0"),
-  "ppo": Line("PPO", "#c2304a", "#ff7b86"),
-  "best_of_n": Line("rejection sampling", "#6b7280", "#9aa4b0", 1.6, "2 2"),
-}
-
-
-class Theme(NamedTuple):
-  """Colours of what is not a line."""
-
-  text: str
-  grid: str
-  band: float  # Opacity.
-
-
-THEMES = {
-  "light": Theme("#24292f", "#d8dee4", 0.14),
-  "dark": Theme("#d0d7de", "#30363d", 0.2),
-}
 
 # Pixels: the page, then a panel's plot and the room around it.
 WIDTH, HEIGHT = 860, 330
@@ -114,25 +76,15 @@ def draw(contents: Sequence[Mapping[str, Any]], theme: str) -> str:
     contents: what their files hold.
     theme: light or dark.
   """
-  parts = [
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-    f'width="{WIDTH}" height="{HEIGHT}" role="img" font-size="12" '
-    'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, '
-    f'sans-serif" fill="{THEMES[theme].text}">',
-    "<title>Held-out accuracy against ledger tokens</title>",
-    *_legend(theme),
-  ]
+  parts = _legend(theme)
   for i, (panel, content) in enumerate(zip(PANELS, contents, strict=True)):
     left = LEFT + i * (PLOT_WIDTH + GAP)
     parts.append(f'<g transform="translate({left} {TOP})">')
     parts += _axes(panel, content, theme)
     parts += _curves(panel, content["methods"], theme)
     parts.append("</g>")
-  return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _text(x: float, y: float, words: str, more: str = "") -> str:
-  return f'<text x="{x:g}" y="{y:g}"{more}>{saxutils.escape(words)}</text>'
+  title = "Held-out accuracy against ledger tokens"
+  return page(WIDTH, HEIGHT, title, theme, parts)
 
 
 def _legend(theme: str) -> list[str]:
@@ -150,16 +102,10 @@ def _legend(theme: str) -> list[str]:
     for x, name in zip(row_starts, row_names, strict=True):
       line = LINES[name]
       parts.append(
-        f'<path d="M{x} {y - 4}h24" {_stroke(line, theme)} fill="none"/>'
+        f'<path d="M{x} {y - 4}h24" {stroke(line, theme)} fill="none"/>'
       )
-      parts.append(_text(x + 30, y, line.name))
+      parts.append(text(x + 30, y, line.name))
   return parts
-
-
-def _stroke(line: Line, theme: str) -> str:
-  dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
-  colour = getattr(line, theme)
-  return f'stroke="{colour}" stroke-width="{line.width}"{dashes}'
 
 
 def _place(panel: Panel, tokens: float, accuracy: float) -> str:
@@ -172,8 +118,8 @@ def _axes(panel: Panel, content: Mapping[str, Any], theme: str) -> list[str]:
   """Title, grid, ticks and names of the axes."""
   seeds = len(content["methods"]["tsd"]["seeds"])
   parts = [
-    _text(0, -14, panel.title, ' font-weight="600" font-size="13"'),
-    _text(
+    text(0, -14, panel.title, ' font-weight="600" font-size="13"'),
+    text(
       PLOT_WIDTH,
       -14,
       f"{seeds} seeds{panel.note}",
@@ -187,22 +133,19 @@ def _axes(panel: Panel, content: Mapping[str, Any], theme: str) -> list[str]:
     parts.append(
       f'<path d="M0 {y:.1f}h{PLOT_WIDTH}" stroke="{THEMES[theme].grid}"/>'
     )
-    parts.append(_text(-8, round(y + 4, 1), label, ' text-anchor="end"'))
+    parts.append(text(-8, round(y + 4, 1), label, ' text-anchor="end"'))
   for millions in range(0, panel.most_tokens + 1, 1 + panel.most_tokens // 6):
     x = PLOT_WIDTH * millions / panel.most_tokens
-    parts.append(_text(round(x, 1), PLOT_HEIGHT + 17, f"{millions}", _MIDDLE))
+    parts.append(text(round(x, 1), PLOT_HEIGHT + 17, f"{millions}", MIDDLE))
   parts.append(
-    _text(PLOT_WIDTH / 2, PLOT_HEIGHT + 38, "ledger tokens (millions)", _MIDDLE)
+    text(PLOT_WIDTH / 2, PLOT_HEIGHT + 38, "ledger tokens (millions)", MIDDLE)
   )
   if panel is PANELS[0]:
     parts.append(
       f'<text transform="translate(-46 {PLOT_HEIGHT / 2:g}) rotate(-90)"'
-      f"{_MIDDLE}>held-out accuracy</text>"
+      f"{MIDDLE}>held-out accuracy</text>"
     )
   return parts
-
-
-_MIDDLE = ' text-anchor="middle"'
 
 
 def _curves(panel: Panel, methods: Mapping[str, Any], theme: str) -> list[str]:
@@ -222,7 +165,7 @@ def _curves(panel: Panel, methods: Mapping[str, Any], theme: str) -> list[str]:
       f'fill-opacity="{THEMES[theme].band}"/>'
     )
     lines.append(
-      f'<path d="M{path(c.tokens, c.mean)}" {_stroke(line, theme)} '
+      f'<path d="M{path(c.tokens, c.mean)}" {stroke(line, theme)} '
       'fill="none" stroke-linejoin="round"/>'
     )
   return bands + lines

@@ -214,10 +214,11 @@ def ablations(content: Mapping[str, Any]) -> list[str]:
 
   return [
     f"{content['task']}, {content['split']} problems, {mode}, seeds "
-    f"{', '.join(map(str, content['seeds']))}; each line is the default with "
-    "one change: update steps that it needs to reach the default's last "
-    "accuracy, over the default's; its accuracy over the default's at equal "
-    "tokens; the difference at equal steps.",
+    f"{', '.join(map(str, content['seeds']))}; each line is the default (the "
+    "recipe of experiments/countdown_balanced.py) with one change: update "
+    "steps that it needs to reach the default's last accuracy, over the "
+    "default's; its accuracy over the default's at equal tokens; the "
+    "difference at equal steps.",
     table(
       [
         "change",

@@ -11,7 +11,7 @@ Command (a second): python -m experiments.results.picture
 from typing import NamedTuple
 
 from experiments import countdown
-from experiments.results.figure import IMAGES
+from experiments.results.svg import IMAGES
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.run.experiment import Experiment

@@ -116,9 +116,33 @@ def _raise_all(errors: list[ConfigError]) -> None:
     raise ConfigError(message) from errors[0].__cause__
 
 
-def from_flags(path: str, overrides: Mapping[str, str]) -> Any:
-  """Returns a file's config with the overrides of the command line applied."""
-  return override(load(path), overrides)
+def from_flags(
+  path: str, overrides: Mapping[str, str], kind: str | None = None
+) -> Any:
+  """Returns a file's config with the overrides of the command line applied.
+
+  Args:
+    path: as `load` takes it.
+    overrides: texts by names of fields.
+    kind: name of the class that it must be of; None: any.
+
+  Raises:
+    ConfigError: as `load` and `override`, or it is another class's.
+  """
+  config = load(path)
+  found = [c.__name__ for c in type(config).__mro__]
+  if kind is not None and kind not in found:
+    raise ConfigError(
+      f"get_config() of {path} returned {found[0]}; this command needs "
+      f"{_KINDS[kind]}"
+    )
+  return override(config, overrides)
+
+
+_KINDS = {  # What a command needs, and a file that has one.
+  "Experiment": "an Experiment, as experiments/countdown.py has it",
+  "Comparison": "a Comparison, as experiments/compare_countdown.py has it",
+}
 
 
 def required(flag: flags.FlagHolder) -> Any:
@@ -197,6 +221,7 @@ def run(
   imports = flags.DEFINE_list(
     "imports", [], "Modules and .py files that a run's config.json may name."
   )
+  _show_in_help("imports")
 
   def parse(argv: Sequence[str]) -> list[str]:
     try:
@@ -245,9 +270,12 @@ def _define_print_config() -> None:
     "Print the config's fields, their values and what they mean, and stop. "
     "--config.FIELD=VALUE sets one: --config.optimizer.learning_rate=1e-4.",
   )
-  # So that --help shows it beside the command's own.
-  flag = flags.FLAGS["print_config"]
-  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  _show_in_help("print_config")
+
+
+def _show_in_help(flag: str) -> None:
+  """Has --help show a flag beside the command's own."""
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Replies of a published model to text prompts."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from tsd_jax.models import pretrained
 from tsd_jax.models.text_tokenizer import TextTokenizer
 from tsd_jax.tasks.task import real_tokens
 
+_MAX_TOKENS = 128  # Of a reply, where none are named.
 _STEP = 64  # Prompt lengths are rounded up to multiples: fewer compilations.
 
 
@@ -25,7 +27,7 @@ def generate(
   tokenizer: TextTokenizer,
   prompts: Sequence[Sequence[int]],
   *,
-  max_tokens: int,
+  max_tokens: int | None = None,
   temperature: float = 0.0,
   seed: int = 0,
 ) -> list[str]:
@@ -35,7 +37,8 @@ def generate(
     path: Hugging Face folder or GGUF file.
     tokenizer: the model's.
     prompts: token ids of each.
-    max_tokens: most tokens of a reply.
+    max_tokens: most tokens of a reply; None: 128, or as many as positions are
+      left for.
     temperature: of sampling; 0 decodes greedily.
     seed: of sampling.
 
@@ -53,7 +56,10 @@ def generate(
       f"{card.config.vocab_size}"
     )
   longest = max(map(len, prompts))
-  if card.max_length is not None and longest + max_tokens > card.max_length:
+  left = math.inf if card.max_length is None else card.max_length - longest
+  if max_tokens is None:
+    max_tokens = max(1, int(min(_MAX_TOKENS, left)))
+  if max_tokens > left:
     raise UserError(
       f"a prompt of {longest} tokens and a reply of {max_tokens} exceed the "
       f"{card.max_length} positions of {path}: shorten the prompt or the reply"

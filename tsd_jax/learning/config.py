@@ -28,6 +28,10 @@ class LossConfig:
   # tree: values of the forks; prefix: of whatever prefixes samples share.
   # group: GRPO's standard scores; centred: without the division (Dr. GRPO).
   advantage: Literal["tree", "prefix", "group", "centred", "gae"] = "tree"
+  # Reward, added to the spread of a prompt's samples, by which their advantages
+  # are divided: noise that is smaller than this is not blown up to size 1.
+  advantage_epsilon: float = 1e-4
+  advantage_clip: float = 0.0  # Largest size of an advantage; 0: any.
   policy_weight: float = 1.0
   clip_low: float = 0.2
   clip_high: float = 0.2
@@ -117,12 +121,15 @@ class LossConfig:
     numbers = self.weights | {
       "local_weight": self.local_weight,
       "champion_margin": self.champion_margin,
+      "advantage_clip": self.advantage_clip,
       "abstention_entropy": self.abstention_entropy,
       "abstention_patience": self.abstention_patience,
     }
     for name, number in numbers.items():
       if number < 0:
         yield (f"loss.{name}={number} must not be negative")
+    if not self.advantage_epsilon > 0:
+      yield (f"loss.advantage_epsilon={self.advantage_epsilon} must be above 0")
     if not 0 <= self.champion_quantile < 1:
       yield (
         f"loss.champion_quantile={self.champion_quantile} must lie in [0, 1)"

@@ -502,25 +502,26 @@ def token_advantages(
     discount=c.discount,
     lambda_=c.gae_lambda,
   )
-  T = r.tokens_BGT.shape[-1]
+  T, spread = r.tokens_BGT.shape[-1], {"epsilon": c.advantage_epsilon}
+  local = spread | {"local_weight": c.local_weight}
   match c.advantage:
     case "tree":
       a_BGT = advantages.tree_advantages(
-        r.reward_BG, r.parent_BG, r.fork_BG, T, local_weight=c.local_weight
+        r.reward_BG, r.parent_BG, r.fork_BG, T, **local
       )
     case "prefix":
-      a_BGT = advantages.prefix_advantages(
-        r.reward_BG, r.tokens_BGT, local_weight=c.local_weight
-      )
+      a_BGT = advantages.prefix_advantages(r.reward_BG, r.tokens_BGT, **local)
     case "group" | "centred":
       a_BG = advantages.centred_advantages(r.reward_BG)
       if c.advantage == "group":
-        a_BG = advantages.group_advantages(r.reward_BG)
+        a_BG = advantages.group_advantages(r.reward_BG, **spread)
       a_BGT = jnp.broadcast_to(a_BG[..., None], r.mask_BGT.shape)
     case "gae":
       mean = losses.masked_mean(gae_BGT, r.chosen_BGT)
       variance = losses.masked_mean((gae_BGT - mean) ** 2, r.chosen_BGT)
       a_BGT = (gae_BGT - mean) / jnp.sqrt(variance + 1e-8)
+  if c.advantage_clip:
+    a_BGT = jnp.clip(a_BGT, -c.advantage_clip, c.advantage_clip)
   return jnp.where(r.chosen_BGT, a_BGT, 0.0), return_BGT
 
 

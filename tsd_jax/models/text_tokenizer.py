@@ -134,7 +134,10 @@ class TextTokenizer:
       UserError: the model has no template, or it refuses the messages.
     """
     if self.chat_template is None:
-      raise UserError("this model has no chat template: encode plain text")
+      raise UserError(
+        "this model has no chat template: give it plain text to continue "
+        "(launch.generate --raw)"
+      )
     for message in messages:
       wrong = not isinstance(message, Mapping) or not all(
         isinstance(message.get(key), str) for key in ("role", "content")

@@ -74,7 +74,8 @@ class Noisy(_Verifying):
     score = self.reward(params, prompts, tokens_BGT, mask_BGT)
     right_BG = score.correct_X
     assert right_BG is not None  # `__post_init__`.
-    chance_BG = self._uniform(prompts.tokens_BP, tokens_BGT, mask_BGT)
+    responses = prompts.tokens_BP, tokens_BGT, mask_BGT
+    chance_BG = _uniform(self.seed, *responses, fixed=self.fixed)
     rate_BG = jnp.where(
       right_BG,
       self.reject,
@@ -92,20 +93,91 @@ class Noisy(_Verifying):
       },
     )
 
-  def _uniform(self, prompt_BP: Array, tokens_BGT, mask_BGT) -> Array:
-    """A number in [0, 1) of each response: a hash of all that it depends on."""
-    B, G, _ = tokens_BGT.shape
-    word_BGT = jnp.where(mask_BGT, tokens_BGT, -1)
-    prompt_BGP = jnp.broadcast_to(
-      prompt_BP[:, None], (B, G, prompt_BP.shape[1])
+
+@dataclasses.dataclass(frozen=True)
+class Jittered(Around):
+  """A reward that is never quite right, for trials of what learns from one.
+
+  Each response's reward is off by up to `size`, and now and then, with
+  probability `outliers`, by `outlier` up or down. What is correct is known as
+  before, and held-out answers are judged by the reward inside (`truth`).
+
+  Attributes:
+    reward: the one that is right.
+    size: largest error of most responses, uniform; in units of the reward.
+    outliers: how often a response is an outlier.
+    outlier: the error of one.
+    seed: of the errors, which are a function of prompt and response.
+
+  Raises:
+    ValueError: a size is negative, or the probability is none.
+  """
+
+  size: float = 0.0
+  outliers: float = 0.0
+  outlier: float = 0.0
+  seed: int = 0
+
+  def __post_init__(self):
+    """Refuses what is no size or no probability."""
+    super().__post_init__()
+    for name in ("size", "outlier"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"Jittered.{name}={getattr(self, name)} must not be negative"
+        )
+    if not 0 <= self.outliers < 1:
+      raise ValueError(f"Jittered.outliers={self.outliers} must lie in [0, 1)")
+
+  @property
+  def low(self) -> float:
+    """The other's, less the largest error."""
+    return self.reward.low - self._most
+
+  @property
+  def high(self) -> float:
+    """The other's, and the largest error."""
+    return self.reward.high + self._most
+
+  @property
+  def _most(self) -> float:
+    return max(self.size, self.outlier if self.outliers else 0.0)
+
+  def truth(self) -> Reward:
+    """The reward without errors."""
+    return self.reward.truth()
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
+    """Adds the errors."""
+    score = self.reward(params, prompts, tokens_BGT, mask_BGT)
+    responses = prompts.tokens_BP, tokens_BGT, mask_BGT
+    # Three numbers a response, each of a seed of its own.
+    size_BG, chance_BG, sign_BG = (
+      _uniform(3 * self.seed + i, *responses) for i in range(3)
     )
-    place_G = jnp.zeros(G, jnp.int32) if self.fixed else jnp.arange(G)
-    place_BG1 = jnp.broadcast_to(place_G[:, None], (B, G, 1))
-    seed_BG1 = jnp.full((B, G, 1), self.seed)
-    words = [seed_BG1, place_BG1, prompt_BGP, word_BGT]
-    hash_BG = hashed(jnp.concatenate(words, axis=-1))
-    # The upper 24 bits: as many as a float32 tells apart.
-    return (hash_BG >> 8).astype(jnp.float32) / 2**24
+    error_BG = jnp.where(
+      chance_BG < self.outliers,
+      jnp.where(sign_BG < 0.5, -self.outlier, self.outlier),
+      self.size * (2 * size_BG - 1),
+    )
+    parts = {**score.parts, "exact": score.reward_X}
+    return Score(score.reward_X + error_BG, score.correct_X, parts)
+
+
+def _uniform(
+  seed: int, prompt_BP: Array, tokens_BGT, mask_BGT, *, fixed: bool = True
+) -> Array:
+  """A number in [0, 1) of each response: a hash of all that it depends on."""
+  B, G, _ = tokens_BGT.shape
+  word_BGT = jnp.where(mask_BGT, tokens_BGT, -1)
+  prompt_BGP = jnp.broadcast_to(prompt_BP[:, None], (B, G, prompt_BP.shape[1]))
+  place_G = jnp.zeros(G, jnp.int32) if fixed else jnp.arange(G)
+  place_BG1 = jnp.broadcast_to(place_G[:, None], (B, G, 1))
+  seed_BG1 = jnp.full((B, G, 1), seed)
+  words = [seed_BG1, place_BG1, prompt_BGP, word_BGT]
+  hash_BG = hashed(jnp.concatenate(words, axis=-1))
+  # The upper 24 bits: as many as a float32 tells apart.
+  return (hash_BG >> 8).astype(jnp.float32) / 2**24
 
 
 @dataclasses.dataclass(frozen=True)

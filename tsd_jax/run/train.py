@@ -226,7 +226,8 @@ def _finish(
       r.run.check_audit()
   if short:
     logging.warning(
-      "stopped by a signal at iteration %d; the same command resumes",
+      "stopped %s at iteration %d; the same command resumes",
+      "by a signal" if asked else "as another process asked",
       min(short),
     )
   else:

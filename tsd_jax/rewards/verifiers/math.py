@@ -1,6 +1,6 @@
 """Whether a response's last answer equals the example's, by math-verify.
 
-  pip install 'tsd_jax[verify]'
+  pip install math-verify
 
 then `TextConfig(file=..., reward=math.reward)`, with lines such as
 {"prompt": "What is 1/2 + 1/4?", "answer": "3/4"}.
@@ -15,7 +15,7 @@ try:
 except ImportError as error:
   raise UserError(
     f"rewards.verifiers.math needs math-verify ({error}): pip install "
-    "'tsd_jax[verify]'"
+    "math-verify"
   ) from None
 
 _NO_LIMIT = 0  # The worker has its own, and kills what does not keep it.
