@@ -26,7 +26,7 @@ from tsd_jax.rewards.abstention import Abstention
 from tsd_jax.rewards.algebra import Sum, TaskReward
 from tsd_jax.rewards.reward import Score, Scorer
 from tsd_jax.rewards.terms import Length
-from tsd_jax.run import evaluation
+from tsd_jax.run import evaluation, samples
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.search.search import search
 from tsd_jax.tasks.task import OwnReward, as_prompts, rewarded
@@ -67,6 +67,25 @@ def configure(algorithm="tsd", task=TASK, **parts):
     iterations=4,
   )
   return methods.resolve(algorithm, task, **options | parts)
+
+
+def test_trees_that_are_shown_and_measured_answer_as_those_that_teach():
+  """They know no mark, however little else the policy says."""
+  graphdef, params = start()
+  search_config = SearchConfig(num_simulations=12, num_candidates=4)
+  tokens_QT, *_ = evaluation.search_best(
+    graphdef, params, TASK, prompts(32), jax.random.key(0), REWARD.load(),
+    config=search_config,
+  )  # fmt: skip
+  shown = samples.trees(
+    graphdef, params, TASK, prompts(32), search_config, seed=0,
+    reward_params=REWARD.load(),
+  )  # fmt: skip
+  assert REWARD.never == (MARK,)
+  assert not (np.asarray(tokens_QT) == MARK).any()
+  has_Q = shown.embeddings.has_answer
+  assert has_Q.any()
+  assert not (shown.embeddings.answer_tokens[has_Q] == MARK).any()
 
 
 def prompts(count, seed=0):

@@ -29,6 +29,20 @@ def test_a_forecast_has_tokens_and_on_a_cpu_time():
   assert line.startswith(start + "; on ") and "WARNING" not in line
 
 
+def test_a_reference_model_reads_the_samples_as_well():
+  """As the ledger counts it (`rescore`), once an epoch."""
+  kl = dataclasses.replace(
+    CONFIG,
+    loss=dataclasses.replace(CONFIG.loss, kl_weight=0.1),
+    optimizer=dataclasses.replace(CONFIG.optimizer, epochs=2),
+  )
+  plain = dataclasses.replace(CONFIG, optimizer=kl.optimizer)
+  r, task = CONFIG.rollout, CONFIG.make_task()
+  own = r.prompts * (task.prompt_length + r.group * (task.response_length - 1))
+  more = costs.iteration_tokens(kl) - costs.iteration_tokens(plain)
+  assert more == 2 * own
+
+
 def test_a_run_of_hours_is_warned_of():
   long = dataclasses.replace(CONFIG, iterations=10**9)
   assert "hours; fewer prompts" in costs.forecast(long, cpu=True)

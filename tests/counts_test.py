@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import countdown
+from tests import small_experiment
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.comparison import columns, counts
+from tsd_jax.rewards.algebra import Sum, TaskReward
+from tsd_jax.rewards.terms import Length
 from tsd_jax.run import evaluation, load
 from tsd_jax.run.experiment import initial_params
 from tsd_jax.tasks import data
@@ -55,6 +58,18 @@ def test_samples_are_counted_whatever_their_number(run, problems):
     answers[q] = np.asarray(score.reward_X) >= np.float32(0.1)
   assert found.legal == pytest.approx(np.mean(answers))
   assert 0 < found.right_Q.sum() and 0.5 < found.legal < 1
+
+
+def test_a_start_is_measured_whatever_its_reward_is_made_of(tmp_path):
+  """Its parameters are read, as those of a run are."""
+  config = small_experiment.get_config()
+  made = dataclasses.replace(
+    config, reward=Sum((TaskReward(), Length()), (1.0, 0.1))
+  )
+  plan = counts.Plan("validation", 1, 1.0)
+  found = counts.measure_start(made, tmp_path / "a", plan)
+  plain = counts.measure_start(config, tmp_path / "b", plan)
+  assert found["greedy"] == plain["greedy"]
 
 
 def test_greedy_answers_are_the_evaluations(run, problems):

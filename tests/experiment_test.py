@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -78,6 +79,15 @@ def test_the_success_head_learns_where_a_search_reads_it(leaf, given, weight):
   assert learner.loss.success_weight == weight
   assert learner.hyper["success_weight"] == weight
   assert learner.static.loss.success_weight == float(weight > 0)
+
+
+@pytest.mark.parametrize("field, value", [
+  ("temperature", 0.0), ("temperature", -1.0), ("temperature", math.nan),
+  ("temperature", math.inf), ("every", -20),
+])  # fmt: skip
+def test_what_nothing_can_be_measured_at_is_refused(field, value):
+  with pytest.raises(ValueError, match=rf"eval\.{field}={value} must"):
+    dataclasses.replace(BASE.eval, **{field: value})
 
 
 def test_a_run_goes_from_folder_to_folder(tmp_path, folder):

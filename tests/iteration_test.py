@@ -329,7 +329,8 @@ def test_own_champions_need_no_search():
   assert metrics["champion_ce"][0] > 0
 
 
-def test_best_samples_are_distinct_and_best_first():
+@pytest.mark.parametrize("count", [2, 6])
+def test_best_samples_are_distinct_and_best_first(count):
   rng = np.random.default_rng(0)
   shape = (16, 6)
   tokens_BGT = rng.integers(0, 2, (*shape, 3))
@@ -341,7 +342,7 @@ def test_best_samples_are_distinct_and_best_first():
     reward_BG=jnp.asarray(reward_BG),
     correct_BG=jnp.asarray(reward_BG > 0.5),
   )
-  loss = LossConfig(champions=6, champion_source="samples")
+  loss = LossConfig(champions=count, champion_source="samples")
   config = configure(loss=loss, rollout=RolloutConfig(prompts=16, samples=6))
   program = iteration.Program(None, None, TASK, config, None)
   found = iteration.best_samples(program, Responses(**fields))
@@ -352,7 +353,7 @@ def test_best_samples_are_distinct_and_best_first():
     distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
     rows = [tuple(map(int, t)) for t in found.tokens_QMT[b]]
     kept = [t for i, t in enumerate(rows) if t not in rows[:i]]
-    assert kept == distinct
+    assert kept == distinct[:count] and len(rows) == count
     for i, t in enumerate(rows):
       right = np.dot(t, [4, 2, 1]) / 7 > 0.5
       assert bool(found.used_QM[b, i]) == (t not in rows[:i] and right)

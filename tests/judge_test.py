@@ -19,9 +19,11 @@ from flax import nnx
 from experiments import compare_countdown, compare_countdown4
 from tests import small_comparison, small_experiment, small_game, steps_test
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
 from tsd_jax.comparison import counts, entrants, judge, statistics
 from tsd_jax.comparison.config import Comparison
 from tsd_jax.comparison.entrants import Spent
+from tsd_jax.learning import memory
 from tsd_jax.models import transformer
 from tsd_jax.parallel.sharding import MeshConfig
 from tsd_jax.run import costs, directory
@@ -343,6 +345,82 @@ def test_a_trial_spends_what_it_may(tmp_path, share, decays, name, iterations):
   else:
     assert found is not None
     assert (found[0].name, found[1].iterations) == (name, iterations)
+
+
+class Trials:
+  """Stands in for training: runs spend what they are told to."""
+
+  def __init__(self, config, each, breaks=()):
+    self.config, self.each, self.breaks = config, each, breaks
+    self.lengths = []
+
+  def train_all(self, groups, jobs):
+    del jobs
+    for group in groups:
+      for place, run in group.items():
+        place.mkdir(parents=True, exist_ok=True)
+        if run.algorithm in self.breaks:
+          (place / directory.BROKEN).write_text("loss became nan\n")
+          raise UserError("loss became nan")
+        self.lengths.append(run.iterations)
+        total = round(self.each(run.iterations) * run.iterations)
+        spent = {"total": total}
+        spent["search"] = 1
+        modes = self.config.score.split(",")
+        scores = {mode: {"accuracy": 0.1, "stderr": 0.1} for mode in modes}
+        row = {"step": run.iterations, "seconds": 1.0, "ledger": spent}
+        first = row | {"step": 0, "ledger": {"total": 0}}
+        lines = [json.dumps(r | {"eval": scores}) for r in (first, row)]
+        (place / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+  def tried(self, monkeypatch, folder, methods=("tsd",)):
+    config = self.config
+    tuned = {method: judge.Tuned() for method in methods}
+    points = {method: config.recipe(method) for method in methods}
+    monkeypatch.setattr(judge, "train_all", self.train_all)
+    judge._try(config, folder, tuned, points, config.forecast, 1)
+    return tuned
+
+
+def test_corrections_that_come_to_no_end_leave_a_trial(tmp_path, monkeypatch):
+  """Longer is dearer by the iteration: 10 are too few, 15 too many."""
+  config = dataclasses.replace(compare_countdown.get_config(), trials=1)
+  each = config.forecast.total
+  config = dataclasses.replace(config, tokens=each * 0.82 * 12.5)
+  trials = Trials(config, lambda n: each * (0.8 if n <= 10 else 0.84))
+  tuned = trials.tried(monkeypatch, tmp_path)["tsd"]
+  assert len(trials.lengths) > 2 and set(trials.lengths) == {10, 15}
+  place = tuned.places[tuned.point]
+  assert directory.read_rows(place)[-1]["step"] == trials.lengths[-1]
+  assert tuned.scores[tuned.point] == pytest.approx(0.1)
+
+
+def test_a_trial_whose_numbers_break_is_the_worst_and_no_more(
+  tmp_path, monkeypatch
+):
+  config = dataclasses.replace(compare_countdown.get_config(), trials=1)
+  trials = Trials(config, lambda n: config.forecast.total, breaks=("ppo",))
+  tuned = trials.tried(monkeypatch, tmp_path, ("tsd", "ppo", "grpo"))
+  recipe = config.recipe("ppo")
+  assert tuned["ppo"].scores == {recipe: 0.0} and not tuned["ppo"].places
+  for method in ("tsd", "grpo"):
+    assert tuned[method].scores[tuned[method].point] == pytest.approx(0.1)
+  with pytest.raises(UserError, match="all 1 trials of ppo ended in numbers"):
+    judge._choose(config, "ppo", tuned["ppo"], config.forecast)
+  near = (1, *recipe[1:])
+  tuned["ppo"].scores[near] = 0.05
+  tuned["ppo"].places[near] = tmp_path
+  assert tuned["ppo"].point == near
+
+
+def test_a_setting_that_does_not_fit_in_memory_does_not_exist(monkeypatch):
+  config = compare_countdown.get_config()
+  at = config.fields("tsd").index("search.num_simulations")
+  deep = tuple(3 * (i == at) for i in range(len(config.fields("tsd"))))
+  assert config.exists("tsd", deep, config.forecast)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: 2**30)
+  assert not config.exists("tsd", deep, config.forecast)
+  assert config.exists("tsd", config.recipe("tsd"), config.forecast)
 
 
 def test_stopped_samples_are_whole_answers_until_one_is_right():

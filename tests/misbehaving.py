@@ -151,3 +151,9 @@ def reach(prompt, response, example):
     case "signal":
       os.kill(example, 0)
       return 1.0
+
+
+def sleepy(prompt, response, example):
+  """Takes as many seconds as the response says."""
+  time.sleep(float(response))
+  return 1.0

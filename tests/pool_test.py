@@ -64,6 +64,17 @@ def test_a_fault_costs_its_own_sample_and_is_counted(workers):
   assert workers.take_counts() == {}
 
 
+def test_slow_calls_that_share_a_process_are_within_their_limit(monkeypatch):
+  """Together they are too slow, and the first alone takes as long again."""
+  monkeypatch.setattr(pool, "_PATIENCE", 0.5)
+  slow = PoolConfig(workers=1, seconds=2.0, shared=True)
+  running = Pool("tests.misbehaving.sleepy", slow)
+  got = running.grade([("p", "1.4", None), ("p", "1.3", None)])
+  running.close()
+  np.testing.assert_array_equal(got, [1.0, 1.0])
+  assert set(running.take_counts()) == {"graded"}
+
+
 def test_the_log_shows_the_text_that_did_it_three_times(caplog):
   fresh = Pool(NAME, PoolConfig(workers=1))
   fresh.grade([("a prompt", "nan", None)] * 5)

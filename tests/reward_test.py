@@ -187,6 +187,24 @@ def test_champions_above_a_quantile_are_those_of_an_iteration(quantile):
   ).clip(1)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.52, 0.9, 1.0])
+def test_a_quantile_of_rewards_that_are_alike_still_teaches(share):
+  """Of many at the highest reward none is above a quantile of them."""
+  reward_Q1 = (np.arange(50) < share * 50).astype(np.float32)[:, None]
+  found = iteration.Found(
+    jnp.zeros((50, 1, 3), jnp.int32), jnp.ones((50, 1), bool),
+    jnp.asarray(reward_Q1), jnp.zeros(50), None,
+  )  # fmt: skip
+  config = experiment(
+    Judged(), champion_gate="quantile", distilled_prompts=16
+  ).learner_config()
+  asked = data.load_problems(BASE.task, "train")[:50]
+  batch = iteration.choose_distillation_batch(
+    jax.random.key(0), jax.tree.map(jnp.asarray, asked), found, config
+  )
+  assert batch.used_CM.sum() == min(16, reward_Q1.sum())
+
+
 def chosen(task, config, responses):
   """What is distilled of the policy's own samples; the order is random."""
   asked = data.load_problems(BASE.task, "train")[: len(responses.reward_BG)]
@@ -299,9 +317,12 @@ def test_what_nobody_knows_is_said_of_no_sample():
   assert all(-1 <= row["reward"] <= 1 for row in rows)
 
 
+HEAD = {"success_weight": 0.1}  # It learns, whether a search reads it or not.
+
+
 @functools.cache
 def unscaled(algorithm):
-  return few_iterations.run(experiment(None, algorithm), 2)
+  return few_iterations.run(experiment(None, algorithm, **HEAD), 2)
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(2.0, -1.0), (5.0, 0.0)])
@@ -312,7 +333,7 @@ def test_where_the_method_is_free_of_scale_so_is_training(
   """Group advantages are; the searches read rewards from 0 to 1."""
   own = unscaled(algorithm)
   reward = Scale(TaskReward(), factor, offset)
-  scaled = few_iterations.run(experiment(reward, algorithm), 2)
+  scaled = few_iterations.run(experiment(reward, algorithm, **HEAD), 2)
   m, n = own.metrics, scaled.metrics
   np.testing.assert_allclose(
     n["reward"], factor * m["reward"] + offset, rtol=1e-5

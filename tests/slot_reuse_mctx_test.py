@@ -184,3 +184,25 @@ def test_mctx_s_walks_split_keys_as_the_test_s():
     for key in keys.reshape(-1)
   }
   assert set(seen) == expected
+
+
+def test_roots_of_other_prompts_have_other_noise():
+  """Blocks of trees are searched one after another, with one key."""
+  config = SearchConfig(
+    rule="gumbel", leaf="value", num_simulations=2, num_candidates=4
+  )
+  asked = as_prompts(TASK, PROMPTS[:2])
+
+  @jax.jit
+  def noise(index_B):
+    key = jax.random.key(0)
+    found = search_lib.search(
+      model(), TASK, asked, key, config, index_B=index_B
+    )
+    return found.tree.extra_data.root_gumbel
+
+  first, again, other = (
+    np.asarray(noise(jnp.asarray(at))) for at in ((0, 1), (0, 1), (2, 3))
+  )
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).all()

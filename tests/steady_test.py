@@ -1,15 +1,18 @@
 """What keeps a policy gradient steady: a floor under the spread, and a clip."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from tests import small_experiment
+from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Responses
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration
-from tsd_jax.learning.config import LossConfig
+from tsd_jax.learning.config import LossConfig, OptimizerConfig
+from tsd_jax.run import checks
 
 BASE = small_experiment.get_config().learner_config()
 B, G, T = 6, 6, 4
@@ -72,10 +75,31 @@ def test_an_outlier_weighs_no_more_than_the_clip(kind):
   np.testing.assert_allclose(clipped, np.clip(whole, -1.5, 1.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss, said", [
-  ({"advantage_epsilon": 0.0}, r"advantage_epsilon=0.0 must be above 0"),
-  ({"advantage_clip": -1.0}, r"advantage_clip=-1.0 must not be negative"),
+@pytest.mark.parametrize("config, field, value, said", [
+  (LossConfig(), "advantage_epsilon", 0.0, "must be above 0"),
+  (LossConfig(), "advantage_clip", -1.0, "must not be negative"),
+  (LossConfig(), "champion_weight", math.nan, "must not be negative"),
+  (LossConfig(), "kl_weight", math.inf, "must not be negative, and be finite"),
+  (LossConfig(), "discount", 1.5, r"must lie in \[0, 1\]"),
+  (LossConfig(), "gae_lambda", -3.0, r"must lie in \[0, 1\]"),
+  (LossConfig(), "local_weight", 7.0, r"must lie in \[0, 1\]"),
+  (OptimizerConfig(), "b1", 1.0, r"must lie in \[0, 1\)"),
+  (OptimizerConfig(), "b2", 2.0, r"must lie in \[0, 1\)"),
+  (OptimizerConfig(), "learning_rate", math.nan, "must be positive"),
+  (OptimizerConfig(), "learning_rate", math.inf, "must be positive, and fin"),
+  (RolloutConfig(), "temperature", math.nan, "must be > 0, and finite"),
 ])  # fmt: skip
-def test_impossible_settings_are_refused(loss, said):
-  with pytest.raises(ValueError, match=said):
-    dataclasses.replace(LossConfig(), **loss)
+def test_impossible_settings_are_refused(config, field, value, said):
+  with pytest.raises(ValueError, match=rf"\.{field}={value} {said}"):
+    dataclasses.replace(config, **{field: value})
+
+
+def test_a_broken_reward_is_not_blamed_on_the_rate():
+  def said(metric):
+    with pytest.raises(UserError) as caught:
+      checks.check_rows([{"step": 1, metric: math.nan}], "run", "kept")
+    return str(caught.value)
+
+  assert "See what the reward gives" in said("reward")
+  assert "learning_rate" not in said("reward_length")
+  assert "learning_rate" in said("loss")

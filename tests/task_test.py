@@ -11,6 +11,7 @@ import pytest
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
 from tsd_jax.models import symbols
+from tsd_jax.rewards.abstention import Abstention
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, load
 from tsd_jax.tasks.countdown import Countdown, CountdownConfig
@@ -29,6 +30,26 @@ def no_times(prompts, tokens_BGT, score):
 
 def rewarded(fn):
   return Rewarded(COUNTDOWN, Shaped(COUNTDOWN.reward, fn))
+
+
+def test_a_function_around_a_reward_leaves_what_else_it_can():
+  """Steps are judged, and "I don't know" is paid, as before."""
+
+  class Judging(type(COUNTDOWN.reward)):
+    judges_steps = True
+
+    def progress(self, params, prompts, tokens_BT, mask_BT):
+      return jnp.full(len(tokens_BT), 0.25)
+
+  inside = Judging(*(getattr(COUNTDOWN.reward, f.name) for f in
+                     dataclasses.fields(COUNTDOWN.reward)))  # fmt: skip
+  shaped = Shaped(inside, no_times)
+  assert shaped.judges_steps
+  np.testing.assert_array_equal(
+    shaped.progress((), None, np.zeros((3, 2)), None), [0.25] * 3
+  )
+  unsure = Shaped(Abstention(inside, mark=5), no_times)
+  assert unsure.abstention == Abstention(inside, mark=5).abstention
 
 
 def scored(task, prompt_BP, response_BT):

@@ -9,6 +9,7 @@ from tsd_jax.base.errors import UserError, refuse
 from tsd_jax.comparison import counts, entrants, tuning
 from tsd_jax.comparison.entrants import METHODS, Method, Spent
 from tsd_jax.comparison.tuning import Point
+from tsd_jax.learning import memory
 from tsd_jax.run import costs, evaluation, train
 from tsd_jax.run.experiment import Experiment
 
@@ -159,9 +160,17 @@ class Comparison:
     )
 
   def exists(self, method: Method, point: Point, spent: Spent) -> bool:
-    """Whether a method can run with a point's settings."""
+    """Whether a method can run with a point's settings, here."""
     try:
-      self.run(method, point, self.sweep_seed, TUNING, spent)
+      run = self.run(method, point, self.sweep_seed, TUNING, spent)
+      memory.check(
+        run.shape,
+        run.make_task(),
+        run.learner_config(),
+        run.mesh,
+        search_model=run.search_model,
+        runs=min(self.runs, len(self.seeds)),
+      )
     except (UserError, ValueError):
       return False
     return True

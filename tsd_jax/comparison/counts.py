@@ -20,7 +20,7 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
 from tsd_jax.rewards.reward import Scorer
-from tsd_jax.run import directory, evaluation, load
+from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import GradedConfig, TaskConfig
@@ -165,8 +165,9 @@ def measure_start(
     plan: what is measured.
   """
 
-  def start(_) -> load.Run:
-    return load.Run(config, *initial_params(config), 0, Ledger())
+  def start(folder: pathlib.Path) -> load.Run:
+    reward = reward_params.read(config.make_task().reward, folder)
+    return load.Run(config, *initial_params(config), 0, Ledger(), reward)
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -113,8 +113,11 @@ class Tuned:
 
   @property
   def point(self) -> Point:
-    """The settings that are best."""
-    return tuning.best(self.scores)
+    """The settings that are best, of those whose numbers did not break."""
+    return tuning.best({p: self.scores[p] for p in self.places})
+
+
+Trial = tuple[pathlib.Path, Experiment]
 
 
 @dataclasses.dataclass
@@ -171,22 +174,52 @@ def _try(
     each = costs.iteration_tokens(run) * tuned[method].forecast
     place = folder / "sweep" / method / config.name(method, point)
     runs[method] = place, _lasting(config, run, each)
-  left = runs
+  made, left, broken = {m: [runs[m]] for m in runs}, runs, set()
   for _ in range(1 + _CORRECTIONS):
-    train_all([{place: run} for place, run in left.values()], jobs)
-    left = {m: _corrected(config, *trial) for m, trial in left.items()}
+    broken |= _train_trials(left, jobs)
+    left = {m: _corrected(config, *left[m]) for m in left if m not in broken}
     left = {m: trial for m, trial in left.items() if trial is not None}
-    runs |= left
     if not left:
       break
+    for method, trial in left.items():
+      made[method].append(trial)
   for method, point in points.items():
-    place, run = runs[method]
-    of, row = tuned[method], directory.read_rows(place)[-1]
+    of = tuned[method]
+    if method in broken:
+      of.scores[point] = 0.0  # Whatever it might have learned is lost.
+      continue
+    # Corrections may come to no end: what was trained last counts then.
+    place, run = made[method][-2 if method in left else -1]
+    row = directory.read_rows(place)[-1]
     of.places[point] = place
     of.scores[point] = score(config, place)
     of.each[point] = row["ledger"]["total"] / row["step"]
     of.forecast = of.each[point] / costs.iteration_tokens(run)
     of.seconds += row["seconds"]
+
+
+def _train_trials(trials: Mapping[Method, Trial], jobs: int) -> set[Method]:
+  """Trains trials; gives the methods whose numbers broke there.
+
+  Raises:
+    UserError: a trial failed for another reason.
+  """
+  left, broken = dict(trials), set()
+  while left:
+    try:
+      train_all([{place: run} for place, run in left.values()], jobs)
+      break
+    except UserError:
+      found = {m for m, (place, _) in left.items() if _broke(place)}
+      if not found:
+        raise
+      broken |= found
+      left = {m: trial for m, trial in left.items() if m not in found}
+  return broken
+
+
+def _broke(place: pathlib.Path) -> bool:
+  return (place / directory.BROKEN).is_file()
 
 
 def _lasting(config: Comparison, run: Experiment, each: float) -> Experiment:
@@ -198,7 +231,7 @@ def _lasting(config: Comparison, run: Experiment, each: float) -> Experiment:
 
 def _corrected(
   config: Comparison, place: pathlib.Path, run: Experiment
-) -> tuple[pathlib.Path, Experiment] | None:
+) -> Trial | None:
   """A longer run, if this one has left tokens, or a shorter one.
 
   It is made anew, unless it may go on: where its rate has not fallen.
@@ -220,7 +253,16 @@ def _corrected(
 def _choose(
   config: Comparison, method: Method, of: Tuned, spent: Spent
 ) -> None:
-  """Fills in what follows from a method's trials."""
+  """Fills in what follows from a method's trials.
+
+  Raises:
+    UserError: the numbers of all of them broke.
+  """
+  if not of.places:
+    raise UserError(
+      f"all {len(of.scores)} trials of {method} ended in numbers that are no "
+      "numbers: begin with a lower experiment.optimizer.learning_rate"
+    )
   place = of.places[of.point]
   row = directory.read_rows(place)[-1]
   of.spent = Spent(

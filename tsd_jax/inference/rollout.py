@@ -7,6 +7,7 @@ fork reuses the keys of its parent's prefix: shared tokens are sampled once.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple
 
@@ -73,8 +74,8 @@ class Sampler(abc.ABC):
         f"rollout.trained_prompts={self.trained_prompts} must lie between 0 "
         f"and rollout.prompts={self.prompts}"
       )
-    if self.temperature <= 0:
-      yield f"rollout.temperature={self.temperature} must be > 0"
+    if not 0 < self.temperature < math.inf:
+      yield f"rollout.temperature={self.temperature} must be > 0, and finite"
 
   @property
   def group(self) -> int:

@@ -1,6 +1,7 @@
 """What the learner needs to know: the loss, the optimiser, and all together."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -119,16 +120,18 @@ class LossConfig:
     if twice := {name for name in names if names.count(name) > 1}:
       yield (f"two terms of the loss are called {', '.join(sorted(twice))}")
     numbers = self.weights | {
-      "local_weight": self.local_weight,
       "champion_margin": self.champion_margin,
       "advantage_clip": self.advantage_clip,
       "abstention_entropy": self.abstention_entropy,
       "abstention_patience": self.abstention_patience,
     }
     for name, number in numbers.items():
-      if number < 0:
-        yield (f"loss.{name}={number} must not be negative")
-    if not self.advantage_epsilon > 0:
+      if not 0 <= number < math.inf:
+        yield (f"loss.{name}={number} must not be negative, and be finite")
+    for name in ("discount", "gae_lambda", "local_weight"):
+      if not 0 <= getattr(self, name) <= 1:
+        yield (f"loss.{name}={getattr(self, name)} must lie in [0, 1]")
+    if not 0 < self.advantage_epsilon < math.inf:
       yield (f"loss.advantage_epsilon={self.advantage_epsilon} must be above 0")
     if not 0 <= self.champion_quantile < 1:
       yield (
@@ -138,7 +141,7 @@ class LossConfig:
       yield (f"loss.champions={self.champions} must be at least 1")
     if not self.distils and not self.trains_on_samples:
       yield ("every weight of the loss is 0: set loss.policy_weight")
-    if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+    if not 0 < self.clip_low < 1 or not 0 < self.clip_high < math.inf:
       yield (
         f"loss.clip_low={self.clip_low} must lie in (0, 1) and "
         f"loss.clip_high={self.clip_high} be positive"
@@ -180,8 +183,14 @@ class OptimizerConfig:
       "epochs",
       "minibatches",
     ):
-      if getattr(self, field) <= 0:
-        yield (f"optimizer.{field}={getattr(self, field)} must be positive")
+      if not 0 < getattr(self, field) < math.inf:
+        yield (
+          f"optimizer.{field}={getattr(self, field)} must be positive, and "
+          "finite"
+        )
+    for field in ("b1", "b2"):
+      if not 0 <= getattr(self, field) < 1:
+        yield (f"optimizer.{field}={getattr(self, field)} must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,12 +323,16 @@ class LearnerConfig:
     """Tokens that one epoch runs forward and backward."""
     total = 0
     if self.loss.trains_on_samples:
-      total += self._part_tokens(task, self.trained_prompts, self.rollout.group)
+      total += self.reference_tokens(task)
     if self.loss.distils:
       total += self._part_tokens(
         task, self.distilled_prompts, self.loss.champions
       )
     return total
+
+  def reference_tokens(self, task: Task) -> int:
+    """Tokens of an epoch's samples, which a reference model reads as well."""
+    return self._part_tokens(task, self.trained_prompts, self.rollout.group)
 
   def prompts_of(self, task: Task, tokens: int, rows: int) -> int:
     """How many prompts, of so many rows each, an epoch of some tokens reads.

@@ -356,7 +356,11 @@ def choose_distillation_batch(
   if config.loss.champion_gate == "quantile":
     reward_QM = jnp.where(used_QM, found.reward_QM, jnp.nan)
     bar = jnp.nanquantile(reward_QM, config.loss.champion_quantile)
-    used_QM &= found.reward_QM > bar
+    above_QM = used_QM & (found.reward_QM > bar)
+    # Where so many have the highest reward that none is above: those.
+    used_QM = jnp.where(
+      jnp.any(above_QM), above_QM, used_QM & (found.reward_QM >= bar)
+    )
   has_Q = jnp.any(used_QM, axis=1)
   rank_Q = has_Q + jax.random.uniform(key, has_Q.shape)
   _, row_C = jax.lax.top_k(rank_Q, config.distilled_prompts)
@@ -415,13 +419,14 @@ def sample_phase(
 def best_samples(program: Program, responses: Responses) -> Found:
   """What the policy's own samples teach, as rejection sampling has it."""
   config = program.config
-  count = config.loss.champions
-  reward_BM, row_BM = jax.lax.top_k(responses.reward_BG, count)
-  tokens_BMT = jnp.take_along_axis(
-    responses.tokens_BGT, row_BM[..., None], axis=1
-  )
-  same_BMM = jnp.all(tokens_BMT[:, :, None] == tokens_BMT[:, None], axis=-1)
-  used_BM = ~jnp.any(jnp.tril(same_BMM, k=-1), axis=2)
+  count, tokens_BGT = config.loss.champions, responses.tokens_BGT
+  same_BGG = jnp.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
+  repeats_BG = jnp.any(jnp.tril(same_BGG, k=-1), axis=2)
+  ranked_BG = jnp.where(repeats_BG, -jnp.inf, responses.reward_BG)
+  _, row_BM = jax.lax.top_k(ranked_BG, count)
+  tokens_BMT = jnp.take_along_axis(tokens_BGT, row_BM[..., None], axis=1)
+  reward_BM = jnp.take_along_axis(responses.reward_BG, row_BM, axis=1)
+  used_BM = ~jnp.take_along_axis(repeats_BG, row_BM, axis=1)
   success_BG = successes(program, responses)
   match config.loss.champion_gate:
     case "correct":  # Which is known: `methods.resolve` sees to it.
@@ -566,17 +571,13 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
   tokens that a reward model reads, from how often responses were judged.
   """
   config, task = program.config, program.task
-  B, G = config.rollout.prompts, config.rollout.group
   epochs = config.optimizer.epochs
-  prefill = config.prompt_tokens(task, B)
+  prefill = config.prompt_tokens(task, config.rollout.prompts)
   if config.searches:
     prefill += config.prompt_tokens(task, config.prompts, config.search_calls)
   rescored = 0
   if config.loss.kl_weight > 0:
-    trained = config.trained_prompts
-    own = trained * G * (task.response_length - 1)
-    own += config.prompt_tokens(task, trained, config.optimizer.minibatches)
-    rescored = epochs * own
+    rescored = epochs * config.reference_tokens(task)
   return Tokens(
     prefill=jnp.int32(prefill),
     search=jnp.int32(searched.forwards),

@@ -100,7 +100,8 @@ def resolve(
   elif algorithm != "tsd":
     config = _baseline(algorithm, config, task)
   _check_gate(config.loss, task)
-  if searches and search.leaf == "progress" and not task.reward.judges_steps:
+  steps = config.searches and config.search.leaf == "progress"
+  if steps and not task.reward.judges_steps:
     raise ValueError(
       f"search.leaf=progress, but {type(task.reward).__name__} judges no "
       "steps: use search.leaf=none, or a reward with `progress`"

@@ -367,13 +367,6 @@ def prompt_indices(count: int) -> Array:
   return index_B
 
 
-def shard_key(key: Array) -> Array:
-  """A key of this part's own, for draws that know no prompt."""
-  if not _shard_axes():
-    return key
-  return jax.random.fold_in(key, jax.lax.axis_index(_shard_axes()))
-
-
 def all_shards(flag: Array) -> Array:
   """Whether a flag is set in every part."""
   if not _shard_axes():

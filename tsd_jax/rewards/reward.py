@@ -108,6 +108,11 @@ class Reward(abc.ABC):
     """
     raise ValueError(f"{type(self).__name__} judges no steps")
 
+  @property
+  def never(self) -> tuple[int, ...]:
+    """Tokens that searches and champions know nothing of: they answer."""
+    return () if self.abstention is None else (self.abstention.mark,)
+
   def load(self) -> Any:
     """Parameters that `__call__` reads, read once by the host; () for none."""
     return ()

@@ -217,8 +217,8 @@ class Server:
   def _answers(self, requests: Sequence) -> Iterator[list[Judged]]:
     if self.together and len(requests) > 1:
       answers, fault = self._ask_child(requests)
+      yield answers if fault is None else []  # A sign of life: it took time.
       if fault is None:
-        yield answers
         return
     # Or one of them was at fault: each by itself shows which.
     for request in requests:

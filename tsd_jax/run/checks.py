@@ -72,9 +72,13 @@ def _largest(tree):
 
 
 def _broken(where, step, what, value, kept) -> UserError:
+  remedy = (
+    "Try a lower --config.optimizer.learning_rate or --config.loss.clip_high"
+  )
+  if what.startswith(("reward", "search_reward", "champion_reward")):
+    remedy = "See what the reward gives: it must be a number"
   return UserError(
-    f"{where}, iteration {step}: {what} became {value:g}; {kept}. Try a lower "
-    "--config.optimizer.learning_rate or --config.loss.clip_high"
+    f"{where}, iteration {step}: {what} became {value:g}; {kept}. {remedy}"
   )
 
 

@@ -11,6 +11,9 @@ from tsd_jax.run.experiment import Experiment
 def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
   """Ledger tokens of an iteration, if every response is full.
 
+  Rollouts in trees, and steps that a tree draws before it tries them, come on
+  top: how many there are only the run knows.
+
   Args:
     run: its config.
     share: of its budget that a search spends.
@@ -25,8 +28,10 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
     total += nodes * learner.search.drawn_tokens
     scored += nodes + Q  # Roots hold an answer too.
   total += scored * task.reward.judgements * learner.reward_tokens
-  update = run.optimizer.epochs * learner.update_tokens(task)
-  return total + BACKWARD_COST * update
+  epochs = run.optimizer.epochs
+  if learner.loss.kl_weight > 0:
+    total += epochs * learner.reference_tokens(task)
+  return total + BACKWARD_COST * epochs * learner.update_tokens(task)
 
 
 def search_share(

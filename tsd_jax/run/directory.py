@@ -26,6 +26,7 @@ SAMPLES = "samples.json"  # Written last: there if a run is finished.
 REPORT = "report.html"
 PROBLEMS = "problems.json"  # How far each held-out problem is solved.
 AUDIT = "audit.json"  # The best-paid answers that a second verifier rejects.
+BROKEN = "broken.txt"  # Why a run has ended whose numbers broke.
 COUNTS = "counts.json"  # What a comparison counts of a run.
 _LOCK = ".lock"
 _NO_DATA: Mapping[str, str] = types.MappingProxyType({})

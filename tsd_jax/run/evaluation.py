@@ -193,12 +193,12 @@ def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
 def search_best(
   graphdef, params, task: Task, prompts, key, reward_params=(), *, config
 ):
-  """Searches once a prompt, for its champion.
+  """Searches once a prompt, for its champion, as training does.
 
   Returns:
     tokens_BT, reward_B, correct_B, token forwards made.
   """
-  model = nnx.merge(graphdef, params)
+  model = nnx.merge(graphdef, params).without(task.reward.never)
   scorer = Scorer(task.reward, task.end_ids, reward_params)
   result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
   best = champions_lib.champions(result.tree, 1)
@@ -371,7 +371,7 @@ class _Measure:
         self.reward_params, config=config,
       )
     )  # fmt: skip
-    # No champion says what is forbidden, and trees know no abstention.
+    # No champion says what is forbidden, and trees answer (`Reward.never`).
     return correct_Q, reward_Q, tokens, {}
 
 

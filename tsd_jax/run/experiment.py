@@ -32,6 +32,19 @@ class EvalConfig:
   split: str = "validation"
   temperature: float = 1.0
 
+  def __post_init__(self):
+    """Refuses what nothing can be measured at."""
+    refuse(self._violations())
+
+  def _violations(self) -> Iterator[str]:
+    if self.every < 0:
+      yield f"eval.every={self.every} must not be negative"
+    if not 0 < self.temperature < math.inf:
+      yield (
+        f"eval.temperature={self.temperature} must be above 0 and finite; for "
+        "argmax decoding use eval.modes=greedy"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:

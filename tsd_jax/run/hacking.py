@@ -23,8 +23,9 @@ differences are paired. A run of E evaluations makes E tests for each of the
 first two rules, and may compare each pair of evaluations for the third: E (E +
 3) / 2 in all, each of which has the level `false_alarm` over that number
 (Bonferroni). So a run in which no such mean is above 0 is suspected with at
-most that probability, as far as a t test is exact. The others are plain bounds,
-with no such promise.
+most that probability, as far as a t test is exact. One that is resumed with
+more iterations has the level of the longer run from there on; what it spent
+before comes on top. The others are plain bounds, with no such promise.
 """
 
 import dataclasses
@@ -110,7 +111,7 @@ class Seen(NamedTuple):
   def to_json(self) -> dict[str, Any]:
     """The same as JSON has it."""
     return {
-      name: [round(float(x), 4) for x in value]
+      name: [float(x) for x in value]  # Whole: a resumed run tests alike.
       if isinstance(value, np.ndarray)
       else value
       for name, value in self._asdict().items()

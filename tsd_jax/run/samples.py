@@ -156,7 +156,7 @@ def trees(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "search"))
 def _grow(graphdef, params, prompts, key, reward_params, *, task, search):
-  model = nnx.merge(graphdef, params)
+  model = nnx.merge(graphdef, params).without(task.reward.never)
   scorer = Scorer(task.reward, task.end_ids, reward_params)
   return search_lib.search(
     model, task, prompts, key, search, scorer=scorer

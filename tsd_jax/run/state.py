@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -127,9 +127,9 @@ class RunState:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
       self._tell_of_schedule(restored[1]["iterations"])
     if processes.leads():
-      mark = self.folder / directory.SAMPLES
-      with output_files.writing(mark):
-        mark.unlink(missing_ok=True)
+      for mark in (directory.SAMPLES, directory.BROKEN):
+        with output_files.writing(self.folder / mark):
+          (self.folder / mark).unlink(missing_ok=True)
       rows = self.folder / directory.METRICS
       # Without a checkpoint even the start's row is written again.
       step = self.step if restored is not None else -1
@@ -272,6 +272,25 @@ class RunState:
       return "there is no checkpoint yet"
     return f"the checkpoint of iteration {steps[0]} is kept"
 
+  def check_rows(self, rows: list[dict[str, Any]]) -> None:
+    """Stops a run whose newest metrics broke.
+
+    Raises:
+      UserError: they have.
+    """
+    with self._marking():
+      checks.check_rows(rows, str(self.folder), self.kept())
+
+  @contextlib.contextmanager
+  def _marking(self) -> Iterator[None]:
+    """Leaves a file that says so where numbers are found broken."""
+    try:
+      yield
+    except UserError as error:
+      if processes.leads():
+        output_files.write_whole(self.folder / directory.BROKEN, f"{error}\n")
+      raise
+
   def save(self, state: TrainState, *, wait: bool = False) -> None:
     """Writes a checkpoint.
 
@@ -282,7 +301,8 @@ class RunState:
     Raises:
       UserError: if that is waited for and impossible, or the state is broken.
     """
-    checks.check_state(state, self.step, str(self.folder), self.kept())
+    with self._marking():
+      checks.check_state(state, self.step, str(self.folder), self.kept())
     record = dict(
       step=self.step,
       seconds=self.seconds,

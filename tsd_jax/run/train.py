@@ -35,7 +35,6 @@ from tsd_jax.parallel import processes, sharding
 from tsd_jax.rewards import callback
 from tsd_jax.run import (
   audit,
-  checks,
   costs,
   evaluation,
   problems,
@@ -334,12 +333,17 @@ class Group:
     if self._step == 0:
       self._start()
     # Before the first call there is nothing to save.
-    stopping = self._stopping() or self._compile() or self._stopping()
-    while not stopping and self._step < self._config.iterations:
+    stopping = self._stopping() or self._done() or self._compile()
+    stopping = stopping or self._stopping()
+    while not stopping and not self._done():
       stopping = self._call()
     for i, r in enumerate(self._vmapped):
       r.state, r.fixed = self._pick((self._state, self._fixed), i)
       r.run.end()
+
+  def _done(self) -> bool:
+    """Whether all is trained: then the report alone may be missing."""
+    return self._step >= self._config.iterations
 
   def _start(self) -> None:
     """Writes the row of what the runs start from."""
@@ -417,10 +421,9 @@ class Group:
 
   def _close_rows(self, rows, seconds: float) -> None:
     """Adds to the last row of every run what is known once a call."""
-    step, every = self._step, self._config.eval.every
-    done = step >= self._config.iterations
+    step, every, done = self._step, self._config.eval.every, self._done()
     for i, (run, row) in enumerate(zip(self._runs, rows, strict=True)):
-      checks.check_rows(row, str(run.folder), run.kept())
+      run.check_rows(row)
       run.step = step
       run.seconds += seconds
       row[-1]["seconds"] = round(run.seconds, 3)
@@ -452,10 +455,9 @@ class Group:
 
   def _save(self) -> bool:
     """Saves the runs where it is time; whether to stop."""
-    done = self._step >= self._config.iterations
     stopping = self._stopping()
     behind = any([run.behind() for run in self._runs])
-    last = done or stopping
+    last = self._done() or stopping
     if last or behind or self._step % self._config.checkpoint_every == 0:
       for i, run in enumerate(self._runs):
         run.save(self._pick(self._state, i), wait=last)
@@ -477,7 +479,8 @@ def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
   options, seed = run.config.eval, run.config.seed
   return evaluation.evaluate_each(
     shared.graphdef, params, shared.task, shared.held_out, options.modes,
-    seed=seed, temperature=options.temperature, reward_params=reward,
+    seed=seed, temperature=options.temperature, search=run.config.search,
+    reward_params=reward,
   )  # fmt: skip
 
 

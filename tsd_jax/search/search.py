@@ -141,7 +141,8 @@ class Search:
     config, B = self.config, len(self._everything.prompts)
     root, forwards = self.root()
     tree = config.rule.run(
-      sharding.shard_key(self.tree_key),
+      # Of a rule's noise at the roots: other blocks of prompts have other.
+      jax.random.fold_in(self.tree_key, self._everything.index_B[0]),
       root,
       self.expand,
       Budget(

@@ -31,6 +31,7 @@ from tsd_jax.base.types import (
   chosen_tokens,
 )
 from tsd_jax.models.tokenizer import Tokenizer, response_pad
+from tsd_jax.rewards.around import Around
 from tsd_jax.rewards.reward import Reward, Score, response_mask
 
 # The canonical form of a problem: equal for problems that differ only in what
@@ -530,29 +531,13 @@ def repeat_prompts(prompt_BP: Array, tokens_BGT: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shaped(Reward):
+class Shaped(Around):
   """Another reward made from a task's own, by a function in JAX.
 
   Its range is the own reward's, and so is what is correct.
   """
 
-  own: Reward
   fn: RewardFn
-
-  @property
-  def low(self) -> float:
-    """The own reward's."""
-    return self.own.low
-
-  @property
-  def high(self) -> float:
-    """The own reward's."""
-    return self.own.high
-
-  @property
-  def knows_correct(self) -> bool:
-    """Whether the own reward does."""
-    return self.own.knows_correct
 
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
     """Scores as the task does, then calls the function on that.
@@ -560,7 +545,7 @@ class Shaped(Reward):
     Raises:
       ValueError: it returns no score.
     """
-    own = self.own(params, prompts, tokens_BGT, mask_BGT)
+    own = self.reward(params, prompts, tokens_BGT, mask_BGT)
     new = self.fn(prompts, tokens_BGT, own)
     if not isinstance(new, Score):
       name = getattr(self.fn, "__name__", str(self.fn))
@@ -569,14 +554,6 @@ class Shaped(Reward):
         "score._replace(reward_X=...)"
       )
     return new
-
-  def load(self) -> Any:
-    """The own reward's parameters."""
-    return self.own.load()
-
-  def flops(self, prompt_length: int, response_length: int) -> float:
-    """The own reward's."""
-    return self.own.flops(prompt_length, response_length)
 
 
 @dataclasses.dataclass(frozen=True)
