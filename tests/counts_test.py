@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import countdown
-from tests import small_experiment
+from tests import small_experiment, small_maze
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.comparison import columns, counts
@@ -194,6 +194,24 @@ def test_groups_are_those_of_the_split(problems):
   for i, mine in enumerate(numbers):
     for j, other in enumerate(numbers):
       assert (mine == other) == (found[i] == found[j])
+
+
+def test_longer_problems_are_asked_as_their_own_task(tmp_path, monkeypatch):
+  """A maze of more walls has a longer prompt."""
+  config = dataclasses.replace(
+    small_experiment.get_config(), task=small_maze.get_config().task,
+    model=small_maze.get_config().model,
+  )  # fmt: skip
+  plan = counts.Plan("test", 2, 1.0, "walls=7")
+  counts.rehearse(config, plan)
+  found = counts.measure_start(config, tmp_path, plan)
+  assert len(counts.unpack(found["shifted"]["right"])) == config.task.test_size
+  longer, _ = counts._unlike(config, plan)
+  monkeypatch.setattr(
+    counts, "_unlike", lambda *_: (longer, config.make_task())
+  )
+  with pytest.raises(UserError, match="shifted=walls=7 cannot be asked: "):
+    counts.rehearse(config, plan)
 
 
 def test_shifted_problems_are_unlike_those_of_train():

@@ -317,12 +317,9 @@ def test_what_nobody_knows_is_said_of_no_sample():
   assert all(-1 <= row["reward"] <= 1 for row in rows)
 
 
-HEAD = {"success_weight": 0.1}  # It learns, whether a search reads it or not.
-
-
 @functools.cache
 def unscaled(algorithm):
-  return few_iterations.run(experiment(None, algorithm, **HEAD), 2)
+  return few_iterations.run(experiment(None, algorithm), 2)
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(2.0, -1.0), (5.0, 0.0)])
@@ -333,7 +330,7 @@ def test_where_the_method_is_free_of_scale_so_is_training(
   """Group advantages are; the searches read rewards from 0 to 1."""
   own = unscaled(algorithm)
   reward = Scale(TaskReward(), factor, offset)
-  scaled = few_iterations.run(experiment(reward, algorithm, **HEAD), 2)
+  scaled = few_iterations.run(experiment(reward, algorithm), 2)
   m, n = own.metrics, scaled.metrics
   np.testing.assert_allclose(
     n["reward"], factor * m["reward"] + offset, rtol=1e-5

@@ -188,7 +188,7 @@ def test_mctx_s_walks_split_keys_as_the_test_s():
 
 def test_roots_of_other_prompts_have_other_noise():
   """Blocks of trees are searched one after another, with one key."""
-  config = SearchConfig(
+  config = flat_search(
     rule="gumbel", leaf="value", num_simulations=2, num_candidates=4
   )
   asked = as_prompts(TASK, PROMPTS[:2])

@@ -27,7 +27,8 @@ def get_config() -> Experiment:
     checkpoint_every=2,
     rollout=RolloutConfig(prompts=8, baseline_prompts=8),
     search=SearchConfig(num_simulations=8, width=2, trees=8),
-    loss=LossConfig(distilled_prompts=8),
+    # The success head learns, though nothing reads it: some tests do.
+    loss=LossConfig(distilled_prompts=8, success_weight=0.1),
     optimizer=OptimizerConfig(minibatches=2),
     eval=EvalConfig(every=2, modes="greedy,mean@2"),
   )

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.types import Prompts
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run.experiment import Experiment, initial_params
 from tsd_jax.tasks import data
-from tsd_jax.tasks.task import GradedConfig, TaskConfig
+from tsd_jax.tasks.task import GradedConfig, Task, TaskConfig
 
 FILE = directory.COUNTS
 _AT_ONCE = 16  # Samples of every problem that are drawn in one call.
@@ -61,17 +62,22 @@ def unpack(text: str) -> np.ndarray:
 
 
 def count(
-  run: load.Run, prompts: Prompts, samples: int, temperature: float
+  run: load.Run,
+  prompts: Prompts,
+  samples: int,
+  temperature: float,
+  task: Task | None = None,
 ) -> Counts:
   """Samples responses to problems; 0 samples decode one greedily.
 
   Args:
-    run: gives model, task and seed.
+    run: gives model and seed.
     prompts: Q problems.
     samples: N; at most 255.
     temperature: of sampling.
+    task: of the problems; by default the run's.
   """
-  task, saved = run.config.make_task(), run.config.task
+  task, saved = task or run.config.make_task(), run.config.task
   prompts = jax.tree.map(jnp.asarray, prompts)
   tokens, right, reward = [], [], []
   for start in range(0, max(samples, 1), _AT_ONCE):
@@ -212,14 +218,49 @@ def _answers(run: load.Run, plan: Plan) -> dict[str, Any]:
     if temperature == 1.0:
       found["constant"] = constant(run, problems, drawn.common_AT)
   if plan.shifted:
-    other = data.load_problems(
-      shifted(run.config.task, plan.shifted), plan.split
-    )
+    other, task = _unlike(run.config, plan)
     found["shifted"] = {
-      "greedy": pack(count(run, other, 0, 1.0).right_Q),
-      "right": pack(count(run, other, plan.samples, 1.0).right_Q),
+      "greedy": pack(count(run, other, 0, 1.0, task).right_Q),
+      "right": pack(count(run, other, plan.samples, 1.0, task).right_Q),
     }
   return found
+
+
+def _unlike(config: Experiment, plan: Plan) -> tuple[Prompts, Task]:
+  """Problems unlike those of train, which may be longer, and their task."""
+  unlike = shifted(config.task, plan.shifted)
+  return data.load_problems(unlike, plan.split), config.make_task(unlike)
+
+
+def rehearse(config: Experiment, plan: Plan) -> None:
+  """Traces what will be asked of runs, so that it fails before they train.
+
+  No problem is answered.
+
+  Args:
+    config: names the start.
+    plan: what is to be measured.
+
+  Raises:
+    UserError: problems unlike those of train cannot be asked.
+  """
+  if not plan.shifted:
+    return
+  graphdef, params = initial_params(config)
+  prompts, task = _unlike(config, plan)
+  key, temperature, reward = jax.random.key(0), 1.0, task.reward.load()
+  try:
+    jax.eval_shape(
+      lambda params, prompts: evaluation.draw(
+        graphdef, params, task, prompts, key, temperature, reward, samples=0
+      ),
+      params,
+      jax.tree.map(jnp.asarray, prompts),
+    )
+  except ValueError as error:
+    raise UserError(
+      f"shifted={plan.shifted} cannot be asked: {error}"
+    ) from error
 
 
 def best_temperature(

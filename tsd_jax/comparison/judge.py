@@ -66,11 +66,13 @@ def judge(
   digests = data.digests(task, data.load_splits(task))
   more = ("methods", "runs", "seeds")  # Of which a folder may get more.
   directory.prepare(config, folder, digests, ignore=more)
+  if plan := _plan(config, temperature=1.0):
+    counts.rehearse(config.experiment, plan)
   tuned = _tune(config, folder, jobs)
   finished = _close_tuning(config, folder, tuned)
   timed |= jobs == 1
   start = None
-  if plan := _plan(config, temperature=1.0):
+  if plan:
     start = counts.measure_start(config.experiment, folder / "start", plan)
   ended = _train(config, folder, tuned, jobs, timed=timed)
   content = {

@@ -100,19 +100,24 @@ def resolve(
   elif algorithm != "tsd":
     config = _baseline(algorithm, config, task)
   _check_gate(config.loss, task)
+  _check_reward(config, task)
+  return config
+
+
+def _check_reward(config: LearnerConfig, task: Task) -> None:
+  """Refuses what the reward cannot say."""
+  name = type(task.reward).__name__
   steps = config.searches and config.search.leaf == "progress"
   if steps and not task.reward.judges_steps:
     raise ValueError(
-      f"search.leaf=progress, but {type(task.reward).__name__} judges no "
-      "steps: use search.leaf=none, or a reward with `progress`"
+      f"search.leaf=progress, but {name} judges no steps: use "
+      "search.leaf=none, or a reward with `progress`"
     )
   if config.loss.aversion_weight > 0 and task.reward.forbidden is None:
     raise ValueError(
-      f"loss.aversion_weight={config.loss.aversion_weight}, but "
-      f"{type(task.reward).__name__} forbids nothing: set "
-      "loss.aversion_weight=0 or use a reward Constrained(...)"
+      f"loss.aversion_weight={config.loss.aversion_weight}, but {name} forbids "
+      "nothing: set loss.aversion_weight=0 or use a reward Constrained(...)"
     )
-  return config
 
 
 def _check_gate(loss: LossConfig, task: Task) -> None:

@@ -229,9 +229,13 @@ class Experiment:
     assert self.model is not None
     return self.model
 
-  def make_task(self) -> Task:
-    """The task with the run's reward, audited where the run is."""
-    task, reward = self.task.make(), self.reward
+  def make_task(self, config: TaskConfig | None = None) -> Task:
+    """The task with the run's reward, audited where the run is.
+
+    Args:
+      config: another task of the kind, in place of the run's.
+    """
+    task, reward = (config or self.task).make(), self.reward
     if reward is not None and not isinstance(reward, Reward):
       reward = Shaped(task.reward, reward)
     own, tokenizer = task.reward, task.tokenizer
