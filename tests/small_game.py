@@ -139,7 +139,9 @@ def get_config() -> Experiment:
     search=SearchConfig(
       num_simulations=12, num_candidates=8, width=2, trees=16
     ),
-    loss=LossConfig(advantage="group", distilled_prompts=8),
+    loss=LossConfig(
+      advantage="group", distilled_prompts=8, success_weight=0.1
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-2, minibatches=2),
     eval=EvalConfig(every=2, modes="greedy,mean@2"),
   )  # fmt: skip
