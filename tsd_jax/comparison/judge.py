@@ -170,28 +170,27 @@ def _try(
   jobs: int,
 ) -> None:
   """One more trial of each method: runs that spend what they may."""
-  runs = {}
+  left: dict[Method, Trial] = {}
   for method, point in points.items():
     run = config.run(method, point, config.sweep_seed, _tuned_on(config), spent)
     each = costs.iteration_tokens(run) * tuned[method].forecast
     place = folder / "sweep" / method / config.name(method, point)
-    runs[method] = place, _lasting(config, run, each)
-  made, left, broken = {m: [runs[m]] for m in runs}, runs, set()
+    left[method] = place, _lasting(config, run, each)
+  trained: dict[Method, Trial] = {}
+  broken: set[Method] = set()
   for _ in range(1 + _CORRECTIONS):
     broken |= _train_trials(left, jobs)
-    left = {m: _corrected(config, *left[m]) for m in left if m not in broken}
-    left = {m: trial for m, trial in left.items() if trial is not None}
+    trained |= left  # Corrections may come to no end: the last one counts.
+    found = {m: _corrected(config, *left[m]) for m in left if m not in broken}
+    left = {m: trial for m, trial in found.items() if trial is not None}
     if not left:
       break
-    for method, trial in left.items():
-      made[method].append(trial)
   for method, point in points.items():
     of = tuned[method]
     if method in broken:
       of.scores[point] = 0.0  # Whatever it might have learned is lost.
       continue
-    # Corrections may come to no end: what was trained last counts then.
-    place, run = made[method][-2 if method in left else -1]
+    place, run = trained[method]
     row = directory.read_rows(place)[-1]
     of.places[point] = place
     of.scores[point] = score(config, place)
