@@ -181,9 +181,11 @@ def _try(
   for _ in range(1 + _CORRECTIONS):
     broken |= _train_trials(left, jobs)
     trained |= left  # Corrections may come to no end: the last one counts.
-    found = {m: _corrected(config, *left[m]) for m in left if m not in broken}
-    left = {m: trial for m, trial in found.items() if trial is not None}
-    if not left:
+    corrected: dict[Method, Trial] = {}
+    for method, trial in left.items():
+      if method not in broken and (other := _corrected(config, *trial)):
+        corrected[method] = other
+    if not (left := corrected):
       break
   for method, point in points.items():
     of = tuned[method]
