@@ -8,6 +8,7 @@ import pytest
 
 from experiments import countdown
 from experiments.results import figure, picture
+from experiments.results import law as law_drawing
 
 
 @pytest.mark.parametrize("theme", figure.THEMES)
@@ -68,3 +69,39 @@ def test_another_experiment_draws_another_picture():
   drawn = picture.draw(other, "light")
   assert "policy π: 6 samples of each," in drawn
   assert drawn.count("H470") == 6 + other.rollout.fork_width
+
+
+def law_point(success, ratio, task="maze"):
+  found = {"value": ratio, "ci95": [ratio / 1.2, ratio * 1.2]}
+  lost = {"value": None, "ci95": [0.0, None]}
+  ratios = {
+    "filtered_best_of_n": found,
+    "grpo": found,
+    "expert_iteration": lost,
+  }
+  return {
+    "task": task,
+    "start": "a",
+    "success": {"mean": success},
+    "ratios": dict.fromkeys(law_drawing.law.COLUMNS, ratios),
+  }
+
+
+@pytest.mark.parametrize("theme", figure.THEMES)
+def test_points_of_the_law_lie_where_they_were_measured(theme):
+  """On logarithmic axes; who never solved a problem has no mark, no line."""
+  points = [law_point(0.01, 2.0), law_point(0.1, 2.0, "countdown3")]
+  drawn = law_drawing.draw(points, theme)
+  colour = getattr(law_drawing.LINES["grpo"], theme)
+  height = law_drawing.PLOT_HEIGHT
+  # 2 of .5 to 8 is half of the way, in octaves.
+  level = f"{height / 2:.1f}"
+  marks = re.findall(rf'<path d="M[\d.]+ {level}[^"]*" fill="{colour}"', drawn)
+  assert len(marks) == 2 * len(law_drawing.law.COLUMNS)
+  lost = getattr(law_drawing.LINES["expert_iteration"], theme)
+  assert f'fill="{lost}"' not in drawn
+  flat = re.findall(rf'd="M([^"]*)" stroke="{colour}" [^>]*fill="none"', drawn)
+  ends = [path for path in flat if "L" in path]
+  assert len(ends) == len(law_drawing.law.COLUMNS)
+  assert all(f" {level}" in at for path in ends for at in path.split("L"))
+  assert "maze" in drawn and "three numbers" in drawn and "five" not in drawn

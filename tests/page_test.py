@@ -217,3 +217,23 @@ def test_damaged_files_are_named(tmp_path):
   (tmp_path / "x.json").write_text(json.dumps(broken))
   with pytest.raises(UserError, match=r"x\.json has no 'mode': make it again"):
     page.page(tmp_path)
+
+
+def test_the_law_has_a_line_a_start(tmp_path):
+  def point(start, success, ratio):
+    found = {"value": ratio, "ci95": [ratio / 2, ratio * 2]}
+    lost = {"value": None, "ci95": [0.0, None]}
+    return {
+      "task": "maze",
+      "start": start,
+      "success": {"mean": success},
+      "ratios": {"mean": {"grpo": found, "ppo": lost}},
+    }
+
+  found = {"command": "law", "points": [point("a", 0.01, 2.0)]}
+  found["points"].append(point("b", 0.1, 1.5))
+  (tmp_path / "law_x.json").write_text(json.dumps(found))
+  lines = page.page(tmp_path).splitlines()
+  assert "| task | start | right | mean, over grpo | mean, over ppo |" in lines
+  (row,) = [line for line in lines if line.startswith("| maze | a |")]
+  assert "0.010" in row and "2.00" in row and "4.00" in row

@@ -189,7 +189,9 @@ def logit(p: float) -> float:
   return math.log(p / (1 - p))
 
 
-def fit(points: Sequence[Mapping[str, Any]], column: str, against: str) -> Law:
+def fit(
+  points: Sequence[Mapping[str, Any]], column: str, against: str
+) -> Law | None:
   """The line through the points of tasks, each weighted by its interval.
 
   Those that are to check it have no part in it (`UNSEEN`).
@@ -198,6 +200,9 @@ def fit(points: Sequence[Mapping[str, Any]], column: str, against: str) -> Law:
     points: of law.json.
     column: such as mean.
     against: the method that TSD is held against.
+
+  Returns:
+    The line; None where fewer than two points have a ratio.
   """
   x, y, weight = [], [], []
   for at in points:
@@ -210,6 +215,8 @@ def fit(points: Sequence[Mapping[str, Any]], column: str, against: str) -> Law:
     x.append(logit(at["success"]["mean"]))
     y.append(math.log(found["value"]))
     weight.append(1 / max(math.log(high / low), 1e-3))
+  if len(x) < 2:
+    return None
   slope, at_even = np.polyfit(x, y, 1, w=weight)
   return Law(float(slope), float(at_even))
 

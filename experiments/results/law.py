@@ -161,8 +161,10 @@ def _points(
 def _line(
   points: Sequence[Mapping[str, Any]], column: str, against: str, theme: str
 ) -> list[str]:
-  """The fit, from the weakest start to the strongest."""
+  """The fit, from the weakest start to the strongest, where there is one."""
   made = law.fit(points, column, against)
+  if made is None:
+    return []
   ends = [p["success"]["mean"] for p in points]
   steps = [min(ends) * (max(ends) / min(ends)) ** (i / 16) for i in range(17)]
   path = "L".join(f"{_x(p):.1f} {_y(made.ratio(p)):.1f}" for p in steps)
@@ -180,6 +182,8 @@ def main(overrides):
   for column in law.COLUMNS:
     for against in AGAINST:
       made = law.fit(points, column, against)
+      if made is None:
+        continue
       ratios = ", ".join(f"{p:g}: {made.ratio(p):.2f}" for p in X_TICKS)
       print(
         f"{column} over {against}: {ratios}; even at {made.crossover or 0:.3f}"
