@@ -34,13 +34,12 @@ class Panel(NamedTuple):
   most_tokens: int  # Millions.
   most_accuracy: float
   tick: float  # Accuracy between two lines of the grid.
-  note: str = ""  # Beside the number of seeds.
 
 
 PANELS = (
   Panel("compare_countdown4", "Four numbers", 6, 0.25, 0.05),
   Panel("compare_countdown3", "Three numbers", 4, 0.4, 0.1),
-  Panel("compare_maze", "Maze", 5, 1.0, 0.2, ", earlier rules"),
+  Panel("compare_maze", "Maze", 5, 1.0, 0.2),
 )
 
 
@@ -89,10 +88,10 @@ def draw(contents: Sequence[Mapping[str, Any]], theme: str) -> str:
 
 def _legend(theme: str) -> list[str]:
   """Names of the lines, in two rows."""
-  starts = ((LEFT, 160, 330, 606), (LEFT, 160, 250, 330, 606))
+  starts = ((LEFT, 160, 310, 460), (LEFT, 160))
   names = (
-    ("tsd", "expert_iteration", "wide_best_of_n", "filtered_best_of_n"),
-    ("grpo", "cispo", "ppo", "best_of_n", "stopped_best_of_n"),
+    ("tsd", "expert_iteration", "filtered_best_of_n", "stopped_best_of_n"),
+    ("grpo", "ppo"),
   )
   parts = []
   for row, (row_starts, row_names) in enumerate(
@@ -122,7 +121,7 @@ def _axes(panel: Panel, content: Mapping[str, Any], theme: str) -> list[str]:
     text(
       PLOT_WIDTH,
       -14,
-      f"{seeds} seeds{panel.note}",
+      f"{seeds} seeds",
       ' text-anchor="end" opacity=".75"',
     ),
   ]

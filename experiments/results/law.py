@@ -28,7 +28,6 @@ from experiments.results.svg import (
 from tsd_jax.base import config as config_lib
 
 AGAINST = ("filtered_best_of_n", "grpo", "expert_iteration")
-NAMES = {"filtered_best_of_n": "filtered sampling"}
 TASKS = {
   "countdown3": "three numbers",
   "countdown4": "four numbers",
@@ -86,7 +85,7 @@ def _legend(points: Sequence[Mapping[str, Any]], theme: str) -> list[str]:
   """Colours of the methods, and shapes of the tasks."""
   parts, x = [text(LEFT, 16, "TSD over")], LEFT + 66
   for against in AGAINST:
-    name = NAMES.get(against, LINES[against].name)
+    name = LINES[against].name
     parts.append(
       f'<path d="M{x} 12h24" {stroke(LINES[against], theme)} fill="none"/>'
     )

@@ -28,18 +28,13 @@ LINES = {
   "tsd": Line("TSD", "#0a58ca", "#58a6ff", 2.8),
   "expert_iteration": Line("champions only", "#0a58ca", "#a5d0ff", 1.6, "5 3"),
   "filtered_best_of_n": Line(
-    "filtered sampling (numbers)", "#c46200", "#f0a04b", 1.6, "5 3"
+    "filtered sampling", "#c46200", "#f0a04b", 1.6, "5 3"
   ),
   "stopped_best_of_n": Line(
     "sampling until right", "#8a6d00", "#e3c04d", 1.6, "5 3"
   ),
-  "wide_best_of_n": Line(
-    "rejection sampling, as many prompts", "#c46200", "#f0a04b"
-  ),
   "grpo": Line("GRPO", "#1a7f45", "#56d37f"),
-  "cispo": Line("CISPO", "#8250b8", "#c497f0"),
   "ppo": Line("PPO", "#c2304a", "#ff7b86"),
-  "best_of_n": Line("rejection sampling", "#6b7280", "#9aa4b0", 1.6, "2 2"),
 }
 
 
