@@ -524,7 +524,8 @@ def test_health_by_counting(settings):
     entropy.append(scipy.stats.entropy(visits / visits.sum()))
   assert got["search_depth"] == pytest.approx(np.mean(depths))
   assert got["search_cut_off"] == pytest.approx(np.mean(cut))
-  assert got["search_wasted"] == pytest.approx(1 - len(depths) / (24 * B))
+  wasted = 1 - len(depths) / (24 * B)  # One less nearly 1: float32 has 1e-7.
+  assert got["search_wasted"] == pytest.approx(wasted, abs=1e-6)
   assert got["search_answers"] == pytest.approx((answers - repeated) / B)
   assert got["search_duplicates"] == pytest.approx(repeated / answers)
   assert got["search_visit_entropy"] == pytest.approx(np.mean(entropy))
