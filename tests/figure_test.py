@@ -7,14 +7,14 @@ import re
 import pytest
 
 from experiments import countdown
-from experiments.results import figure, picture
+from experiments.results import figure, picture, svg
 from experiments.results import law as law_drawing
 
 
 @pytest.mark.parametrize("theme", figure.THEMES)
 def test_the_committed_drawing_is_what_the_files_say(theme):
   """If this fails: python -m experiments.results.figure."""
-  committed = (figure.IMAGES / f"curves-{theme}.svg").read_text()
+  committed = (svg.IMAGES / f"curves-{theme}.svg").read_text()
   assert committed == figure.draw(figure.read(), theme)
   assert len(committed) < 60_000
 
@@ -57,7 +57,7 @@ def test_all_that_is_drawn_lies_inside_of_its_axes():
 @pytest.mark.parametrize("theme", picture.THEMES)
 def test_the_picture_of_an_iteration_has_the_defaults_counts(theme):
   """If this fails: python -m experiments.results.picture."""
-  committed = (picture.IMAGES / f"iteration-{theme}.svg").read_text()
+  committed = (svg.IMAGES / f"iteration-{theme}.svg").read_text()
   assert committed == picture.draw(countdown.get_config(), theme)
 
 

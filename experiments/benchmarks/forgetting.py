@@ -121,7 +121,7 @@ def main(overrides):
   """Trains what is missing, prints the rows, writes the JSON."""
   folder = pathlib.Path(config_lib.required(_WORKDIR))
   first = config_lib.from_flags(_CONFIG.value, overrides, "Experiment")
-  second = config_lib.from_flags(_SECOND.value, {})
+  second = config_lib.from_flags(_SECOND.value, {}, "Experiment")
   if second.model != first.model or second.task == first.task:
     raise config_lib.UserError(
       f"--second={_SECOND.value} must have the model of {_CONFIG.value} and "

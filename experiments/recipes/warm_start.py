@@ -48,7 +48,7 @@ def main(overrides):
   """Makes the file and prints what the model can do."""
   progress.quiet_libraries()
   file = _COUNTDOWN.get(_NUMBERS.value, _CONFIG.value)
-  experiment = config_lib.from_flags(file, overrides)
+  experiment = config_lib.from_flags(file, overrides, "Experiment")
   output = starts.place(_OUTPUT.value, experiment, file)
   first, second = map(int, _STEPS.value)
   examples = starts.Examples((first, second), _RELABEL.value, _BATCH.value)

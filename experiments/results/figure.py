@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from experiments.results.svg import (
   FOLDER,
-  IMAGES,
   LINES,
   MIDDLE,
   THEMES,
   page,
   stroke,
   text,
+  write,
 )
 from tsd_jax.base import config as config_lib
 
@@ -181,10 +181,7 @@ def main(overrides):
   """Writes both drawings."""
   del overrides
   contents = read()
-  for theme in THEMES:
-    file = IMAGES / f"curves-{theme}.svg"
-    file.write_text(draw(contents, theme), encoding="utf-8")
-    print(f"wrote {file}")
+  write("curves", lambda theme: draw(contents, theme))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from typing import Any
 from experiments.benchmarks import law
 from experiments.results.svg import (
   FOLDER,
-  IMAGES,
   LINES,
   MIDDLE,
   THEMES,
   page,
   stroke,
   text,
+  write,
 )
 from tsd_jax.base import config as config_lib
 
@@ -174,10 +174,7 @@ def main(overrides):
   """Writes both drawings, prints the lines."""
   del overrides
   points = read()
-  for theme in THEMES:
-    file = IMAGES / f"law-{theme}.svg"
-    file.write_text(draw(points, theme), encoding="utf-8")
-    print(f"wrote {file}")
+  write("law", lambda theme: draw(points, theme))
   for column in law.COLUMNS:
     for against in AGAINST:
       made = law.fit(points, column, against)

@@ -11,7 +11,7 @@ Command (a second): python -m experiments.results.picture
 from typing import NamedTuple
 
 from experiments import countdown
-from experiments.results.svg import IMAGES
+from experiments.results.svg import write
 from tsd_jax.base import config as config_lib
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.run.experiment import Experiment
@@ -217,10 +217,7 @@ def _samples(colours: Theme, samples: int, forks: int, width: int) -> list[str]:
 def main(overrides):
   """Writes the picture for both themes."""
   del overrides
-  for theme in THEMES:
-    file = IMAGES / f"iteration-{theme}.svg"
-    file.write_text(draw(countdown.get_config(), theme), encoding="utf-8")
-    print(f"wrote {file}")
+  write("iteration", lambda theme: draw(countdown.get_config(), theme))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ bytes on every machine.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 from xml.sax import saxutils
 
@@ -84,3 +85,16 @@ def stroke(line: Line, theme: str) -> str:
   dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
   colour = getattr(line, theme)
   return f'stroke="{colour}" stroke-width="{line.width}"{dashes}'
+
+
+def write(name: str, draw: Callable[[str], str]) -> None:
+  """Writes a drawing for each theme.
+
+  Args:
+    name: of the files, docs/images/NAME-THEME.svg.
+    draw: what it is of a theme.
+  """
+  for theme in THEMES:
+    file = IMAGES / f"{name}-{theme}.svg"
+    file.write_text(draw(theme), encoding="utf-8")
+    print(f"wrote {file}")

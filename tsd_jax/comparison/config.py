@@ -9,7 +9,6 @@ from tsd_jax.base.errors import UserError, refuse
 from tsd_jax.comparison import counts, entrants, tuning
 from tsd_jax.comparison.entrants import METHODS, Method, Spent
 from tsd_jax.comparison.tuning import Point
-from tsd_jax.learning import memory
 from tsd_jax.run import costs, evaluation, train
 from tsd_jax.run.experiment import Experiment
 
@@ -163,14 +162,7 @@ class Comparison:
     """Whether a method can run with a point's settings, here."""
     try:
       run = self.run(method, point, self.sweep_seed, TUNING, spent)
-      memory.check(
-        run.shape,
-        run.make_task(),
-        run.learner_config(),
-        run.mesh,
-        search_model=run.search_model,
-        runs=min(self.runs, len(self.seeds)),
-      )
+      train.check_memory(run, min(self.runs, len(self.seeds)))
     except (UserError, ValueError):
       return False
     return True

@@ -12,7 +12,7 @@ from tsd_jax.inference.rollout import Sampler
 from tsd_jax.learning.loss_terms import TERMS, LossTerm
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
-from tsd_jax.rewards.reward import Abstained
+from tsd_jax.rewards.reward import Abstained, marks
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
@@ -281,7 +281,7 @@ class LearnerConfig:
   @property
   def never(self) -> tuple[int, ...]:
     """Tokens that searches and champions know nothing of: they answer."""
-    return () if self.abstention is None else (self.abstention.mark,)
+    return marks(self.abstention)
 
   @property
   def answers(self) -> bool:

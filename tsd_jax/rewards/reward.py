@@ -41,6 +41,11 @@ class Abstained(NamedTuple):
     return (tokens_XT == self.mark).any(axis=-1)
 
 
+def marks(abstention: Abstained | None) -> tuple[int, ...]:
+  """Tokens by which a response abstains."""
+  return () if abstention is None else (abstention.mark,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward(abc.ABC):
   """Scores responses in pure JAX; a subclass is hashable (a frozen dataclass).
@@ -111,7 +116,7 @@ class Reward(abc.ABC):
   @property
   def never(self) -> tuple[int, ...]:
     """Tokens that searches and champions know nothing of: they answer."""
-    return () if self.abstention is None else (self.abstention.mark,)
+    return marks(self.abstention)
 
   def load(self) -> Any:
     """Parameters that `__call__` reads, read once by the host; () for none."""

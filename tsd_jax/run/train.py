@@ -142,14 +142,7 @@ def train_vmapped(
     tracking.check(config.log, len(configs))
   mesh = sharding.make_mesh(config.mesh)
   task, learner_config = config.make_task(), config.learner_config()
-  needs = memory.check(
-    config.shape,
-    task,
-    learner_config,
-    config.mesh,
-    search_model=config.search_model,
-    runs=len(configs),
-  )
+  needs = check_memory(config, len(configs))
   held_out = data.load_problems(config.task, config.eval.split)
   splits = data.load_splits(config.task)
   digests = data.digests(config.task, splits)
@@ -243,6 +236,26 @@ def _large_pages() -> str:
     return ""
   libc, _ = platform.libc_ver()
   return large_pages.hint(os.environ, sys.platform, libc)
+
+
+def check_memory(config: Experiment, runs: int = 1) -> str:
+  """Says what a run's search needs of a device.
+
+  Args:
+    config: the run.
+    runs: runs of that kind in one program.
+
+  Raises:
+    UserError: it does not fit.
+  """
+  return memory.check(
+    config.shape,
+    config.make_task(),
+    config.learner_config(),
+    config.mesh,
+    search_model=config.search_model,
+    runs=runs,
+  )
 
 
 def check_alike(configs: Sequence[Experiment]) -> None:
