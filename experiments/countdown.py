@@ -11,7 +11,7 @@ half teaches what the policy does already, and narrows it (docs/knobs.md).
 
 Command: python -m launch.train --config=experiments/countdown.py --workdir=DIR
 Baseline: add --config.algorithm=ppo --config.optimizer.learning_rate=3e-4 (the
-same loop without search, at its best rate).
+same loop without search, at a rate that suits it).
 """
 
 from tsd_jax.inference.rollout import RolloutConfig

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tests.small_experiment import get_config
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.types import Prompts
+from tsd_jax.models.phrases import Phrases
 from tsd_jax.rewards import algebra
+from tsd_jax.rewards.abstention import Abstention
 from tsd_jax.rewards.algebra import (
   Clip,
   Gate,
@@ -24,6 +26,7 @@ from tsd_jax.rewards.algebra import (
   Sum,
   TaskReward,
 )
+from tsd_jax.rewards.constrained import Constrained
 from tsd_jax.rewards.reward import Reward, Score, Scorer, check_range
 from tsd_jax.rewards.terms import Length
 from tsd_jax.tasks.task import OwnReward, Shaped
@@ -178,6 +181,7 @@ def table(*values, low=0.0, high=1.0, right=None):
 
 A = table(0.0, 0.5, 1.0, 0.25)
 B = table(-1.0, 2.0, 0.5, 3.0, low=-1.0, high=3.0)
+KNOWS = table(0.0, 1.0, right=(False, True))
 
 
 def test_a_weighted_sum_is_one():
@@ -373,6 +377,14 @@ def test_length_costs_what_it_says():
     (lambda: Sum((A,), correct_by=0), "knows correct answers"),
     (lambda: Sum((A,), correct_by=3), "knows correct answers"),
     (lambda: Length(-1), "must not be negative"),
+    (
+      lambda: Sum((Abstention(KNOWS, mark=5), Length())),
+      "Sum holds Abstention, whose abstention nobody would hear: put it outer",
+    ),
+    (
+      lambda: Gate(A, Constrained(A, Phrases(("no",)))),
+      "Gate holds Constrained, whose forbidden nobody would hear",
+    ),
     (lambda: Scorer(Sum((A,), (0.0,)), (EOS,)), "low=0.0 and high=0.0"),
     (lambda: Scorer(Clip(A, 1.0, 0.0), (EOS,)), "low=1.0 and high=0.0"),
     (lambda: Scorer(TaskReward(), (EOS,)), "low=nan"),

@@ -514,6 +514,13 @@ def test_a_run_is_trained_read_measured_and_exported(tmp_path):
     assert len(tsd.sample(candidate, prompt, num_samples=2)) == 2
   with pytest.raises(tsd.UserError, match="give its config"):
     tsd.evaluate(read)
+  # The run trains V_search; what it starts from never did.
+  kwargs |= dict(modes="greedy,search@8", search=tsd.SearchConfig(leaf="value"))
+  assert "search@8" in tsd.evaluate(run, **kwargs)
+  with pytest.raises(tsd.UserError, match="leaf=value values leaves by V_sea"):
+    tsd.evaluate(run.start(), CountdownConfig(numbers=3), **kwargs)
+  kwargs |= dict(modes="greedy")
+  tsd.evaluate(run.start(), CountdownConfig(numbers=3), **kwargs)
   with pytest.raises(tsd.UserError, match="positions"):
     tsd.search(run.model, prompt + " 1" * 30, lambda p, r: 0.0)
 

@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 
 from tsd_jax.search.branches import BranchPair, branch_pairs
 from tsd_jax.search.view import TreeNode
@@ -40,6 +41,12 @@ def test_the_last_place_where_a_solution_was_possible():
   ]
   assert BranchPair((7,), (9,), 0) not in branch_pairs(nodes, solved_at=0.5)
   assert branch_pairs(nodes, solved_at=1.5) == []
+
+
+def test_an_answer_at_the_bar_solves_as_the_tree_has_its_reward():
+  paid = float(np.float32(0.9))  # Below .9.
+  nodes = tree([((1,), -1.0, paid), ((2,), -2.0, 0.0)])
+  assert branch_pairs(nodes, solved_at=0.9) == [BranchPair((1,), (2,), 0)]
 
 
 ANSWERS = st.dictionaries(

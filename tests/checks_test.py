@@ -58,6 +58,17 @@ def test_a_broken_metric_is_named_with_what_is_kept():
   rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": float("inf"), "a": 0.0}]
   with pytest.raises(UserError, match="iteration 2: loss became inf; no such"):
     checks.check_rows(rows, "runs/x", "no such")
+
+
+@pytest.mark.parametrize("name", ["reward", "search_reward", "champion_reward"])
+def test_a_reward_that_breaks_is_blamed_and_not_the_rate(name):
+  """It breaks what is learned from it too, and that comes first by name."""
+  row = {"step": 1, "approx_kl": math.nan, name: math.nan, "steady": 1.0}
+  with pytest.raises(UserError, match="See what the reward gives"):
+    checks.check_rows([row], "runs/x", KEPT)
+  row |= {name: 1.0}
+  with pytest.raises(UserError, match="lower --config.optimizer"):
+    checks.check_rows([row], "runs/x", KEPT)
   checks.check_rows(rows[:1], "runs/x", "no such")
 
 

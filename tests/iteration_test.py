@@ -255,6 +255,10 @@ def test_the_ledger_is_a_hand_count():
       ),
       "set loss.value_weight > 0",
     ),
+    (
+      dict(rollout=dataclasses.replace(ROLLOUT, forks=0, samples=1)),
+      "compares the rows of a prompt, of which there is 1",
+    ),
   ],
 )
 def test_settings_that_do_not_fit_are_refused(change, words):

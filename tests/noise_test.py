@@ -159,9 +159,9 @@ def test_impossible_errors_are_refused(field, value):
 def test_the_truth_is_found_within():
   """However deep the verifier that errs stands, and with its parameters."""
   noisy = Noisy(TaskReward(), accept=0.1)
-  deep = Sum((Abstention(Confirmed(noisy), mark=5), Length()), (1.0, 0.1))
-  plain = Sum(
-    (Abstention(Confirmed(TaskReward()), mark=5), Length()), (1.0, 0.1)
+  deep = Abstention(Sum((Confirmed(noisy), Length()), (1.0, 0.1)), mark=5)
+  plain = Abstention(
+    Sum((Confirmed(TaskReward()), Length()), (1.0, 0.1)), mark=5
   )
   assert deep.truth() == plain
   assert deep.bind(REWARD).truth() == plain.bind(REWARD)

@@ -16,7 +16,7 @@ from flax import nnx
 from tests import small_game
 from tests.few_iterations import run
 from tsd_jax.base.types import Responses
-from tsd_jax.learning import iteration, losses
+from tsd_jax.learning import iteration, losses, methods
 from tsd_jax.learning.loss_terms import LossTerm
 from tsd_jax.learning.update import Batch, FixedParams, loss_fn
 from tsd_jax.run import load, train
@@ -213,3 +213,23 @@ def test_two_terms_of_a_name_and_negative_weights_are_refused():
     experiment(0.1, 0.2)
   with pytest.raises(ValueError, match="loss.entropy_square_weight=-1.0"):
     experiment(-1.0)
+
+
+@pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
+def test_every_method_keeps_the_terms_that_read_what_it_has(algorithm):
+  loss = (
+    experiment(0.3, champion=0.2, algorithm=algorithm).learner_config().loss
+  )
+  kept = {term.name for term in loss.terms}
+  samples = {"entropy_square"} if loss.policy_weight else set()
+  champions = {"surprise"} if loss.distils else set()
+  assert kept == samples | champions and kept
+
+
+def test_a_baseline_has_the_term_in_its_loss():
+  config = one_step(experiment(0.3, champion=0.7, algorithm="grpo"))
+  found = run(config).metrics
+  without = run(one_step(experiment(algorithm="grpo"))).metrics
+  assert "surprise" not in found
+  more = found["loss"][0] - without["loss"][0]
+  assert more == pytest.approx(0.3 * found["entropy_square"][0], rel=1e-4)

@@ -205,6 +205,39 @@ def test_a_quantile_of_rewards_that_are_alike_still_teaches(share):
   assert batch.used_CM.sum() == min(16, reward_Q1.sum())
 
 
+@pytest.mark.parametrize("source", ["trees", "samples"])
+def test_a_quantile_of_answers_without_any_worth_teaches_nothing(source):
+  config = experiment(
+    Judged(-3, 3), champion_gate="quantile", distilled_prompts=16
+  ).learner_config()
+  if source == "trees":
+    found = iteration.Found(
+      jnp.zeros((50, 1, 3), jnp.int32), jnp.ones((50, 1), bool),
+      jnp.zeros((50, 1)), jnp.zeros(50), None,
+    )  # fmt: skip
+    asked = data.load_problems(BASE.task, "train")[:50]
+    batch = iteration.choose_distillation_batch(
+      jax.random.key(0), jax.tree.map(jnp.asarray, asked), found, config
+    )
+  else:
+    fields = dict.fromkeys(Responses._fields)
+    fields |= dict(
+      tokens_BGT=jnp.arange(24 * 2).reshape(4, 6, 2),
+      reward_BG=jnp.full((4, 6), -3.0),
+    )
+    config = dataclasses.replace(
+      config,
+      loss=dataclasses.replace(
+        config.loss, champion_source="samples", distilled_prompts=4
+      ),
+      searches=False,
+      rollout=dataclasses.replace(BASE.rollout, prompts=4, samples=6),
+    )
+    task = experiment(Judged(-3, 3), champion_gate="quantile").make_task()
+    batch = chosen(task, config, Responses(**fields))
+  assert not batch.used_CM.any()
+
+
 def chosen(task, config, responses):
   """What is distilled of the policy's own samples; the order is random."""
   asked = data.load_problems(BASE.task, "train")[: len(responses.reward_BG)]

@@ -193,6 +193,23 @@ def test_every_answer_is_finished_scored_and_priced(settings):
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_a_rollout_s_answer_has_the_log_probability_of_the_model(temperature):
+  """Whatever temperature it was drawn at."""
+  result = search(rule="puct", leaf="rollout", rollout_temperature=temperature)
+  nodes, rolled = result.tree.embeddings, 0
+  for row, n in np.argwhere(nodes.has_answer):
+    answer = nodes.answer_tokens[row, n]
+    (end,) = np.flatnonzero(answer == EOS)
+    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
+    for token in answer[: end + 1]:
+      total += next_log_prob(tokens)[0][token]
+      tokens += (int(token),)
+    assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
+    rolled += end >= nodes.depth[row, n]
+  assert rolled > 8
+
+
 @pytest.mark.parametrize("settings", [ALL[0], ALL[3]], ids=name)
 def test_each_of_several_end_tokens_ends_a_response(settings):
   ends, last = (EOS, 9), set()
@@ -219,6 +236,14 @@ def test_each_of_several_end_tokens_ends_a_response(settings):
       tokens += (int(token),)
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
   assert last == set(ends)
+  # An answer is the same one, whichever token ends it.
+  found = champions_lib.champions(jax.tree.map(jnp.asarray, tree), 6, ends)
+  for row in range(B):
+    answers = [
+      tuple(itertools.takewhile(lambda t: t not in ends, map(int, tokens)))
+      for tokens in found.tokens_BMT[row][found.valid_BM[row]]
+    ]
+    assert len(answers) > 1 and len(set(answers)) == len(answers)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=name)
@@ -508,7 +533,8 @@ def test_health_by_counting(settings):
   depths, cut, answers, repeated, entropy = [], [], 0, 0, []
   assert np.any(nodes.cut_off & nodes.has_answer) == ends_at_once(settings)
   for row in range(B):
-    children = [n for _, _, n in tried(tree, row)]
+    over = nodes.finished[row] | nodes.cut_off[row]
+    children = [n for parent, _, n in tried(tree, row) if not over[parent]]
     depths += [nodes.depth[row, n] for n in children]
     cut += [
       nodes.cut_off[row, n] and not nodes.has_answer[row, n] for n in children

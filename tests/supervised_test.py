@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,6 +47,17 @@ def test_supervised_training_learns_every_task_it_is_given():
   assert one[0] < start[0] / 2 and two[0] < start[0] / 2
   assert two[1] < start[1] / 2  # The second task was among the examples here,
   assert two[1] < one[1] / 2  # and here it was not.
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 19])
+def test_of_a_few_steps_the_first_is_not_lost(steps):
+  """Adam's first step is as long as the rate, whatever the gradient."""
+  optimizer = supervised.make_optimizer(0.5, steps)
+  params = {"w": jnp.zeros(2)}
+  update, _ = optimizer.update(
+    {"w": jnp.array([0.3, -0.1])}, optimizer.init(params), params
+  )
+  np.testing.assert_allclose(update["w"], [-0.5, 0.5], rtol=1e-4)
 
 
 def test_examples_never_ask_a_held_out_problem():

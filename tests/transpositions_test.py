@@ -75,8 +75,9 @@ def test_what_has_come_to_the_same_is_judged_alike_ever_after(game):
   config, prompt, letters = GAMES[game]
   task, prompt_P = config.make(), np.array(encode(prompt))
   response_QT = random_responses(config, prompt_P, letters, 300)
-  length_M = np.tile(np.arange(1, task.response_length), len(response_QT))
-  whole_MT = np.repeat(response_QT, task.response_length - 1, axis=0)
+  # Whole ones too, whose last token ends them or does not.
+  length_M = np.tile(np.arange(1, task.response_length + 1), len(response_QT))
+  whole_MT = np.repeat(response_QT, task.response_length, axis=0)
   begun_MT = np.array(
     [
       fill(r[:n], task.response_length)

@@ -4,7 +4,10 @@ from absl import flags
 
 # A test process imports several scripts with flags of these names.
 CONFIG = flags.DEFINE_string(
-  "config", "experiments/countdown.py", "Experiment file.", allow_override=True
+  "config",
+  "experiments/countdown_balanced.py",
+  "Experiment file.",
+  allow_override=True,
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of all runs.", allow_override=True

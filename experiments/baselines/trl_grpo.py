@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer on our task, beside our own GRPO.
 
 A comparison is worth what its baselines are worth. TRL gets the same starting
-weights (exported to its format), training problems, reward, group of 9 samples
+weights (exported to its format), training problems, reward, group of 10 samples
 for 128 prompts, 8 minibatches, Adam, clip and learning rate, and no KL term;
 both are measured by our evaluation on the same held-out problems. What stays
 different: TRL shuffles rows over minibatches where we keep a prompt's rows

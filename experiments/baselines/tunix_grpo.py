@@ -1,7 +1,7 @@
 """Tunix's GRPOLearner on our task, beside our own GRPO.
 
 As trl_grpo.py: the same starting weights (read by Tunix from a safetensors
-file), training problems, reward, group of 9 samples a prompt, 16 prompts an
+file), training problems, reward, group of 10 samples a prompt, 16 prompts an
 optimiser step, Adam, learning rate, no KL term; both measured by our evaluation
 on the same held-out problems. Tunix gets help in two places: its Llama turns
 positions at base 10^6 whatever the file says, and its sampler drops the end

@@ -22,17 +22,21 @@ PAGE = FOLDER.parent / "RESULTS.md"
 _HEAD = """# Results
 
 Made by `python -m experiments.results.page` from the files in `results/`; do
-not edit. Intervals in brackets are 95 % bootstrap intervals over seeds, of both
-methods resampled independently; with few seeds they are coarse, and a single
-one has none. An accuracy is followed by the lowest and the highest seed.
+not edit. Intervals in brackets are of 95 %. Where the methods had trials of
+their own they are over seeds and families of problems (columns of test
+problems) or a jackknife over seeds (curves). Elsewhere they are bootstraps over
+seeds, of both methods resampled independently: with few seeds too narrow, and
+blind to the problems' being a sample. A single seed has none. An accuracy is
+followed by the lowest and the highest seed.
 
-- **update step**: one optimiser step. All methods of a comparison run as many
-  tokens forward and backward in it; baselines round up to whole rows. Beside
+- **update step**: one optimiser step. Those that sample run as many tokens
+  forward and backward in it, baselines rounded up to whole rows. Beside
   them stand the prompts that were sampled on, those whose champions were
   distilled, those that a tree was searched for, and the ledger tokens (every
   token that any model reads; one forward and backward counts three).
-- **steps to its last**: update steps that the first method needs to reach the
-  other's last accuracy, over the steps that the other needs; below 1 is better.
+- **steps to its last**: tokens that the first method's update steps read until
+  it has the other's last accuracy, over what the other's read until then; the
+  ratio of their numbers where all steps are of one size. Below 1 is better.
 - **accuracy at equal tokens**: the first method's accuracy over the other's at
   the end of the shorter run, and at half of its tokens; above 1 is better.
   Where learning rates fall to 0 (three numbers, the maze, SmolLM2), both runs

@@ -16,6 +16,7 @@ from tsd_jax.models import (
 from tsd_jax.models.text_tokenizer import TextTokenizer
 from tsd_jax.models.tokenizer import Tokenizer
 from tsd_jax.models.transformer import ModelConfig
+from tsd_jax.search.config import SearchConfig
 
 # What a model is asked: a text, or the messages of a chat, each
 # `{"role": "user", "content": "..."}`.
@@ -65,6 +66,21 @@ class Model:
       f"{c.num_layers} layers of {c.d_model}, {c.vocab_size:,} tokens"
       f"{f', {positions:,} positions' if positions else ''})"
     )
+
+  def check_value(self, search: SearchConfig) -> None:
+    """Refuses a search that values leaves by what was never trained.
+
+    Args:
+      search: how to search.
+
+    Raises:
+      UserError: it reads V_search, which is as it was initialised.
+    """
+    if search.needs_value and not self.value_trained:
+      raise UserError(
+        f"leaf={search.leaf} values leaves by V_search, which {self.name} "
+        "never trained: use leaf=rollout or none"
+      )
 
   @property
   def chats(self) -> bool:

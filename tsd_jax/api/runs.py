@@ -14,7 +14,7 @@ from tsd_jax.base.ledger import Ledger
 from tsd_jax.models import hf
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run import train as train_lib
-from tsd_jax.run.experiment import EvalConfig, Experiment, initial_params
+from tsd_jax.run.experiment import EvalConfig, Experiment, read_init
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import TaskConfig
@@ -58,13 +58,13 @@ class Run:
     Raises:
       UserError: `config.init` cannot be read any more.
     """
-    graphdef, params = initial_params(self.config)
+    graphdef, params, trained = read_init(self.config)
     return dataclasses.replace(
       self.model,
       name=f"the start of {self.workdir}",
       graphdef=graphdef,
       params=params,
-      value_trained=False,
+      value_trained=trained,
     )
 
 
@@ -176,15 +176,19 @@ def evaluate(
   seed = (run.config.seed if run else 0) if seed is None else seed
   if not 0 < temperature < math.inf:
     raise UserError(f"{temperature=} must be above 0; or use modes='greedy'")
+  modes = own.modes if modes is None else modes
+  search = search or (run.config.search if run else SearchConfig())
+  if any(kind == "search" for kind, _ in evaluation.parse_modes(modes)):
+    policy.check_value(search)
   results = evaluation.evaluate(
     policy.graphdef,
     policy.params,
     made,
     data.load_problems(config, split)[slice(max_problems)],
-    own.modes if modes is None else modes,
+    modes,
     seed=seed,
     temperature=temperature,
-    search=search or (run.config.search if run else None),
+    search=search,
     reward_params=reward_params.read(made.reward, run.workdir) if run else (),
   )
   step = run.step if run else 0

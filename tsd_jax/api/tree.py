@@ -267,11 +267,7 @@ def _search_config(
     config = dataclasses.replace(config, **settings)
   except ValueError as error:
     raise UserError(str(error).replace("search.", "")) from None
-  if config.needs_value and not model.value_trained:
-    raise UserError(
-      f"leaf={config.leaf} values leaves by V_search, which {model.name} never "
-      "trained: use leaf=rollout or none"
-    )
+  model.check_value(config)
   if config.leaf == "progress":
     raise UserError(
       "leaf=progress is for the rewards of runs: a function on the host judges "

@@ -411,7 +411,10 @@ def _content(
   }
   if start is not None:
     found["start"] = columns.of_method([start], groups)
+    found["start_counts"] = start
     counted = {m: of.counts for m, of in ended.items()}
+    # All runs have it in common: its answers vary between problems alone.
+    counted["start"] = [start] * len(config.seeds)
     found["columns"] = columns.contrast(counted, groups)
     found["groups"] = groups._asdict()
   return found

@@ -40,8 +40,9 @@ class Sampled(NamedTuple):
 
   tokens_RT: Array
   mask_RT: Array  # True up to and including the end token.
-  # Of the distribution sampled from (temperature applied); 0 where the
-  # environment wrote the token, as is the entropy.
+  # Of the distribution sampled from (temperature applied), or the model's own
+  # if `sample` was asked for that; 0 where the environment wrote the token, as
+  # is the entropy.
   log_prob_RT: Array
   value_RT: Array  # V_pi before each token.
   entropy_RT: Array
@@ -79,6 +80,7 @@ def sample(
   stop_ids: Collection[int] = (),
   observe: Observer | None = None,
   run_last: bool = False,
+  own_log_prob: bool = False,
 ) -> Sampled:
   """Samples responses until an end token or `length` tokens in all.
 
@@ -98,6 +100,7 @@ def sample(
       stops before an observation that does not fit behind its own tokens.
     run_last: run the last tokens of rows too, which chooses nothing any more,
       so that responses can go on from there.
+    own_log_prob: log-probabilities are those of temperature 1.
 
   Returns:
     The sampled tokens with their behaviour log-probabilities. Rows are T long;
@@ -131,6 +134,7 @@ def sample(
     stops_V=stops_V if stop_ids else None,
     observe=observe,
     run_last=run_last,
+    own_log_prob=own_log_prob,
   )
   x_RD = prefix.x_BD
   if fork is not None:  # The hidden states at the fork were not kept.
@@ -171,6 +175,7 @@ class _Loop:
   stops_V: Any  # None where only the end token stops a row.
   observe: Observer | None
   run_last: bool
+  own_log_prob: bool
 
   def start(self, x_RD: Array) -> _State:
     """Nothing is sampled yet."""
@@ -214,7 +219,8 @@ class _Loop:
     """Writes the tokens of a step, and who goes on after it."""
     step, out, alive_R = state.step, state.out, state.alive_R
     x_RD = state.x_RD if x_RD is None else x_RD
-    z_RV = self.model.logits(x_RD) / self.temperature
+    own_z_RV = self.model.logits(x_RD)
+    z_RV = own_z_RV / self.temperature
     softmax = vocabulary.softmax(z_RV)
     if self.uniform_RT is None:
       token_R = jnp.argmax(z_RV, axis=-1)
@@ -226,8 +232,11 @@ class _Loop:
       alive_R &= fits_R
       chooses_R = alive_R & ~written_R
       token_R = jnp.where(written_R, first_R, token_R)
+    total_R = softmax.log_total_X
+    if self.own_log_prob:
+      z_RV, total_R = own_z_RV, vocabulary.softmax(own_z_RV).log_total_X
     chosen_R = jnp.take_along_axis(z_RV, token_R[:, None], axis=1)[:, 0]
-    chosen_R -= softmax.log_total_X
+    chosen_R -= total_R
     value_R, _ = self.model.values(x_RD)
     columns = dict(
       tokens_RT=jnp.where(alive_R, token_R, self.pad_id),

@@ -237,6 +237,13 @@ class LearnerConfig:
         f"{self.prompts} prompts that are searched: rollout.prompts times "
         "search.width"
       )
+    compares = self.loss.policy_weight > 0 and self.loss.advantage != "gae"
+    if compares and self.rollout.group < 2:
+      yield (
+        f"loss.advantage={self.loss.advantage} compares the rows of a prompt, "
+        f"of which there is {self.rollout.group}: set rollout.samples=2 or "
+        "more (a baseline: a lower rollout.baseline_prompts)"
+      )
     if self.loss.advantage != "tree" and self.rollout.forked:
       yield (
         f"loss.advantage={self.loss.advantage} knows no forks: set "

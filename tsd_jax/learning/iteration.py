@@ -33,6 +33,7 @@ from tsd_jax.learning.update import (
   update,
 )
 from tsd_jax.models import lora
+from tsd_jax.models.tokenizer import one_end
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import champions as champions_lib
@@ -89,7 +90,7 @@ class Found(NamedTuple):
 
   tokens_QMT: Array  # Champions, best first.
   used_QM: Array  # bool, whether they may be distilled.
-  reward_QM: Array  # Theirs: of trees from 0 to 1, 0 where there is no answer.
+  reward_QM: Array  # Theirs, from 0 to 1; 0 where there is no answer.
   # The search model's probability of the correct answers in the tree: 0 where
   # none was found.
   success_prob_Q: Array
@@ -280,7 +281,7 @@ def read_trees(
   config: LearnerConfig, scorer: Scorer, tree
 ) -> tuple[Found, dict[str, Array]]:
   """What finished trees teach, with metrics."""
-  best = champions_lib.champions(tree, config.loss.champions)
+  best = champions_lib.champions(tree, config.loss.champions, config.end_ids)
   greedy_B = champions_lib.greedy_reward(tree)
   used_BM = best.valid_BM
   match config.loss.champion_gate:
@@ -357,9 +358,12 @@ def choose_distillation_batch(
     reward_QM = jnp.where(used_QM, found.reward_QM, jnp.nan)
     bar = jnp.nanquantile(reward_QM, config.loss.champion_quantile)
     above_QM = used_QM & (found.reward_QM > bar)
-    # Where so many have the highest reward that none is above: those.
+    # Where so many have the highest reward that none is above: those, unless
+    # it is the least that there is.
     used_QM = jnp.where(
-      jnp.any(above_QM), above_QM, used_QM & (found.reward_QM >= bar)
+      jnp.any(above_QM),
+      above_QM,
+      used_QM & (found.reward_QM >= bar) & (found.reward_QM > 0.0),
     )
   has_Q = jnp.any(used_QM, axis=1)
   rank_Q = has_Q + jax.random.uniform(key, has_Q.shape)
@@ -420,7 +424,8 @@ def best_samples(program: Program, responses: Responses) -> Found:
   """What the policy's own samples teach, as rejection sampling has it."""
   config = program.config
   count, tokens_BGT = config.loss.champions, responses.tokens_BGT
-  same_BGG = jnp.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
+  alike_BGT = one_end(tokens_BGT, config.end_ids)
+  same_BGG = jnp.all(alike_BGT[:, :, None] == alike_BGT[:, None], axis=-1)
   repeats_BG = jnp.any(jnp.tril(same_BGG, k=-1), axis=2)
   ranked_BG = jnp.where(repeats_BG, -jnp.inf, responses.reward_BG)
   _, row_BM = jax.lax.top_k(ranked_BG, count)
@@ -434,9 +439,8 @@ def best_samples(program: Program, responses: Responses) -> Found:
     case "better":
       mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
       used_BM &= reward_BM > mean_B1 + config.loss.champion_margin
-  return Found(
-    tokens_BMT, used_BM, reward_BM, jnp.mean(success_BG, axis=1), None
-  )
+  unit_BM = program.scorer(()).unit(reward_BM)
+  return Found(tokens_BMT, used_BM, unit_BM, jnp.mean(success_BG, axis=1), None)
 
 
 def choose_groups(key: Array, responses: Responses, count: int) -> Array:

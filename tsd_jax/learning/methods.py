@@ -15,7 +15,7 @@ from tsd_jax.learning.config import (
   LossConfig,
   OptimizerConfig,
 )
-from tsd_jax.learning.loss_terms import TERMS
+from tsd_jax.learning.loss_terms import TERMS, LossTerm
 from tsd_jax.models.lora import NO_ADAPTERS, LoraConfig
 from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
 from tsd_jax.search.config import SearchConfig
@@ -25,9 +25,9 @@ Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-# What champions teach alone: no other term reads anything.
+# What champions teach alone: no other built-in term reads anything.
 _SUPERVISED = dict.fromkeys(WEIGHTS, 0.0) | dict(
-  advantage="group", champion_weight=1.0, terms=()
+  advantage="group", champion_weight=1.0
 )
 
 
@@ -130,6 +130,11 @@ def _check_gate(loss: LossConfig, task: Task) -> None:
     )
 
 
+def _reading(loss: LossConfig, kind: str) -> tuple[LossTerm, ...]:
+  """Terms of the user's own that read what a method has."""
+  return tuple(term for term in loss.terms if term.reads == kind)
+
+
 def _expert_iteration(
   ours: LearnerConfig, task: Task, refresh_every: int
 ) -> LearnerConfig:
@@ -138,6 +143,7 @@ def _expert_iteration(
   loss = dataclasses.replace(
     ours.loss,
     **_SUPERVISED,
+    terms=_reading(ours.loss, "champions"),
     champion_source="search",
     distilled_prompts=min(most, ours.rollout.prompts * ours.search.width),
   )
@@ -158,10 +164,11 @@ def _baseline(
   calls = ours.optimizer.minibatches
   tokens = ours.update_tokens(task) - ours.prompt_tokens(task, prompts, calls)
   # The group of a baseline, champions included; the last row counts up.
-  rows = max(1, -(-(tokens // prompts) // T))
+  rows = max(1, -(-tokens // (prompts * T)))
   # Terms that read champions, and V_search, are the tree's.
   own = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
-  own |= dict(success_weight=0.0, abstention_weight=0.0, terms=())
+  own |= dict(success_weight=0.0, abstention_weight=0.0)
+  own |= dict(terms=_reading(ours.loss, "samples"))
   # A recipe may do without it; it is all that they have.
   own |= dict(policy_weight=ours.loss.policy_weight or 1.0)
   match algorithm:
@@ -175,8 +182,9 @@ def _baseline(
       own |= dict(policy="cispo", advantage="group")
     case "best_of_n":
       own = _SUPERVISED | dict(
-        champion_source="samples", champions=rows, distilled_prompts=prompts
-      )
+        champion_source="samples", champions=rows, distilled_prompts=prompts,
+        terms=_reading(ours.loss, "champions"),
+      )  # fmt: skip
   more = ours.rollout.oversample
   rollout = ours.rollout.without_forks(
     prompts=prompts * more,

@@ -107,13 +107,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Adam whose rate rises over 50 steps and falls as a cosine over all.
 
+  A few steps begin at the peak, so that the first of them is not lost.
+
   Args:
     learning_rate: its peak.
     steps: all that are taken.
     end: where it ends.
   """
+  warm_up = min(50, steps // 2) if steps >= 20 else 0
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(50, steps // 2), steps, end
+    0.0, learning_rate, warm_up, steps, end
   )
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 

@@ -75,6 +75,12 @@ def is_end(tokens_X: Any, end_ids: Sequence[int]) -> Any:
   return functools.reduce(operator.or_, (tokens_X == i for i in end_ids))
 
 
+def one_end(tokens_X: Any, end_ids: Sequence[int]) -> Any:
+  """The same answers with the first of the end tokens, whichever ended them."""
+  is_end_X = is_end(tokens_X, end_ids)
+  return tokens_X * ~is_end_X + end_ids[0] * is_end_X
+
+
 def before_end(
   tokens: Iterable[int], end_ids: Sequence[int]
 ) -> tuple[list[int], bool]:

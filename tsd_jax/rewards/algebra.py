@@ -70,6 +70,14 @@ class Combined(Reward):
     for member in members:
       if not isinstance(member, Reward):
         raise ValueError(f"{name} holds {member!r}, which is no reward")
+      # Which tokens abstain, are forbidden, or are audited, is the whole
+      # reward's to say: within a sum it would be said to nobody.
+      for of in ("abstention", "forbidden"):
+        if getattr(member, of) is not None:
+          raise ValueError(
+            f"{name} holds {type(member).__name__}, whose {of} nobody would "
+            f"hear: put it outermost, around {name}"
+          )
     by = self.correct_by
     if by is not None:
       if not 0 <= by < len(members) or not members[by].knows_correct:

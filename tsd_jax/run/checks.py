@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ def _broken(where, step, what, value, kept) -> UserError:
   remedy = (
     "Try a lower --config.optimizer.learning_rate or --config.loss.clip_high"
   )
-  if what.startswith(("reward", "search_reward", "champion_reward")):
+  if re.search(r"\b(search_|champion_)?reward", what):
     remedy = "See what the reward gives: it must be a number"
   return UserError(
     f"{where}, iteration {step}: {what} became {value:g}; {kept}. {remedy}"

@@ -31,7 +31,7 @@ from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses, memory
 from tsd_jax.models.phrases import Automaton
-from tsd_jax.models.tokenizer import is_end
+from tsd_jax.models.tokenizer import is_end, one_end
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Score, Scorer
 from tsd_jax.search import champions as champions_lib
@@ -182,8 +182,7 @@ def headline(modes: str) -> str:
 def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
   """Index of each prompt's most frequent finished response, the first of it."""
   end_BGT = is_end(tokens_BGT, end_ids)
-  # The same answer, whichever of the end tokens follows it.
-  tokens_BGT = np.where(end_BGT, end_ids[0], tokens_BGT)
+  tokens_BGT = one_end(tokens_BGT, end_ids)
   same_BGG = np.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
   finished_BG = np.any(end_BGT, axis=-1)
   return np.argmax(same_BGG.sum(axis=2) * finished_BG, axis=1)

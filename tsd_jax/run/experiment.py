@@ -284,11 +284,21 @@ def initial_params(config: Experiment) -> tuple[Any, Any]:
       needs, or its V_search was never trained but the search values leaves by
       it.
   """
-  _check_positions(config, "init")
-  graphdef, params, trained = _read(config.init, config.shape, config.seed)
+  graphdef, params, trained = read_init(config)
   if config.search_init is None:
     _check_value(config, "init", trained)
   return graphdef, params
+
+
+def read_init(config: Experiment) -> tuple[Any, Any, bool]:
+  """What a run starts from, and whether its V_search was ever trained.
+
+  Raises:
+    UserError: if `init` cannot be read, or has fewer positions than the task
+      needs.
+  """
+  _check_positions(config, "init")
+  return _read(config.init, config.shape, config.seed)
 
 
 def search_model(config: Experiment) -> tuple[Any, Any]:

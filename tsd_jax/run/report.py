@@ -206,13 +206,13 @@ def comparison_page(
     [
       "<h1>Comparison of methods</h1>",
       f"<pre>{html.escape(table)}</pre>",
-      "<p>steps to its last: update steps that tsd needs for the other's "
-      "last accuracy, as a fraction of what the other needs; x at equal "
-      "tokens: tsd's accuracy over the other's; in brackets 95 % bootstrap "
-      "intervals over seeds; P: probability that a run of tsd beats one of the "
-      "other at equal tokens; x tokens/step: what an update step of tsd costs "
-      "in ledger tokens, over the other's. An update step has as many "
-      "backward tokens for every method, up to whole rows.</p>",
+      "<p>steps to its last: tokens that tsd's update steps read until it has "
+      "the other's last accuracy, as a fraction of what the other's read until "
+      "then (the ratio of their numbers where steps are of one size); x at "
+      "equal tokens: tsd's accuracy over the other's; in brackets 95 % "
+      "intervals, of columns over seeds and families of problems, of curves a "
+      "jackknife over seeds; P: probability that a run of tsd beats one of the "
+      "other at equal tokens.</p>",
       "<h2>Held-out accuracy</h2>",
       drawing.grid(
         plots.held_out(

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from tsd_jax.search.view import TreeNode
 
 
@@ -37,8 +39,9 @@ def branch_pairs(
   ranked = sorted(
     found.items(), key=lambda item: (-item[1].answer_log_prob, item[0])
   )
-  solved = [a for a, n in ranked if (n.reward or 0.0) >= solved_at]
-  failed = [a for a, n in ranked if (n.reward or 0.0) < solved_at]
+  bar = np.float32(solved_at)  # As the tree has its rewards.
+  solved = [a for a, n in ranked if (n.reward or 0.0) >= bar]
+  failed = [a for a, n in ranked if (n.reward or 0.0) < bar]
   pairs: dict[tuple[int, ...], BranchPair] = {}
   for theirs in failed if solved else ():
     ours = max(solved, key=lambda answer: _shared(answer, theirs))

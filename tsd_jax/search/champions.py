@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mctx
 
 from tsd_jax.base.types import Array
+from tsd_jax.models.tokenizer import one_end
 
 
 class Champions(NamedTuple):
@@ -30,7 +31,9 @@ class PathTargets(NamedTuple):
   forbidden_BTA: Array | None = None
 
 
-def champions(tree: mctx.Tree, count: int) -> Champions:
+def champions(
+  tree: mctx.Tree, count: int, end_ids: tuple[int, ...] = ()
+) -> Champions:
   """Best answers by reward, then by search-model log-probability.
 
   Rollout answers count as well as paths. Unfinished paths never do, and equal
@@ -39,6 +42,8 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   Args:
     tree: a finished search.
     count: M.
+    end_ids: tokens that end a response; which of them does makes no other
+      answer.
 
   Returns:
     The champions, best first.
@@ -46,6 +51,9 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
   nodes = tree.embeddings
   B, N = nodes.reward.shape
   rows = jnp.arange(B)
+  alike_BNT = nodes.answer_tokens
+  if end_ids:
+    alike_BNT = one_end(alike_BNT, end_ids)
   keys = (nodes.answer_log_prob, nodes.reward)
   order_BN = jnp.flip(jnp.lexsort(keys, axis=-1), axis=-1)
   rank_BN = (
@@ -58,7 +66,7 @@ def champions(tree: mctx.Tree, count: int) -> Champions:
     node_B = jnp.argmin(jnp.where(left_BN, rank_BN, N), axis=1)
     valid_B = jnp.any(left_BN, axis=1)
     tokens_BT = nodes.answer_tokens[rows, node_B]
-    same_BN = jnp.all(nodes.answer_tokens == tokens_BT[:, None], axis=-1)
+    same_BN = jnp.all(alike_BNT == alike_BNT[rows, node_B][:, None], axis=-1)
     found = Champions(
       tokens_BT,
       jnp.where(valid_B, nodes.reward[rows, node_B], 0.0),

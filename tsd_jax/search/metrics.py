@@ -16,8 +16,8 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
 
   Returns:
     search_depth: tokens from the root to a node.
-    search_wasted: simulations that visited a finished node again, or had no
-      tree to grow.
+    search_wasted: simulations that went below a finished node, visited one
+      again, or had no tree to grow.
     search_answers: distinct finished responses in a tree.
     search_duplicates: fraction of the answers found that were there already.
     search_cut_off: fraction of the nodes whose path is full, or was drawn
@@ -30,7 +30,9 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
   """
   nodes = tree.embeddings
   B = nodes.reward.shape[0]
-  grown_BN = (tree.node_visits > 0).at[:, 0].set(False)
+  over_BN = nodes.finished | nodes.cut_off
+  below_BN = jnp.take_along_axis(over_BN, jnp.maximum(tree.parents, 0), axis=1)
+  grown_BN = ((tree.node_visits > 0) & ~below_BN).at[:, 0].set(False)
   grown = jnp.maximum(jnp.sum(grown_BN), 1)
 
   def fraction(x_BN):

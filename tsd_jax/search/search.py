@@ -412,6 +412,7 @@ class Search:
       end_ids=task.end_ids,
       pad_id=task.pad_id,
       temperature=self.config.rollout_temperature,
+      own_log_prob=self.config.rollout_temperature != 1.0,
       more_segments=(path,),
       room_R=jnp.where(done_B, 0, T - node.depth),
       observe=sampling.observer(

@@ -207,7 +207,7 @@ class Countdown:
 
     An operation counts as done when its operands are there, with its result to
     be written: `2 * 2` and `2 + 2` are one state_key. A response that breaks a
-    rule is a state_key of its own.
+    rule, or has no room left, is a state_key of its own.
     """
     config = self.config
     slot_XJ = prompt_XP[..., : config.numbers].astype(jnp.int32)
@@ -238,8 +238,10 @@ class Countdown:
     own_XZ = own_state_key(response_XT)
     rest = own_XZ.shape[-1] - config.numbers - 3
     parts.append(jnp.full((*length_X.shape, rest), -1))
+    # A whole response ends with a token that no part of the key has.
+    shared_X = legal_X & (length_X < self.response_length)
     return jnp.where(
-      legal_X[..., None], jnp.concatenate(parts, axis=-1), own_XZ
+      shared_X[..., None], jnp.concatenate(parts, axis=-1), own_XZ
     )
 
   def describe(

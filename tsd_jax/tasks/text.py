@@ -84,8 +84,15 @@ class TextConfig(TaskConfig):
   def __post_init__(self):
     """Refuses impossible values."""
     super().__post_init__()
-    for field in ("prompt_length", "response_length"):
-      self.need(int, field, lambda x: x >= 1, "use an integer from 1 on")
+    self.need(
+      int, "prompt_length", lambda x: x >= 1, "use an integer from 1 on"
+    )
+    self.need(
+      int,
+      "response_length",
+      lambda x: x >= 2,
+      "use an integer from 2 on, for a token and the end",
+    )
     self.need(int, "rows", lambda x: x >= 0, "use an integer from 0 on")
     self._check_range()
     try:
