@@ -3,6 +3,9 @@
 python -m launch.evaluate --workdir=runs/tsd --mode=greedy,mean@16,pass@8
 python -m launch.evaluate --workdir=runs/tsd --base --mode=best@8,search@64
 
+Of a start that was sampled (--base, mean@K) it says which method is to be
+expected to teach it best.
+
 Modes are defined at --mode below, and in docs/commands.md.
 """
 
@@ -36,6 +39,7 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
+  from tsd_jax.comparison import law
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
   from tsd_jax.run.experiment import initial_params
@@ -94,6 +98,10 @@ def main(overrides):
     )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluation.table(results))
+  sampled = evaluation.headline(modes)
+  plain = temperature == 1 and task.reward.knows_correct
+  if _BASE.value and plain and sampled.startswith("mean@"):
+    print(law.expectation(results[sampled]["accuracy"]))
   for function, counts in callback.report().items():
     print(function, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)

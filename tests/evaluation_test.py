@@ -255,6 +255,10 @@ def test_the_base_is_measured_beside_the_run(workdir):
   first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
   expected = first["eval"]["mean@2"]
   assert {k: saved["mean@2"][k] for k in expected} == expected
+  success = expected["accuracy"]
+  assert f"{success:.3f} of the start's samples are right" in done.stdout
+  done = run_evaluate(workdir, "--base", "--mode=greedy")
+  assert "of the start's" not in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["greedy", *evaluation.KINDS])

@@ -83,7 +83,8 @@ def law_point(success, ratio, task="maze"):
     "task": task,
     "start": "a",
     "success": {"mean": success},
-    "ratios": dict.fromkeys(law_drawing.law.COLUMNS, ratios),
+    "methods": {name: {"mean": {"value": 2 * success}} for name in ratios},
+    "ratios": dict.fromkeys(law_drawing.TITLES, ratios),
   }
 
 
@@ -97,11 +98,11 @@ def test_points_of_the_law_lie_where_they_were_measured(theme):
   # 2 of .5 to 8 is half of the way, in octaves.
   level = f"{height / 2:.1f}"
   marks = re.findall(rf'<path d="M[\d.]+ {level}[^"]*" fill="{colour}"', drawn)
-  assert len(marks) == 2 * len(law_drawing.law.COLUMNS)
+  assert len(marks) == 2 * len(law_drawing.TITLES)
   lost = getattr(law_drawing.LINES["expert_iteration"], theme)
   assert f'fill="{lost}"' not in drawn
   flat = re.findall(rf'd="M([^"]*)" stroke="{colour}" [^>]*fill="none"', drawn)
   ends = [path for path in flat if "L" in path]
-  assert len(ends) == len(law_drawing.law.COLUMNS)
+  assert len(ends) == len(law_drawing.TITLES)
   assert all(f" {level}" in at for path in ends for at in path.split("L"))
   assert "maze" in drawn and "three numbers" in drawn and "five" not in drawn

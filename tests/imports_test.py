@@ -33,7 +33,7 @@ run: checks directory trackers tracking reward_params checkpoint hacking
   experiment costs curves evaluation audit samples drawing plots figures report
   problems live state load inspection train pair_measures preferences
 comparison: intervals statistics side_by_side side_by_side_page counts columns
-  entrants tuning config jobs judge
+  entrants law tuning config jobs judge
 planning: hlo roofline aot
 api: programs model tree sampling runs
 """

@@ -12,6 +12,8 @@ equal tokens.
 Command (three hours of one core a task; it goes on after a kill):
 
   python -m experiments.benchmarks.law --workdir=DIR --task=countdown3 --jobs=2
+
+More methods from a start that is there: --starts=a --more=ppo,stopped_best_of_n
 """
 
 import dataclasses
@@ -35,14 +37,18 @@ from experiments.recipes.starts import Examples
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import progress
 from tsd_jax.base.paths import ROOT
+from tsd_jax.comparison import columns, intervals
 from tsd_jax.comparison.config import Comparison
 from tsd_jax.comparison.entrants import Method
+from tsd_jax.comparison.law import Law, logit
 from tsd_jax.run import directory
 
 METHODS: tuple[Method, ...] = (
   "tsd", "expert_iteration", "filtered_best_of_n", "grpo",
 )  # fmt: skip
 COLUMNS = ("greedy", "mean", "pass@16")
+SCORE = "score"  # Their mean: what settings were chosen by.
+SECONDS = "seconds"  # Curves of the mean, at equal seconds of a core.
 
 
 class Study(NamedTuple):
@@ -57,11 +63,10 @@ STUDIES = {
   "countdown3": Study(
     compare_countdown.get_config(),
     {
-      "a": Examples((500, 0), 0.3),
-      "b": Examples((2000, 0), 0.3),
-      "c": Examples((2000, 300), 0.3),
-      "d": Examples((2000, 1000), 0.3),
-      "e": Examples((2000, 4000), 0.6),
+      "a": Examples((200, 0), 0.0),
+      "b": Examples((500, 0), 0.0),
+      "c": Examples((500, 700), 1.0, batch=64),
+      "d": Examples((500, 2500), 1.0, batch=64),
     },
   ),
   "countdown4": Study(
@@ -94,11 +99,10 @@ STUDIES = {
   "maze": Study(
     compare_maze.get_config(),
     {
-      "a": Examples((300, 0), 0.5),
-      "b": Examples((500, 100), 0.5),
-      "c": Examples((500, 500), 0.5),
-      "d": Examples((500, 1500), 0.5),
-      "e": Examples((500, 4000), 0.7),
+      "a": Examples((300, 0), 0.0),
+      "b": Examples((400, 150), 1.0, batch=64),
+      "c": Examples((400, 600), 1.0, batch=64),
+      "d": Examples((400, 2000), 1.0, batch=64),
     },
   ),
   "calculator": Study(
@@ -111,22 +115,25 @@ STUDIES = {
 UNSEEN = ("calculator",)  # No part of any fit: the law is to foretell it.
 
 
-def comparison(study: Study, start: pathlib.Path) -> Comparison:
-  """The comparison of one start: half of the tokens, two seeds, six trials.
+def comparison(
+  study: Study, start: pathlib.Path, methods: Sequence[Method] = METHODS
+) -> Comparison:
+  """The comparison of one start: half of the tokens, three seeds, six trials.
 
   Args:
     study: the task.
     start: file of the start's weights.
+    methods: those of the law, and perhaps more.
   """
   whole = study.comparison
   return dataclasses.replace(
     whole,
     experiment=dataclasses.replace(whole.experiment, init=str(start)),
-    methods=METHODS,
+    methods=tuple(methods),
     tokens=whole.tokens / 2,
     knobs=("optimizer.learning_rate",),
     trials=6,
-    seeds=(0, 1),
+    seeds=(0, 1, 2),
   )
 
 
@@ -138,6 +145,7 @@ def point(name: str, start: str, content: Mapping[str, Any]) -> dict[str, Any]:
     start: its name.
     content: the compare.json.
   """
+  scores, groups = _scores(content), columns.Groups(**content["groups"])
   return {
     "task": name,
     "start": start,
@@ -151,11 +159,19 @@ def point(name: str, start: str, content: Mapping[str, Any]) -> dict[str, Any]:
       for method, row in content["methods"].items()
     },
     "ratios": {
-      column: {
-        pair.removeprefix("tsd/"): found["ratio"]
-        for pair, found in content["columns"][column].items()
-      }
-      for column in COLUMNS
+      SCORE: {
+        other: columns.written(
+          intervals.ratio(scores["tsd"], scores[other], groups.of(COLUMNS[0]))
+        )
+        for other in METHODS[1:]
+      },
+      **{
+        column: {
+          other: content["columns"][column][f"tsd/{other}"]["ratio"]
+          for other in METHODS[1:]
+        }
+        for column in COLUMNS
+      },
     },
     "at_equal_seconds": {
       pair.removeprefix("tsd/"): found
@@ -166,27 +182,17 @@ def point(name: str, start: str, content: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-class Law(NamedTuple):
-  """How the logarithm of a ratio falls with the logit of a start's success."""
+def _scores(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """What each run of a method scores on each problem, SP."""
 
-  slope: float
-  at_even: float  # Of the log ratio, where half of the samples are right.
+  def score(run) -> np.ndarray:
+    found = columns.scores(run)
+    return np.mean([found[column] for column in COLUMNS], axis=0)
 
-  def ratio(self, success: float) -> float:
-    """What it expects of a start."""
-    return math.exp(self.at_even + self.slope * logit(success))
-
-  @property
-  def crossover(self) -> float | None:
-    """The start's success at which neither is ahead; None if it never is."""
-    if not self.slope:
-      return None
-    return 1 / (1 + math.exp(self.at_even / self.slope))
-
-
-def logit(p: float) -> float:
-  """Log odds."""
-  return math.log(p / (1 - p))
+  return {
+    method: np.stack([score(run) for run in row["counts"]])
+    for method, row in content["methods"].items()
+  }
 
 
 def fit(
@@ -194,31 +200,64 @@ def fit(
 ) -> Law | None:
   """The line through the points of tasks, each weighted by its interval.
 
-  Those that are to check it have no part in it (`UNSEEN`).
+  Those that are to check it have no part in it (`UNSEEN`), nor have those whose
+  other method ends below its start: there is no ratio to learning nothing. Its
+  spread is the
+  standard deviation of points from it.
 
   Args:
     points: of law.json.
-    column: such as mean.
+    column: such as mean; SCORE or SECONDS.
     against: the method that TSD is held against.
 
   Returns:
     The line; None where fewer than two points have a ratio.
   """
-  x, y, weight = [], [], []
-  for at in points:
-    if at["task"] in UNSEEN:
-      continue
-    found = at["ratios"][column][against]
-    low, high = found["ci95"]
-    if not found["value"] or not low or high is None:
-      continue  # One of them never solved a problem.
-    x.append(logit(at["success"]["mean"]))
-    y.append(math.log(found["value"]))
-    weight.append(1 / max(math.log(high / low), 1e-3))
-  if len(x) < 2:
+  sure = [
+    found
+    for at in points
+    if at["task"] not in UNSEEN
+    and (found := _measured(at, column, against)) is not None
+  ]
+  if len(sure) < 2:
     return None
-  slope, at_even = np.polyfit(x, y, 1, w=weight)
-  return Law(float(slope), float(at_even))
+  x, y, width = np.transpose(sure)
+  slope, at_even = np.polyfit(x, y, 1, w=1 / np.maximum(width, _BETWEEN))
+  off = y - at_even - slope * x
+  spread = math.sqrt(float(np.sum(off**2)) / max(len(x) - 2, 1))
+  return Law(float(slope), float(at_even), spread)
+
+
+# Two starts differ in more than their success: by about so much, as a log
+# ratio. A point is worth no more for an interval that is narrower.
+_BETWEEN = 0.2
+
+
+class _Measured(NamedTuple):
+  """A point of the line."""
+
+  logit: float
+  log_ratio: float
+  width: float  # Of its interval.
+
+
+def _measured(
+  at: Mapping[str, Any], column: str, against: str
+) -> _Measured | None:
+  """What a point has; None where the other method has learned nothing."""
+  success = at["success"]["mean"]
+  if at["methods"][against]["mean"]["value"] <= success:
+    return None
+  where = at["at_equal_seconds"] if column == SECONDS else at["ratios"][column]
+  found = where.get(against)
+  if found is None or not found["value"]:
+    return None
+  low, high = found["ci95"]
+  if not low or high is None:
+    return None
+  return _Measured(
+    logit(success), math.log(found["value"]), math.log(high / low)
+  )
 
 
 def main(overrides):
@@ -239,7 +278,9 @@ def main(overrides):
     )
   for name in _STARTS.value or study.starts:
     file = _start(study, name, folder)
-    print(judge.judge(comparison(study, file), folder / name, jobs=_JOBS.value))
+    config = comparison(study, file, (*METHODS, *_MORE.value))
+    command = config_lib.command("experiments.benchmarks.law")
+    print(judge.judge(config, folder / name, command=command, jobs=_JOBS.value))
     write(folder, _task())
 
 
@@ -282,4 +323,5 @@ if __name__ == "__main__":  # Others read the law: no flags for them.
   _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
   _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
   _STARTS = flags.DEFINE_list("starts", [], "Of the task; all of them if none.")
+  _MORE = flags.DEFINE_list("more", [], "Methods beside those of the law.")
   config_lib.run(main)

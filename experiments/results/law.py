@@ -1,10 +1,12 @@
 """Draws the law of when a tree pays, and writes its rule of thumb.
 
-A panel for each of greedy and mean accuracy and pass@16: what TSD has over
-another method at equal tokens, against how often the start's samples are right,
-each axis on a logarithmic scale. A point is a start of a task, with the 95 %
-interval of its comparison; a line is `benchmarks.law.fit` of all of a method's
-points. Points are read from the committed law_*.json.
+A panel for greedy and mean accuracy, pass@16, and the mean of the three, by
+which settings were chosen: what TSD has over another method at equal tokens,
+against how often the start's samples are right, each axis on a logarithmic
+scale. A point is a start of a task, with the 95 % interval of its comparison; a
+line is `benchmarks.law.fit` of all of a method's
+points. Points are read from the committed law_*.json, and from the main tables,
+whose starts are the recipes' own and whose runs are twice as long.
 
 Command (a second): python -m experiments.results.law
 """
@@ -26,6 +28,7 @@ from experiments.results.svg import (
   write,
 )
 from tsd_jax.base import config as config_lib
+from tsd_jax.comparison import law as expected
 
 AGAINST = ("filtered_best_of_n", "grpo", "expert_iteration")
 TASKS = {
@@ -35,20 +38,42 @@ TASKS = {
   "maze": "maze",
   "calculator": "calculator, which no line has seen",
 }
-TITLES = {"greedy": "Greedy", "mean": "Mean of samples", "pass@16": "pass@16"}
+TITLES = {
+  law.SCORE: "Score: mean of the three",
+  "greedy": "Greedy",
+  "mean": "Mean of samples",
+  "pass@16": "pass@16",
+}
 # Pixels, as in `figure`.
 WIDTH, HEIGHT = 860, 340
-PLOT_WIDTH, PLOT_HEIGHT, TOP, LEFT, GAP = 232, 206, 86, 60, 48
-X_RANGE, X_TICKS = (0.002, 0.5), (0.003, 0.01, 0.03, 0.1, 0.3)
+PLOT_WIDTH, PLOT_HEIGHT, TOP, LEFT, GAP = 164, 206, 86, 50, 44
+X_RANGE, X_TICKS = (0.004, 0.6), (0.006, 0.02, 0.06, 0.2)
 Y_RANGE, Y_TICKS = (0.5, 8.0), (0.5, 1, 2, 4, 8)
 
 
 def read() -> list[dict[str, Any]]:
   """The points of all tasks that were measured."""
-  files = sorted(FOLDER.glob("law_*.json"))
-  return [
-    point for file in files for point in json.loads(file.read_text())["points"]
-  ]
+  points = []
+  for file in sorted(FOLDER.glob("law_*.json")):
+    points += json.loads(file.read_text())["points"]
+  for task in TASKS:
+    table = FOLDER / f"compare_{task}.json"
+    if table.is_file():
+      points.append(law.point(task, "recipe", json.loads(table.read_text())))
+  return points
+
+
+def laws(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, law.Law]]:
+  """The lines that `tsd_jax.comparison.law` keeps."""
+  found = {}
+  for axis, column in (("tokens", law.SCORE), ("seconds", law.SECONDS)):
+    made = {m: law.fit(points, column, m) for m in expected.OPPONENTS}
+    found[axis] = {
+      method: law.Law(*(round(x, 3) for x in line))
+      for method, line in made.items()
+      if line is not None
+    }
+  return found
 
 
 def draw(points: Sequence[Mapping[str, Any]], theme: str) -> str:
@@ -59,7 +84,7 @@ def draw(points: Sequence[Mapping[str, Any]], theme: str) -> str:
     theme: light or dark.
   """
   parts = _legend(points, theme)
-  for i, column in enumerate(law.COLUMNS):
+  for i, column in enumerate(TITLES):
     left = LEFT + i * (PLOT_WIDTH + GAP)
     parts.append(f'<g transform="translate({left} {TOP})">')
     parts += _axes(column, theme)
@@ -153,7 +178,14 @@ def _points(
         f'<path d="M{x:.1f} {_y(low):.1f}V{_y(high):.1f}" stroke="{colour}" '
         'stroke-opacity=".5"/>'
       )
-    parts.append(_mark(point["task"], x, _y(found["value"]), colour))
+    y = _y(found["value"])
+    parts.append(_mark(point["task"], x, y, colour))
+    if found["value"] > Y_RANGE[1]:  # It stands at the edge, with its number.
+      below = 4 + 13 * AGAINST.index(against)
+      words = f"{found['value']:.0f}×"
+      parts.append(
+        text(round(x + 8, 1), round(y + below, 1), words, f' fill="{colour}"')
+      )
   return parts
 
 
@@ -175,15 +207,21 @@ def main(overrides):
   del overrides
   points = read()
   write("law", lambda theme: draw(points, theme))
-  for column in law.COLUMNS:
+  for column in (*TITLES, law.SECONDS):
     for against in AGAINST:
       made = law.fit(points, column, against)
       if made is None:
         continue
       ratios = ", ".join(f"{p:g}: {made.ratio(p):.2f}" for p in X_TICKS)
+      even = made.crossover or 0
       print(
-        f"{column} over {against}: {ratios}; even at {made.crossover or 0:.3f}"
+        f"{column} over {against}: {ratios}; even at {even:.3f}, "
+        f"spread {made.spread:.3f}"
       )
+  print("tsd_jax/comparison/law.py should have:")
+  for axis, lines in laws(points).items():
+    for method, line in lines.items():
+      print(f"  {axis}, {method}: {line}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""What a tree is worth to a start, by how often its samples are right.
+
+`experiments.benchmarks.law` compares methods from starts of graded strength,
+each method at the best of its own settings. `LAWS` are the lines through what
+it found (`python -m experiments.results.law` prints them): of the mean of
+greedy accuracy, mean accuracy and pass@16 at equal ledger tokens, of the mean
+accuracy alone at equal seconds of a core. docs/when.md draws them. They are of
+small models and of games: a forecast, and a comparison on one's own task is the
+test.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from tsd_jax.comparison.entrants import Method
+
+
+class Law(NamedTuple):
+  """How TSD's accuracy over another method's goes with a start's success p.
+
+  log ratio = at_even + slope * log(p / (1 - p))
+  """
+
+  slope: float
+  at_even: float  # Where half of the samples are right.
+  spread: float  # Standard deviation of a start's log ratio from that.
+
+  def ratio(self, success: float) -> float:
+    """What is to be expected.
+
+    Args:
+      success: share of the start's samples that are right, above 0, below 1.
+    """
+    return math.exp(self.at_even + self.slope * logit(success))
+
+  def range(self, success: float) -> tuple[float, float]:
+    """Where two of three ratios lie.
+
+    Args:
+      success: as for `ratio`.
+    """
+    middle, factor = self.ratio(success), math.exp(self.spread)
+    return middle / factor, middle * factor
+
+  @property
+  def crossover(self) -> float | None:
+    """The success at which neither is ahead; None if there is none."""
+    if not self.slope:
+      return None
+    return 1 / (1 + math.exp(self.at_even / self.slope))
+
+
+def logit(p: float) -> float:
+  """Log odds."""
+  return math.log(p / (1 - p))
+
+
+Axis = Literal["tokens", "seconds"]
+_OF: Mapping[Axis, str] = {
+  "tokens": " (greedy, mean and pass@16 in the mean)",
+  "seconds": " (mean accuracy)",
+}
+OPPONENTS: tuple[Method, ...] = ("filtered_best_of_n", "grpo")
+LAWS: Mapping[Axis, Mapping[Method, Law]] = {
+  "tokens": {
+    "filtered_best_of_n": Law(slope=-0.14, at_even=-0.074, spread=0.171),
+    "grpo": Law(slope=-0.191, at_even=-0.011, spread=0.159),
+  },
+  "seconds": {
+    "filtered_best_of_n": Law(slope=-0.072, at_even=-0.061, spread=0.326),
+    "grpo": Law(slope=-0.057, at_even=0.01, spread=0.243),
+  },
+}
+# Of the starts that the lines were drawn through.
+WEAKEST, STRONGEST = 0.012, 0.39
+
+
+def expectation(success: float) -> str:
+  """What a comparison from such a start is expected to find, in lines.
+
+  Args:
+    success: share of its samples at temperature 1 that are right.
+  """
+  said = f"{success:.3f} of the start's samples are right"
+  if success in (0, 1):
+    return said + ": no line says what to expect (docs/when.md)"
+  lines = [
+    f"{said}; from such starts of games TSD had, two of three within the "
+    "brackets (docs/when.md):"
+  ]
+  for axis, laws in LAWS.items():
+    for method, law in laws.items():
+      low, high = law.range(success)
+      lines.append(
+        f"  {law.ratio(success):.2f}x [{low:.2f}, {high:.2f}] of {method} at "
+        f"equal {axis}{_OF[axis]}: {_verdict(low, high, method)}"
+      )
+  if success < WEAKEST:
+    lines.append(
+      "  or far more: from a start of 0.006 no sampler learned anything, and "
+      "a tree 0.39"
+    )
+  if success > STRONGEST:
+    lines.append(f"  beyond what was measured: starts up to {STRONGEST:g}")
+  lines.append(
+    "  at equal verifier calls samplers are ahead: where a verdict is what "
+    "costs, do not search"
+  )
+  return "\n".join(lines)
+
+
+def _verdict(low: float, high: float, method: Method) -> str:
+  if low > 1:
+    return "expect tsd"
+  return f"expect {method}" if high < 1 else "too close to tell"
