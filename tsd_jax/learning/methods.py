@@ -163,8 +163,9 @@ def _baseline(
   prompts, T = ours.rollout.baseline_prompts, task.response_length - 1
   calls = ours.optimizer.minibatches
   tokens = ours.update_tokens(task) - ours.prompt_tokens(task, prompts, calls)
-  # The group of a baseline, champions included; the last row counts up.
-  rows = max(1, -(-tokens // (prompts * T)))
+  # The group of a baseline, champions included; the last row counts up, unless
+  # it were for less than a token a prompt.
+  rows = max(1, -(-(tokens // prompts) // T))
   # Terms that read champions, and V_search, are the tree's.
   own = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
   own |= dict(success_weight=0.0, abstention_weight=0.0)
