@@ -181,7 +181,7 @@ def _points(
     y = _y(found["value"])
     parts.append(_mark(point["task"], x, y, colour))
     if found["value"] > Y_RANGE[1]:  # It stands at the edge, with its number.
-      below = 4 + 13 * AGAINST.index(against)
+      below = 16 + 13 * AGAINST.index(against)
       words = f"{found['value']:.0f}×"
       parts.append(
         text(round(x + 8, 1), round(y + below, 1), words, f' fill="{colour}"')
