@@ -332,9 +332,13 @@ def test_where_nothing_abstains_the_term_is_left_out():
   # A recipe without the term leaves them with it: it is all that they have.
   alone = LossConfig(distilled_prompts=B, policy_weight=0.0)
   assert configure("ppo", loss=alone).loss.policy_weight == 1
-  # Its worth within a sum is not what the sum is: it is sampled there.
-  mixed = Sum((REWARD, Length()), (1.0, 0.1))
-  assert configure(task=rewarded(OWN, mixed)).never == ()
+  # Within a sum its worth is not what the sum is; around one it is.
+  with pytest.raises(ValueError, match="put it outermost, around Sum"):
+    Sum((REWARD, Length()), (1.0, 0.1))
+  around = dataclasses.replace(
+    REWARD, reward=Sum((REWARD.reward, Length()), (1.0, 0.1))
+  )
+  assert configure(task=rewarded(OWN, around)).never == (MARK,)
   with pytest.raises(ValueError, match=r"set rollout\.choose=first"):
     configure(rollout=RolloutConfig(prompts=B, choose="uncertain"))
   assert TaskReward().abstention is None

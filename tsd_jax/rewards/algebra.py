@@ -56,8 +56,8 @@ class Combined(Reward):
       first that knows.
 
   Raises:
-    ValueError: a member is no reward, or knows no correct answers though it is
-      asked for them.
+    ValueError: a member is no reward, or abstains or forbids within what does
+      not, or knows no correct answers though it is asked for them.
   """
 
   correct_by: int | None = dataclasses.field(default=None, kw_only=True)
@@ -70,10 +70,10 @@ class Combined(Reward):
     for member in members:
       if not isinstance(member, Reward):
         raise ValueError(f"{name} holds {member!r}, which is no reward")
-      # Which tokens abstain, are forbidden, or are audited, is the whole
-      # reward's to say: within a sum it would be said to nobody.
+      # Which tokens abstain or are forbidden is the whole reward's to say:
+      # within a sum nobody would ask.
       for of in ("abstention", "forbidden"):
-        if getattr(member, of) is not None:
+        if getattr(member, of) is not None and getattr(self, of) is None:
           raise ValueError(
             f"{name} holds {type(member).__name__}, whose {of} nobody would "
             f"hear: put it outermost, around {name}"
