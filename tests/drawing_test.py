@@ -13,6 +13,7 @@ VALUES = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @hypothesis.given(VALUES, VALUES, st.integers(2, 9))
+@hypothesis.example(0.0, 3.8e-14, 4)
 def test_ticks_are_few_round_and_within_their_bounds(a, b, most):
   low, high = sorted((a, b))
   hypothesis.assume(high - low > 1e-9 * max(abs(low), abs(high), 1e-6))

@@ -139,7 +139,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     step = factor * power
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     if last - first < most:
-      return [round(i * step, 12) for i in range(first, last + 1)]
+      # Rounded by digits, not places: the bounds may be far below 1.
+      return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
   return [low, high]
 
 
