@@ -98,6 +98,15 @@ def test_a_point_has_what_a_comparison_says_of_its_start():
     assert score["ci95"][0] < score["value"] < score["ci95"][1]
     seconds = content["ratios"]["accuracy_at_equal_seconds"][pair]
     assert found["at_equal_seconds"][other] == seconds
+  del content["ratios"]["accuracy_at_equal_seconds"]
+  assert law.point("maze", "recipe", content)["at_equal_seconds"] == {}
+
+
+def test_the_page_has_the_table_of_the_committed_points():
+  """If this fails: python -m experiments.results.law prints it."""
+  text = (svg.FOLDER.parent.parent / "docs" / "when.md").read_text()
+  for row in drawing.table(drawing.read()):
+    assert row in text
 
 
 def test_what_is_kept_is_what_the_committed_points_say():

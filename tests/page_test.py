@@ -125,7 +125,9 @@ def judged():
       "scored": (STEPS * 1e5).tolist(), "prompts": (STEPS * 6e2).tolist(),
       "seconds_of_runs": [60.0, 62.0],
       "columns": columns.of_method(runs[name]),
+      "an_iteration": {"search": 15.0, "total": 30.0},
     }  # fmt: skip
+    row["update_step"]["backward_tokens"] = 2000 if name == "tsd" else 1000
   return found
 
 
@@ -137,7 +139,7 @@ def test_a_comparison_with_trials_shows_what_was_spent_and_answered(tmp_path):
   )
   assert "by 2026-01-02T03:04:05+00:00, before a test problem was read" in text
   rows = [line.split(" | ") for line in text.splitlines() if "| ppo |" in line]
-  spent, answered, over, against, settings = rows
+  spent, answered, over, against, settings, updates = rows
   assert spent[4:8] == ["2.00", "2.00", "2.00", "0.012"]
   assert spent[-1] == "minibatches |"
   # One of four samples and one, then one and two: 5 of 16.
@@ -147,6 +149,9 @@ def test_a_comparison_with_trials_shows_what_was_spent_and_answered(tmp_path):
   assert over[2].startswith("1.80 [")
   assert against[1].startswith("0.50 [0.4")
   assert settings[-1] == "optimizer.learning_rate 0.0003 |"
+  # Half of the tokens, in steps that read half as many.
+  assert updates[1:4] == ["1,000", "30", "0.500"]
+  assert updates[4].startswith("0.25 [0.2")
   assert "fewer steps than ppo (less than half: none)" in text
 
 

@@ -133,6 +133,15 @@ def tried(tree, row):
     yield parent, action, tree.children_index[row, parent, action]
 
 
+def log_prob_of(row, answer):
+  """Of an answer to a prompt, by plain forwards."""
+  total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
+  for token in answer:
+    total += next_log_prob(tokens)[0][token]
+    tokens += (int(token),)
+  return total
+
+
 @pytest.mark.parametrize("settings", ALL, ids=name)
 def test_every_node_is_what_a_plain_forward_says(settings):
   result = search(**settings)
@@ -186,10 +195,7 @@ def test_every_answer_is_finished_scored_and_priced(settings):
     score = TASK.score(PROMPTS[row], answer)
     assert nodes.reward[row, n] == pytest.approx(float(score.reward_X))
     assert nodes.correct[row, n] == bool(score.correct_X)
-    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
-    for token in answer[: end + 1]:
-      total += next_log_prob(tokens)[0][token]
-      tokens += (int(token),)
+    total = log_prob_of(row, answer[: end + 1])
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
 
 
@@ -201,10 +207,7 @@ def test_a_rollout_s_answer_has_the_log_probability_of_the_model(temperature):
   for row, n in np.argwhere(nodes.has_answer):
     answer = nodes.answer_tokens[row, n]
     (end,) = np.flatnonzero(answer == EOS)
-    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
-    for token in answer[: end + 1]:
-      total += next_log_prob(tokens)[0][token]
-      tokens += (int(token),)
+    total = log_prob_of(row, answer[: end + 1])
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
     rolled += end >= nodes.depth[row, n]
   assert rolled > 8
@@ -230,10 +233,7 @@ def test_each_of_several_end_tokens_ends_a_response(settings):
     (end,) = np.flatnonzero(np.isin(answer, ends))
     assert np.all(answer[end + 1 :] == PAD)
     last.add(int(answer[end]))
-    total, tokens = 0.0, tuple(map(int, PROMPTS[row]))
-    for token in answer[: end + 1]:
-      total += next_log_prob(tokens)[0][token]
-      tokens += (int(token),)
+    total = log_prob_of(row, answer[: end + 1])
     assert nodes.answer_log_prob[row, n] == pytest.approx(total, abs=1e-4)
   assert last == set(ends)
   # An answer is the same one, whichever token ends it.

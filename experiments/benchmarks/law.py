@@ -113,6 +113,9 @@ STUDIES = {
   ),
 }
 UNSEEN = ("calculator",)  # No part of any fit: the law is to foretell it.
+# Two starts differ in more than their success: by about so much, as a log
+# ratio. A point is worth no more for an interval that is narrower.
+_BETWEEN = 0.2
 
 
 def comparison(
@@ -202,8 +205,7 @@ def fit(
 
   Those that are to check it have no part in it (`UNSEEN`), nor have those whose
   other method ends below its start: there is no ratio to learning nothing. Its
-  spread is the
-  standard deviation of points from it.
+  spread is the standard deviation of points from it.
 
   Args:
     points: of law.json.
@@ -226,11 +228,6 @@ def fit(
   off = y - at_even - slope * x
   spread = math.sqrt(float(np.sum(off**2)) / max(len(x) - 2, 1))
   return Law(float(slope), float(at_even), spread)
-
-
-# Two starts differ in more than their success: by about so much, as a log
-# ratio. A point is worth no more for an interval that is narrower.
-_BETWEEN = 0.2
 
 
 class _Measured(NamedTuple):

@@ -4,9 +4,10 @@ A panel for greedy and mean accuracy, pass@16, and the mean of the three, by
 which settings were chosen: what TSD has over another method at equal tokens,
 against how often the start's samples are right, each axis on a logarithmic
 scale. A point is a start of a task, with the 95 % interval of its comparison; a
-line is `benchmarks.law.fit` of all of a method's
-points. Points are read from the committed law_*.json, and from the main tables,
-whose starts are the recipes' own and whose runs are twice as long.
+line is `benchmarks.law.fit` of all of a method's points. Points are read from
+the committed law_*.json, and from the main tables, whose starts are the
+recipes' own and whose runs are twice as long. The command prints the table of
+docs/when.md, what the lines say, and what `tsd_jax.comparison.law` keeps.
 
 Command (a second): python -m experiments.results.law
 """
@@ -49,6 +50,7 @@ WIDTH, HEIGHT = 860, 340
 PLOT_WIDTH, PLOT_HEIGHT, TOP, LEFT, GAP = 164, 206, 86, 50, 44
 X_RANGE, X_TICKS = (0.004, 0.6), (0.006, 0.02, 0.06, 0.2)
 Y_RANGE, Y_TICKS = (0.5, 8.0), (0.5, 1, 2, 4, 8)
+SHOWN = (0.01, 0.03, 0.1, 0.3)  # Starts of which the lines' ratios are said.
 
 
 def read() -> list[dict[str, Any]]:
@@ -63,13 +65,48 @@ def read() -> list[dict[str, Any]]:
   return points
 
 
-def laws(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, law.Law]]:
+def table(points: Sequence[Mapping[str, Any]]) -> list[str]:
+  """The rows of docs/when.md, from the weakest start on.
+
+  Args:
+    points: of `read`.
+  """
+
+  def row(point: Mapping[str, Any]) -> str:
+    score, seconds = point["ratios"][law.SCORE], point["at_equal_seconds"]
+    own = ", recipe" if point["start"] == "recipe" else ""
+    cells = [
+      _short(point["success"]["mean"], ".3f"),
+      TASKS[point["task"]].split(",")[0] + own,
+      *(_ratio(score[method]) for method in AGAINST),
+      *(_ratio(seconds[method]) for method in expected.OPPONENTS),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+  return [row(p) for p in sorted(points, key=lambda p: p["success"]["mean"])]
+
+
+def _short(x: float, form: str) -> str:
+  return format(x, form).removeprefix("0") if x < 1 else format(x, form)
+
+
+def _ratio(found: Mapping[str, Any]) -> str:
+  value, low, high = (
+    _short(x, ".2f" if x < 10 else ".0f")
+    for x in (found["value"], *found["ci95"])
+  )
+  return f"{value}× [{low}, {high}]"
+
+
+def laws(
+  points: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, expected.Law]]:
   """The lines that `tsd_jax.comparison.law` keeps."""
   found = {}
   for axis, column in (("tokens", law.SCORE), ("seconds", law.SECONDS)):
     made = {m: law.fit(points, column, m) for m in expected.OPPONENTS}
     found[axis] = {
-      method: law.Law(*(round(x, 3) for x in line))
+      method: expected.Law(*(round(x, 3) for x in line))
       for method, line in made.items()
       if line is not None
     }
@@ -207,17 +244,22 @@ def main(overrides):
   del overrides
   points = read()
   write("law", lambda theme: draw(points, theme))
+  print("\n".join(table(points)))
   for column in (*TITLES, law.SECONDS):
     for against in AGAINST:
       made = law.fit(points, column, against)
       if made is None:
         continue
-      ratios = ", ".join(f"{p:g}: {made.ratio(p):.2f}" for p in X_TICKS)
+      ratios = ", ".join(f"{p:g}: {made.ratio(p):.2f}" for p in SHOWN)
       even = made.crossover or 0
       print(
         f"{column} over {against}: {ratios}; even at {even:.3f}, "
         f"spread {made.spread:.3f}"
       )
+  for point in points:
+    if point["task"] in law.UNSEEN:
+      print(f"unseen: {point['task']}")
+      print(expected.expectation(point["success"]["mean"]))
   print("tsd_jax/comparison/law.py should have:")
   for axis, lines in laws(points).items():
     for method, line in lines.items():

@@ -36,7 +36,8 @@ followed by the lowest and the highest seed.
   token that any model reads; one forward and backward counts three).
 - **steps to its last**: tokens that the first method's update steps read until
   it has the other's last accuracy, over what the other's read until then; the
-  ratio of their numbers where all steps are of one size. Below 1 is better.
+  ratio of their numbers where all steps are of one size, which stands under
+  "counted" where they are not. Below 1 is better.
 - **accuracy at equal tokens**: the first method's accuracy over the other's at
   the end of the shorter run, and at half of its tokens; above 1 is better.
   Where learning rates fall to 0 (three numbers, the maze, SmolLM2), both runs
@@ -95,7 +96,11 @@ def judged(content: Mapping[str, Any]) -> list[str]:
     "untried.",
     *(
       table(head, rows)
-      for head, *rows in (*statistics_lib.tables(content), settings)
+      for head, *rows in (
+        *statistics_lib.tables(content),
+        settings,
+        _updates(content),
+      )
     ),
   ]
   if len(next(iter(content["methods"].values()))["seeds"]) > 1:
@@ -103,6 +108,39 @@ def judged(content: Mapping[str, Any]) -> list[str]:
     ours = next(iter(ratios["steps_to_target"])).split("/")[0]
     parts.append(_sure(ours, ratios))
   return parts
+
+
+def _updates(content: Mapping[str, Any]) -> list[list[str]]:
+  """What update steps read, and how many the first method needs."""
+  methods = content["methods"]
+  ours = next(iter(methods))
+  read = {
+    m: row["update_step"]["backward_tokens"] for m, row in methods.items()
+  }
+  rows = [
+    ["method", "tokens a step reads", "ledger tokens an iteration",
+     "of them searched", f"steps of {ours} to its last, counted"]
+  ]  # fmt: skip
+  for name, row in methods.items():
+    spent, counted = row["an_iteration"], "–"
+    if name != ours:
+      found = content["ratios"]["steps_to_target"][f"{ours}/{name}"]
+      scale = read[name] / read[ours]
+      value, *ends = (
+        None if x is None else x * scale
+        for x in (found["value"], *found["ci95"])
+      )
+      counted = interval({"value": value, "ci95": ends}, ".2f", "never")
+    rows.append(
+      [
+        name,
+        f"{read[name]:,.0f}",
+        f"{spent['total']:,.0f}",
+        f"{spent['search'] / spent['total']:.3f}",
+        counted,
+      ]
+    )
+  return rows
 
 
 def comparison(content: Mapping[str, Any]) -> list[str]:

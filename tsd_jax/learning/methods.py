@@ -6,7 +6,7 @@ counts what they spend beyond it.
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tsd_jax.inference.rollout import Sampler
 from tsd_jax.learning.config import (
@@ -25,10 +25,6 @@ Algorithm = Literal[
   "tsd", "ppo", "grpo", "cispo", "best_of_n", "expert_iteration"
 ]
 ALGORITHMS = get_args(Algorithm)
-# What champions teach alone: no other built-in term reads anything.
-_SUPERVISED = dict.fromkeys(WEIGHTS, 0.0) | dict(
-  advantage="group", champion_weight=1.0
-)
 
 
 def resolve(
@@ -135,6 +131,15 @@ def _reading(loss: LossConfig, kind: str) -> tuple[LossTerm, ...]:
   return tuple(term for term in loss.terms if term.reads == kind)
 
 
+def _supervised(loss: LossConfig) -> dict[str, Any]:
+  """What champions teach alone: no other built-in term reads anything."""
+  return dict.fromkeys(WEIGHTS, 0.0) | dict(
+    advantage="group",
+    champion_weight=1.0,
+    terms=_reading(loss, "champions"),
+  )
+
+
 def _expert_iteration(
   ours: LearnerConfig, task: Task, refresh_every: int
 ) -> LearnerConfig:
@@ -142,8 +147,7 @@ def _expert_iteration(
   most = ours.prompts_of(task, ours.update_tokens(task), ours.loss.champions)
   loss = dataclasses.replace(
     ours.loss,
-    **_SUPERVISED,
-    terms=_reading(ours.loss, "champions"),
+    **_supervised(ours.loss),
     champion_source="search",
     distilled_prompts=min(most, ours.rollout.prompts * ours.search.width),
   )
@@ -168,8 +172,11 @@ def _baseline(
   rows = max(1, -(-(tokens // prompts) // T))
   # Terms that read champions, and V_search, are the tree's.
   own = {t.weight_name: 0.0 for t in TERMS if t.reads == "champions"}
-  own |= dict(success_weight=0.0, abstention_weight=0.0)
-  own |= dict(terms=_reading(ours.loss, "samples"))
+  own |= dict(
+    success_weight=0.0,
+    abstention_weight=0.0,
+    terms=_reading(ours.loss, "samples"),
+  )
   # A recipe may do without it; it is all that they have.
   own |= dict(policy_weight=ours.loss.policy_weight or 1.0)
   match algorithm:
@@ -182,10 +189,9 @@ def _baseline(
     case "cispo":
       own |= dict(policy="cispo", advantage="group")
     case "best_of_n":
-      own = _SUPERVISED | dict(
-        champion_source="samples", champions=rows, distilled_prompts=prompts,
-        terms=_reading(ours.loss, "champions"),
-      )  # fmt: skip
+      own = _supervised(ours.loss) | dict(
+        champion_source="samples", champions=rows, distilled_prompts=prompts
+      )
   more = ours.rollout.oversample
   rollout = ours.rollout.without_forks(
     prompts=prompts * more,
