@@ -30,7 +30,7 @@ def main(overrides):
     raise UserError("--dtype=q8_0 is a format of GGUF files: add --format=gguf")
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.models import gguf_export, hf
+  from tsd_jax.models import gguf_export, hf, weights
   from tsd_jax.run import load
 
   progress.quiet_libraries()
@@ -45,7 +45,7 @@ def main(overrides):
   if _FORMAT.value == "gguf":
     gguf_export.save(output, *model, **said)
   else:
-    trained = run.config.learner_config().loss.trains_success and run.step > 0
+    trained = weights.value_trained(run.params)
     hf.save(output, *model, **said, value_trained=trained)
   print(f"iteration {run.step} of {folder}: {output}")
 

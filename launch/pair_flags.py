@@ -29,6 +29,9 @@ _PROMPT = flags.DEFINE_integer(
 _RESPONSE = flags.DEFINE_integer(
   "response_length", 512, "Most tokens of a response; else a pair is left out."
 )
+_MINUTES = flags.DEFINE_float(
+  "checkpoint_minutes", 5.0, "From one checkpoint to the next."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the order of pairs, and of heads.")
 
 
@@ -49,7 +52,7 @@ def read(learning_rate: float) -> tuple[Any, Any]:
   except ValueError as error:
     raise config_lib.UserError(f"--{error}") from None
   limits = Limits(_PROMPT.value, _RESPONSE.value)
-  return (
-    Files(pairs, model, workdir, _HELD_OUT.value, _SHARE.value, limits),
-    fit,
+  files = Files(
+    pairs, model, workdir, _HELD_OUT.value, _SHARE.value, limits, _MINUTES.value
   )
+  return files, fit

@@ -517,7 +517,7 @@ def test_a_run_is_trained_read_measured_and_exported(tmp_path):
   # The run trains V_search; what it starts from never did.
   kwargs |= dict(modes="greedy,search@8", search=tsd.SearchConfig(leaf="value"))
   assert "search@8" in tsd.evaluate(run, **kwargs)
-  with pytest.raises(tsd.UserError, match="leaf=value values leaves by V_sea"):
+  with pytest.raises(tsd.UserError, match="V_search .search.leaf=value.,"):
     tsd.evaluate(run.start(), CountdownConfig(numbers=3), **kwargs)
   kwargs |= dict(modes="greedy")
   tsd.evaluate(run.start(), CountdownConfig(numbers=3), **kwargs)

@@ -1,5 +1,6 @@
 """Accuracy figures against their definitions, and launch.evaluate."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -234,6 +235,27 @@ def test_bad_flags_are_one_line(workdir, flag, words):
   assert done.returncode == 2
   assert done.stderr.startswith("error: ") and words in done.stderr
   assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("leaf, refused", [("value", True), ("none", False)])
+def test_a_search_by_a_value_that_was_never_trained_is_refused(leaf, refused):
+  config = small_experiment.get_config()
+  graphdef, params = transformer.create(config.model, 0)
+  task, prompts = config.make_task(), data.load_problems(config.task, "test")
+
+  def measure(params, modes):
+    search = dataclasses.replace(config.search, leaf=leaf)
+    return evaluation.evaluate(
+      graphdef, params, task, prompts[:4], modes, seed=0, search=search
+    )
+
+  measure(params, "greedy")
+  measure(add_noise(params, 0.1, seed=0), "search@2")
+  if not refused:
+    measure(params, "search@2")
+    return
+  with pytest.raises(UserError, match="V_search .*never trained: leave the m"):
+    measure(params, "greedy,search@2")
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_left_alone(workdir, tmp_path):

@@ -54,6 +54,42 @@ def trained(made):
   return found, lines
 
 
+def test_a_stopped_training_goes_on_as_if_it_had_not(
+  made, trained, tmp_path, monkeypatch
+):
+  files = dataclasses.replace(
+    made, workdir=str(tmp_path / "out"), checkpoint_minutes=0.0
+  )
+  fit, lines = Fit(1e-2, epochs=4, batch=16), []
+  with monkeypatch.context() as patch:
+    save = preferences._Keeper.save
+
+    def save_and_stop(keeper, carry, place):
+      save(keeper, carry, place)
+      if place.step == 8:  # Amid the second epoch of six steps.
+        raise KeyboardInterrupt
+
+    patch.setattr(preferences._Keeper, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+      preferences.train_reward(files, fit, heads=3, say=lines.append)
+  other = dataclasses.replace(fit, learning_rate=1e-3)
+  with pytest.raises(UserError, match="training with other learning_rate: use"):
+    preferences.train_reward(files, other, heads=3, say=lines.append)
+  assert not (tmp_path / "out" / preferences.MODEL).exists()
+  found = preferences.train_reward(files, fit, heads=3, say=lines.append)
+  whole, said = trained
+  assert found == whole and "going on after step 8" in lines
+
+  def epochs(lines):
+    """What is said of epochs, without their seconds."""
+    return [x.rsplit(",", 1)[0] for x in lines if x.startswith("epoch")]
+
+  assert epochs(lines) == epochs(said)
+  assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
+    preferences.MEASURED, preferences.MODEL,
+  ]  # fmt: skip
+
+
 def prompts_of(pairs):
   return Prompts(
     jnp.asarray(pairs.prompt_QP),

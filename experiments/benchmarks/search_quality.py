@@ -114,7 +114,7 @@ class Candidate(NamedTuple):
     """Whether V_search's last weights, zero at first, have moved."""
     from tsd_jax.models import weights
 
-    return bool(weights.flatten(self.params)["value_output_2D"][1].any())
+    return weights.value_trained(self.params)
 
 
 def from_run(run, task: str, name: str, value_tokens: int = 0) -> Candidate:

@@ -11,7 +11,7 @@ from tsd_jax.api.model import Model
 from tsd_jax.base import names, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
-from tsd_jax.models import hf
+from tsd_jax.models import hf, weights
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run import train as train_lib
 from tsd_jax.run.experiment import EvalConfig, Experiment, read_init
@@ -87,7 +87,6 @@ def load_run(
   workdir = pathlib.Path(workdir).expanduser()
   opened = load.open_run(workdir)
   config = opened.config
-  trains_value = config.learner_config().loss.trains_success
   model = Model(
     f"iteration {opened.step} of {workdir}",
     config.shape,
@@ -95,7 +94,7 @@ def load_run(
     opened.params,
     config.make_task().tokenizer,
     load.max_positions(config),
-    trains_value and opened.step > 0,
+    weights.value_trained(opened.params),
   )
   return Run(workdir, config, model, opened.step, opened.ledger)
 
@@ -178,8 +177,6 @@ def evaluate(
     raise UserError(f"{temperature=} must be above 0; or use modes='greedy'")
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
-  if any(kind == "search" for kind, _ in evaluation.parse_modes(modes)):
-    policy.check_value(search)
   results = evaluation.evaluate(
     policy.graphdef,
     policy.params,

@@ -102,11 +102,6 @@ class LossConfig:
     return self.soft_weight > 0 or self.aversion_weight > 0
 
   @property
-  def trains_success(self) -> bool:
-    """Whether V_search is taught."""
-    return self.weights["success_weight"] > 0
-
-  @property
   def trains_on_samples(self) -> bool:
     """Whether the loss reads the on-policy samples."""
     return bool(self.active("samples"))

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,26 @@ class Batch(NamedTuple):
 Say = Callable[[str], object]
 
 
+class Place(NamedTuple):
+  """How far a training has come."""
+
+  step: int  # Of all epochs.
+  total_2: list[float]  # Loss and accuracy, summed over its epoch's steps.
+
+
+class Keeper(Protocol):
+  """Keeps what a training has come to, and gives it back."""
+
+  def restore(self, like: Any) -> tuple[Any, Place] | None:
+    """Parameters and the optimiser's state where it stopped, like these."""
+
+  def due(self) -> bool:
+    """Whether it is time to save."""
+
+  def save(self, carry: Any, place: Place) -> None:
+    """Keeps them."""
+
+
 def start_reward(params: Any, width: int, heads: int, seed: int) -> dict:
   """Parameters of a reward model: a language model's trunk and new heads.
 
@@ -100,8 +120,9 @@ def log_probs(graphdef, params, batch: Batch) -> Array:
 
 
 def train_reward(
-  graphdef, params, pairs: Pairs, fit: Fit, say: Say = print
-) -> dict:
+  graphdef, params, pairs: Pairs, fit: Fit, say: Say = print,
+  keeper: Keeper | None = None,
+) -> dict:  # fmt: skip
   """Fits a reward model; of several heads each to pairs of its own draw.
 
   Heads that share a trunk differ by where they start and by a bootstrap sample
@@ -113,6 +134,7 @@ def train_reward(
     pairs: to train on.
     fit: how.
     say: takes a line an epoch.
+    keeper: of what it has come to; by default nothing is kept.
 
   Returns:
     New parameters.
@@ -132,12 +154,13 @@ def train_reward(
     )(reward_B2K, batch.margin_B, batch.weight_BK)
     return jnp.mean(loss_K), jnp.mean(metrics["accuracy"])
 
-  return minimise(params, pairs, weight_QK, None, loss_fn, fit, say)
+  return minimise(params, pairs, weight_QK, None, loss_fn, fit, say, keeper)
 
 
 def train_dpo(
-  graphdef, params, pairs: Pairs, fit: Fit, beta: float, say: Say = print
-):
+  graphdef, params, pairs: Pairs, fit: Fit, beta: float, say: Say = print,
+  keeper: Keeper | None = None,
+):  # fmt: skip
   """Direct preference optimisation; the reference is where it starts.
 
   Args:
@@ -147,6 +170,7 @@ def train_dpo(
     fit: how.
     beta: of `losses.dpo`.
     say: takes a line an epoch.
+    keeper: as in `train_reward`.
 
   Returns:
     New parameters.
@@ -164,7 +188,9 @@ def train_dpo(
     return loss, metrics["accuracy"]
 
   weight_Q1 = np.ones((len(pairs), 1), np.float32)
-  return minimise(params, pairs, weight_Q1, reference_Q2, loss_fn, fit, say)
+  return minimise(
+    params, pairs, weight_Q1, reference_Q2, loss_fn, fit, say, keeper
+  )
 
 
 def minimise(
@@ -175,6 +201,7 @@ def minimise(
   loss_fn: Callable[[Any, Batch], tuple[Array, Array]],
   fit: Fit,
   say: Say = print,
+  keeper: Keeper | None = None,
 ):
   """Minimises a loss over pairs, all in a new order every epoch.
 
@@ -186,6 +213,7 @@ def minimise(
     loss_fn: (params, batch) -> loss and accuracy.
     fit: batches and epochs.
     say: takes a line an epoch.
+    keeper: as in `train_reward`; what goes on ends as if it had not stopped.
 
   Returns:
     New parameters.
@@ -205,13 +233,23 @@ def minimise(
     return (optax.apply_updates(params, updates), opt_state), (loss, accuracy)
 
   carry, rng = (params, optimizer.init(params)), np.random.default_rng(fit.seed)
+  place = Place(0, [0.0, 0.0])
+  if keeper is not None and (kept := keeper.restore(carry)) is not None:
+    carry, place = kept
   for epoch in range(1, fit.epochs + 1):
-    begun, found = time.monotonic(), []
-    order_Q = rng.permutation(len(pairs))
+    begun, order_Q = time.monotonic(), rng.permutation(len(pairs))
+    before = (epoch - 1) * steps
+    if place.step >= before + steps:  # Made before it stopped.
+      continue
+    order_Q = order_Q[(place.step - before) * fit.batch :]
     for batch in batches(pairs, order_Q, fit.batch, weight_QK, reference_Q2):
       carry, of_step = step(carry, batch)
-      found.append(of_step)
-    loss, accuracy = np.mean(jax.device_get(found), axis=0)
+      total_2 = np.add(place.total_2, jax.device_get(of_step)).tolist()
+      place = Place(place.step + 1, total_2)
+      if keeper is not None and keeper.due():
+        keeper.save(carry, place)
+    loss, accuracy = np.divide(place.total_2, steps)
+    place = Place(place.step, [0.0, 0.0])
     say(
       f"epoch {epoch} of {fit.epochs}: {steps} steps, loss {loss:.3f}, "
       f"accuracy {accuracy:.3f}, {time.monotonic() - begun:.0f} s"

@@ -30,6 +30,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import prefill, sampling, scoring
 from tsd_jax.learning import losses, memory
+from tsd_jax.models import weights
 from tsd_jax.models.phrases import Automaton
 from tsd_jax.models.tokenizer import is_end, one_end
 from tsd_jax.rewards import callback
@@ -232,7 +233,7 @@ def evaluate(
     forbids.
 
   Raises:
-    UserError: a mode is unknown, or a reward on the host cannot be computed.
+    UserError: as `evaluate_each`.
   """
   return evaluate_each(
     graphdef, params, task, prompts, modes, seed=seed, temperature=temperature,
@@ -269,13 +270,17 @@ def evaluate_each(
     What `evaluate` gives, and mode -> how far each prompt is solved, 0 to 1.
 
   Raises:
-    UserError: a mode is unknown, or a reward on the host cannot be computed.
+    UserError: a mode is unknown, a search would value leaves by a V_search
+      that was never trained, or a reward on the host cannot be computed.
   """
   parsed = parse_modes(modes)
+  search = search or SearchConfig()
+  if any(kind == "search" for kind, _ in parsed):
+    _check_value(search, params)
   measure = _Measure(
     graphdef, params, task, jax.tree.map(jnp.asarray, prompts),
     key=jax.random.key(seed), temperature=temperature,
-    search=search or SearchConfig(), reward_params=reward_params,
+    search=search, reward_params=reward_params,
     # An estimate of pass@K is the better, the more samples it is made from.
     most=max((k for kind, k in parsed if kind in SAMPLED), default=0),
   )  # fmt: skip
@@ -293,6 +298,15 @@ def evaluate_each(
     } | {name: float(share.mean()) for name, share in said.items()}
   callback.raise_errors()
   return results, each
+
+
+def _check_value(search: SearchConfig, params: Any) -> None:
+  """Refuses a search that values leaves by what was never trained."""
+  if search.needs_value and not weights.value_trained(params):
+    raise UserError(
+      f"search@N values leaves by V_search (search.leaf={search.leaf}), which "
+      "this model never trained: leave the mode out"
+    )
 
 
 @dataclasses.dataclass(eq=False)

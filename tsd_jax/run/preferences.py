@@ -1,11 +1,15 @@
 """From files of pairs to a reward model, or a policy by DPO, and its measures.
 
 Both read, check, train, measure on held-out pairs and write a model's folder:
-DIR/model, and DIR/measured.json beside it.
+DIR/model, and DIR/measured.json beside it. Until then DIR/checkpoints has what
+a training has come to, and the same command goes on from there.
 """
 
 import dataclasses
 import json
+import shutil
+import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +22,8 @@ from tsd_jax.models import assemble, hf, pretrained, transformer, weights
 from tsd_jax.models.text_tokenizer import TextTokenizer
 from tsd_jax.models.tokenizer import response_pad
 from tsd_jax.models.transformer import ModelConfig
-from tsd_jax.run import pair_measures
+from tsd_jax.run import directory, pair_measures
+from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.tasks import pairs as pairs_lib
 from tsd_jax.tasks.pairs import Pairs
 from tsd_jax.tasks.text_lines import load_tokenizer
@@ -37,6 +42,7 @@ class Files:
   held_out: str | None = None  # Pairs; None: a share of `pairs`.
   held_out_share: float = 0.1  # Of the prompts.
   limits: pairs_lib.Limits = pairs_lib.Limits(prompt=512, response=512)
+  checkpoint_minutes: float = 5.0  # From one to the next.
 
   def __post_init__(self):
     """Refuses impossible sizes."""
@@ -44,6 +50,10 @@ class Files:
       raise UserError(
         f"--prompt_length={self.limits.prompt} and --response_length="
         f"{self.limits.response} must be at least 1"
+      )
+    if not 0 <= self.checkpoint_minutes < float("inf"):
+      raise UserError(
+        f"--checkpoint_minutes={self.checkpoint_minutes} must not be negative"
       )
     if not 0 < self.held_out_share < 1:
       raise UserError(
@@ -89,7 +99,10 @@ def train_reward(
   ready = prepare(files, say)
   config, graphdef, trunk = without_output(ready.config, ready.params)
   params = preference.start_reward(trunk, config.d_model, heads, fit.seed)
-  params = preference.train_reward(graphdef, params, ready.trained, fit, say)
+  with _Keeper(files, ready, {"heads": heads} | vars(fit), say) as keeper:
+    params = preference.train_reward(
+      graphdef, params, ready.trained, fit, say, keeper
+    )
 
   def read(pairs: Pairs) -> np.ndarray:
     return preference.read_all(
@@ -144,9 +157,10 @@ def train_dpo(
     )
 
   before_Q2 = read(ready.params)
-  params = preference.train_dpo(
-    graphdef, ready.params, ready.trained, fit, beta, say
-  )
+  with _Keeper(files, ready, {"beta": beta} | vars(fit), say) as keeper:
+    params = preference.train_dpo(
+      graphdef, ready.params, ready.trained, fit, beta, say, keeper
+    )
   gained_Q2 = read(params) - before_Q2
   measured = _measured(beta * gained_Q2[..., None], ready)
   measured["log_prob_gained"] = dict(
@@ -154,6 +168,68 @@ def train_dpo(
   )
   _write(files, ready, ready.config, params, measured)
   return measured
+
+
+class _Keeper:
+  """`preference.Keeper` in the checkpoints of a folder."""
+
+  def __init__(
+    self,
+    files: Files,
+    ready: Ready,
+    settings: Mapping[str, Any],
+    say: Callable[[str], object],
+  ):
+    """Opens the folder; what is there must be of the same training."""
+    self._checkpointer = Checkpointer(files.workdir)
+    self._every, self._say = 60 * files.checkpoint_minutes, say
+    pairs, trained = 0, ready.trained
+    for array in (trained.prompt_QP, trained.tokens_Q2T, trained.margin_Q):
+      pairs = zlib.crc32(np.ascontiguousarray(array), pairs)
+    self._of = {"model": files.model, "pairs": pairs, **settings}
+    self._last = time.monotonic()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._checkpointer.close()
+
+  def restore(self, like: Any) -> tuple[Any, preference.Place] | None:
+    """The newest checkpoint.
+
+    Raises:
+      UserError: it is of another training.
+    """
+    kept = self._checkpointer.restore(_named(like))
+    if kept is None:
+      return None
+    arrays, record = kept
+    of = record["of"]
+    if other := [name for name in self._of if of.get(name) != self._of[name]]:
+      raise UserError(
+        f"{self._checkpointer.path} is of a training with other "
+        f"{', '.join(other)}: use another --workdir, or delete it"
+      )
+    self._say(f"going on after step {record['place'][0]}")
+    return (arrays["params"], arrays["opt_state"]), preference.Place(
+      *record["place"]
+    )
+
+  def due(self) -> bool:
+    """Whether the last one is as old as `Files.checkpoint_minutes`."""
+    return time.monotonic() - self._last >= self._every
+
+  def save(self, carry: Any, place: preference.Place) -> None:
+    """Begins to write one."""
+    record = {"of": self._of, "place": list(place)}
+    self._checkpointer.save(place.step, _named(carry), record)
+    self._last = time.monotonic()
+
+
+def _named(carry: Any) -> dict[str, Any]:
+  params, opt_state = carry
+  return {"params": params, "opt_state": opt_state}
 
 
 def prepare(files: Files, say: Callable[[str], object] = print) -> Ready:
@@ -275,3 +351,4 @@ def _write(
   output_files.write_whole(
     folder / MEASURED, json.dumps(measured, indent=2) + "\n"
   )
+  shutil.rmtree(folder / directory.CHECKPOINTS, ignore_errors=True)
