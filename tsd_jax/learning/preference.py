@@ -75,12 +75,15 @@ class Keeper(Protocol):
 
   def restore(self, like: Any) -> tuple[Any, Place] | None:
     """Parameters and the optimiser's state where it stopped, like these."""
+    ...
 
   def due(self) -> bool:
     """Whether it is time to save."""
+    ...
 
   def save(self, carry: Any, place: Place) -> None:
     """Keeps them."""
+    ...
 
 
 def start_reward(params: Any, width: int, heads: int, seed: int) -> dict:

@@ -36,7 +36,7 @@ def flatten(params) -> dict[str, np.ndarray]:
   return {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
 
 
-def value_trained(params) -> bool:
+def value_trained(params: Any) -> bool:
   """Whether V_search has moved from its first weights, which are zero."""
   output_2D = by_name(params)["value_output_2D"]
   return bool(jnp.any(output_2D[1] != 0))

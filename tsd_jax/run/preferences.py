@@ -185,7 +185,7 @@ class _Keeper:
     self._every, self._say = 60 * files.checkpoint_minutes, say
     pairs, trained = 0, ready.trained
     for array in (trained.prompt_QP, trained.tokens_Q2T, trained.margin_Q):
-      pairs = zlib.crc32(np.ascontiguousarray(array), pairs)
+      pairs = zlib.crc32(array.tobytes(), pairs)
     self._of = {"model": files.model, "pairs": pairs, **settings}
     self._last = time.monotonic()
 
