@@ -72,10 +72,9 @@ STUDIES = {
   "countdown4": Study(
     _FOUR,
     {
-      "a": Examples((3000, 0), 0.3),
-      "b": Examples((3000, 500), 0.3),
-      "c": Examples((3000, 1500), 0.3),
-      "d": Examples((3000, 6000), 0.6),
+      "a": Examples((1500, 0), 0.0, batch=64),
+      "b": Examples((500, 1000), 1.0, batch=64),
+      "c": Examples((500, 3000), 1.0, batch=64),
     },
   ),
   "countdown5": Study(
@@ -91,9 +90,8 @@ STUDIES = {
       tokens=1e7,
     ),
     {
-      "a": Examples((4000, 0), 0.3),
-      "b": Examples((4000, 1500), 0.3),
-      "c": Examples((4000, 6000), 0.6),
+      "a": Examples((1500, 0), 0.0, batch=64),
+      "b": Examples((500, 1500), 1.0, batch=64),
     },
   ),
   "maze": Study(
