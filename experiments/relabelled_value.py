@@ -24,7 +24,7 @@ _STEPS = flags.DEFINE_integer("steps", 2000, "Steps.", 1)
 _BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.", 1)
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 _KL = flags.DEFINE_float("kl_weight", 2.0, "Holds the policy.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write.")
+_OUTPUT = config_lib.path_flag("output", None, "File to write.")
 
 
 def main(overrides):

@@ -21,7 +21,7 @@ _CONFIG = flags.DEFINE_string(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Kind and shape: v5e:4x4.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
 _EFFORT = flags.DEFINE_enum(
   "effort", "full", ["full", "quick"], "Of the compiler; quick overstates."
 )

@@ -22,7 +22,7 @@ from tsd_jax.base import config as config_lib
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/compare_countdown.py", "Comparison file."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
 _JOBS = flags.DEFINE_integer(
   "jobs", 1, "Runs at a time, each a process.", lower_bound=1
 )

@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from tsd_jax.base import config as config_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_string(
   "mode",
   None,
@@ -30,7 +30,7 @@ _MODE = flags.DEFINE_string(
 _BASE = flags.DEFINE_bool("base", False, "Measure the run's first parameters.")
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of sampling.")
-_SEED = flags.DEFINE_integer("seed", None, "Of sampling.")
+_SEED = config_lib.seed_flag(None, "Of sampling.")
 
 
 def main(overrides):
@@ -39,6 +39,7 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
+  from tsd_jax.base.types import LEAST_TEMPERATURE
   from tsd_jax.comparison import law
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
@@ -60,10 +61,10 @@ def main(overrides):
   temperature = chosen(_TEMPERATURE, saved.eval.temperature)
   seed = chosen(_SEED, saved.seed)
   evaluation.parse_modes(modes)
-  if not 0 < temperature < float("inf"):
+  if not LEAST_TEMPERATURE <= temperature < float("inf"):
     raise config_lib.UserError(
-      f"--temperature={temperature} must be above 0 and finite; for argmax "
-      "decoding use --mode=greedy"
+      f"--temperature={temperature} must be {LEAST_TEMPERATURE:g} or more, and "
+      "finite; for argmax decoding use --mode=greedy"
     )
   problems, task = data.load_problems(saved.task, split), saved.make_task()
   digests = data.digests(saved.task, {split: problems})
@@ -77,13 +78,13 @@ def main(overrides):
   measured = directory.read_json(folder, name) if file.exists() else {}
   if not isinstance(measured, dict):
     raise config_lib.UserError(f"{file} is damaged: delete it")
-  write(file, measured)
   if _BASE.value:
     graphdef, params = initial_params(saved)
     step = 0
   else:
     run = load.open_run(folder)
     graphdef, params, step = run.graphdef, run.params, run.step
+  write(file, measured)
   with progress.phase("evaluating"):
     results = evaluation.evaluate(
       graphdef,

@@ -9,8 +9,8 @@ from absl import flags
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUTPUT = flags.DEFINE_string("output", None, "New folder or file.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of the run.")
+_OUTPUT = config_lib.path_flag("output", None, "New folder or file.")
 _FORMAT = flags.DEFINE_enum(
   "format", "huggingface", ["huggingface", "gguf"], "A folder, or a file."
 )

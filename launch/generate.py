@@ -9,7 +9,7 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_MODEL = flags.DEFINE_string(
+_MODEL = config_lib.path_flag(
   "model", None, "Hugging Face folder or .gguf file."
 )
 _PROMPT = flags.DEFINE_multi_string(
@@ -22,7 +22,7 @@ _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", None, "Most tokens of a reply; 128, if the model can so many."
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 decodes greedily.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_SEED = config_lib.seed_flag(0, "Of sampling.")
 
 
 def main(overrides):
@@ -31,19 +31,22 @@ def main(overrides):
   path = config_lib.required(_MODEL)
   if not _PROMPT.value:
     raise config_lib.UserError("--prompt=TEXT is missing")
-  if not 0 <= _TEMPERATURE.value < float("inf"):
-    raise config_lib.UserError(
-      f"--temperature={_TEMPERATURE.value} must be 0 (greedy) or more"
-    )
   if _MAX_TOKENS.value is not None and _MAX_TOKENS.value < 1:
     raise config_lib.UserError(
       f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
     )
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
+  from tsd_jax.base.types import LEAST_TEMPERATURE
   from tsd_jax.inference import generate
   from tsd_jax.models import text_tokenizer
 
+  temperature = _TEMPERATURE.value
+  if temperature and not LEAST_TEMPERATURE <= temperature < float("inf"):
+    raise config_lib.UserError(
+      f"--temperature={temperature} must be 0 (greedy), or "
+      f"{LEAST_TEMPERATURE:g} or more, and finite"
+    )
   progress.quiet_libraries()
   compilation_cache.enable()
   tokenizer = text_tokenizer.load(path)
@@ -63,7 +66,7 @@ def main(overrides):
     tokenizer,
     prompts,
     max_tokens=_MAX_TOKENS.value,
-    temperature=_TEMPERATURE.value,
+    temperature=temperature,
     seed=_SEED.value,
   )
   for reply in replies:

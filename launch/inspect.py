@@ -14,8 +14,8 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
-_MODEL = flags.DEFINE_string(
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of a run.")
+_MODEL = config_lib.path_flag(
   "model", None, "In place of a run: a Hugging Face folder or .gguf file."
 )
 _EXAMPLE = flags.DEFINE_integer(
@@ -50,8 +50,8 @@ _STEP_TOKENS = flags.DEFINE_integer(
 _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", None, "With --reward: most tokens of a response."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-_OUTPUT = flags.DEFINE_string(
+_SEED = config_lib.seed_flag(0, "Of what is drawn.")
+_OUTPUT = config_lib.path_flag(
   "output", None, "The page; by default tree.html, in the run's folder."
 )
 
@@ -185,6 +185,11 @@ def _found_reward(name: str) -> Any:
     name = f"{pathlib.Path(place).expanduser().absolute()}{function}"
   try:
     return names.find(name)
+  except SyntaxError as error:
+    raise config_lib.UserError(
+      f"--reward={_REWARD.value}: line {error.lineno} of {error.filename} is "
+      f"no Python ({error.msg})"
+    ) from None
   except (ImportError, AttributeError, ValueError) as error:
     raise config_lib.UserError(
       f"--reward={_REWARD.value}: {error}; use FILE.py:NAME or module.NAME"

@@ -16,7 +16,7 @@ from tsd_jax.run import curves as curves_lib
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/local", "Folder of the runs.")
+_WORKDIR = config_lib.path_flag("workdir", "runs/local", "Folder of the runs.")
 _PPO_RATE = flags.DEFINE_string(
   "ppo_learning_rate",
   None,

@@ -6,19 +6,19 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_PAIRS = flags.DEFINE_string(
+_PAIRS = config_lib.path_flag(
   "pairs", None, "JSON lines, or a table: prompt, chosen, rejected."
 )
-_HELD_OUT = flags.DEFINE_string(
+_HELD_OUT = config_lib.path_flag(
   "held_out", None, "Pairs to measure on; a share of --pairs by default."
 )
 _SHARE = flags.DEFINE_float(
   "held_out_share", 0.1, "Of the prompts of --pairs, without --held_out."
 )
-_MODEL = flags.DEFINE_string(
+_MODEL = config_lib.path_flag(
   "model", None, "Hugging Face folder or .gguf file to start from."
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = config_lib.path_flag(
   "workdir", None, "New folder: model/ and measured.json."
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 1, "How often each pair is read.")
@@ -32,7 +32,7 @@ _RESPONSE = flags.DEFINE_integer(
 _MINUTES = flags.DEFINE_float(
   "checkpoint_minutes", 5.0, "From one checkpoint to the next."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the order of pairs, and of heads.")
+_SEED = config_lib.seed_flag(0, "Of the order of pairs, and of heads.")
 
 
 def read(learning_rate: float) -> tuple[Any, Any]:

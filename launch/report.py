@@ -12,11 +12,11 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_OUT = flags.DEFINE_string("out", "report.html", "File of the page.")
+_OUT = config_lib.path_flag("out", "report.html", "File of the page.")
 _MODE = flags.DEFINE_string(
   "mode", None, "Of evaluation, such as mean@16; the first run's by default."
 )
-_FIGURES = flags.DEFINE_string(
+_FIGURES = config_lib.path_flag(
   "figures", None, "A folder that gets each figure as SVG, PNG and CSV."
 )
 _RUNS: list[str] = []

@@ -40,10 +40,15 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run, on storage that all workers share."
 )
-_COLLECT = flags.DEFINE_string("collect", "runs", "Where results are copied.")
-_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "As for launch.train.")
+_COLLECT = config_lib.path_flag("collect", "runs", "Where results are copied.")
+_RESTARTS = flags.DEFINE_integer(
+  "max_restarts", 10, "As for launch.train.", lower_bound=0
+)
 _PREEMPTIONS = flags.DEFINE_integer(
-  "max_preemptions", 0, "How often a slice taken away is made again."
+  "max_preemptions",
+  0,
+  "How often a slice taken away is made again.",
+  lower_bound=0,
 )
 _POLL = flags.DEFINE_float("poll", 30.0, "Seconds between looks at a queue.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print commands, run none.")

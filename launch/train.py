@@ -22,9 +22,12 @@ from tsd_jax.parallel import supervisor
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of the run.")
 _RESTARTS = flags.DEFINE_integer(
-  "max_restarts", 0, "How often a run that died is started again."
+  "max_restarts",
+  0,
+  "How often a run that died is started again.",
+  lower_bound=0,
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes that train together."

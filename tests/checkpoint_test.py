@@ -62,6 +62,27 @@ def test_a_failed_save_is_told_and_the_next_one_counts(tmp_path, caplog):
   again.close()
 
 
+def test_what_cannot_be_read_stays_where_nothing_can(tmp_path, caplog):
+  """It may be of other code, or the fault of the moment."""
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  for step in (1, 2):
+    checkpointer.save_now(step, arrays(step), {"step": step})
+  other = arrays(0) | {"y": arrays(0)["x"]}
+  with pytest.raises(UserError, match=r"damaged, or of other code .steps .2, "):
+    checkpointer.restore(other)
+  assert checkpointer.steps() == [2, 1]
+  assert checkpointer.record() == {"step": 2}
+  _, record = checkpointer.restore(arrays(0))
+  assert record == {"step": 2}
+  # One that is passed over goes once an older one has been read.
+  for file in (tmp_path / "checkpoints" / "2").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  _, record = checkpointer.restore(arrays(0))
+  assert record == {"step": 1} and checkpointer.steps() == [1]
+  checkpointer.close()
+
+
 def test_the_last_save_is_tried_again_and_its_failure_is_an_error(tmp_path):
   checkpointer = checkpoint.Checkpointer(tmp_path)
   checkpointer.save_now(1, arrays(1), {"step": 1})

@@ -72,6 +72,14 @@ def test_a_reward_that_breaks_is_blamed_and_not_the_rate(name):
     checks.check_rows([row], "runs/x", KEPT)
 
 
+def test_a_number_that_breaks_in_an_evaluation_is_named():
+  found = {"mean@16": {"accuracy": 0.5, "reward": math.nan}}
+  row = {"step": 0, "seconds": 0.0, "eval": found}
+  words = "eval.mean@16.reward became nan; .* See what the reward gives"
+  with pytest.raises(UserError, match=words):
+    checks.check_rows([row], "runs/x", KEPT)
+
+
 def rows(reward, count=1, **more):
   return [{"step": 0}] + [{"step": 1, "reward": reward} | more] * count
 

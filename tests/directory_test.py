@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests import small_experiment
-from tsd_jax.base import config_json
+from tsd_jax.base import config_json, outside_files
 from tsd_jax.base.errors import UserError
 from tsd_jax.run import directory, load
 
@@ -73,11 +73,24 @@ def test_only_a_half_written_last_row_is_dropped(tmp_path):
   file = tmp_path / directory.METRICS
   rows = [ROW | {"step": step} for step in range(4)]
   write_rows(tmp_path, *rows, end='\n{"step": 4, "los')
+  assert directory.read_rows(tmp_path) == rows  # A run may be at it.
+  assert directory.newest_step(file) == 3
   directory.keep_rows(file, 2)
   assert directory.read_rows(tmp_path) == rows[:3]
   directory.keep_rows(file, -1)
   assert file.read_text() == ""
   directory.keep_rows(tmp_path / "none", 0)
+
+
+def test_a_long_run_has_more_rows_than_files_of_others_may(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(outside_files, "VALUES", 9)
+  rows = [ROW | {"step": step} for step in range(10)]
+  write_rows(tmp_path, *rows)
+  assert directory.read_rows(tmp_path) == rows
+  with pytest.raises(UserError, match="values of JSON, more than 9"):
+    outside_files.read_lines(tmp_path / directory.METRICS, values=9)
 
 
 @pytest.mark.parametrize(

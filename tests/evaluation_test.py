@@ -226,7 +226,7 @@ def test_what_cannot_be_written_is_told_before_the_work(workdir):
   [
     ("--mode=best", "use greedy, mean@K"),
     ("--split=dev", "use one of train, validation, test"),
-    ("--temperature=0", "must be above 0"),
+    ("--temperature=0", "must be 1e-06 or more"),
     ("--config.seed=1", "no config to set seed of"),
   ],
 )

@@ -35,6 +35,8 @@ def test_the_test_is_students(shift, level):
 
 def test_differences_that_are_all_alike_count_by_their_signs():
   assert exceeds(np.ones(20), 1e-4) and not exceeds(np.ones(5), 1e-3)
+  # Also where their mean is rounded.
+  assert not exceeds(np.full(3, 0.1), 1e-3) and exceeds(np.full(3, 0.1), 0.13)
   assert not exceeds(np.zeros(20), 0.5) and not exceeds(-np.ones(20), 0.5)
   assert not exceeds(np.ones(1), 0.6)
 

@@ -54,6 +54,32 @@ def test_a_problem_is_found_by_its_text():
   assert turned.prompts.example_B[0] == problems().example_B[place]
 
 
+def test_a_text_that_others_begin_or_end_with_is_itself(tmp_path):
+  pytest.importorskip("tokenizers", reason="needs the extra: text")
+  pytest.importorskip("jinja2", reason="needs the extra: text")
+  from tests.grading import letters
+  from tests.text_tokenizer_test import write_folder
+  from tsd_jax.tasks.text import TextConfig
+
+  file = tmp_path / "lines.jsonl"
+  texts = ["add 2 and 3:", "please add 2 and 3:", "add 2 and 3: now"]
+  file.write_text(
+    "".join(json.dumps({"prompt": x, "answer": "5"}) + "\n" for x in texts)
+  )
+  config = TextConfig(
+    file=str(file), tokenizer=str(write_folder(tmp_path / "t")),
+    reward=letters, prompt_length=24, response_length=8, correct_at=0.3,
+    validation_size=1, test_size=1,
+  )  # fmt: skip
+  found = inspection.find_prompt(config, "add 2 and 3:")
+  said = config.make().tokenizer.decode(
+    found.prompts.tokens_BP[0][: found.prompts.length_B[0]]
+  )
+  assert said.strip() == "add 2 and 3:"
+  with pytest.raises(UserError, match="3 problems of this run have '2 and 3:'"):
+    inspection.find_prompt(config, "2 and 3:")
+
+
 @pytest.mark.parametrize("place", [-1, 512])
 def test_a_place_outside_of_the_split_is_one_line(place):
   with pytest.raises(UserError, match=rf"--example={place} .* use 0 to 511"):

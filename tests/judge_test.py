@@ -192,7 +192,7 @@ def test_probability_of_improvement_is_mann_whitney():
     (dict(trials=0), "trials=0 must be at least 1"),
     (dict(samples=300), "samples=300 must be at most 255"),
     (dict(tokens=0.0), "tokens=0.0 must be above 0"),
-    (dict(temperatures=(0.0, 1.0)), "must be above 0"),
+    (dict(temperatures=(0.0, 1.0)), "must be 1e-06 or more"),
     (dict(score="mean@16"), "mean@16 is not one of experiment.eval.modes"),
     (dict(mode="pass@4"), "pass@4 is not one of experiment.eval.modes"),
     (dict(runs=0), "runs=0 must be at least 1"),

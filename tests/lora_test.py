@@ -108,7 +108,9 @@ def test_count_is_what_is_trained():
   assert numbers < transformer.count_parameters(MODEL) / 2
 
 
-@pytest.mark.parametrize(("field", "value"), [("rank", -1), ("alpha", 0.0)])
+@pytest.mark.parametrize(
+  ("field", "value"), [("rank", -1), ("alpha", 0.0), ("alpha", np.inf)]
+)
 def test_impossible_settings_are_refused(field, value):
   with pytest.raises(ValueError, match=f"lora.{field}="):
     lora.LoraConfig(**{field: value})

@@ -22,7 +22,7 @@ from tsd_jax.inference.reward_model import RewardModel
 from tsd_jax.learning import preference
 from tsd_jax.learning.preference import Fit
 from tsd_jax.models import pretrained, text_tokenizer
-from tsd_jax.run import preferences
+from tsd_jax.run import directory, preferences
 from tsd_jax.run.preferences import Files
 from tsd_jax.tasks import pairs as pairs_lib
 
@@ -54,8 +54,11 @@ def trained(made):
   return found, lines
 
 
+@pytest.mark.parametrize(
+  "stops", [8, 12]
+)  # Amid an epoch of 6 steps; at its end.
 def test_a_stopped_training_goes_on_as_if_it_had_not(
-  made, trained, tmp_path, monkeypatch
+  made, trained, tmp_path, monkeypatch, stops
 ):
   files = dataclasses.replace(
     made, workdir=str(tmp_path / "out"), checkpoint_minutes=0.0
@@ -66,25 +69,36 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
 
     def save_and_stop(keeper, carry, place):
       save(keeper, carry, place)
-      if place.step == 8:  # Amid the second epoch of six steps.
+      if place.step == stops:
         raise KeyboardInterrupt
 
     patch.setattr(preferences._Keeper, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
       preferences.train_reward(files, fit, heads=3, say=lines.append)
   other = dataclasses.replace(fit, learning_rate=1e-3)
-  with pytest.raises(UserError, match="training with other learning_rate: use"):
-    preferences.train_reward(files, other, heads=3, say=lines.append)
+  for heads, words in (
+    (3, "other learning_rate: u"),
+    (2, "other heads, learn"),
+  ):
+    with pytest.raises(UserError, match=f"of a training with {words}"):
+      preferences.train_reward(files, other, heads=heads, say=lines.append)
+  with pytest.raises(UserError, match="with other beta, heads: use"):
+    preferences.train_dpo(files, fit, say=lines.append)
+  with directory.sole_writer(tmp_path / "out"):
+    with pytest.raises(UserError, match="another process trains in"):
+      preferences.train_reward(files, fit, heads=3, say=lines.append)
   assert not (tmp_path / "out" / preferences.MODEL).exists()
   found = preferences.train_reward(files, fit, heads=3, say=lines.append)
   whole, said = trained
-  assert found == whole and "going on after step 8" in lines
+  assert found == whole and f"going on after step {stops}" in lines
 
   def epochs(lines):
     """What is said of epochs, without their seconds."""
     return [x.rsplit(",", 1)[0] for x in lines if x.startswith("epoch")]
 
-  assert epochs(lines) == epochs(said)
+  # The line of an epoch that ended as it was stopped is said by nobody.
+  missing = epochs(said)[stops // 6 - 1 : stops // 6] * (stops % 6 == 0)
+  assert [x for x in epochs(said) if x not in missing] == epochs(lines)
   assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
     preferences.MEASURED, preferences.MODEL,
   ]  # fmt: skip

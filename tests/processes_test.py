@@ -14,6 +14,8 @@ import pytest
 
 from tests import small_experiment
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.errors import UserError
+from tsd_jax.parallel import processes
 from tsd_jax.run import directory as directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -113,6 +115,12 @@ def test_a_finished_run_waits_for_nobody(tmp_path):
   _, stderr = process.communicate(timeout=120)
   assert process.returncode == -signal.SIGABRT
   assert "waiting for the other processes, at most 2 s" in stderr
+
+
+def test_numbers_of_processes_are_numbers(monkeypatch):
+  monkeypatch.setenv("JAX_PROCESS_ID", "abc")
+  with pytest.raises(UserError, match="JAX_PROCESS_ID='abc' must be a number"):
+    processes.initialize(20, 2)
 
 
 def test_who_the_others_are_must_be_known(tmp_path):

@@ -149,7 +149,7 @@ def test_without_forks_the_plain_rows_are_the_same():
   [
     (dict(samples=0), "rollout.samples=0 must be at least 1"),
     (dict(prompts=0), "rollout.prompts=0 must be at least 1"),
-    (dict(temperature=0.0), "rollout.temperature=0.0 must be > 0"),
+    (dict(temperature=0.0), "rollout.temperature=0.0 must be 1e-06"),
     (dict(forks=5), "rollout.forks=5 must lie between 0 and"),
     (dict(fork_width=0), "rollout.fork_width=0 must be at least 1 with forks"),
   ],

@@ -87,7 +87,7 @@ def test_an_outlier_weighs_no_more_than_the_clip(kind):
   (OptimizerConfig(), "b2", 2.0, r"must lie in \[0, 1\)"),
   (OptimizerConfig(), "learning_rate", math.nan, "must be positive"),
   (OptimizerConfig(), "learning_rate", math.inf, "must be positive, and fin"),
-  (RolloutConfig(), "temperature", math.nan, "must be > 0, and finite"),
+  (RolloutConfig(), "temperature", math.nan, "must be 1e-06 or more, and"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(config, field, value, said):
   with pytest.raises(ValueError, match=rf"\.{field}={value} {said}"):

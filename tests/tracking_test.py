@@ -213,10 +213,14 @@ class Broken:
 
 
 @pytest.mark.parametrize("at", ["write", "table", "page", "close"])
-def test_a_service_that_fails_is_told_of_once_and_left_out(at, caplog):
+def test_a_service_that_fails_is_told_of_once_and_left_out(
+  at, caplog, tmp_path
+):
   broken, whole = Broken(at), Broken("never")
   logs = tracking.Tracking(
-    {"broken": broken, "whole": whole}, {"broken": -1, "whole": -1}
+    {"broken": broken, "whole": whole},
+    {name: {"id": name, "step": -1} for name in ("broken", "whole")},
+    tmp_path / tracking.FILE,
   )
   for r in ROWS:
     logs.write([r])
@@ -253,6 +257,43 @@ def test_a_service_that_joins_late_gets_the_rows_before(tmp_path, monkeypatch):
   assert first.known is None and first.steps == [0, 1, 2, 3]
   assert early.known == "my-run" and early.steps == [4]
   assert late.known is None and late.steps == [0, 1, 2, 3, 4]
+
+
+def test_what_a_service_has_missed_is_sent_when_it_is_back(
+  tmp_path, monkeypatch
+):
+  got = {"shaky": [], "steady": []}
+
+  class Fake(Broken):
+    def __init__(self, name, works):
+      super().__init__("never")
+      self.id, self.name, self.works = name, name, works
+
+    def write(self, rows):
+      if not self.works():
+        raise ConnectionError("no route to host")
+      got[self.name] += [row.step for row in rows]
+
+  up = iter([True, False, True, True])
+  for name, works in (("shaky", lambda: next(up)), ("steady", lambda: True)):
+    service = trackers.Service(
+      lambda opening, name=name, works=works: Fake(name, works), "json"
+    )
+    monkeypatch.setitem(trackers.SERVICES, name, service)
+  one = tracking.start("shaky,steady", tmp_path, CONFIG, [], -1)
+  for row in ROWS[:3]:  # The second is not taken; then it is left out.
+    one.write([row])
+  # Without one of them, and with it again.
+  tracking.start("shaky", tmp_path, CONFIG, ROWS[:3], 2).write(ROWS[3:4])
+  tracking.start("steady", tmp_path, CONFIG, ROWS[:4], 3).write(ROWS[4:])
+  assert got == {"shaky": [0, 1, 2, 3], "steady": [0, 1, 2, 3, 4]}
+  # A file of before.
+  (tmp_path / tracking.FILE).write_text(json.dumps({"steady": "steady"}))
+  tracking.start("steady", tmp_path, CONFIG, ROWS, 4)
+  assert got["steady"] == [0, 1, 2, 3, 4]
+  (tmp_path / tracking.FILE).write_text(json.dumps({"steady": {"id": 3}}))
+  with pytest.raises(UserError, match="is damaged: delete it"):
+    tracking.start("steady", tmp_path, CONFIG, ROWS, 4)
 
 
 def test_what_is_not_installed_is_refused_with_the_command(monkeypatch):

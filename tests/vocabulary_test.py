@@ -71,6 +71,22 @@ def test_a_draw_inverts_the_running_sum(width):
   check_draws(index_R, uniform_R, weight_RV)
 
 
+@pytest.mark.parametrize("width", [13, 512])
+def test_what_has_no_weight_is_never_drawn(width):
+  """Sums that are made in parallel rise by a rounding where a weight is 0."""
+  rng = np.random.default_rng(0)
+  weight_V = rng.random(width).astype(np.float32) ** 8
+  weight_V[rng.random(width) < 0.5] = 0.0
+  sums_J = np.asarray(jax.numpy.cumsum(weight_V))
+  total = np.float32(weight_V.sum())
+  # Targets at all sums, and beside them, and at both ends.
+  aim_R = np.concatenate([sums_J, np.nextafter(sums_J, np.float32(0))]) / total
+  uniform_R = np.clip(np.append(aim_R, [0, 1]), 0, 1 - 2**-24)
+  weight_RV = np.broadcast_to(weight_V, (len(uniform_R), width))
+  index_R = vocabulary.draw(uniform_R.astype(np.float32), weight_RV)
+  assert np.all(weight_V[np.asarray(index_R)] > 0)
+
+
 def test_a_draw_from_a_split_vocabulary_is_that_of_one_device():
   devices = sharding.make_mesh(SPLIT)
   weight_BV = weights(8, 16)

@@ -50,7 +50,7 @@ _SHAPES = flags.DEFINE_list(
 )
 _TRL = flags.DEFINE_string("trl", None, "Python of an environment with TRL.")
 _TUNIX = flags.DEFINE_string("tunix", None, "The same with Tunix.")
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write.", allow_override=True
 )
 _WORK = flags.DEFINE_string("work", None, "Set for the processes it starts.")

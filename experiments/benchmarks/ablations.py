@@ -24,7 +24,7 @@ from tsd_jax.run import curves as curves_lib
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown_balanced.py", "Experiment file."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every line.")
 JOBS = flags.DEFINE_integer(
   "jobs", 1, "Runs at a time, each a process.", lower_bound=1

@@ -215,7 +215,7 @@ if __name__ == "__main__":  # Others import it: no flags for them.
   _CONFIG = flags.DEFINE_string(
     "config", "experiments/abstention.py", "Experiment file."
   )
-  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
   _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method.", lower_bound=2)
-  _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+  _OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
   config_lib.run(main)

@@ -24,7 +24,7 @@ _EFFORT = flags.DEFINE_enum("effort", "quick", ["full", "quick"], "As there.")
 _LIMIT = flags.DEFINE_integer("limit", 600, "Seconds that a shape may take.")
 _SHAPES = flags.DEFINE_list("shapes", None, "Which; all by default.")
 # A test process imports several scripts with a flag of this name.
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write.", allow_override=True
 )
 

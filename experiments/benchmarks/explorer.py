@@ -27,7 +27,7 @@ from tsd_jax.base import config as config_lib
 _NODES = flags.DEFINE_integer("nodes", 2000, "Of the tree.")
 _CLICKS = flags.DEFINE_integer("clicks", 20, "Of each kind.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the tree.")
-_OUTPUT = flags.DEFINE_string("output", None, "Keep the page in this file.")
+_OUTPUT = config_lib.path_flag("output", None, "Keep the page in this file.")
 
 WORDS = (
   "the a of and to in is that it as for was with on be at by this from or an "

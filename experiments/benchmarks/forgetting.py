@@ -30,14 +30,14 @@ _CONFIG = flags.DEFINE_string(
 _SECOND = flags.DEFINE_string(
   "second", "experiments/maze.py", "Experiment whose task may be forgotten."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of every method.")
 _TEACH = flags.DEFINE_integer("teach", 600, "Steps on both tasks.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Examples of each task a step.")
 _KL_WEIGHTS = flags.DEFINE_list(
   "kl_weights", ["0", "0.1", "1"], "Weights of the KL to the start."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
 
 METHODS = ("tsd", "grpo")
 _RELABEL_FRACTION = (

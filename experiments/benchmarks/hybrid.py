@@ -178,11 +178,11 @@ def main(overrides):
 
 
 if __name__ == "__main__":  # Others import it: no flags for them.
-  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
   _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs a method.", lower_bound=1)
   _ITERATIONS = flags.DEFINE_integer(
     "iterations", 30, "Of the first two, and before the third.", lower_bound=5
   )
   _LONGER = flags.DEFINE_integer("longer", 12, "Of the third.", lower_bound=2)
-  _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+  _OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
   config_lib.run(main)

@@ -315,7 +315,7 @@ def _task() -> str:
 
 if __name__ == "__main__":  # Others read the law: no flags for them.
   _TASK = flags.DEFINE_enum("task", None, list(STUDIES), "Whose starts.")
-  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
   _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
   _STARTS = flags.DEFINE_list("starts", [], "Of the task; all of them if none.")
   _MORE = flags.DEFINE_list("more", [], "Methods beside those of the law.")

@@ -32,7 +32,7 @@ _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown_balanced.py", "Experiment file."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings; the median counts.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
 
 
 def repeated(prompts, iterations):

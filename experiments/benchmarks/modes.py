@@ -22,7 +22,7 @@ _WORKDIRS = flags.DEFINE_list(
 _SIMULATIONS = flags.DEFINE_list(
   "simulations", ["32", "64", "128"], "Nodes of a tree."
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write.", allow_override=True
 )
 

@@ -216,11 +216,11 @@ if __name__ == "__main__":  # Others import it: no flags for them.
   _CONFIG = flags.DEFINE_string(
     "config", "experiments/safety.py", "Experiment file."
   )
-  _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+  _WORKDIR = config_lib.path_flag("workdir", None, "Folder of all runs.")
   _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method.", lower_bound=1)
   _ITERATIONS = flags.DEFINE_integer(
     "iterations", 60, "Of tsd; others have as many tokens.", lower_bound=5
   )
   _METHODS = flags.DEFINE_list("methods", list(METHODS), "Which to train.")
-  _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+  _OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
   config_lib.run(main)

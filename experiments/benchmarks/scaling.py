@@ -36,7 +36,7 @@ _CONFIG = flags.DEFINE_string(
   allow_override=True,
 )
 _DEVICES = flags.DEFINE_integer("devices", 512, "Most virtual devices.")
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write.", allow_override=True
 )
 

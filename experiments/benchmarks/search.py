@@ -54,7 +54,7 @@ _SHAPES = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer(
   "repeats", 3, "Timings; the median counts.", allow_override=True
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write.", allow_override=True
 )
 _TREES = flags.DEFINE_list(

@@ -56,7 +56,7 @@ from absl import flags
 
 from tsd_jax.base import config as config_lib
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = config_lib.path_flag(
   "workdir", None, "Folder of trained policies and of measurements."
 )
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks; all by default.")
@@ -78,7 +78,7 @@ _STORED = flags.DEFINE_bool("stored", False, "Leave out what was not measured.")
 _VALUE_STEPS = flags.DEFINE_integer(
   "value_steps", 0, "Steps of 256 examples that teach V_search; 0: none.", 0
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "JSON file to write; the plot goes beside it as SVG."
 )
 

@@ -17,9 +17,9 @@ from absl import flags
 from experiments.benchmarks.table import Table
 from tsd_jax.base import config as config_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+_WORKDIR = config_lib.path_flag("workdir", None, "Folder of a trained run.")
 _TURNS = flags.DEFINE_integer("turns", 200, "Answers of each model.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_OUTPUT = config_lib.path_flag("output", None, "JSON file to write.")
 
 
 def main(overrides):

@@ -78,7 +78,7 @@ if __name__ == "__main__":  # Others import it: no flags for them.
   _CONFIG = flags.DEFINE_string(
     "config", "experiments/abstention.py", "Experiment file: task, model, init."
   )
-  _OUTPUT = flags.DEFINE_string(
+  _OUTPUT = config_lib.path_flag(
     "output", None, "File to write; the experiment's init by default."
   )
   _START = flags.DEFINE_string("start", None, "Weights to begin with.")

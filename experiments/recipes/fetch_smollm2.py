@@ -15,8 +15,6 @@ import sys
 import tempfile
 import zipfile
 
-from absl import flags
-
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import output_files
 
@@ -100,7 +98,7 @@ def main(overrides):
 
 
 if __name__ == "__main__":  # Experiments import the path: no flags for them.
-  _OUTPUT = flags.DEFINE_string(
+  _OUTPUT = config_lib.path_flag(
     "output", str(PATH), "A copy of the file, beside the one that is kept."
   )
   config_lib.run(main)

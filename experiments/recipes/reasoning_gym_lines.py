@@ -257,5 +257,5 @@ if __name__ == "__main__":  # Runs import the reward: no flags for them.
   _SHOTS = flags.DEFINE_integer(
     "shots", 0, "Problems that become worked examples of the others.", 0
   )
-  _OUTPUT = flags.DEFINE_string("output", None, "JSON lines, a new file.")
+  _OUTPUT = config_lib.path_flag("output", None, "JSON lines, a new file.")
   config_lib.run(main)

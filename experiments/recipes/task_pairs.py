@@ -37,7 +37,7 @@ from tsd_jax.tasks import data
 _CONFIG = flags.DEFINE_string(
   "config", "experiments/countdown.py", "Experiment file: its task and start."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "New folder.")
+_OUTPUT = config_lib.path_flag("output", None, "New folder.")
 _PROBLEMS = flags.DEFINE_integer("problems", 4_096, "Of the train split.")
 _SAMPLES = flags.DEFINE_integer("samples", 16, "Answers to each problem.")
 _MOST = flags.DEFINE_integer("most", 4, "Most pairs of a problem.")

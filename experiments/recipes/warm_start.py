@@ -39,7 +39,7 @@ _RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
 _RELABEL = flags.DEFINE_float(
   "relabel_fraction", 0.3, "Of the prompts of phase two."
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = config_lib.path_flag(
   "output", None, "File to write; the experiment's init by default."
 )
 

@@ -11,6 +11,7 @@ from tsd_jax.api.model import Model
 from tsd_jax.base import names, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
+from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.models import hf, weights
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run import train as train_lib
@@ -173,8 +174,11 @@ def evaluate(
   split = own.split if split is None else split
   temperature = own.temperature if temperature is None else temperature
   seed = (run.config.seed if run else 0) if seed is None else seed
-  if not 0 < temperature < math.inf:
-    raise UserError(f"{temperature=} must be above 0; or use modes='greedy'")
+  if not LEAST_TEMPERATURE <= temperature < math.inf:
+    raise UserError(
+      f"{temperature=} must be {LEAST_TEMPERATURE:g} or more, and finite; or "
+      "use modes='greedy'"
+    )
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
   results = evaluation.evaluate(

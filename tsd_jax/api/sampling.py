@@ -8,6 +8,7 @@ from typing import cast
 from tsd_jax.api import programs
 from tsd_jax.api.model import Model, Prompt, is_chat
 from tsd_jax.base.errors import UserError
+from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.models.tokenizer import before_end
 from tsd_jax.search.view import visible
 
@@ -71,8 +72,11 @@ def sample(
     raise UserError("there are no prompts")
   if num_samples < 1:
     raise UserError(f"{num_samples=} must be at least 1")
-  if not 0 <= temperature < math.inf:
-    raise UserError(f"{temperature=} must be 0 (greedy) or more")
+  if temperature and not LEAST_TEMPERATURE <= temperature < math.inf:
+    raise UserError(
+      f"{temperature=} must be 0 (greedy), or {LEAST_TEMPERATURE:g} or more, "
+      "and finite"
+    )
   tokens_RT, mask_RT, log_prob_RT = programs.draw(
     model.graphdef,
     model.params,

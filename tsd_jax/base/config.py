@@ -29,6 +29,7 @@ from tsd_jax.base import (
   config_values,
   names,
   outside_files,
+  paths,
   signals,
 )
 from tsd_jax.base.errors import ConfigError, UserError, one_line
@@ -154,6 +155,43 @@ def required(flag: flags.FlagHolder) -> Any:
   if flag.value is None:
     raise UserError(f"--{flag.name} is missing")
   return flag.value
+
+
+class _Path(flags.ArgumentParser):
+  """Reads a path as `paths.named` does: a shell leaves --workdir=~/x alone."""
+
+  def parse(self, argument):
+    return str(paths.named(argument))
+
+
+def path_flag(
+  name: str, default: str | None, help: str, **options: Any
+) -> flags.FlagHolder[Any]:
+  """A flag that names a file or a folder; ~ is the user's home.
+
+  Args:
+    name: of the flag.
+    default: its value where it is not given.
+    help: what it is.
+    **options: of absl's DEFINE.
+  """
+  return flags.DEFINE(_Path(), name, default, help, **options)
+
+
+def seed_flag(default: int | None, help: str) -> flags.FlagHolder[Any]:
+  """The flag --seed, of which no two values are the same random numbers.
+
+  Args:
+    default: its value where it is not given.
+    help: what it is of.
+  """
+  return flags.DEFINE_integer(
+    "seed", default, help, lower_bound=0, upper_bound=2**32 - 1
+  )
+
+
+# Flags belong to the modules that ask for them.
+flags.disclaim_key_flags()
 
 
 def command(module: str, *, workdir: bool = True) -> str:

@@ -20,10 +20,12 @@ def writing(path: str | os.PathLike[str], partial: pathlib.Path | None = None):
   """
   try:
     yield
-  except OSError as error:
+  except BaseException as error:
     if partial is not None:
       with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)
+    if not isinstance(error, OSError):  # Ctrl-C, for instance.
+      raise
     raise UserError(
       f"{path} cannot be written ({error.strerror or error}): free some space "
       "or mend the storage, and the same command goes on"
@@ -41,9 +43,11 @@ def whole(file: pathlib.Path, suffix: str = ".tmp"):
     suffix: of the path, beside the file.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: it cannot be written, or is no name of a file.
   """
-  partial = file.with_suffix(suffix)
+  if not file.name:
+    raise UserError(f"{file} is a folder: name a file")
+  partial = file.with_name(file.name + suffix)
   with writing(file, partial):
     yield partial
     os.replace(partial, file)

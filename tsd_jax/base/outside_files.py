@@ -109,12 +109,15 @@ def read_object(path: Path, most: int = TEXT_BYTES) -> dict[str, Any]:
   return content
 
 
-def read_lines(path: Path, most: int = LINES_BYTES) -> list[str]:
+def read_lines(
+  path: Path, most: int = LINES_BYTES, values: int = VALUES
+) -> list[str]:
   """Lines of a UTF-8 file of JSON lines, their ends left out.
 
   Args:
     path: where it is; a name that ends with .gz means a compressed file.
     most: bytes that it may have, unpacked.
+    values: of JSON that all lines may hold.
 
   Raises:
     MissingFile, UserError: as `read_text`, or naming a line that is too long.
@@ -122,7 +125,8 @@ def read_lines(path: Path, most: int = LINES_BYTES) -> list[str]:
   content = read_bytes(path, most)
   if str(path).endswith(".gz"):
     content = _unpacked(content, most, path)
-  _check_count(sum(map(content.count, (b",", b"[", b"{"))), str(path))
+  count = sum(map(content.count, (b",", b"[", b"{")))
+  _check_count(count, str(path), values)
   lines = content.split(b"\n")
   for number, line in enumerate(lines, 1):
     if len(line) > LINE_BYTES:
@@ -298,11 +302,11 @@ def _damaged(where: str, why: Any) -> str:
   return f"{where} is damaged ({why}): fetch it, or write it, again"
 
 
-def _check_count(values: int, where: str) -> None:
+def _check_count(values: int, where: str, most: int = VALUES) -> None:
   """Refuses what would take gigabytes as objects of Python."""
-  if values > VALUES:
+  if values > most:
     raise UserError(
-      f"{where} holds {values:,} values of JSON, more than {VALUES:,}: is it "
+      f"{where} holds {values:,} values of JSON, more than {most:,}: is it "
       "another file?"
     )
 

@@ -1,11 +1,13 @@
 """What a comparison is: an experiment, methods, and what all may use."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError, refuse
+from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.comparison import counts, entrants, tuning
 from tsd_jax.comparison.entrants import METHODS, Method, Spent
 from tsd_jax.comparison.tuning import Point
@@ -88,8 +90,12 @@ class Comparison:
       yield "curves need problems: set experiment.task.validation_size"
     if self.split in (TUNING, CURVES, "train"):
       yield f"split={self.split} made or chose the settings: use test"
-    if not self.temperatures or min(self.temperatures) <= 0:
-      yield f"temperatures={self.temperatures} must be above 0, at least one"
+    usable = [LEAST_TEMPERATURE <= t < math.inf for t in self.temperatures]
+    if not usable or not all(usable):
+      yield (
+        f"temperatures={self.temperatures} must be {LEAST_TEMPERATURE:g} or "
+        "more, and finite, at least one"
+      )
     shown = [name.strip() for name in self.experiment.eval.modes.split(",")]
     for mode in (self.mode, *self.score.split(",")):
       if mode not in shown:

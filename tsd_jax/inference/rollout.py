@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from tsd_jax.base.errors import refuse
-from tsd_jax.base.types import Array, Prompts, chosen_tokens
+from tsd_jax.base.types import (
+  LEAST_TEMPERATURE,
+  Array,
+  Prompts,
+  chosen_tokens,
+)
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.tasks.task import Task, environment_tokens, prompt_form
@@ -74,8 +79,11 @@ class Sampler(abc.ABC):
         f"rollout.trained_prompts={self.trained_prompts} must lie between 0 "
         f"and rollout.prompts={self.prompts}"
       )
-    if not 0 < self.temperature < math.inf:
-      yield f"rollout.temperature={self.temperature} must be > 0, and finite"
+    if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+      yield (
+        f"rollout.temperature={self.temperature} must be "
+        f"{LEAST_TEMPERATURE:g} or more, and finite"
+      )
 
   @property
   def group(self) -> int:

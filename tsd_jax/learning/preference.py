@@ -243,6 +243,8 @@ def minimise(
     begun, order_Q = time.monotonic(), rng.permutation(len(pairs))
     before = (epoch - 1) * steps
     if place.step >= before + steps:  # Made before it stopped.
+      if place.step == before + steps:  # Its end, whose sums were kept.
+        place = Place(place.step, [0.0, 0.0])
       continue
     order_Q = order_Q[(place.step - before) * fit.batch :]
     for batch in batches(pairs, order_Q, fit.batch, weight_QK, reference_Q2):

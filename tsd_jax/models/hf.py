@@ -321,6 +321,8 @@ def save(
   folder = paths.named(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--output={folder} is not empty: name a new folder")
+  if not folder.name:
+    raise UserError(f"--output={folder} has no name: name a new folder")
   ends, files = tokenizer.end_ids, dict(tokenizer.huggingface_files())
   tokens = {
     "bos_token_id": tokenizer.bos_id,

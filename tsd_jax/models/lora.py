@@ -44,8 +44,10 @@ class LoraConfig:
     """Refuses impossible settings."""
     if self.rank < 0:
       raise ValueError(f"lora.rank={self.rank} must be >= 0")
-    if self.alpha <= 0:
-      raise ValueError(f"lora.alpha={self.alpha} must be positive")
+    if not 0 < self.alpha < math.inf:
+      raise ValueError(
+        f"lora.alpha={self.alpha} must be positive, and be finite"
+      )
 
 
 NO_ADAPTERS = LoraConfig()  # All weights are trained.

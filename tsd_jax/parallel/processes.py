@@ -31,7 +31,7 @@ def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
     UserError: if neither does.
   """
   names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  given = [int(os.environ[n]) if n in os.environ else None for n in names]
+  given = [_number(name) for name in names]
   logging.warning(
     "waiting for the other processes, at most %d s (--join_seconds)",
     join_seconds,
@@ -48,6 +48,14 @@ def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
       f"--distributed: {error} This is no TPU slice, Slurm job or GKE job set: "
       f"set JAX_COORDINATOR_ADDRESS=HOST:PORT, {' and '.join(names)}"
     ) from error
+
+
+def _number(name: str) -> int | None:
+  """An environment variable that is a number, where it is there."""
+  text = os.environ.get(name)
+  if text is None or (text.isascii() and text.isdigit()):
+    return None if text is None else int(text)
+  raise UserError(f"{name}={text!r:.60} must be a number from 0 on")
 
 
 def leads() -> bool:

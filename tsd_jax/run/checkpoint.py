@@ -138,8 +138,20 @@ class Checkpointer:
     """Steps whose folders exist, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
+  def record(self) -> dict[str, Any] | None:
+    """What stands beside the newest arrays; None where nothing can be read."""
+    for step in self.steps():
+      try:
+        found: Any = self._manager.restore(
+          step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+        )
+        return found.record
+      except Exception:  # As below: `restore` says what is damaged.
+        continue
+    return None
+
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Reads the newest whole checkpoint.
+    """Reads the newest whole checkpoint; deletes newer ones that it passes.
 
     Args:
       like: arrays of the same structure, shapes, dtypes and shardings.
@@ -148,10 +160,10 @@ class Checkpointer:
       Arrays and record, or None where there is no checkpoint at all.
 
     Raises:
-      UserError: if there are checkpoints but all are damaged.
+      UserError: if there are checkpoints but none can be read; they stay.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    tried = self.steps()
+    tried, failure = self.steps(), ""
     for step in tried:
       found, failure = None, "another process cannot read it"
       try:
@@ -169,18 +181,20 @@ class Checkpointer:
       # All go back to the same step. Where it is not the file but a process
       # that is lost, this raises, and nothing is deleted.
       if not processes.any_says(found is None):
+        if not self._read_only:
+          for newer in tried[: tried.index(step)]:
+            self._manager.delete(newer)  # The run will write it again.
         return found
       logging.warning(
         "checkpoint %s is damaged and passed over (%s)",
         self.path / str(step),
         failure,
       )
-      if not self._read_only:
-        self._manager.delete(step)  # The run will write this step again.
     if tried:
       raise UserError(
-        f"every checkpoint in {self.path} is damaged (steps {tried}): "
-        "use another --workdir, or delete the folder to start again"
+        f"every checkpoint in {self.path} is damaged, or of other code (steps "
+        f"{tried}: {failure}): use another --workdir, or delete the folder to "
+        "start again"
       )
     return None
 

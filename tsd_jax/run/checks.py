@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,11 +30,22 @@ def check_rows(rows: list[dict[str, Any]], where: str, kept: str) -> None:
     UserError: naming the metric and the iteration.
   """
   for row in rows:
-    bad = [
-      k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
-    ]
+    bad = dict(_broken_numbers(row))
     if bad:
-      raise _broken(where, row["step"], ", ".join(bad), row[bad[0]], kept)
+      name, value = next(iter(bad.items()))
+      names = name if len(bad) == 1 else ", ".join(list(bad)[:5])
+      raise _broken(where, row["step"], names, value, kept)
+
+
+def _broken_numbers(
+  row: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, float]]:
+  """Numbers of a row that are none, by name; those of evaluations too."""
+  for name, value in row.items():
+    if isinstance(value, Mapping):
+      yield from _broken_numbers(value, f"{prefix}{name}.")
+    elif isinstance(value, float) and not math.isfinite(value):
+      yield f"{prefix}{name}", value
 
 
 def check_state(state: Any, step: int, where: str, kept: str) -> None:

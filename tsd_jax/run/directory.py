@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import pathlib
+import shutil
 import types
 from collections.abc import Collection, Mapping
 from typing import IO, Any
@@ -192,6 +193,12 @@ def sole_writer(workdir: pathlib.Path):
     yield
 
 
+def forget_checkpoints(workdir: pathlib.Path) -> None:
+  """Deletes a training's checkpoints and its lock, once it is over."""
+  shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+  (workdir / _LOCK).unlink(missing_ok=True)
+
+
 def _lock_file(workdir: pathlib.Path) -> IO[str]:
   checkpoints = workdir / CHECKPOINTS
   try:
@@ -220,7 +227,9 @@ class RowLog:
 
   def write(self, rows: list[dict[str, Any]]) -> None:
     """Writes rows, and before them those that could not be written."""
-    self._waiting += b"".join(json.dumps(r).encode() + b"\n" for r in rows)
+    self._waiting += b"".join(
+      json.dumps(r, allow_nan=False).encode() + b"\n" for r in rows
+    )
     try:
       with open(self._file, "ab") as log:
         log.truncate(self._size)  # Part of a row may stand at the end.
@@ -260,7 +269,7 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """
   file = pathlib.Path(workdir) / METRICS
   try:
-    lines = outside_files.read_lines(file)
+    lines = _whole_lines(file)
   except outside_files.MissingFile:
     raise UserError(f"no run in {workdir}: {file} missing") from None
   rows = [
@@ -271,6 +280,17 @@ def read_rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   if not rows:
     raise UserError(f"{file} holds no rows: the run has made no iteration yet")
   return rows
+
+
+def _whole_lines(file: pathlib.Path) -> list[str]:
+  """Lines of metrics.jsonl, of runs of a million iterations too.
+
+  A last line without an end is half written: a run is at it, or was killed.
+  """
+  *lines, _ = outside_files.read_lines(
+    file, 16 * outside_files.LINES_BYTES, 16 * outside_files.VALUES
+  )
+  return lines
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
@@ -315,7 +335,7 @@ def newest_step(file: pathlib.Path) -> int:
   """The last iteration that metrics.jsonl has a row of; -1 without any."""
   if not outside_files.is_there(file):
     return -1
-  *lines, _ = outside_files.read_lines(file)
+  lines = _whole_lines(file)
   return _row(lines[-1], str(file))["step"] if lines else -1
 
 
@@ -330,12 +350,10 @@ def keep_rows(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
   """
   if not outside_files.is_there(file):
     return []
-  *lines, last = outside_files.read_lines(file)
+  lines = _whole_lines(file)
   rows = [
     _row(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)
   ]
   kept = [row["step"] <= step for row in rows]
-  # A last line without an end was half written when the run was killed.
-  del last
   write_whole(file, "".join(f"{x}\n" for x in itertools.compress(lines, kept)))
   return list(itertools.compress(rows, kept))

@@ -182,11 +182,14 @@ def headline(modes: str) -> str:
 
 def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
   """Index of each prompt's most frequent finished response, the first of it."""
-  end_BGT = is_end(tokens_BGT, end_ids)
-  tokens_BGT = one_end(tokens_BGT, end_ids)
-  same_BGG = np.all(tokens_BGT[:, :, None] == tokens_BGT[:, None], axis=-1)
-  finished_BG = np.any(end_BGT, axis=-1)
-  return np.argmax(same_BGG.sum(axis=2) * finished_BG, axis=1)
+  finished_BG = np.any(is_end(tokens_BGT, end_ids), axis=-1)
+  votes_BG = np.zeros(finished_BG.shape, int)
+  for b, tokens_GT in enumerate(one_end(tokens_BGT, end_ids)):
+    _, answer_G, count_A = np.unique(
+      tokens_GT, axis=0, return_inverse=True, return_counts=True
+    )
+    votes_BG[b] = count_A[answer_G.reshape(-1)]
+  return np.argmax(votes_BG * finished_BG, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))

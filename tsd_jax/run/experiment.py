@@ -8,6 +8,7 @@ from typing import Any
 
 from tsd_jax.base import paths
 from tsd_jax.base.errors import UserError, divisors, multiples, refuse
+from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
 from tsd_jax.learning.config import LearnerConfig, LossConfig, OptimizerConfig
@@ -39,10 +40,10 @@ class EvalConfig:
   def _violations(self) -> Iterator[str]:
     if self.every < 0:
       yield f"eval.every={self.every} must not be negative"
-    if not 0 < self.temperature < math.inf:
+    if not LEAST_TEMPERATURE <= self.temperature < math.inf:
       yield (
-        f"eval.temperature={self.temperature} must be above 0 and finite; for "
-        "argmax decoding use eval.modes=greedy"
+        f"eval.temperature={self.temperature} must be {LEAST_TEMPERATURE:g} or "
+        "more, and finite; for argmax decoding use eval.modes=greedy"
       )
 
 
@@ -144,6 +145,8 @@ class Experiment:
       for field in ("iterations", "iterations_per_call", "checkpoint_every")
       if getattr(self, field) < 1
     ]
+    if not 0 <= self.seed < 2**32:
+      wrong.append(f"seed={self.seed} must be an integer in 0..2**32-1")
     yield from wrong
     if wrong:
       return

@@ -139,7 +139,9 @@ def exceeds(difference_Q: np.ndarray, level: float) -> bool:
   if Q < 2 or mean <= 0:
     return False
   error = float(np.std(difference_Q, ddof=1)) / math.sqrt(Q)
-  if not error:  # All alike: by the signs, each of which a coin would give.
+  if (
+    np.ptp(difference_Q) == 0
+  ):  # All alike: by the signs, each of which a coin would give.
     return 0.5**Q < level
   return bool(mean / error > special.stdtrit(Q - 1, 1 - level))
 

@@ -61,17 +61,21 @@ def find_prompt(config: TaskConfig, text: str) -> Problem:
   if not wanted:
     raise UserError("--prompt is empty")
   within: list[Problem] = []
+  same: list[Problem] = []
   for split in data.filled_splits(config):
     problems = data.load_problems(config, split)
     if (own := _posed(config, problems, split, wanted, tokenizer)) is not None:
       return own
-    within += [
-      Problem(split, i, problems[[i]])
-      for i, prompt_P in enumerate(problems.tokens_BP)
-      if wanted in " ".join(tokenizer.decode(prompt_P).split())
-    ]
-  if len(within) == 1:
-    return within[0]
+    for i, (prompt_P, length) in enumerate(
+      zip(problems.tokens_BP, problems.length_B, strict=True)
+    ):
+      said = " ".join(tokenizer.decode(prompt_P[:length]).split())
+      if wanted in said:
+        within.append(Problem(split, i, problems[[i]]))
+        same += within[-1:] * (said == wanted)
+  # One that says just this is meant, whatever others begin or end so.
+  if len(found := same or within) == 1:
+    return found[0]
   shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
   if within:
     raise UserError(

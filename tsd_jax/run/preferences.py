@@ -5,9 +5,9 @@ DIR/model, and DIR/measured.json beside it. Until then DIR/checkpoints has what
 a training has come to, and the same command goes on from there.
 """
 
+import contextlib
 import dataclasses
 import json
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -180,37 +180,49 @@ class _Keeper:
     settings: Mapping[str, Any],
     say: Callable[[str], object],
   ):
-    """Opens the folder; what is there must be of the same training."""
-    self._checkpointer = Checkpointer(files.workdir)
+    """Opens the folder.
+
+    Raises:
+      UserError: another process trains there, or has trained something else.
+    """
+    self._held = contextlib.ExitStack()
+    folder = paths.named(files.workdir)
+    self._held.enter_context(directory.sole_writer(folder))
+    self._checkpointer = Checkpointer(folder)
+    self._held.callback(self._checkpointer.close)
     self._every, self._say = 60 * files.checkpoint_minutes, say
     pairs, trained = 0, ready.trained
     for array in (trained.prompt_QP, trained.tokens_Q2T, trained.margin_Q):
       pairs = zlib.crc32(array.tobytes(), pairs)
     self._of = {"model": files.model, "pairs": pairs, **settings}
     self._last = time.monotonic()
+    try:
+      self._check_same()
+    except UserError:
+      self._held.close()
+      raise
+
+  def _check_same(self) -> None:
+    of = (self._checkpointer.record() or {"of": self._of})["of"]
+    names = sorted(self._of.keys() | of.keys())
+    if other := [name for name in names if of.get(name) != self._of.get(name)]:
+      raise UserError(
+        f"{self._checkpointer.path} is of a training with other "
+        f"{', '.join(other)}: use another --workdir, or delete it"
+      )
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._checkpointer.close()
+    self._held.close()
 
   def restore(self, like: Any) -> tuple[Any, preference.Place] | None:
-    """The newest checkpoint.
-
-    Raises:
-      UserError: it is of another training.
-    """
+    """The newest checkpoint."""
     kept = self._checkpointer.restore(_named(like))
     if kept is None:
       return None
     arrays, record = kept
-    of = record["of"]
-    if other := [name for name in self._of if of.get(name) != self._of[name]]:
-      raise UserError(
-        f"{self._checkpointer.path} is of a training with other "
-        f"{', '.join(other)}: use another --workdir, or delete it"
-      )
     self._say(f"going on after step {record['place'][0]}")
     return (arrays["params"], arrays["opt_state"]), preference.Place(
       *record["place"]
@@ -351,4 +363,4 @@ def _write(
   output_files.write_whole(
     folder / MEASURED, json.dumps(measured, indent=2) + "\n"
   )
-  shutil.rmtree(folder / directory.CHECKPOINTS, ignore_errors=True)
+  directory.forget_checkpoints(folder)

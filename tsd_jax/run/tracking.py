@@ -4,6 +4,7 @@
 of once and left out from then on. Only the leading process logs.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,22 +60,37 @@ def check(log: str, runs: int = 1) -> None:
 class Tracking:
   """The services of a run."""
 
-  def __init__(self, opened: Mapping[str, Tracker], sent: Mapping[str, int]):
+  def __init__(
+    self,
+    opened: Mapping[str, Tracker],
+    known: dict[str, dict[str, Any]],
+    file: pathlib.Path,
+  ):
     """Nothing is written yet.
 
     Args:
       opened: by name.
-      sent: the last iteration that each has from before.
+      known: what tracking.json says: of each service the run's `id` there, and
+        the last `step` that it has.
+      file: tracking.json, which follows.
     """
-    self._opened, self._sent = dict(opened), dict(sent)
+    self._opened, self._known, self._file = dict(opened), known, file
 
   def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
     """Logs rows, but those that a service has from before."""
     flat = [trackers.flat(row) for row in rows]
     for name in list(self._opened):
-      new = [row for row in flat if row.step > self._sent[name]]
-      if new:
-        self._try(name, lambda tracker, new=new: tracker.write(new))
+      own = self._known[name]
+      new = [row for row in flat if row.step > own["step"]]
+      if new and self._try(name, lambda tracker, new=new: tracker.write(new)):
+        own["step"] = new[-1].step
+        self._keep()
+
+  def _keep(self) -> None:
+    """Writes tracking.json; on a full disk the next call does."""
+    with contextlib.suppress(UserError):
+      text = json.dumps(self._known, indent=2) + "\n"
+      directory.write_whole(self._file, text)
 
   def finish(
     self, step: int, shown: Sequence[Mapping[str, Any]], page: str
@@ -101,9 +117,11 @@ class Tracking:
       self._try(name, lambda tracker: tracker.close())
     self._opened = {}
 
-  def _try(self, name: str, call: Callable[[Tracker], None]) -> None:
+  def _try(self, name: str, call: Callable[[Tracker], None]) -> bool:
+    """Calls a service, or gives it up; whether it has done it."""
     try:
       call(self._opened[name])
+      return True
     except Exception as error:
       del self._opened[name]
       logging.warning(
@@ -113,9 +131,10 @@ class Tracking:
         outside_files.told(error),
         directory.METRICS,
       )
+      return False
 
 
-NONE = Tracking({}, {})
+NONE = Tracking({}, {}, pathlib.Path())
 
 
 def start(
@@ -145,18 +164,29 @@ def start(
     known = outside_files.read_object(folder / FILE)
   except outside_files.MissingFile:
     known = {}
-  opened, sent = {}, {}
+  opened = {}
   for name in names:
-    before = known.get(name)
-    if before is not None and not isinstance(before, str):
+    before = _known(known.get(name), newest)
+    if before is None:
       raise UserError(f"{folder / FILE} is damaged: delete it")
-    opened[name] = _open(name, Opening(folder, config, before))
-    sent[name] = newest if name in known else -1
-  known |= {name: tracker.id for name, tracker in opened.items()}
+    opened[name] = _open(name, Opening(folder, config, before["id"]))
+    known[name] = before | {"id": opened[name].id}
   directory.write_whole(folder / FILE, json.dumps(known, indent=2) + "\n")
-  tracking = Tracking(opened, sent)
+  tracking = Tracking(opened, known, folder / FILE)
   tracking.write(kept)
   return tracking
+
+
+def _known(found: Any, newest: int) -> dict[str, Any] | None:
+  """What tracking.json says of a service; None where that makes no sense."""
+  if found is None:
+    return {"id": None, "step": -1}
+  if isinstance(found, str):  # As it was before steps were kept.
+    return {"id": found, "step": newest}
+  sound = isinstance(found, dict) and isinstance(found.get("id"), str)
+  if sound and type(found.get("step")) is int:
+    return {"id": found["id"], "step": found["step"]}
+  return None
 
 
 def _open(name: str, opening: Opening) -> Tracker:

@@ -453,6 +453,7 @@ class Group:
       if run.detector is not None:
         row |= audit_run(self._shared, run, params, fixed)
     run.last_eval = row["eval"] = found
+    run.check_rows([row])
     run.keep_problems(solved, lambda: asked(self._shared, run.config.task))
 
   def _write(self, rows) -> None:
