@@ -221,3 +221,10 @@ def test_shifted_problems_are_unlike_those_of_train():
   assert asked.min() > task.max_target and asked.max() > 150
   with pytest.raises(UserError, match="walls"):
     counts.shifted(task, "walls=3")
+
+
+@pytest.mark.parametrize("same", ["max_number=14", "seed=1"])
+def test_shifted_problems_that_train_has_are_refused(same):
+  config = countdown.get_config()
+  with pytest.raises(UserError, match=r"\d+ of 512 problems are in train too"):
+    counts.rehearse(config, counts.Plan("test", 2, 1.0, same))

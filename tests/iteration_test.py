@@ -337,9 +337,13 @@ def test_own_champions_need_no_search():
 def test_best_samples_are_distinct_and_best_first(count):
   rng = np.random.default_rng(0)
   shape = (16, 6)
-  tokens_BGT = rng.integers(0, 2, (*shape, 3))
+  said_BG3 = rng.integers(0, 2, (*shape, 3))
+  ended_BG = rng.random(shape) < 0.8
+  # What has no end is no answer, whatever the reward says of it.
+  end_BG1 = np.where(ended_BG, TASK.eos_id, TASK.pad_id)[..., None]
+  tokens_BGT = np.concatenate([said_BG3, end_BG1], axis=-1)
   # The reward is a function of the tokens, as a task's is.
-  reward_BG = (tokens_BGT @ [4, 2, 1] / 7).astype(np.float32)
+  reward_BG = (said_BG3 @ [4, 2, 1] / 7).astype(np.float32)
   fields = dict.fromkeys(Responses._fields)
   fields |= dict(
     tokens_BGT=jnp.asarray(tokens_BGT),
@@ -354,13 +358,15 @@ def test_best_samples_are_distinct_and_best_first(count):
     found.success_prob_Q, (reward_BG > 0.5).mean(axis=1), rtol=1e-6
   )
   for b in range(16):
-    distinct = sorted({tuple(t) for t in tokens_BGT[b]}, reverse=True)
-    rows = [tuple(map(int, t)) for t in found.tokens_QMT[b]]
-    kept = [t for i, t in enumerate(rows) if t not in rows[:i]]
-    assert kept == distinct[:count] and len(rows) == count
-    for i, t in enumerate(rows):
-      right = np.dot(t, [4, 2, 1]) / 7 > 0.5
-      assert bool(found.used_QM[b, i]) == (t not in rows[:i] and right)
+    distinct = sorted(
+      {tuple(t) for t in said_BG3[b][ended_BG[b]]}, reverse=True
+    )
+    rows, used_M = np.asarray(found.tokens_QMT[b]), found.used_QM[b]
+    right = [t for t in distinct if np.dot(t, [4, 2, 1]) / 7 > 0.5]
+    assert [tuple(t[:3]) for t in rows[used_M]] == right[:count]
+    assert np.all(rows[used_M, 3] == TASK.eos_id) and len(rows) == count
+    best = [tuple(t[:3]) for t in rows[: len(distinct)]]
+    assert best == distinct[:count]
 
 
 def test_solved_prompts_fill_an_update():

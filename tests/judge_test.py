@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import signal
@@ -196,7 +197,18 @@ def test_probability_of_improvement_is_mann_whitney():
     (dict(score="mean@16"), "mean@16 is not one of experiment.eval.modes"),
     (dict(mode="pass@4"), "pass@4 is not one of experiment.eval.modes"),
     (dict(runs=0), "runs=0 must be at least 1"),
-    (dict(knobs=("optimizer.speed",)), "speed"),
+    (dict(tokens=math.inf), "tokens=inf must be above 0, and finite"),
+    (dict(split="tst"), "split=tst holds no problems of the task, but train"),
+    (dict(seeds=(-1,)), "seed -1 must be an integer in 0"),
+    (dict(sweep_seed=2**40), "seed 1099511627776 must be an integer in 0"),
+    (dict(knobs=("optimizer.speed",)), "optimizer.speed is no number or"),
+    (dict(knobs=("loss.advantage",)), "loss.advantage is no number or switch"),
+    (dict(knobs=("rollout",)), "rollout is no number or switch"),
+    (dict(knobs=("drawn",)), "drawn is tuned with filtered_best_of_n anyway"),
+    (
+      dict(knobs=("optimizer.epochs", "optimizer.epochs")),
+      "repeats optimizer.epochs",
+    ),
     (
       dict(experiment=small_experiment.get_config()),
       "set experiment.task.tuning_size=512, or trials=1",
@@ -317,6 +329,49 @@ def test_filtered_samples_cost_what_tsd_spends(share):
   assert filtered.update_tokens(task) == 448 * 13
   spent = filtered.rollout.prompts * (5 + 2 * 8) + 3 * 448 * 13
   assert abs(spent - total) <= 8 * 21 / 2  # Whole minibatches of prompts.
+
+
+def test_filtered_samples_cost_as_much_where_prompts_begin_alike():
+  """The head that all prompts share is read once, and paid for once."""
+  config = dataclasses.replace(
+    compare_countdown.get_config(),
+    methods=("tsd", "filtered_best_of_n"),
+  )
+  ours = config.experiment.learner_config()
+  form = ours.prompt_form._replace(shared_prefix_length=4)
+  headed = dataclasses.replace(ours, prompt_form=form)
+  task = config.experiment.make_task()
+  for spent in (5e4, 2e5):
+    prompts = entrants._filtered_prompts(headed, task, spent, 2)
+    lessons = headed.prompt_tokens(task, 448, 8) + 448 * 8
+    found = headed.prompt_tokens(task, prompts) + prompts * 16 + 3 * lessons
+    assert abs(found - spent) <= 8 * 21 / 2 + 5
+
+
+def test_a_setting_is_judged_by_its_last_quarter_of_tokens(tmp_path):
+  """However many evaluations lie in it."""
+  config = dataclasses.replace(
+    compare_countdown.get_config(), tokens=1e6, score="mean@16"
+  )
+  scores = []
+  for evaluations in (3, 12, 24):
+    tokens_I = np.linspace(0, 1e6, evaluations + 1)
+    rows = [
+      {
+        "step": i,
+        "seconds": 0.0,
+        "ledger": {"total": int(tokens)},
+        "eval": {"mean@16": {"accuracy": tokens / 1e6, "stderr": 0.0}},
+      }
+      for i, tokens in enumerate(tokens_I)
+    ]
+    place = tmp_path / str(evaluations)
+    place.mkdir()
+    (place / directory.METRICS).write_text(
+      "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    scores.append(judge.score(config, place))
+  np.testing.assert_allclose(scores, 0.875, atol=1e-6)
 
 
 @pytest.mark.parametrize(

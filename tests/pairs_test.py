@@ -117,6 +117,10 @@ def test_chats_are_one_prompt_however_they_are_written(
     (TEXT | {"prompt": [USER]}, '"prompt" is a list .*: texts and chats do no'),
     (TEXT | {"rejected": None}, '"rejected" is None'),
     (TEXT | {"rejected": TEXT["chosen"]}, "are the same: leave it out"),
+    (
+      TEXT | {"rejected": f"{TEXT['chosen']}<|im_end|>"},
+      "are the same tokens: leave it out",
+    ),
     (TEXT | {"chosen": [GOOD]}, '"rejected" is a text .* chats do not mix'),
     (
       TEXT | {"chosen": [GOOD], "rejected": [BAD]},

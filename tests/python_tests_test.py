@@ -25,6 +25,17 @@ WHOLE = "def add(a, b):\n  return a + b\n"
     (WHOLE, 1.0),
     (f"So:\n```python\n{WHOLE}```\nDone.", 1.0),
     (f"```\n{WHOLE.replace('+', '-')}```\nor\n```py\n{WHOLE}", 1.0),
+    (f"```python3\n{WHOLE}```", 1.0),
+    (f"```Python\n{WHOLE}```", 1.0),
+    (f"```python\n{WHOLE}```\n".replace("\n", "\r\n"), 1.0),
+    (f"```bash\npip install x\n```\n```python\n{WHOLE}```", 1.0),
+    (f"```python\n{WHOLE}```\nprints\n```text\n5\n```", 1.0),
+    (f"1. So:\n   ```py\n{WHOLE}   ```", 1.0),
+    # A helper of the response's own that is called as the tests are.
+    (
+      f"def check(x):\n  return int(x)\n{WHOLE.replace('a +', 'check(a) +')}",
+      1.0,
+    ),
     ("add = 7", 0.0),
     ("def sub(a, b): return a + b", 0.0),
     ("no code at all", 0.0),
@@ -43,6 +54,8 @@ def test_plain_assertions_are_tests_too():
           "test": "assert add(2, 3) == 5"}  # fmt: skip
   assert python_tests.reward("", WHOLE, line) == 1.0
   assert python_tests.reward("", WHOLE.replace("+", "*"), line) == 0.0
+  helper = "def check(x):\n  raise ValueError\n"
+  assert python_tests.reward("", helper + WHOLE, line) == 1.0
 
 
 def test_a_test_that_is_no_python_is_the_files_fault():

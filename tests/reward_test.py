@@ -222,7 +222,7 @@ def test_a_quantile_of_answers_without_any_worth_teaches_nothing(source):
   else:
     fields = dict.fromkeys(Responses._fields)
     fields |= dict(
-      tokens_BGT=jnp.arange(24 * 2).reshape(4, 6, 2),
+      tokens_BGT=numbered_samples(),
       reward_BG=jnp.full((4, 6), -3.0),
     )
     config = dataclasses.replace(
@@ -236,6 +236,12 @@ def test_a_quantile_of_answers_without_any_worth_teaches_nothing(source):
     task = experiment(Judged(-3, 3), champion_gate="quantile").make_task()
     batch = chosen(task, config, Responses(**fields))
   assert not batch.used_CM.any()
+
+
+def numbered_samples():
+  """Six samples of four prompts: twice their number, and an end."""
+  tokens_BGT = jnp.arange(24 * 2).reshape(4, 6, 2)
+  return tokens_BGT.at[..., 1].set(BASE.make_task().eos_id)
 
 
 def chosen(task, config, responses):
@@ -256,7 +262,7 @@ def test_own_samples_pass_a_gate_by_their_rewards_alone(gate):
   reward_BG = rng.permutation(24).reshape(4, 6) / 4.0 - 3.0
   fields = dict.fromkeys(Responses._fields)
   fields |= dict(
-    tokens_BGT=jnp.arange(24 * 2).reshape(4, 6, 2),
+    tokens_BGT=numbered_samples(),
     reward_BG=jnp.asarray(reward_BG, jnp.float32),
   )
   loss = LossConfig(

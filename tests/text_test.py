@@ -269,6 +269,30 @@ def test_families_that_lines_name_land_in_one_split(model, tmp_path):
     bad.problems()
 
 
+def test_a_family_may_stand_on_any_line_of_a_problem(model, tmp_path):
+  """And problems may join families."""
+  lines = [
+    line
+    for i, word in enumerate(WORDS)
+    for line in (
+      {"prompt": f"Say {word}", "problem": word},
+      {"prompt": f"Write {word}", "problem": word, "family": f"f{i // 3}"},
+    )
+  ]
+  lines.append({"prompt": "Sing", "problem": WORDS[0], "family": "f1"})
+  config = configure(model, write(tmp_path / "p.jsonl", lines))
+  splits = data.split_problems(config)
+  where = {p: split for split, problems in splits.items() for p in problems}
+  of_family = {}
+  for i, word in enumerate(WORDS):
+    of_family.setdefault(max(i // 3, 1), set()).add(where.get(word, "none"))
+  # What a held-out part leaves of a family is in no split.
+  assert all(len(found - {"none"}) <= 1 for found in of_family.values())
+  assert len(where) > 20 and len(set(where.values())) == 3
+  assert config.group(WORDS[0]) == config.group(WORDS[5])
+  assert config.group(WORDS[5]) != config.group(WORDS[6])
+
+
 def test_warm_starts_show_solutions_that_may_be_shown(model, tmp_path):
   lines = [{"prompt": w, "solution": w[::-1]} for w in WORDS[:5]]
   config = configure(

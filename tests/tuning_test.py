@@ -26,6 +26,8 @@ def climb(score, trials, knobs, exists=lambda point: True):
     (3e-4, {-2: 1.3e-4, -1: 2e-4, 0: 3e-4, 1: 4.5e-4, 2: 6.7e-4}),
     (16, {-4: 1, -1: 8, 0: 16, 1: 32, 3: 128, -5: None}),
     (6, {-1: 3, -2: None, 1: 12}),
+    (0, {0: 0, 1: None, -1: None}),
+    (0.0, {0: 0.0, 1: None}),
     (False, {0: False, 1: True, -1: None, 2: None}),
     (True, {0: True, 1: False, -1: None}),
   ],

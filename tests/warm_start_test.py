@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from safetensors import safe_open
 
 from tests import small_maze
@@ -55,6 +56,28 @@ def test_from_warm_start_to_export(tmp_path):
   assert done.returncode == 0, done.stderr
   written = json.loads((exported / "tokenizer.json").read_text())
   assert written == SymbolTokenizer().to_huggingface_json()
+
+
+@pytest.mark.parametrize(
+  ("flag", "words"),
+  [
+    ("--steps=100", "--steps=100 must be two numbers"),
+    ("--steps=a,b", "--steps=a,b must be two numbers"),
+    ("--steps=0,0", "teaches nothing"),
+    ("--batch=0", "batch"),
+    ("--relabel_fraction=2", "relabel_fraction"),
+    ("--learning_rate=-1", "--learning_rate=-1.0 must be positive"),
+    ("--seed=-1", "seed"),
+  ],
+)
+def test_impossible_flags_are_one_line(flag, words, tmp_path):
+  command = [sys.executable, "-m", "experiments.recipes.warm_start", flag]
+  done = subprocess.run(
+    [*command, f"--output={tmp_path / 'x.safetensors'}"],
+    capture_output=True, text=True, check=False, cwd=ROOT,
+  )  # fmt: skip
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert words in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_config_without_a_start_needs_a_file_to_write():

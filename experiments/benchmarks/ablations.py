@@ -121,6 +121,8 @@ def main(overrides):
     raise config_lib.UserError(
       f"--only={','.join(unknown)} is unknown: use {', '.join(VARIANTS)}"
     )
+  if len(set(SEEDS.value)) < len(SEEDS.value):
+    raise config_lib.UserError(f"--seeds={','.join(SEEDS.value)} repeats one")
   configs = {  # All of them are checked before the first one runs.
     name: [
       config_lib.override(base, VARIANTS.get(name, {}) | {"seed": seed})

@@ -32,26 +32,46 @@ _CONFIG = flags.DEFINE_string(
 _NUMBERS = flags.DEFINE_enum(
   "numbers", None, list(_COUNTDOWN), "Short for Countdown's --config."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
+_SEED = config_lib.seed_flag(0, "Of initialisation and data.")
 _STEPS = flags.DEFINE_list("steps", ["2000", "1000"], "Steps of each phase.")
-_BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.")
+_BATCH = flags.DEFINE_integer("batch", 256, "Examples a step.", lower_bound=1)
 _RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
 _RELABEL = flags.DEFINE_float(
-  "relabel_fraction", 0.3, "Of the prompts of phase two."
+  "relabel_fraction",
+  0.3,
+  "Of the prompts of phase two.",
+  lower_bound=0.0,
+  upper_bound=1.0,
 )
 _OUTPUT = config_lib.path_flag(
   "output", None, "File to write; the experiment's init by default."
 )
 
 
+def _steps() -> tuple[int, int]:
+  """Of both phases."""
+  words = [word.strip() for word in _STEPS.value]
+  if len(words) != 2 or not all(w.isascii() and w.isdigit() for w in words):
+    raise config_lib.UserError(
+      f"--steps={','.join(words)} must be two numbers, such as 2000,1000"
+    )
+  first, second = map(int, words)
+  if not first + second:
+    raise config_lib.UserError("--steps=0,0 teaches nothing")
+  return first, second
+
+
 def main(overrides):
   """Makes the file and prints what the model can do."""
   progress.quiet_libraries()
+  if not 0 < _RATE.value < float("inf"):
+    raise config_lib.UserError(
+      f"--learning_rate={_RATE.value} must be positive, and finite"
+    )
   file = _COUNTDOWN.get(_NUMBERS.value, _CONFIG.value)
   experiment = config_lib.from_flags(file, overrides, "Experiment")
   output = starts.place(_OUTPUT.value, experiment, file)
-  first, second = map(int, _STEPS.value)
-  examples = starts.Examples((first, second), _RELABEL.value, _BATCH.value)
+  examples = starts.Examples(_steps(), _RELABEL.value, _BATCH.value)
   starts.make(experiment, output, examples, _RATE.value, _SEED.value)
   config, task = experiment.task, experiment.task.make()
   graphdef, params = transformer.create(experiment.model, _SEED.value)

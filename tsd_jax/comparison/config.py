@@ -13,6 +13,7 @@ from tsd_jax.comparison.entrants import METHODS, Method, Spent
 from tsd_jax.comparison.tuning import Point
 from tsd_jax.run import costs, evaluation, train
 from tsd_jax.run.experiment import Experiment
+from tsd_jax.tasks import data
 
 TUNING, CURVES = "tuning", "validation"  # Splits of trials, and of curves.
 _NOTHING = Spent(0, 0)  # Of tsd, which asks for nobody's tokens.
@@ -79,8 +80,12 @@ class Comparison:
         yield f"{field}={getattr(self, field)} must be at least 1"
     if self.samples > counts.MOST:
       yield f"samples={self.samples} must be at most {counts.MOST}"
-    if not self.tokens > 0:
-      yield f"tokens={self.tokens} must be above 0"
+    if not 0 < self.tokens < math.inf:
+      yield f"tokens={self.tokens} must be above 0, and finite"
+    for seed in (*self.seeds, self.sweep_seed):
+      if not 0 <= seed < 2**32:
+        yield f"seed {seed} must be an integer in 0..2**32-1"
+    yield from entrants.knob_violations(methods, self.experiment, self.knobs)
     if self.trials > 1 and not task.tuning_size:
       yield (
         f"trials={self.trials} need problems of their own: set "
@@ -90,6 +95,11 @@ class Comparison:
       yield "curves need problems: set experiment.task.validation_size"
     if self.split in (TUNING, CURVES, "train"):
       yield f"split={self.split} made or chose the settings: use test"
+    elif self.split not in (filled := data.filled_splits(task)):
+      yield (
+        f"split={self.split} holds no problems of the task, but "
+        f"{', '.join(filled)} do: set experiment.task.test_size"
+      )
     usable = [LEAST_TEMPERATURE <= t < math.inf for t in self.temperatures]
     if not usable or not all(usable):
       yield (

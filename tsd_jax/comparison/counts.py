@@ -248,6 +248,7 @@ def rehearse(config: Experiment, plan: Plan) -> None:
     return
   graphdef, params = initial_params(config)
   prompts, task = _unlike(config, plan)
+  _check_unlike(config.task, plan, prompts)
   key, temperature, reward = jax.random.key(0), 1.0, task.reward.load()
   try:
     jax.eval_shape(
@@ -261,6 +262,21 @@ def rehearse(config: Experiment, plan: Plan) -> None:
     raise UserError(
       f"shifted={plan.shifted} cannot be asked: {error}"
     ) from error
+
+
+def _check_unlike(task: TaskConfig, plan: Plan, prompts: Prompts) -> None:
+  """Refuses problems that training, or the choice of settings, has seen."""
+  other = shifted(task, plan.shifted)
+  asked = {other.canonical(p) for p in np.asarray(prompts.tokens_BP)}
+  for split, seen in data.load_splits(task).items():
+    if split == plan.split:
+      continue
+    again = asked & {task.canonical(p) for p in np.asarray(seen.tokens_BP)}
+    if again:
+      raise UserError(
+        f"shifted={plan.shifted}: {len(again)} of {len(asked)} problems are in "
+        f"{split} too: change what no problem of the task has"
+      )
 
 
 def best_temperature(

@@ -1,7 +1,8 @@
 """The methods that a comparison takes, and what each changes of a run."""
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 from tsd_jax.base.ledger import BACKWARD_COST
 from tsd_jax.learning.config import LearnerConfig
@@ -77,6 +78,32 @@ def own_knobs(method: Method) -> tuple[str, ...]:
       return ()  # How many prompts they read is what they are named for.
     case _:  # Their groups are the larger, the fewer the prompts.
       return ("rollout.baseline_prompts",)
+
+
+def knob_violations(
+  methods: Sequence[Method], experiment: Experiment, knobs: Sequence[str]
+) -> Iterator[str]:
+  """Knobs that all methods are to tune, and cannot.
+
+  Args:
+    methods: of the comparison.
+    experiment: whose fields they are.
+    knobs: their names.
+  """
+  own = {knob: method for method in methods for knob in own_knobs(method)}
+  for i, field in enumerate(knobs):
+    if field in knobs[:i]:
+      yield f"knobs={','.join(knobs)} repeats {field}"
+      continue
+    if field == DRAWN or field in own:
+      whose = own.get(field, "filtered_best_of_n")
+      yield f"knobs: {field} is tuned with {whose} anyway: leave it out"
+      continue
+    found: Any = experiment
+    for name in field.split("."):
+      found = getattr(found, name, None)
+    if not isinstance(found, int | float | bool):
+      yield f"knobs: {field} is no number or switch of the experiment"
 
 
 def recipe(
@@ -189,6 +216,10 @@ def _filtered_prompts(
   length, calls = task.response_length - 1, ours.optimizer.minibatches
   C = ours.loss.distilled_prompts
   lessons = ours.prompt_tokens(task, C, calls) + C * length
-  left = spent - ours.optimizer.epochs * BACKWARD_COST * lessons
-  each = ours.prompt_tokens(task, 1) + samples * (length + ours.reward_tokens)
+  # What all prompts begin with is read once a call, however many there are.
+  one, two = (ours.prompt_tokens(task, count) for count in (1, 2))
+  head, own = 2 * one - two, two - one
+  left = spent - head - ours.optimizer.epochs * BACKWARD_COST * lessons
+  judged = task.reward.judgements * ours.reward_tokens
+  each = own + samples * (length + judged)
   return max(C, round(left / each / calls) * calls)

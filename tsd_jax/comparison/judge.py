@@ -34,6 +34,7 @@ from tsd_jax.tasks import data
 _TUNED = "tuned.json"  # What was chosen, before a test problem was read.
 # Of the tokens that a trial may leave unspent, and spend beside.
 _CLOSE, _OVER = 0.03, 0.1
+_LATE = 0.25  # Of the tokens: where trials are judged.
 _CORRECTIONS = 3  # Times that a trial is made longer or shorter.
 
 
@@ -292,15 +293,18 @@ def _tuned_on(config: Comparison) -> str:
 
 
 def score(config: Comparison, place: pathlib.Path) -> float:
-  """What a setting is chosen by: the mean of a run's last three evaluations.
+  """What a setting is chosen by: the mean over a run's last quarter of tokens.
 
-  The last one alone is too noisy; the start's is not counted.
+  The last evaluation alone is too noisy. It is tokens that are looked back on,
+  not evaluations: settings whose iterations are dear have fewer of these.
   """
-  accuracy_XI = [
-    curves_lib.read_curve(place, mode).accuracy[1:][-3:]
-    for mode in config.score.split(",")
+  late = np.linspace(1 - _LATE, 1, 9) * config.tokens
+  curves = [
+    curves_lib.read_curve(place, mode) for mode in config.score.split(",")
   ]
-  return float(np.mean(accuracy_XI))
+  return float(
+    np.mean([curves_lib.at(c, "tokens", x) for c in curves for x in late])
+  )
 
 
 def _close_tuning(

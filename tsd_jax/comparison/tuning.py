@@ -21,6 +21,8 @@ def value(start: int | float | bool, steps: int) -> int | float | bool | None:
       doubles and halves, or a real number.
     steps: how many, below 0 for less.
   """
+  if steps and not start and not isinstance(start, bool):
+    return None  # Every step of 0 is 0.
   match start:
     case bool():
       return start ^ bool(steps) if steps in (0, 1) else None

@@ -33,7 +33,7 @@ from tsd_jax.learning.update import (
   update,
 )
 from tsd_jax.models import lora
-from tsd_jax.models.tokenizer import one_end
+from tsd_jax.models.tokenizer import is_end, one_end
 from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.search import champions as champions_lib
@@ -426,12 +426,14 @@ def best_samples(program: Program, responses: Responses) -> Found:
   count, tokens_BGT = config.loss.champions, responses.tokens_BGT
   alike_BGT = one_end(tokens_BGT, config.end_ids)
   same_BGG = jnp.all(alike_BGT[:, :, None] == alike_BGT[:, None], axis=-1)
-  repeats_BG = jnp.any(jnp.tril(same_BGG, k=-1), axis=2)
-  ranked_BG = jnp.where(repeats_BG, -jnp.inf, responses.reward_BG)
+  # As in a tree: what has no end is no answer, whatever the reward says of it.
+  ended_BG = jnp.any(is_end(tokens_BGT, config.end_ids), axis=2)
+  left_out_BG = jnp.any(jnp.tril(same_BGG, k=-1), axis=2) | ~ended_BG
+  ranked_BG = jnp.where(left_out_BG, -jnp.inf, responses.reward_BG)
   _, row_BM = jax.lax.top_k(ranked_BG, count)
   tokens_BMT = jnp.take_along_axis(tokens_BGT, row_BM[..., None], axis=1)
   reward_BM = jnp.take_along_axis(responses.reward_BG, row_BM, axis=1)
-  used_BM = ~jnp.take_along_axis(repeats_BG, row_BM, axis=1)
+  used_BM = ~jnp.take_along_axis(left_out_BG, row_BM, axis=1)
   success_BG = successes(program, responses)
   match config.loss.champion_gate:
     case "correct":  # Which is known: `methods.resolve` sees to it.

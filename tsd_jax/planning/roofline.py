@@ -73,6 +73,9 @@ def counts(config: Experiment) -> dict[str, dict[str, int]]:
       reads=3 * o.epochs * o.minibatches,
     ),
   }
+  if learner.loss.kl_weight > 0:  # The reference reads an update's samples.
+    phases["update"]["tokens"] += o.epochs * learner.reference_tokens(task)
+    phases["update"]["reads"] += o.epochs * o.minibatches
   if learner.searches:
     leaf = T if s.leaf in ("rollout", "mix") else 0
     Q = learner.prompts

@@ -227,6 +227,8 @@ def _row(columns: Mapping[str, Any], tokenizer: TextTokenizer) -> _Row:
   if not prompt:
     raise UserError("the prompt has no tokens")
   first, second = (_response(text, tokenizer) for text in texts)
+  if first == second:  # As one that says its own end token.
+    raise UserError("chosen and rejected are the same tokens: leave it out")
   return _Row(prompt, (first, second), float(margin), _key(asked))
 
 

@@ -196,11 +196,10 @@ class TextConfig(TaskConfig):
     return Posed(line.prompt_P, response_T, example)
 
   def group(self, problem):
-    """The family that its first line names, or itself."""
+    """The family that its lines name, or itself."""
     if self.split_by == "problem":
       return problem
-    first = text_lines.by_problem(self.source)[str(problem)][0]
-    return self.lines[first].family
+    return text_lines.families(self.source)[str(problem)]
 
   def example(self, index: int) -> Any:
     """A line's object: answers and all else that the reward function gets."""

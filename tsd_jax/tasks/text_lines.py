@@ -13,7 +13,8 @@ optional but for one of these two:
             forms, and land in one split. By default the prompt's text, upper
             and lower case and white space aside
   family    names problems of which one helps with another, such as sums of the
-            same numbers; they land in one split as well
+            same numbers; they land in one split as well, and so do families
+            that have a problem in common
   solution  a right response, for warm starts. By default the last message of a
             chat, where that is the assistant's
 """
@@ -287,3 +288,23 @@ def by_problem(source: Source) -> dict[str, list[int]]:
   for i, line in enumerate(read(source)):
     places.setdefault(line.problem, []).append(i)
   return places
+
+
+@functools.lru_cache(maxsize=4)
+def families(source: Source) -> dict[str, str]:
+  """The family of each problem; those that a problem joins have one name."""
+  parent: dict[str, str] = {}  # Of families; those without are their own.
+
+  def first(family: str) -> str:
+    while (above := parent.setdefault(family, family)) != family:
+      family = above
+    return family
+
+  for lines in by_problem(source).values():
+    found = [first(read(source)[i].family) for i in lines]
+    for family in found[1:]:
+      parent[first(family)] = first(found[0])
+  return {
+    problem: first(read(source)[lines[0]].family)
+    for problem, lines in by_problem(source).items()
+  }

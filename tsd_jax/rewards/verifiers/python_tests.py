@@ -10,7 +10,11 @@ looks for them can make itself pass.
 import re
 from typing import Any
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# A block of code in whatever language; the last one may lack its end.
+_BLOCK = re.compile(
+  r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)",
+  re.DOTALL | re.MULTILINE,
+)
 
 
 def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
@@ -19,7 +23,8 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
   Args:
     prompt: what the model saw.
     response: what it wrote: the whole function or, where the line's prompt is
-      the beginning of one, what follows. Of several blocks of code, the last.
+      the beginning of one, what follows. Of several blocks of code, the last
+      that is Python by its name, or has none.
     example: a line of the file. Its `test` is code that raises where the
       function is wrong; it may define `check`, which is called with the
       function. `entry_point` is the function's name.
@@ -38,9 +43,12 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
   try:
     exec(program, names)
     function = names[example["entry_point"]]
+    # The response may have a `check` of its own, which it calls.
+    own, names = names.get("check"), dict(names)
     exec(test, names)
-    if "check" in names:
-      names["check"](function)
+    check = names.get("check")
+    if check is not None and check is not own:
+      check(function)
   except BaseException:  # SystemExit too: the tests did not come to their end.
     return 0.0
   return 1.0
@@ -48,7 +56,11 @@ def reward(prompt: str, response: str, example: dict[str, Any]) -> float:
 
 def _program(beginning: str, response: str):
   """A response's code after the prompt's, if that is code, or by itself."""
-  blocks = _BLOCK.findall(response)
+  blocks = [
+    code
+    for language, code in _BLOCK.findall(response.replace("\r\n", "\n"))
+    if re.match(r"\s*(i?py|$)", language, re.IGNORECASE)
+  ]
   code = blocks[-1] if blocks else response
   return _compiled(f"{beginning}\n{code}", "response") or _compiled(
     code, "response"
