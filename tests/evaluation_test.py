@@ -258,6 +258,12 @@ def test_a_search_by_a_value_that_was_never_trained_is_refused(leaf, refused):
     measure(params, "greedy,search@2")
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  done = run_evaluate("~/run")
+  assert f"no run in {tmp_path}/run: " in done.stderr
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_left_alone(workdir, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(workdir, folder)

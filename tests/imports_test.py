@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -161,7 +162,8 @@ def test_what_commands_import_of_experiments_defines_no_flags():
     name
     for name in read
     for node in trees[name].body
-    if isinstance(node, ast.Assign) and "flags.DEFINE" in ast.unparse(node)
+    if isinstance(node, ast.Assign)
+    and re.search(r"flags\.DEFINE|_flag\(", ast.unparse(node))
   }
   assert not defining
 

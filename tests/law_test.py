@@ -47,10 +47,30 @@ def test_its_spread_is_how_far_starts_lie_from_it():
   off_P = y_P - line.intercept - line.slope * x_P
   assert found is not None
   assert found.slope == pytest.approx(line.slope)
-  assert found.spread == pytest.approx(np.sqrt(np.sum(off_P**2) / 2))
+  # As a new observation's interval of 2/3, where there is as much about it.
+  one = np.sqrt(np.sum(off_P**2) / 2)
+  factor = scipy.stats.t(2).ppf(5 / 6) * np.sqrt(1 + 1 / 4 + 1 / 4)
+  assert found.spread == pytest.approx(one * factor)
   low, high = found.range(0.05)
   assert math.log(high / low) == pytest.approx(2 * found.spread)
   assert found.ratio(0.05) == pytest.approx(math.sqrt(low * high))
+
+
+def test_two_of_three_new_starts_lie_within_the_brackets():
+  rng, inside = np.random.default_rng(0), []
+  x_P = np.linspace(-5.0, -0.5, 7)
+  for _ in range(400):
+    y_P = -0.2 * x_P + rng.normal(0, 0.2, 7)
+    points = [
+      make_point(1 / (1 + math.exp(-x)), math.exp(y))
+      for x, y in zip(x_P, y_P, strict=True)
+    ]
+    found = law.fit(points, "mean", "grpo")
+    assert found is not None
+    new = rng.uniform(-5.0, -0.5)
+    low, high = found.range(1 / (1 + math.exp(-new)))
+    inside.append(low < math.exp(-0.2 * new + rng.normal(0, 0.2)) < high)
+  assert 0.6 < np.mean(inside) < 0.74
 
 
 def test_sure_points_count_for_more_and_lost_ones_for_nothing():

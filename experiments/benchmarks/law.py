@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
+from scipy import stats
 
 from experiments import (
   calculator,
@@ -111,9 +112,10 @@ STUDIES = {
   ),
 }
 UNSEEN = ("calculator",)  # No part of any fit: the law is to foretell it.
-# Two starts differ in more than their success: by about so much, as a log
-# ratio. A point is worth no more for an interval that is narrower.
+# Two starts differ in more than their success: by about so much, the standard
+# deviation of a log ratio, beside what the interval of each says.
 _BETWEEN = 0.2
+_WIDTH = 2 * stats.norm.ppf(0.975)  # Of an interval, in standard errors.
 
 
 def comparison(
@@ -203,7 +205,8 @@ def fit(
 
   Those that are to check it have no part in it (`UNSEEN`), nor have those whose
   other method ends below its start: there is no ratio to learning nothing. Its
-  spread is the standard deviation of points from it.
+  spread is that of a new start (`Law`), by Student's t and the points' distance
+  from the line, which is itself drawn through few.
 
   Args:
     points: of law.json.
@@ -222,10 +225,12 @@ def fit(
   if len(sure) < 2:
     return None
   x, y, width = np.transpose(sure)
-  slope, at_even = np.polyfit(x, y, 1, w=1 / np.maximum(width, _BETWEEN))
-  off = y - at_even - slope * x
-  spread = math.sqrt(float(np.sum(off**2)) / max(len(x) - 2, 1))
-  return Law(float(slope), float(at_even), spread)
+  slope, at_even = np.polyfit(x, y, 1, w=1 / np.hypot(width / _WIDTH, _BETWEEN))
+  off, freedom = y - at_even - slope * x, max(len(x) - 2, 1)
+  one = math.sqrt(float(np.sum(off**2)) / freedom)
+  # The line's own error is that of two numbers, in the mean of its points.
+  new = stats.t.ppf(5 / 6, freedom) * math.sqrt(1 + 2 / len(x))
+  return Law(float(slope), float(at_even), one * float(new))
 
 
 class _Measured(NamedTuple):

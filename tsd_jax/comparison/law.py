@@ -24,7 +24,7 @@ class Law(NamedTuple):
 
   slope: float
   at_even: float  # Where half of the samples are right.
-  spread: float  # Standard deviation of a start's log ratio from that.
+  spread: float  # Two of three new starts lie within so much of that.
 
   def ratio(self, success: float) -> float:
     """What is to be expected.

@@ -286,6 +286,16 @@ def _open(file: pathlib.Path) -> dict[str, assemble.Stored]:
   return {name: stored(name) for name in slices}
 
 
+def _new_folder(path: str | pathlib.Path) -> pathlib.Path:
+  """A folder that is not there, or is empty."""
+  folder = paths.named(path)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise UserError(f"--output={folder} is not empty: name a new folder")
+  if not folder.name:
+    raise UserError(f"--output={folder} has no name: name a new folder")
+  return folder
+
+
 def save(
   folder: str | pathlib.Path,
   config: ModelConfig,
@@ -318,11 +328,7 @@ def save(
     UserError: if the folder holds something or cannot be written, or a
       parameter is not finite in this precision.
   """
-  folder = paths.named(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(f"--output={folder} is not empty: name a new folder")
-  if not folder.name:
-    raise UserError(f"--output={folder} has no name: name a new folder")
+  folder = _new_folder(folder)
   ends, files = tokenizer.end_ids, dict(tokenizer.huggingface_files())
   tokens = {
     "bos_token_id": tokenizer.bos_id,
