@@ -214,11 +214,11 @@ def test_what_cannot_be_written_is_told_before_the_work(workdir):
   done = run_evaluate(workdir, "--base")
   assert done.returncode == 2 and "eval_base.json is damaged" in done.stderr
   (workdir / "eval_base.json").unlink()
-  (workdir / "eval_base.tmp").mkdir()  # As where nothing can be written.
+  (workdir / "eval_base.json.tmp").mkdir()  # As where nothing can be written.
   done = run_evaluate(workdir, "--base")
   assert done.returncode == 2 and done.stdout == ""
   assert "eval_base.json cannot be written" in done.stderr
-  (workdir / "eval_base.tmp").rmdir()
+  (workdir / "eval_base.json.tmp").rmdir()
 
 
 @pytest.mark.parametrize(

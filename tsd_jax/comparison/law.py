@@ -64,12 +64,12 @@ _OF: Mapping[Axis, str] = {
 OPPONENTS: tuple[Method, ...] = ("filtered_best_of_n", "grpo")
 LAWS: Mapping[Axis, Mapping[Method, Law]] = {
   "tokens": {
-    "filtered_best_of_n": Law(slope=-0.14, at_even=-0.074, spread=0.171),
-    "grpo": Law(slope=-0.191, at_even=-0.011, spread=0.159),
+    "filtered_best_of_n": Law(slope=-0.141, at_even=-0.124, spread=0.181),
+    "grpo": Law(slope=-0.193, at_even=-0.033, spread=0.159),
   },
   "seconds": {
-    "filtered_best_of_n": Law(slope=-0.072, at_even=-0.061, spread=0.326),
-    "grpo": Law(slope=-0.057, at_even=0.01, spread=0.243),
+    "filtered_best_of_n": Law(slope=-0.117, at_even=-0.167, spread=0.32),
+    "grpo": Law(slope=-0.08, at_even=0.027, spread=0.235),
   },
 }
 # Of the starts that the lines were drawn through.
