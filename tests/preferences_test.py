@@ -104,6 +104,16 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
   ]  # fmt: skip
 
 
+def test_a_folder_of_a_run_is_left_alone(made, tmp_path):
+  (tmp_path / directory.CONFIG).write_text("{}")
+  step = tmp_path / directory.CHECKPOINTS / "10"
+  step.mkdir(parents=True)
+  files = dataclasses.replace(made, workdir=str(tmp_path))
+  with pytest.raises(UserError, match="config.json is there already: use ano"):
+    preferences.train_reward(files, Fit())
+  assert step.is_dir()
+
+
 def prompts_of(pairs):
   return Prompts(
     jnp.asarray(pairs.prompt_QP),

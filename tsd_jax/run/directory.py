@@ -195,7 +195,10 @@ def sole_writer(workdir: pathlib.Path):
 
 def forget_checkpoints(workdir: pathlib.Path) -> None:
   """Deletes a training's checkpoints and its lock, once it is over."""
-  shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+  for step in (workdir / CHECKPOINTS).glob("[0-9]*"):
+    shutil.rmtree(step, ignore_errors=True)
+  with contextlib.suppress(OSError):  # Something else may be there.
+    (workdir / CHECKPOINTS).rmdir()
   (workdir / _LOCK).unlink(missing_ok=True)
 
 

@@ -203,7 +203,7 @@ class _Keeper:
       raise
 
   def _check_same(self) -> None:
-    of = (self._checkpointer.record() or {"of": self._of})["of"]
+    of = (self._checkpointer.record() or {"of": self._of}).get("of", {})
     names = sorted(self._of.keys() | of.keys())
     if other := [name for name in names if of.get(name) != self._of.get(name)]:
       raise UserError(
@@ -251,7 +251,7 @@ def prepare(files: Files, say: Callable[[str], object] = print) -> Ready:
     UserError: naming what does not.
   """
   folder = paths.named(files.workdir)
-  for name in (MODEL, MEASURED):
+  for name in (MODEL, MEASURED, directory.CONFIG):  # The last is a run's.
     if outside_files.is_there(folder / name):
       raise UserError(
         f"{folder / name} is there already: use another --workdir"
