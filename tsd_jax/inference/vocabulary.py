@@ -128,17 +128,15 @@ def _passes(target_R: Array, weight_RJ: Array) -> tuple[Array, Array]:
   Sums that are made in parallel rise, or fall, by a rounding where a weight is
   0: such a place passes nothing.
   """
-  sum_RJ, place_J = (
-    jnp.cumsum(weight_RJ, axis=-1),
-    jnp.arange(weight_RJ.shape[1]),
-  )
+  sum_RJ, J = jnp.cumsum(weight_RJ, axis=-1), weight_RJ.shape[1]
   # What was summed in another order may reach the end of this sum.
   target_R = jnp.minimum(target_R, sum_RJ[:, -1] * (1 - 2**-24))
-  passes_RJ = (sum_RJ > target_R[:, None]) & (weight_RJ > 0)
-  last_R = jnp.max(jnp.where(weight_RJ > 0, place_J, 0), axis=-1)
-  first_R = jnp.min(jnp.where(passes_RJ, place_J, weight_RJ.shape[1]), axis=-1)
+  counts_RJ, place_1J = weight_RJ > 0, jnp.arange(J)[None]
+  passes_RJ = counts_RJ & (sum_RJ > target_R[:, None])
+  last_R = jnp.max(jnp.where(counts_RJ, place_1J, 0), axis=-1)
+  first_R = jnp.min(jnp.where(passes_RJ, place_1J, J), axis=-1)
   index_R = jnp.minimum(first_R, last_R).astype(jnp.int32)
-  before_RJ = place_J < index_R[:, None]
+  before_RJ = place_1J < index_R[:, None]
   left_R = target_R - jnp.max(before_RJ * sum_RJ, axis=-1)
   return index_R, jnp.maximum(left_R, 0.0)
 
