@@ -106,7 +106,8 @@ def test_compressed_lines_are_read_and_bounded(
   with pytest.raises(UserError, match="gz is damaged"):
     read(tokenizer, file, rows=1)
   file.write_bytes(gzip.compress(bytes(10**7)))
-  monkeypatch.setattr(outside_files.read_lines, "__defaults__", (10**6,))
+  limits = (10**6, outside_files.VALUES)
+  monkeypatch.setattr(outside_files.read_lines, "__defaults__", limits)
   with pytest.raises(
     UserError, match="more than 1,000,000 bytes when it is un"
   ):
