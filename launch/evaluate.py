@@ -15,6 +15,7 @@ import pathlib
 from absl import flags, logging
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.temperature import ALLOWED, is_allowed
 
 _WORKDIR = config_lib.path_flag("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_string(
@@ -39,7 +40,6 @@ def main(overrides):
   folder = config_lib.required(_WORKDIR)
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.base.types import LEAST_TEMPERATURE
   from tsd_jax.comparison import law
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
@@ -61,10 +61,10 @@ def main(overrides):
   temperature = chosen(_TEMPERATURE, saved.eval.temperature)
   seed = chosen(_SEED, saved.seed)
   evaluation.parse_modes(modes)
-  if not LEAST_TEMPERATURE <= temperature < float("inf"):
+  if not is_allowed(temperature):
     raise config_lib.UserError(
-      f"--temperature={temperature} must be {LEAST_TEMPERATURE:g} or more, and "
-      "finite; for argmax decoding use --mode=greedy"
+      f"--temperature={temperature} must be {ALLOWED}; for argmax decoding use "
+      "--mode=greedy"
     )
   problems, task = data.load_problems(saved.task, split), saved.make_task()
   digests = data.digests(saved.task, {split: problems})

@@ -8,6 +8,7 @@ python -m launch.generate --model=FOLDER --raw --prompt="3 * 4 12 ="
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base.temperature import ALLOWED, is_allowed
 
 _MODEL = config_lib.path_flag(
   "model", None, "Hugging Face folder or .gguf file."
@@ -31,22 +32,20 @@ def main(overrides):
   path = config_lib.required(_MODEL)
   if not _PROMPT.value:
     raise config_lib.UserError("--prompt=TEXT is missing")
+  temperature = _TEMPERATURE.value
+  if temperature and not is_allowed(temperature):
+    raise config_lib.UserError(
+      f"--temperature={temperature} must be 0 (greedy), or {ALLOWED}"
+    )
   if _MAX_TOKENS.value is not None and _MAX_TOKENS.value < 1:
     raise config_lib.UserError(
       f"--max_tokens={_MAX_TOKENS.value} must be at least 1"
     )
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
-  from tsd_jax.base.types import LEAST_TEMPERATURE
   from tsd_jax.inference import generate
   from tsd_jax.models import text_tokenizer
 
-  temperature = _TEMPERATURE.value
-  if temperature and not LEAST_TEMPERATURE <= temperature < float("inf"):
-    raise config_lib.UserError(
-      f"--temperature={temperature} must be 0 (greedy), or "
-      f"{LEAST_TEMPERATURE:g} or more, and finite"
-    )
   progress.quiet_libraries()
   compilation_cache.enable()
   tokenizer = text_tokenizer.load(path)

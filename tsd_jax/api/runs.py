@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -11,7 +10,7 @@ from tsd_jax.api.model import Model
 from tsd_jax.base import names, progress
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
-from tsd_jax.base.types import LEAST_TEMPERATURE
+from tsd_jax.base.temperature import ALLOWED, is_allowed
 from tsd_jax.models import hf, weights
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run import train as train_lib
@@ -174,11 +173,8 @@ def evaluate(
   split = own.split if split is None else split
   temperature = own.temperature if temperature is None else temperature
   seed = (run.config.seed if run else 0) if seed is None else seed
-  if not LEAST_TEMPERATURE <= temperature < math.inf:
-    raise UserError(
-      f"{temperature=} must be {LEAST_TEMPERATURE:g} or more, and finite; or "
-      "use modes='greedy'"
-    )
+  if not is_allowed(temperature):
+    raise UserError(f"{temperature=} must be {ALLOWED}; or use modes='greedy'")
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
   results = evaluation.evaluate(

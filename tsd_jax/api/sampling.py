@@ -1,14 +1,13 @@
 """Responses that a model samples."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import cast
 
 from tsd_jax.api import programs
 from tsd_jax.api.model import Model, Prompt, is_chat
 from tsd_jax.base.errors import UserError
-from tsd_jax.base.types import LEAST_TEMPERATURE
+from tsd_jax.base.temperature import ALLOWED, is_allowed
 from tsd_jax.models.tokenizer import before_end
 from tsd_jax.search.view import visible
 
@@ -72,11 +71,8 @@ def sample(
     raise UserError("there are no prompts")
   if num_samples < 1:
     raise UserError(f"{num_samples=} must be at least 1")
-  if temperature and not LEAST_TEMPERATURE <= temperature < math.inf:
-    raise UserError(
-      f"{temperature=} must be 0 (greedy), or {LEAST_TEMPERATURE:g} or more, "
-      "and finite"
-    )
+  if temperature and not is_allowed(temperature):
+    raise UserError(f"{temperature=} must be 0 (greedy), or {ALLOWED}")
   tokens_RT, mask_RT, log_prob_RT = programs.draw(
     model.graphdef,
     model.params,

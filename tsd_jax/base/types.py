@@ -44,9 +44,6 @@ Array = jax.Array
 # a zero probability stays zero.
 LOG_ZERO = -1e9
 
-# Logits are divided by no less: far below it they overflow.
-LEAST_TEMPERATURE = 1e-6
-
 # mctx's index of a child that was never expanded.
 UNVISITED = -1
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import temperature
 from tsd_jax.base.errors import UserError, refuse
-from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.comparison import counts, entrants, tuning
 from tsd_jax.comparison.entrants import METHODS, Method, Spent
 from tsd_jax.comparison.tuning import Point
@@ -100,11 +100,11 @@ class Comparison:
         f"split={self.split} holds no problems of the task, but "
         f"{', '.join(filled)} do: set experiment.task.test_size"
       )
-    usable = [LEAST_TEMPERATURE <= t < math.inf for t in self.temperatures]
-    if not usable or not all(usable):
+    usable = map(temperature.is_allowed, self.temperatures)
+    if not self.temperatures or not all(usable):
       yield (
-        f"temperatures={self.temperatures} must be {LEAST_TEMPERATURE:g} or "
-        "more, and finite, at least one"
+        f"temperatures={self.temperatures} must be {temperature.ALLOWED}, at "
+        "least one"
       )
     shown = [name.strip() for name in self.experiment.eval.modes.split(",")]
     for mode in (self.mode, *self.score.split(",")):

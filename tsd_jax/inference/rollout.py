@@ -7,20 +7,15 @@ fork reuses the keys of its parent's prefix: shared tokens are sampled once.
 
 import abc
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tsd_jax.base import temperature
 from tsd_jax.base.errors import refuse
-from tsd_jax.base.types import (
-  LEAST_TEMPERATURE,
-  Array,
-  Prompts,
-  chosen_tokens,
-)
+from tsd_jax.base.types import Array, Prompts, chosen_tokens
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.tasks.task import Task, environment_tokens, prompt_form
@@ -79,10 +74,9 @@ class Sampler(abc.ABC):
         f"rollout.trained_prompts={self.trained_prompts} must lie between 0 "
         f"and rollout.prompts={self.prompts}"
       )
-    if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+    if not temperature.is_allowed(self.temperature):
       yield (
-        f"rollout.temperature={self.temperature} must be "
-        f"{LEAST_TEMPERATURE:g} or more, and finite"
+        f"rollout.temperature={self.temperature} must be {temperature.ALLOWED}"
       )
 
   @property

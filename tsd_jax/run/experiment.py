@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from tsd_jax.base import paths
+from tsd_jax.base import paths, temperature
 from tsd_jax.base.errors import UserError, divisors, multiples, refuse
-from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
 from tsd_jax.learning.config import LearnerConfig, LossConfig, OptimizerConfig
@@ -40,10 +39,10 @@ class EvalConfig:
   def _violations(self) -> Iterator[str]:
     if self.every < 0:
       yield f"eval.every={self.every} must not be negative"
-    if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+    if not temperature.is_allowed(self.temperature):
       yield (
-        f"eval.temperature={self.temperature} must be {LEAST_TEMPERATURE:g} or "
-        "more, and finite; for argmax decoding use eval.modes=greedy"
+        f"eval.temperature={self.temperature} must be {temperature.ALLOWED}; "
+        "for argmax decoding use eval.modes=greedy"
       )
 
 

@@ -1,13 +1,12 @@
 """How the tree is searched, as one config: a rule, and what all rules share."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Literal
 
+from tsd_jax.base import temperature
 from tsd_jax.base.config_values import snake_case
 from tsd_jax.base.errors import refuse
-from tsd_jax.base.types import LEAST_TEMPERATURE
 from tsd_jax.search import moves
 from tsd_jax.search.best_first import BestFirst
 from tsd_jax.search.rules import PUCT, Gumbel, Rule
@@ -64,10 +63,10 @@ class SearchConfig:
       return  # What follows asks it.
     if not 0.0 <= self.mix <= 1.0:
       yield (f"search.mix={self.mix} must lie in [0, 1]")
-    if not LEAST_TEMPERATURE <= self.rollout_temperature < math.inf:
+    if not temperature.is_allowed(self.rollout_temperature):
       yield (
         f"search.rollout_temperature={self.rollout_temperature} must be "
-        f"{LEAST_TEMPERATURE:g} or more, and finite"
+        f"{temperature.ALLOWED}"
       )
     name = snake_case(type(self.rule).__name__)
     if self.slot_reuse and not self.rule.reuses_slots:

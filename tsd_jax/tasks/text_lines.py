@@ -293,6 +293,7 @@ def by_problem(source: Source) -> dict[str, list[int]]:
 @functools.lru_cache(maxsize=4)
 def families(source: Source) -> dict[str, str]:
   """The family of each problem; those that a problem joins have one name."""
+  lines = read(source)
   parent: dict[str, str] = {}  # Of families; those without are their own.
 
   def first(family: str) -> str:
@@ -300,11 +301,10 @@ def families(source: Source) -> dict[str, str]:
       family = above
     return family
 
-  for lines in by_problem(source).values():
-    found = [first(read(source)[i].family) for i in lines]
-    for family in found[1:]:
-      parent[first(family)] = first(found[0])
+  for place, *others in by_problem(source).values():
+    for other in others:
+      parent[first(lines[other].family)] = first(lines[place].family)
   return {
-    problem: first(read(source)[lines[0]].family)
-    for problem, lines in by_problem(source).items()
+    problem: first(lines[places[0]].family)
+    for problem, places in by_problem(source).items()
   }
