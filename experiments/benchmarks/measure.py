@@ -25,7 +25,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 STEPS = (0.5, 1.0, 2.0)  # Of the limit on log-ratios, nats.
 BETAS = (0.5, 1.0, 2.0)  # Weight of log V.
 # Gumbel halves its simulations over the moves: the number is part of it.
-SIMULATIONS = (16, 64, 192)
+SIMULATIONS = (16, 64, 192, 640)
 ROLLOUTS = (0.5, 1.0)  # Temperatures of a leaf's rollout.
 STEP = 4  # Tokens of a drawn move: an operation, or four squares.
 DRAWN = (4, 8)  # Moves of a node, drawn when it is made,
@@ -101,10 +101,10 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
   """Searches by `tsd_jax.search`, by name and setting.
 
   Args:
-    budget: forwards; best-first makes one a simulation, or those of its steps,
-      the others make those of a rollout as well.
+    budget: forwards; a simulation makes one, or those of its step, and those
+      of its rollout. mctx's own rules have as many as the others, because they
+      go back to finished answers, which cost nothing.
   """
-  most = max(budget // 4, min(SIMULATIONS))
   best_first = dict(num_simulations=budget)
   table: dict[str, dict[str, SearchConfig]] = {
     "best_first_plain": {"": SearchConfig(**best_first)},
@@ -139,10 +139,10 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
     for a in PLACES
   }
   rules = {
-    "puct": ([Shipped(policy="muzero")], (most,)),
+    "puct": ([Shipped(policy="muzero")], (budget,)),
     "puct_tuned": (
       [PUCT(stop_when_solved=False, c=c) for c in PUCT_C],
-      (most,),
+      (budget,),
     ),
     "gumbel": ([Shipped(policy="gumbel_muzero")], SIMULATIONS),
     "gumbel_tuned": ([Gumbel(stop_when_solved=False)], SIMULATIONS),
@@ -157,7 +157,7 @@ def trees(budget: int) -> dict[str, dict[str, SearchConfig]]:
       )
       for i, rule in enumerate(variants)
       for n in counts
-      if n <= most
+      if n <= budget
       for t in ROLLOUTS
     }
   return table
