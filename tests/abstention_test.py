@@ -16,6 +16,7 @@ from flax import nnx
 from experiments.benchmarks import abstention as benchmark
 from experiments.recipes import abstaining_start
 from tests.iteration_test import EOS, PAD, Copy, P, T, V, start
+from tsd_jax.base.types import Responses
 from tsd_jax.inference import prefill, sampling
 from tsd_jax.inference.rollout import RolloutConfig
 from tsd_jax.learning import iteration, losses, methods, update
@@ -67,6 +68,42 @@ def configure(algorithm="tsd", task=TASK, **parts):
     iterations=4,
   )
   return methods.resolve(algorithm, task, **options | parts)
+
+
+def test_an_abstention_is_no_champion_of_own_samples():
+  """What pays a half beats a wrong answer; it is no answer all the same."""
+  loss = LossConfig(
+    champions=2, champion_source="samples", champion_gate="better",
+    abstention_weight=0.0,
+  )  # fmt: skip
+  rollout = RolloutConfig(prompts=2, samples=3, forks=0, choose="first")
+  optimizer = OptimizerConfig(minibatches=2)
+  config = configure(loss=loss, rollout=rollout, optimizer=optimizer)
+  end = TASK.eos_id
+  tokens_BGT = jnp.array(
+    [
+      [[1, end, 0], [MARK, end, 0], [2, end, 0]],
+      [[1, end, 0], [3, MARK, end], [MARK, end, 0]],
+    ]
+  )
+  fields = dict.fromkeys(Responses._fields) | dict(
+    tokens_BGT=tokens_BGT,
+    reward_BG=jnp.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.5]]),
+    correct_BG=jnp.array([[False, False, True], [False, False, False]]),
+  )
+  program = iteration.Program(None, None, TASK, config, None)
+  found = iteration.best_samples(program, Responses(**fields))
+  np.testing.assert_array_equal(found.used_QM, [[True, False], [False, False]])
+  assert found.tokens_QMT[0, 0].tolist() == [2, end, 0]
+
+
+def test_it_is_asked_of_hopeless_prompts_too():
+  """Dynamic sampling would leave them out."""
+  rollout = RolloutConfig(
+    prompts=B, samples=4, forks=0, choose="first", trained_prompts=B // 2
+  )
+  with pytest.raises(ValueError, match="set rollout.trained_prompts=0"):
+    configure(rollout=rollout)
 
 
 def test_trees_that_are_shown_and_measured_answer_as_those_that_teach():

@@ -61,6 +61,24 @@ def test_group_advantages_are_standard_scores():
   np.testing.assert_allclose(equal, 0, atol=1e-3)
 
 
+@pytest.mark.parametrize("reward", [0.1, 1.0, 100.1, 1000.1, -12345.678])
+@pytest.mark.parametrize("G", [2, 3, 7, 8, 12])
+def test_equal_rewards_teach_nothing_whatever_their_size(reward, G):
+  """Exactly: a mean's rounding error must not be divided by the epsilon."""
+  reward_BG = np.full((4, G), reward, np.float32)
+  tokens_BGT = RNG.integers(0, 2, (4, G, 5))
+  parent_BG = np.tile(np.arange(G), (4, 1))
+  parent_BG[:, -1] = 0
+  fork_BG = np.where(parent_BG == np.arange(G), 0, 2)
+  for found in (
+    advantages.group_advantages(reward_BG),
+    advantages.centred_advantages(reward_BG),
+    advantages.tree_advantages(reward_BG, parent_BG, fork_BG, 5),
+    advantages.prefix_advantages(reward_BG, tokens_BGT),
+  ):
+    assert not np.any(found)
+
+
 def tree_oracle(reward, parent, fork, T, local):
   """One prompt: the value of a node is the mean of its leaves."""
   G = len(reward)

@@ -255,7 +255,9 @@ def test_the_unlikelihood_of_moves_and_its_gradient():
   @jax.jit
   @jax.value_and_grad
   def ours(logit_XV):
-    return losses.unlikelihood(jax.nn.log_softmax(logit_XV), forbidden_XV)
+    token_XA = jnp.broadcast_to(jnp.arange(5), (6, 5))
+    log_rest_XA = losses.log_rest(jax.nn.log_softmax(logit_XV), token_XA)
+    return losses.unlikelihood(log_rest_XA, forbidden_XV)
 
   loss, grad_XV = ours(jnp.float32(logit_XV))
   assert float(loss) == pytest.approx(numpy_loss(logit_XV), rel=1e-5)
@@ -267,6 +269,24 @@ def test_the_unlikelihood_of_moves_and_its_gradient():
     assert float(grad_XV[at]) == pytest.approx(slope / (2 * step), abs=1e-5)
   certain, grad_V = ours(jnp.full((6, 5), -40.0).at[:, 0].set(40.0))
   assert np.isfinite(certain) and np.all(np.abs(grad_V) <= 1)
+
+
+@pytest.mark.parametrize("ahead", [0.0, 5.0, 13.0, 15.0, 17.0, 40.0])
+def test_a_move_that_is_all_but_certain_is_unlearned_too(ahead):
+  """In float32 its probability is 1 from 17 nats on; NumPy knows the rest."""
+  logit_V = np.array([ahead, 0.0, -1.0, 0.5])
+
+  @jax.value_and_grad
+  def ours(logit_V):
+    log_prob_1V = jax.nn.log_softmax(logit_V)[None]
+    return -losses.log_rest(log_prob_1V, jnp.array([[0]]))[0, 0]
+
+  loss, grad_V = ours(jnp.float32(logit_V))
+  p_V = np.exp(logit_V - ahead) / np.exp(logit_V - ahead).sum()
+  assert float(loss) == pytest.approx(-np.log(p_V[1:].sum()), rel=1e-5)
+  assert float(grad_V[0]) == pytest.approx(p_V[0], rel=1e-5)
+  others_V = -p_V[0] * p_V[1:] / p_V[1:].sum()
+  np.testing.assert_allclose(grad_V[1:], others_V, rtol=1e-4)
 
 
 Q, B = 64, 32

@@ -386,3 +386,20 @@ def test_iterator_refuses_bad_arguments(kwargs, message):
     iterator(**kwargs)
   with pytest.raises(ValueError, match="num_iterations=0"):
     iterator().next_batches(0)
+
+
+@pytest.mark.parametrize("head", [5, 6])
+def test_a_prompt_needs_a_token_beside_the_common_ones(
+  head, tmp_path, monkeypatch
+):
+  """What follows the head is run by itself: of nothing there is no state."""
+  same_QP = np.ones((4, 6), np.int32)
+  same_QP[:, 5] = symbols.PAD
+  monkeypatch.setattr(data, "_read_prompts", lambda _: (same_QP, np.arange(4)))
+  task = type(SMALL.make())
+  monkeypatch.setattr(task, "prompt_pad_id", symbols.PAD)
+  monkeypatch.setattr(task, "shared_prefix_length", head)
+  with pytest.raises(ValueError, match="let each have a token of its own"):
+    data.load_problems(SMALL, "train", tmp_path)
+  monkeypatch.setattr(task, "shared_prefix_length", 4)
+  assert len(data.load_problems(SMALL, "train", tmp_path)) == 4

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A folder a line, its modules in order. Each may import what stands before it.
 ORDER = """
 base: errors outside_files tabular output_files paths types hashing names
-  config_values temperature large_pages signals config_text config config_json
-  ledger progress compilation_cache
+  config_values choices temperature large_pages signals config_text config
+  config_json ledger progress compilation_cache
 parallel: sharding processes supervisor pod
 models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens

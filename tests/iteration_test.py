@@ -271,6 +271,43 @@ def test_an_unknown_method_is_refused():
     configure("dpo")
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "cispo", "best_of_n"])
+@pytest.mark.parametrize("advantage", ["group", "centred", "gae", "prefix"])
+def test_what_tsd_does_for_its_forks_holds_up_no_baseline(algorithm, advantage):
+  """They have none; their update stays as large as with any advantage."""
+  loss = LossConfig(advantage=advantage, distilled_prompts=C)
+  config = configure(algorithm, loss=loss)
+  usual = configure(algorithm)
+  assert config.update_tokens(TASK) == usual.update_tokens(TASK)
+  dr = advantage == "centred" and algorithm in ("grpo", "cispo")
+  expected = "centred" if dr else usual.loss.advantage
+  assert config.loss.advantage == expected
+
+
+@pytest.mark.parametrize("data", [1, 2, 4])
+def test_champions_alone_fill_whole_minibatches_of_every_device(data):
+  """The number of prompts is worked out, so nobody could mend it."""
+  config = configure("expert_iteration", mesh=sharding.MeshConfig(data=data))
+  one = configure("expert_iteration")
+  whole = config.optimizer.minibatches * data
+  assert config.distilled_prompts % whole == 0
+  assert 0 <= one.distilled_prompts - config.distilled_prompts < whole
+
+
+def test_a_response_of_one_token_is_refused():
+
+  class Short(Copy):
+    response_length = 1
+
+  for algorithm in methods.ALGORITHMS:
+    with pytest.raises(ValueError, match="have 1 token: give it 2 or more"):
+      methods.resolve(
+        algorithm, Short(), rollout=ROLLOUT, search=SEARCH,
+        loss=LossConfig(distilled_prompts=C), optimizer=OptimizerConfig(),
+        refresh_every=1, iterations=4,
+      )  # fmt: skip
+
+
 @pytest.mark.parametrize("champions", [1, 3])
 @pytest.mark.parametrize("algorithm", methods.ALGORITHMS)
 def test_every_method_updates_on_as_many_tokens(algorithm, champions):

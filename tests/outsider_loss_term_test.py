@@ -208,6 +208,32 @@ def test_runs_of_several_weights_share_a_program_and_are_read_back(tmp_path):
     assert load.read_config(folder) == config
 
 
+def own_kl(x):
+  """KL to the reference, as a user would write it."""
+  loss = losses.masked_mean(x.kl_to_reference(), x.responses.chosen_BGT)
+  return loss, {"own_kl": loss}
+
+
+def test_the_reference_that_a_term_reads_is_in_the_ledger():
+  base = one_step(experiment())
+
+  def with_terms(*terms, **loss):
+    loss = dataclasses.replace(base.loss, terms=terms, **loss)
+    return run(dataclasses.replace(base, loss=loss)).metrics
+
+  term = LossTerm("own", "samples", own_kl, 0.1, reads_reference=True)
+  built_in, ours = with_terms(kl_weight=0.1), with_terms(term)
+  np.testing.assert_array_equal(
+    ours["tokens"].rescore, built_in["tokens"].rescore
+  )
+  assert ours["tokens"].rescore[0] > 0
+  np.testing.assert_allclose(ours["loss"], built_in["loss"], rtol=1e-6)
+  assert not with_terms()["tokens"].rescore.any()
+  silent = dataclasses.replace(term, reads_reference=False)
+  with pytest.raises(ValueError, match="reads_reference=True"):
+    with_terms(silent)
+
+
 def test_two_terms_of_a_name_and_negative_weights_are_refused():
   with pytest.raises(ValueError, match="called entropy_square"):
     experiment(0.1, 0.2)

@@ -82,14 +82,14 @@ def test_a_gate_by_truth_is_refused_where_nobody_knows_it(algorithm):
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (0.0, 5.0)]
 
 
-def searched(reward: Reward, seed=0):
+def searched(reward: Reward, seed=0, simulations=60):
   """A search of eight prompts: scorer, tree, config."""
   config = experiment(reward, champion_gate="better")
   task = config.make_task()
   graphdef, params = initial_params(config)
   prompts = data.load_problems(config.task, "train")[:8]
   scorer = Scorer(task.reward, task.end_ids)
-  options = dataclasses.replace(config.search, num_simulations=60)
+  options = dataclasses.replace(config.search, num_simulations=simulations)
   result = search(
     nnx.merge(graphdef, params), task, prompts, jax.random.key(seed), options,
     scorer=scorer,
@@ -143,6 +143,38 @@ def test_better_champions_beat_the_greedy_answer_by_a_margin(low, high, margin):
   assert metrics["search_reward"] == pytest.approx(
     reward_BM[:, 0].mean(), rel=1e-5
   )
+
+
+def greedy_by_a_walk(tree, b):
+  """The best move of every node, from the root on; None where it is untried."""
+  nodes, node = tree.embeddings, 0
+  while nodes.eos_action[b, node] != 0:
+    if nodes.depth[b, node] == nodes.path_tokens.shape[-1] - 1:
+      return 0.0  # It never ends.
+    node = tree.children_index[b, node, 0]
+    if node < 0:
+      return None
+    if nodes.finished[b, node]:
+      break
+  return nodes.reward[b, node]
+
+
+@pytest.mark.parametrize("simulations", [1, 2, 3, 60])
+def test_better_than_greedy_where_the_tree_has_not_come_so_far(simulations):
+  """Then than the likeliest answer: nothing is taken for a reward of 0."""
+  _, _, tree = searched(Judged(), simulations=simulations)
+  nodes, unknown = tree.embeddings, 0
+  for b, found in enumerate(champions_lib.greedy_reward(tree)):
+    expected = greedy_by_a_walk(tree, b)
+    if expected is None:
+      unknown += 1
+      held = np.flatnonzero(nodes.has_answer[b])
+      likeliest = max(
+        held, key=lambda n: nodes.answer_log_prob[b, n], default=-1
+      )
+      expected = 0.0 if likeliest < 0 else nodes.reward[b, likeliest]
+    assert float(found) == pytest.approx(expected)
+  assert (unknown > 0) == (simulations < 2)
 
 
 def test_success_as_far_as_it_is_found_is_the_reward_that_it_brings():

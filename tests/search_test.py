@@ -24,6 +24,7 @@ from tsd_jax.search import champions as champions_lib
 from tsd_jax.search import kv_pool, metrics
 from tsd_jax.search import search as search_lib
 from tsd_jax.search.best_first import BestFirst
+from tsd_jax.search.rules import PUCT, Gumbel
 from tsd_jax.tasks.task import as_prompts
 
 V, P, T, B, EOS, PAD = 12, 3, 4, 8, 11, 10
@@ -571,3 +572,22 @@ def test_health_by_counting(settings):
 def test_impossible_searches_are_refused(settings, words):
   with pytest.raises(ValueError, match=words):
     flat_search(**settings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+  ("rule", "field"),
+  [
+    (BestFirst, "beta"),
+    (BestFirst, "epsilon"),
+    (PUCT, "c"),
+    (PUCT, "revisit_penalty"),
+    (Gumbel, "scale"),
+    (Gumbel, "value_scale"),
+    (Gumbel, "maxvisit_init"),
+  ],
+)
+def test_a_rule_whose_keys_order_no_moves_is_refused(rule, field, value):
+  """All would be paid for, and no tree would grow."""
+  with pytest.raises(ValueError, match=f"search.rule.{field}={value} must"):
+    rule(**{field: value})

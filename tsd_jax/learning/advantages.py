@@ -54,13 +54,22 @@ def terminal_reward(reward_X: Array, mask_XT: Array) -> Array:
   return jnp.where(mask_XT & ~next_XT, reward_X[..., None], 0.0)
 
 
+def above_least(reward_BG: Array) -> Array:
+  """Rewards less the least of each prompt's.
+
+  Advantages do not change by it, but those of equal rewards are exactly 0: the
+  rounding error of a mean of 1000.1 is as large as `epsilon`.
+  """
+  return reward_BG - jnp.min(reward_BG, axis=1, keepdims=True)
+
+
 def group_advantages(reward_BG: Array, *, epsilon: float = 1e-4) -> Array:
   """GRPO's (r - mean) / (std + epsilon) in each prompt's group.
 
   Paper: arXiv:2402.03300.
   """
   return centred_advantages(reward_BG) / (
-    jnp.std(reward_BG, axis=1, keepdims=True) + epsilon
+    jnp.std(above_least(reward_BG), axis=1, keepdims=True) + epsilon
   )
 
 
@@ -69,6 +78,7 @@ def centred_advantages(reward_BG: Array) -> Array:
 
   Paper: arXiv:2503.20783.
   """
+  reward_BG = above_least(reward_BG)
   return reward_BG - jnp.mean(reward_BG, axis=1, keepdims=True)
 
 
@@ -102,7 +112,7 @@ def tree_advantages(
   Returns:
     Advantages BGT; a row's values before its own fork are its parent's.
   """
-  G = reward_BG.shape[1]
+  reward_BG, G = above_least(reward_BG), reward_BG.shape[1]
   rows_G = jnp.arange(G)
   is_root_BG = parent_BG == rows_G[None]
   # below_BGg: leaf g lies below the fork point of row G.
@@ -154,6 +164,7 @@ def prefix_advantages(
   Returns:
     Advantages BGT.
   """
+  reward_BG = above_least(reward_BG)
   same_BGGT = tokens_BGT[:, :, None] == tokens_BGT[:, None]
   same_BGGT = jnp.cumprod(same_BGGT.astype(jnp.float32), axis=-1)
   count_BGT = jnp.sum(same_BGGT, axis=2)

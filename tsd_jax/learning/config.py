@@ -97,6 +97,11 @@ class LossConfig:
     return bool(self.active("champions"))
 
   @property
+  def reads_reference(self) -> bool:
+    """Whether a term reads the run's first model, whose forwards count."""
+    return any(term.reads_reference for term in self.active("samples"))
+
+  @property
   def reads_paths(self) -> bool:
     """Whether the loss reads what a tree offered on the way to a champion."""
     return self.soft_weight > 0 or self.aversion_weight > 0
@@ -258,6 +263,12 @@ class LearnerConfig:
       yield (
         "loss.abstention_weight > 0 asks of prompts drawn without regard to "
         "their difficulty whether to abstain: set rollout.choose=first"
+      )
+    if self.answers and self.trained_prompts < self.rollout.prompts:
+      yield (
+        "loss.abstention_weight > 0 reads prompts that nobody solves as well, "
+        f"which rollout.trained_prompts={self.trained_prompts} leaves out: set "
+        "rollout.trained_prompts=0"
       )
     drawn = self.search.step_tokens > 1 or self.search.lazy
     for name in self._path_terms:

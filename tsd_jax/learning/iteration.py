@@ -5,7 +5,8 @@ and where to sample, sample, update. `make_train_loop` returns one jitted
 function that runs several: state in, state and stacked metrics out. Every
 method is this loop with parts switched on or off (`config.searches`, loss
 weights), so that compared methods differ in the algorithm alone. Randomness is
-a function of (seed, iteration, place of a prompt in the iteration's batch).
+a function of (seed, iteration, place of a prompt in the iteration's batch);
+Gumbel's noise also of the trees that grow beside it.
 
 Axes: Q prompts of an iteration, `search.width` for each of the B that the
 policy samples G rows on; M champions of a tree; C prompts whose champions are
@@ -151,7 +152,7 @@ def iteration(
   key = jax.random.fold_in(key, state.iteration)
   search_key, distillation_key, choice_key, rollout_key, order_key = (
     jax.random.split(key, 5)
-  )  # A method makes one choice at most: of prompts, or of sampled groups.
+  )
   search_params = refreshed(config, state)
   rollout_prompts, distillation = prompts[:B], None
   searched, metrics = Work(), {}
@@ -174,7 +175,8 @@ def iteration(
       distillation_key, rollout_prompts, found, config
     )
   if config.trained_prompts < B:  # DAPO's dynamic sampling.
-    rows_B = choose_groups(choice_key, responses, config.trained_prompts)
+    group_key = jax.random.fold_in(choice_key, 1)
+    rows_B = choose_groups(group_key, responses, config.trained_prompts)
     rollout_prompts = rollout_prompts[rows_B]
     responses = jax.tree.map(lambda a: a[rows_B], responses)
   batch = make_batch(program, rollout_prompts, responses, distillation)
@@ -429,6 +431,8 @@ def best_samples(program: Program, responses: Responses) -> Found:
   # As in a tree: what has no end is no answer, whatever the reward says of it.
   ended_BG = jnp.any(is_end(tokens_BGT, config.end_ids), axis=2)
   left_out_BG = jnp.any(jnp.tril(same_BGG, k=-1), axis=2) | ~ended_BG
+  if config.abstention is not None:  # A champion answers.
+    left_out_BG |= config.abstention.said(tokens_BGT)
   ranked_BG = jnp.where(left_out_BG, -jnp.inf, responses.reward_BG)
   _, row_BM = jax.lax.top_k(ranked_BG, count)
   tokens_BMT = jnp.take_along_axis(tokens_BGT, row_BM[..., None], axis=1)
@@ -439,8 +443,10 @@ def best_samples(program: Program, responses: Responses) -> Found:
     case "correct":  # Which is known: `methods.resolve` sees to it.
       used_BM &= jnp.take_along_axis(success_BG, row_BM, axis=1) > 0
     case "better":
-      mean_B1 = jnp.mean(responses.reward_BG, axis=1, keepdims=True)
-      used_BM &= reward_BM > mean_B1 + config.loss.champion_margin
+      # By how much, so that no rounding error makes equal ones better.
+      ahead_BG = advantages.centred_advantages(responses.reward_BG)
+      ahead_BM = jnp.take_along_axis(ahead_BG, row_BM, axis=1)
+      used_BM &= ahead_BM > config.loss.champion_margin
   unit_BM = program.scorer(()).unit(reward_BM)
   return Found(tokens_BMT, used_BM, unit_BM, jnp.mean(success_BG, axis=1), None)
 
@@ -582,7 +588,7 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
   if config.searches:
     prefill += config.prompt_tokens(task, config.prompts, config.search_calls)
   rescored = 0
-  if config.loss.kl_weight > 0:
+  if config.loss.reads_reference:
     rescored = epochs * config.reference_tokens(task)
   return Tokens(
     prefill=jnp.int32(prefill),

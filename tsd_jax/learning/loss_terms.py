@@ -41,7 +41,8 @@ class SampleInputs:
   # read(fn, *inputs_BGT): what fn(log_prob_XV, *inputs_X) makes of the policy's
   # log-probabilities over the vocabulary; see `scoring.read_log_probs`.
   read: Callable[..., Any]
-  # () -> exact KL of the policy to the reference model, nats, BGT.
+  # () -> exact KL of the policy to the reference model, nats, BGT, for terms
+  # with `LossTerm.reads_reference`.
   kl_to_reference: Callable[[], Array]
   policy: Literal["ppo", "cispo"]  # Form of the surrogate.
   clips: Mapping[str, Array]  # clip_low, clip_high.
@@ -72,6 +73,8 @@ class LossTerm:
   reads: Literal["samples", "champions"]
   fn: Callable[[Any], tuple[Array, Metrics]]
   weight: float = 1.0  # Of a term of your own (`LossConfig.terms`).
+  # Whether it asks for `SampleInputs.kl_to_reference`: the ledger counts it.
+  reads_reference: bool = False
 
   @property
   def weight_name(self) -> str:
@@ -151,11 +154,9 @@ def aversion(x: ChampionInputs) -> tuple[Array, Metrics]:
   """Unlikelihood of forbidden moves on the way to the first champion."""
   t = x.targets
   assert t is not None and t.forbidden_BTA is not None  # `methods.resolve`.
-  log_prob_C1TA = x.read_first(
-    functools.partial(jnp.take_along_axis, axis=-1), t.candidate_BTA[:, None]
-  )
+  log_rest_C1TA = x.read_first(losses.log_rest, t.candidate_BTA[:, None])
   forbidden_CTA = t.forbidden_BTA & x.use_CMT[:, 0, :, None]
-  loss = losses.unlikelihood(log_prob_C1TA[:, 0], forbidden_CTA)
+  loss = losses.unlikelihood(log_rest_C1TA[:, 0], forbidden_CTA)
   return loss, {"aversion_loss": loss}
 
 
@@ -165,7 +166,7 @@ TERMS = (
   LossTerm("entropy", "samples", entropy),
   LossTerm("value", "samples", value),
   LossTerm("success", "samples", success),
-  LossTerm("kl", "samples", kl),
+  LossTerm("kl", "samples", kl, reads_reference=True),
   LossTerm("abstention", "samples", abstention),
   LossTerm("champion", "champions", champion),
   LossTerm("soft", "champions", soft),
@@ -245,6 +246,7 @@ def read_samples(
   )
   value_BGT, logit_BGT = model.values(x_BGTD)
 
+  @functools.cache  # Terms share it.
   def kl_to_reference():
     def of_states(log_prob_XV, reference_XD):
       logits_XV = reference_model.logits(reference_XD) / temperature

@@ -125,14 +125,39 @@ def bucket_kl(
   return masked_mean(kl_X, mask_X)
 
 
-def unlikelihood(log_prob_X: Array, mask_X: Array) -> Array:
+def unlikelihood(log_rest_X: Array, mask_X: Array) -> Array:
   """-log(1 - pi) of moves that are not to be made (arXiv:1908.04319).
 
   Its derivative by the logit of a move is pi: at most 1, and nothing where the
   move is as good as forgotten.
+
+  Args:
+    log_rest_X: log(1 - pi), as `log_rest` has it.
+    mask_X: moves that count.
   """
-  log_prob_X = jnp.minimum(log_prob_X, -1e-6)
-  return -masked_mean(jnp.log1p(-jnp.exp(log_prob_X)), mask_X)
+  return -masked_mean(log_rest_X, mask_X)
+
+
+def log_rest(log_prob_XV: Array, token_XA: Array) -> Array:
+  """log(1 - pi) of tokens, XA, exact where pi is 1 but for rounding.
+
+  Only the likeliest token can have more than a half: of that the others'
+  probabilities are added up.
+
+  Args:
+    log_prob_XV: log pi.
+    token_XA: tokens.
+  """
+  top_X1 = jnp.argmax(log_prob_XV, axis=-1, keepdims=True)
+  others_XV = jnp.where(
+    jnp.arange(log_prob_XV.shape[-1]) == top_X1, -jnp.inf, log_prob_XV
+  )
+  rest_X1 = jax.nn.logsumexp(others_XV, axis=-1, keepdims=True)
+  is_top_XA = token_XA == top_X1
+  log_prob_XA = jnp.take_along_axis(log_prob_XV, token_XA, axis=-1)
+  # No gradient goes through the branch that is not taken, nor a NaN.
+  log_prob_XA = jnp.where(is_top_XA, -1.0, log_prob_XA)
+  return jnp.where(is_top_XA, rest_X1, jnp.log1p(-jnp.exp(log_prob_XA)))
 
 
 def kl_to_reference(log_prob_XV: Array, reference_XV: Array) -> Array:

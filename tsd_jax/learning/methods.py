@@ -75,7 +75,15 @@ def resolve(
     loss = dataclasses.replace(
       loss, success_weight=0.1 if search.needs_value else 0.0
     )
+  if task.response_length < 2:
+    raise ValueError(
+      f"responses of {task.name} have {task.response_length} token: give it 2 "
+      "or more, the end token among them"
+    )
   searches = loss.distils and loss.champion_source == "search"
+  asked = loss.advantage
+  if algorithm != "tsd":  # Its own; the rows that it fills are counted here.
+    loss = dataclasses.replace(loss, advantage="tree")
   config = LearnerConfig(
     rollout=rollout,
     search=search,
@@ -94,7 +102,7 @@ def resolve(
   if algorithm == "expert_iteration":
     config = _expert_iteration(config, task, refresh_every)
   elif algorithm != "tsd":
-    config = _baseline(algorithm, config, task)
+    config = _baseline(algorithm, config, task, asked)
   _check_gate(config.loss, task)
   _check_reward(config, task)
   return config
@@ -145,6 +153,8 @@ def _expert_iteration(
 ) -> LearnerConfig:
   """All rows are champions; a sample a prompt shows where the policy stands."""
   most = ours.prompts_of(task, ours.update_tokens(task), ours.loss.champions)
+  whole = ours.optimizer.minibatches * ours.mesh.batch_size
+  most = max(most // whole, 1) * whole
   loss = dataclasses.replace(
     ours.loss,
     **_supervised(ours.loss),
@@ -161,9 +171,16 @@ def _expert_iteration(
 
 
 def _baseline(
-  algorithm: Algorithm, ours: LearnerConfig, task: Task
+  algorithm: Algorithm, ours: LearnerConfig, task: Task, asked: str
 ) -> LearnerConfig:
-  """A method without a search, whose update has as many tokens as ours."""
+  """A method without a search, whose update has as many tokens as ours.
+
+  Args:
+    algorithm: its name.
+    ours: tsd's.
+    task: gives the lengths.
+    asked: `loss.advantage`; GRPO and CISPO leave out the division for centred.
+  """
   prompts, T = ours.rollout.baseline_prompts, task.response_length - 1
   calls = ours.optimizer.minibatches
   tokens = ours.update_tokens(task) - ours.prompt_tokens(task, prompts, calls)
@@ -179,15 +196,15 @@ def _baseline(
   )
   # A recipe may do without it; it is all that they have.
   own |= dict(policy_weight=ours.loss.policy_weight or 1.0)
+  group = "centred" if asked == "centred" else "group"
   match algorithm:
     case "ppo":
       value_weight = ours.loss.value_weight or 0.5
       own |= dict(policy="ppo", advantage="gae", value_weight=value_weight)
     case "grpo":
-      centred = ours.loss.advantage == "centred"
-      own |= dict(policy="ppo", advantage="centred" if centred else "group")
+      own |= dict(policy="ppo", advantage=group)
     case "cispo":
-      own |= dict(policy="cispo", advantage="group")
+      own |= dict(policy="cispo", advantage=group)
     case "best_of_n":
       own = _supervised(ours.loss) | dict(
         champion_source="samples", champions=rows, distilled_prompts=prompts

@@ -141,12 +141,21 @@ def sample_inputs(
     )
     model = model.without(config.never)
     reference_model = reference_model.without(config.never)
+
+  def reference_states():
+    if not config.loss.reads_reference:
+      raise ValueError(
+        "a term of the loss asks for kl_to_reference, whose forwards the "
+        "ledger counts: make it a LossTerm(..., reads_reference=True)"
+      )
+    return scoring.hidden_states(reference_model, *inputs)
+
   return loss_terms.read_samples(
     reader(model, config),
     model,
     reference_model,
     x_BGTD,
-    lambda: scoring.hidden_states(reference_model, *inputs),
+    reference_states,
     config.rollout.temperature,
     log_abstain_BGT=log_abstain_BGT,
     stopping=stopping,

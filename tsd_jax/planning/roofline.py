@@ -73,7 +73,7 @@ def counts(config: Experiment) -> dict[str, dict[str, int]]:
       reads=3 * o.epochs * o.minibatches,
     ),
   }
-  if learner.loss.kl_weight > 0:  # The reference reads an update's samples.
+  if learner.loss.reads_reference:  # The reference reads an update's samples.
     phases["update"]["tokens"] += o.epochs * learner.reference_tokens(task)
     phases["update"]["reads"] += o.epochs * o.minibatches
   if learner.searches:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from tsd_jax.base import paths, temperature
+from tsd_jax.base import choices, paths, temperature
 from tsd_jax.base.errors import UserError, divisors, multiples, refuse
 from tsd_jax.inference.rollout import RolloutConfig, Sampler
 from tsd_jax.learning import methods
@@ -95,6 +95,9 @@ class Experiment:
         "MazeConfig(...) or another subclass of tasks.task.TaskConfig"
       )
       return
+    if unknown := list(choices.violations(self)):
+      yield from unknown
+      return  # What follows asks them.
     if self.model is None:
       if self.init is None or not pretrained.is_pretrained(self.init):
         yield (

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from tsd_jax.base.errors import refuse
 from tsd_jax.base.types import LOG_ZERO, UNVISITED, Array
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
@@ -24,6 +25,7 @@ from tsd_jax.search.rules import (
   may_grow,
   merged,
   most_turns,
+  need_weights,
   next_turn,
   none_wait,
 )
@@ -72,6 +74,7 @@ class BestFirst(Rule):
         "search.rule.lazy=true knows no states of moves that are not drawn: "
         "set search.rule.lazy=false or search.rule.transpositions=false"
       )
+    refuse(need_weights(self, "beta", "epsilon"))
 
   @property
   def draws_lazily(self) -> bool:

@@ -107,20 +107,33 @@ def success_prob(tree: mctx.Tree, *, by_reward: bool = False) -> Array:
 
 
 def greedy_reward(tree: mctx.Tree) -> Array:
-  """Reward of the search model's greedy answer, B; 0 if it was not finished.
+  """Reward of the search model's greedy answer, B; 0 if that never ends.
 
-  Of drawn steps the one with the best prior, and then the likeliest, is taken.
+  Where a tree was not grown to its end the likeliest answer that it holds
+  stands in its place. Of drawn steps the one with the best prior, and then the
+  likeliest, is taken.
   """
   nodes = tree.embeddings
-  T = nodes.path_actions.shape[-1]
+  T, grown_BN = nodes.path_tokens.shape[-1], tree.node_visits > 0
   first_BNT = (nodes.path_actions == 0) | (
-    jnp.arange(T) >= nodes.depth[..., None]
+    jnp.arange(nodes.path_actions.shape[-1]) >= nodes.depth[..., None]
   )
-  likeliest_BN = jnp.all(first_BNT, axis=-1) & (
-    nodes.finished | (nodes.eos_action == 0)
-  )
-  greedy_BN = (tree.node_visits > 0) & likeliest_BN
-  return jnp.max(jnp.where(greedy_BN, nodes.reward, 0.0), axis=1)
+  greedy_BN = grown_BN & jnp.all(first_BNT, axis=-1)
+  ended_BN = greedy_BN & (nodes.finished | (nodes.eos_action == 0))
+  # The last token must be the end's.
+  endless_B = jnp.any(greedy_BN & (nodes.depth >= T - 1), axis=1)
+  reward_B = jnp.max(jnp.where(ended_BN, nodes.reward, 0.0), axis=1)
+  known_B = jnp.any(ended_BN, axis=1) | endless_B
+  return jnp.where(known_B, reward_B, likeliest_reward(tree))
+
+
+def likeliest_reward(tree: mctx.Tree) -> Array:
+  """Reward of the likeliest answer that a tree holds, B; 0 if it holds none."""
+  nodes = tree.embeddings
+  log_prob_BN = jnp.where(nodes.has_answer, nodes.answer_log_prob, -jnp.inf)
+  at_B1 = jnp.argmax(log_prob_BN, axis=1)[:, None]
+  reward_BN = jnp.where(nodes.has_answer, nodes.reward, 0.0)
+  return jnp.take_along_axis(reward_BN, at_B1, axis=1)[:, 0]
 
 
 def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:

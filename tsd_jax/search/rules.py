@@ -9,7 +9,8 @@ new rule is a subclass of `Rule` in one file.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from tsd_jax.base.errors import refuse
 from tsd_jax.base.types import LOG_ZERO, Array
 from tsd_jax.parallel import sharding
 from tsd_jax.search.kv_pool import LoopFn, Turn
@@ -78,6 +80,16 @@ class Rule(abc.ABC):
   @abc.abstractmethod
   def improved(self, tree: mctx.Tree) -> Array:
     """The improved distribution over candidates of every node, BNA."""
+
+
+def need_weights(rule: Rule, *fields: str) -> Iterator[str]:
+  """What is wrong with fields of a rule that weigh: of NaN no key is larger."""
+  for field in fields:
+    if not 0 <= getattr(rule, field) < math.inf:
+      yield (
+        f"search.rule.{field}={getattr(rule, field)} must not be negative, and "
+        "be finite"
+      )
 
 
 def stopping(budget: Budget, stop_when_solved: bool) -> LoopFn:
@@ -301,6 +313,10 @@ class PUCT(Rule):
   c: float = 1.25
   revisit_penalty: float = 1.0
 
+  def __post_init__(self):
+    """Refuses what orders no moves."""
+    refuse(need_weights(self, "c", "revisit_penalty"))
+
   def run(self, key, root, recurrent_fn, budget):
     """Searches with mctx's MuZero policy, without root noise."""
     qtransform = functools.partial(
@@ -382,6 +398,10 @@ class Gumbel(Rule):
   scale: float = 1.0  # Of the Gumbel noise at the root; 0 searches without.
   value_scale: float = 0.1
   maxvisit_init: float = 50.0
+
+  def __post_init__(self):
+    """Refuses what orders no moves."""
+    refuse(need_weights(self, "scale", "value_scale", "maxvisit_init"))
 
   @property
   def _qtransform(self):

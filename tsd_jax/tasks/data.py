@@ -237,6 +237,11 @@ def load_problems(
       f"shared_prefix_length={head} of {task.name}, but prompts differ before"
     )
   prompts = as_prompts(task, prompt_QP, example_Q)
+  if head and np.any(np.asarray(prompts.length_B) <= head):
+    raise ValueError(
+      f"shared_prefix_length={head} of {task.name}, but a prompt is no longer "
+      "than that: let each have a token of its own"
+    )
   prompts = dataclasses.replace(prompts, media=config.media(prompts))
   return jax.device_get(prompts)
 
