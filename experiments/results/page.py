@@ -27,7 +27,8 @@ their own they are over seeds and families of problems (columns of test
 problems) or a jackknife over seeds (curves). Elsewhere they are bootstraps over
 seeds, of both methods resampled independently: with few seeds too narrow, and
 blind to the problems' being a sample. A single seed has none. An accuracy is
-followed by the lowest and the highest seed.
+followed by the lowest and the highest seed. Commands are of their day: an
+experiment's defaults may have changed since.
 
 - **update step**: one optimiser step. Those that sample run as many tokens
   forward and backward in it, baselines rounded up to whole rows. Beside
