@@ -74,10 +74,10 @@ tsd_jax_make_venv() {
     "$BASE cannot make virtual environments; install its venv module" \
     "(on Debian or Ubuntu: apt-get install python3-venv), or name another" \
     "interpreter with PYTHON=/path/to/python3.11"
-  # The default folder is this project's own; another may be somebody's.
-  if [[ "$VENV" != "$ROOT/.venv" && ! -f "$VENV/$MARK" && ! -f \
-    "$VENV/pyvenv.cfg" && -n "$(ls -A "$VENV" 2>/dev/null)" ]]; then
-    tsd_jax_fail "TSD_JAX_VENV=$VENV holds other files; name a new folder"
+  # What was not made here may be somebody's own environment.
+  if [[ ! -f "$VENV/$MARK" && -n "$(ls -A "$VENV" 2>/dev/null)" ]]; then
+    tsd_jax_fail "$VENV holds files that no script of launch/ has put there;" \
+      "delete it, or name a new folder with TSD_JAX_VENV=FOLDER"
   fi
   mkdir -p "$VENV" 2>/dev/null && touch "$VENV/$MARK" 2>/dev/null ||
     tsd_jax_fail "cannot write to $VENV; name another with TSD_JAX_VENV=FOLDER"
@@ -129,7 +129,10 @@ tsd_jax_setup() {
     extras="$extras,$(sed -n 3p "$VENV/$STAMP")"
   fi
   [[ -n "$version" ]] || tsd_jax_make_venv
-  rm -f "$VENV/$STAMP"
+  # Not as of now, from here on; but no reason to begin from nothing.
+  if [[ -f "$VENV/$STAMP" ]]; then
+    sed -i.old 2s/.*/unfinished/ "$VENV/$STAMP" && rm "$VENV/$STAMP.old"
+  fi
   version="$(tsd_jax_version "$VENV/bin/python")" ||
     tsd_jax_fail "$VENV/bin/python does not run; delete $VENV and try again"
   extras="$(tr ',' '\n' <<<"$extras" | sed '/^$/d;/^none$/d' | sort -u | paste -sd, -)"

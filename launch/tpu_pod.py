@@ -20,6 +20,7 @@ import pathlib
 from absl import flags
 
 from tsd_jax.base import config as config_lib
+from tsd_jax.base import paths
 
 _TPU = flags.DEFINE_string("tpu", None, "Name of the slice.")
 _ZONE = flags.DEFINE_string("zone", None, "Its zone.")
@@ -93,6 +94,7 @@ def main(overrides):
       raise config_lib.UserError(
         f"--steps: {step!r} is not one of {', '.join(pod_lib.STEPS)}"
       )
+  paths.refuse_address(_WORKDIR.value or "")
   given = {}
   if "sync" in steps:
     given["sync"] = (pod_lib.plain("commit", _COMMIT.value),)

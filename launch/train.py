@@ -62,7 +62,8 @@ def main(overrides):
     if results is None:
       processes.initialize(_HEARTBEAT.value, _JOIN.value)
   if results is None:
-    results = train.train(config, folder)
+    with processes.ending_at_once():
+      results = train.train(config, folder)
   if results:  # Of several processes only the leader has them.
     print(evaluation.table(results))
     print(f"plots and samples: {pathlib.Path(folder) / directory.REPORT}")

@@ -1,11 +1,14 @@
 """What launch.aot computes by itself; tpu_test.py compiles."""
 
+import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import countdown
 from experiments.benchmarks import aot_table
 from tests import iteration_test as tiny
 from tests import small_experiment
@@ -13,12 +16,17 @@ from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.parallel import sharding
 from tsd_jax.planning import aot, roofline
+from tsd_jax.search.best_first import BestFirst
 
 
 @pytest.mark.slow
-def test_a_run_spends_at_most_the_counted_tokens():
+@pytest.mark.parametrize(
+  "steps",
+  [{}, dict(step_tokens=3), dict(step_tokens=3, rule=BestFirst(lazy=True))],
+)
+def test_a_run_spends_at_most_the_counted_tokens(steps):
   # A task that runs in seconds: the same formulas, other lengths.
-  learner = tiny.configure()
+  learner = tiny.configure(search=dataclasses.replace(tiny.SEARCH, **steps))
 
   class Stand:
     """What an experiment holds."""
@@ -40,7 +48,9 @@ def test_a_run_spends_at_most_the_counted_tokens():
     spent["search"] + tiny.S * tiny.P,
     spent["rollout"] + tiny.B * tiny.P,
   )
-  assert 0 < searched <= counts["searching"]["tokens"]
+  most = counts["searching"]["tokens"]
+  # Steps and answers may end early.
+  assert most / (6 if steps else 2) < searched <= most
   assert 0 < sampled <= counts["sampling"]["tokens"]
 
 
@@ -115,6 +125,50 @@ def test_a_mesh_of_another_size_is_refused(monkeypatch):
   monkeypatch.setattr(aot, "devices", lambda *_: [object()] * 16)
   with pytest.raises(UserError, match=r"1 devices.*16.*config.mesh.fsdp=16"):
     aot.plan(small_experiment.get_config(), "v5e:4x4")
+  with pytest.raises(UserError, match=r"mesh.slice=2 --config.mesh.fsdp=8"):
+    aot.plan(small_experiment.get_config(), "v5e:4x2", slices=2)
+  with pytest.raises(UserError, match="of V5E no peaks are known"):
+    aot.plan(small_experiment.get_config(), "V5E:4x4")
+
+
+class Device(NamedTuple):
+  """What a mesh asks of a device."""
+
+  process_index: int
+  slice_index: int
+  platform: str = "tpu"
+
+
+@pytest.mark.parametrize(
+  ("mesh", "devices", "words"),
+  [
+    (
+      {},
+      [Device(i // 4, 0) for i in range(8)],
+      "use all of them, for instance",
+    ),
+    (
+      {"fsdp": 8},
+      [Device(i // 4, i // 4) for i in range(8)],
+      "mesh.slice=1 must be the 2 slices",
+    ),
+  ],
+)
+def test_a_mesh_that_leaves_out_a_host_or_a_slice_is_refused(
+  mesh, devices, words
+):
+  with pytest.raises(UserError, match=words):
+    sharding.make_mesh(sharding.MeshConfig(**mesh), devices)
+
+
+def test_a_smaller_batch_trains_on_as_large_a_share():
+  changes = {"rollout.prompts": "64", "rollout.trained_prompts": "32"}
+  config = config_lib.override(countdown.get_config(), changes)
+  smaller = aot.with_prompts(config, 32)
+  assert smaller.rollout.trained_prompts == 16
+  assert (
+    aot.with_prompts(countdown.get_config(), 8).rollout.trained_prompts == 0
+  )
 
 
 @pytest.mark.parametrize("name", aot_table.TOPOLOGIES)
@@ -131,3 +185,6 @@ def test_peaks_are_of_the_right_order():
     # Every TPU since v4 multiplies 150 to 700 times a byte it reads.
     assert 150 < chip.flops / chip.hbm < 700
     assert np.isfinite(chip.ici) and chip.ici < chip.hbm
+  # Both ways together: a v5p has six links where a v6e has four such.
+  assert roofline.CHIPS["v5p"].ici * 4 == roofline.CHIPS["v6e"].ici * 6
+  assert roofline.CHIPS["v4"].ici * 4 == roofline.CHIPS["v5e"].ici * 6

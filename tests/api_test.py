@@ -341,6 +341,15 @@ def test_what_a_reward_raised_is_the_cause(model):
   assert caught.value.__cause__ is error
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupt_comes_through_a_reward(model, error):
+  with pytest.raises(type(error)) as caught:
+    tsd.search(model, "Say a", raises(error), num_simulations=24, max_tokens=6)
+  assert caught.value is error
+  tree = tsd.search(model, "Say a", vowels, num_simulations=24, max_tokens=6)
+  assert tree.champion is not None
+
+
 def test_a_reward_cannot_run_a_model(model):
   """It would wait for the search that waits for it."""
 
@@ -433,6 +442,7 @@ def test_samples_of_a_prompt_stand_in_a_row(model):
     (dict(prompts="a", num_samples=0), "num_samples=0"),
     (dict(prompts="a", temperature=-1.0), "temperature=-1.0"),
     (dict(prompts=["a", ""]), "empty"),
+    (dict(prompts=CHAT[0]), "one message is no chat"),
   ):
     with pytest.raises(tsd.UserError, match=words):
       tsd.sample(model, **settings)
@@ -514,6 +524,8 @@ def test_a_run_is_trained_read_measured_and_exported(tmp_path):
     assert len(tsd.sample(candidate, prompt, num_samples=2)) == 2
   with pytest.raises(tsd.UserError, match="give its config"):
     tsd.evaluate(read)
+  with pytest.raises(tsd.UserError, match="max_problems=0 must be at least 1"):
+    tsd.evaluate(run, max_problems=0)
   # The run trains V_search; what it starts from never did.
   kwargs |= dict(modes="greedy,search@8", search=tsd.SearchConfig(leaf="value"))
   assert "search@8" in tsd.evaluate(run, **kwargs)

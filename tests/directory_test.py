@@ -1,5 +1,6 @@
 """A run's folder that is damaged, or cannot be one."""
 
+import errno
 import json
 import os
 
@@ -143,6 +144,17 @@ def test_what_cannot_be_a_folder_of_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="/proc/run cannot be written"):
     with directory.sole_writer(directory.pathlib.Path("/proc/run")):
       pass
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
+  """Nobody else trains there for all that is known."""
+
+  def unknown(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(directory.fcntl, "flock", unknown)
+  with directory.sole_writer(tmp_path / "a"):
+    assert "knows no locks (Function not implemented)" in caplog.text
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -156,6 +156,18 @@ def test_a_tpus_sends_are_counted_once_and_by_what_a_device_keeps():
   }
 
 
+def test_a_permute_of_a_tpu_sends_its_shard():
+  """Its type ends with words of the compiler's own."""
+  text = """ENTRY %main (a: f32[1024,1024]) -> f32[1024,1024] {
+  %a = f32[1024,1024]{1,0} parameter(0)
+  %s = (f32[1024,1024]{1,0}, f32[1024,1024]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  ROOT %d = f32[1024,1024]{1,0} collective-permute-done(%s)
+}"""  # noqa: E501
+  assert hlo.Program(text).totals() == {
+    "collective-permute": dict(instructions=1, runs=1, bytes=4 * 2**20)
+  }
+
+
 def test_a_sum_that_is_scattered_counts_whole():
   devices = sharding.make_mesh(sharding.MeshConfig(data=4, tensor=2))
   f = jax.shard_map(

@@ -19,3 +19,9 @@ def test_what_the_system_cannot_name_is_refused_in_a_short_line(name):
   with pytest.raises(UserError, match="is no path: ") as info:
     paths.named(name)
   assert len(str(info.value)) < 140
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "file:///tmp/x"])
+def test_an_address_is_no_folder_of_that_name(name):
+  with pytest.raises(UserError, match="is an address: mount it"):
+    paths.named(name)

@@ -190,6 +190,23 @@ def test_a_preempted_node_is_made_again_as_often_as_allowed(cloud):
   assert cloud.verbs().count("tpu-vm create") == 2
 
 
+def test_a_slice_on_its_way_out_is_waited_for(cloud):
+  gone = {"words": "follow", "times": 1, "stderr": "broken", "code": 255}
+  cloud.plan(gone | {"state": "DELETING DELETING PREEMPTED"})
+  done = cloud.launch("--max_preemptions=1")
+  assert done.returncode == 0, done.stderr
+  assert "mine is DELETING: waiting" in done.stderr
+  assert cloud.verbs().count("tpu-vm create") == 2
+
+
+def test_a_slice_that_is_lost_under_a_copy_is_made_again(cloud):
+  gone = {"words": "tpu-vm scp", "times": 1, "stderr": "no route to host"}
+  cloud.plan(gone | {"state": "PREEMPTED"})
+  done = cloud.launch("--max_preemptions=1")
+  assert done.returncode == 0, done.stderr
+  assert cloud.verbs().count("tpu-vm create") == 2
+
+
 def test_a_broken_connection_is_made_again(cloud):
   cloud.plan({"words": "follow", "times": 2, "stderr": "broken", "code": 255})
   done = cloud.launch()
@@ -209,6 +226,7 @@ def test_an_interrupt_reaches_the_run_and_no_code_is_put_under_it(cloud):
   assert cloud.launch("--steps=create,sync,install,start").returncode == 0
   refused = cloud.launch("--steps=sync")
   assert refused.returncode == 1
+  assert "a run is going on: --steps=stream,collect" in refused.stderr
   twice = cloud.launch("--steps=start")
   assert twice.returncode == 1
   done = cloud.launch("--steps=interrupt,stream")
@@ -232,6 +250,11 @@ def test_a_dry_run_prints_what_a_run_calls(cloud):
   ]
 
 
+def test_a_home_folder_is_the_workers(cloud):
+  done = cloud.launch("--workdir=~/run", "--steps=collect", "--dry_run")
+  assert "mine:~/run" in done.stdout and "tsd_jax/src/~" not in done.stdout
+
+
 @pytest.mark.parametrize(
   ("flag", "words"),
   [
@@ -240,6 +263,7 @@ def test_a_dry_run_prints_what_a_run_calls(cloud):
     ("--accelerator_type=v9-8", "--runtime_version"),
     ("--commit=nowhere", "git"),
     ("--config=/tmp/elsewhere.py", "/tmp/elsewhere.py"),
+    ("--workdir=gs://bucket/run", "is an address: mount it"),
   ],
 )
 def test_bad_input_is_one_line_and_makes_nothing(cloud, flag, words):

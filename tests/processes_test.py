@@ -91,6 +91,17 @@ def test_two_processes_train_as_one_and_resume_as_either(tmp_path):
   assert (tmp_path / "two" / "report.html").is_file()
 
 
+def test_what_the_leader_refuses_ends_all_at_once(tmp_path):
+  """With the code that no supervisor starts again."""
+  overrides = dict(flag[9:].split("=") for flag in FLAGS if "config." in flag)
+  config = config_lib.override(small_experiment.get_config(), overrides)
+  directory.prepare(dataclasses.replace(config, seed=1), tmp_path)
+  for process in start_some(tmp_path, 1, (0, 1)):
+    _, stderr = process.communicate(timeout=120)  # JAX's own end waits longer.
+    assert process.returncode == 2, stderr[-3000:]
+    assert "other settings" in stderr or "its log says why" in stderr
+
+
 def test_a_finished_run_waits_for_nobody(tmp_path):
   overrides = dict(flag[9:].split("=") for flag in FLAGS if "config." in flag)
   config = config_lib.override(small_experiment.get_config(), overrides)

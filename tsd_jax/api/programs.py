@@ -73,7 +73,7 @@ class Grader:
     """
     self._prompt, self._reward = prompt, reward
     self._rewards: dict[str, float] = {}
-    self._error: UserError | None = None
+    self._error: BaseException | None = None
     try:
       inspect.signature(reward).bind(prompt, "")
     except TypeError as error:
@@ -98,6 +98,8 @@ class Grader:
           f"the reward {said}, for the response {response[:_SHOWN]!r}"
         )
         self._error.__cause__ = error
+      except BaseException as error:  # An interrupt must not end a callback.
+        self._error = error
       finally:
         _here.reward = False
     return self._rewards.get(response, 0.0)
@@ -107,6 +109,7 @@ class Grader:
 
     Raises:
       UserError: the reward raised something, or returned no number in [0, 1].
+      BaseException: what interrupted it.
     """
     if self._error is not None:
       raise self._error

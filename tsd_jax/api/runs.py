@@ -175,6 +175,8 @@ def evaluate(
   seed = (run.config.seed if run else 0) if seed is None else seed
   if not is_allowed(temperature):
     raise UserError(f"{temperature=} must be {ALLOWED}; or use modes='greedy'")
+  if max_problems is not None and max_problems < 1:
+    raise UserError(f"{max_problems=} must be at least 1")
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
   results = evaluation.evaluate(
@@ -186,7 +188,11 @@ def evaluate(
     seed=seed,
     temperature=temperature,
     search=search,
-    reward_params=reward_params.read(made.reward, run.workdir) if run else (),
+    reward_params=(
+      reward_params.read(made.reward, run.workdir)
+      if run and task is None
+      else made.reward.load()
+    ),
   )
   step = run.step if run else 0
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)

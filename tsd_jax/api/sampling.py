@@ -1,7 +1,7 @@
 """Responses that a model samples."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from tsd_jax.api import programs
@@ -64,6 +64,10 @@ def sample(
   Raises:
     UserError: an argument does not fit.
   """
+  if isinstance(prompts, Mapping):
+    raise UserError(
+      "one message is no chat: give [{'role': ..., 'content': ...}]"
+    )
   one = isinstance(prompts, str) or is_chat(prompts)
   each = cast(Sequence[Prompt], [prompts] if one else prompts)
   asked = [model.read(prompt, reply=reply, raw=raw) for prompt in each]

@@ -32,7 +32,7 @@ from tsd_jax.base import (
   paths,
   signals,
 )
-from tsd_jax.base.errors import ConfigError, UserError, one_line
+from tsd_jax.base.errors import ConfigError, UserError, show
 from tsd_jax.base.paths import ROOT
 
 
@@ -274,7 +274,7 @@ def run(
           f"unexpected argument {remaining[1]!r}; a flag is --name=value"
         )
     except (flags.Error, UserError) as error:
-      _print_error(error)
+      show(error)
       sys.exit(2)
     overrides.update(found)
     return remaining[:1]
@@ -290,7 +290,7 @@ def run(
       with signals.command():
         return main(overrides)
     except UserError as error:
-      _print_error(error)
+      show(error)
       return error.exit_code
     except KeyboardInterrupt:
       return 130  # As a shell counts it; who caught it has said what to do.
@@ -371,12 +371,6 @@ def _needs_arguments(cls: type) -> bool:
     f.init and f.default is none and f.default_factory is none
     for f in dataclasses.fields(cls)
   )
-
-
-def _print_error(error: Exception) -> None:
-  # Some of it may come from a file: nothing in it moves a terminal's cursor.
-  text = one_line(" ".join(str(error).split()))
-  print("error:", text, file=sys.stderr, flush=True)
 
 
 def _find(path: str) -> pathlib.Path:

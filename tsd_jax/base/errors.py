@@ -1,6 +1,7 @@
 """Errors that are the user's to mend; commands show them on one line."""
 
 import math
+import sys
 from collections.abc import Iterable
 
 
@@ -17,6 +18,13 @@ class ConfigError(UserError):
 def one_line(text: str) -> str:
   """A text whose line ends and terminal codes are written out."""
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def show(error: Exception) -> None:
+  """Writes an error as a line on standard error."""
+  # Some of it may come from a file: nothing in it moves a terminal's cursor.
+  text = one_line(" ".join(str(error).split()))
+  print("error:", text, file=sys.stderr, flush=True)
 
 
 def refuse(violations: Iterable[str]) -> None:

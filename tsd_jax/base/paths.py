@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from tsd_jax.base.errors import UserError
 
@@ -15,6 +16,7 @@ def named(path: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: the system can have no such path.
   """
+  refuse_address(str(path))
   try:
     found = pathlib.Path(path).expanduser()
     found.exists()
@@ -24,3 +26,16 @@ def named(path: str | os.PathLike[str]) -> pathlib.Path:
     why = getattr(error, "strerror", None) or error
     raise UserError(f"{str(path)[:60]!r} is no path: {why}") from None
   return found
+
+
+def refuse_address(path: str) -> None:
+  """Refuses a bucket's address, which would be a folder of that name.
+
+  Raises:
+    UserError: it is one.
+  """
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+    raise UserError(
+      f"{path[:60]} is an address: mount it (a bucket with gcsfuse), and name "
+      "the folder"
+    )

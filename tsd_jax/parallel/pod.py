@@ -41,6 +41,7 @@ STEPS = (
 DEFAULT_STEPS = STEPS[:6]
 _WORKER = "bash tsd_jax/src/launch/pod_worker.sh"
 _OUT_OF_LINE = ("FAILED", "SUSPENDING", "SUSPENDED")
+_PASSING = ("CREATING", "STARTING", "STOPPING", "DELETING")
 _GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "DELETING", "")
 
 
@@ -120,7 +121,7 @@ class Launcher:
     Raises:
       Unavailable, PodError: if there is none in the end.
     """
-    state = self._describe("tpu-vm", "state")
+    state = self._settled()
     if state == "READY":
       return _say(f"{self.pod.tpu} is ready and reused")
     if state == "STOPPED":
@@ -160,6 +161,16 @@ class Launcher:
       )
     return self._wait_in_queue()
 
+  def _settled(self) -> str:
+    """The slice's state, once it is none on the way to another."""
+    told = ""
+    while (state := self._describe("tpu-vm", "state")) in _PASSING:
+      if state != told:
+        _say(f"{self.pod.tpu} is {state}: waiting")
+        told = state
+      time.sleep(self._poll)
+    return state
+
   def _wait_in_queue(self) -> None:
     told = None
     while True:
@@ -189,13 +200,12 @@ class Launcher:
       if self._dry_run:
         archive = pathlib.Path("tsd_jax.tar.gz")
       self._run([*git, f"--output={archive}", commit])
-      self._gcloud(
-        *("tpu-vm", "scp", str(archive), f"{self.pod.tpu}:tsd_jax.tar.gz"),
-        "--worker=all",
-      )
+      self._scp(str(archive), f"{self.pod.tpu}:tsd_jax.tar.gz", "--worker=all")
     self._ssh(
       # Never under the feet of a run.
-      "! kill -0 $(cat tsd_jax/pid 2>/dev/null) 2>/dev/null"
+      "if kill -0 $(cat tsd_jax/pid 2>/dev/null) 2>/dev/null; then"
+      " echo 'a run is going on: --steps=stream,collect looks at it,"
+      " --steps=interrupt ends it' >&2; exit 1; fi"
       " && rm -rf tsd_jax/src && mkdir -p tsd_jax/src"
       " && tar -xzf tsd_jax.tar.gz -C tsd_jax/src"
     )
@@ -215,15 +225,16 @@ class Launcher:
       Preempted: if the slice went away meanwhile.
       PodError: naming the workers that failed, with the end of a log.
     """
-    line = 1
-    for attempt in range(tries):
+    line, broken = 1, 0
+    while True:
       command = f"{_WORKER} follow {line}"
       code, lines = self._show(self._ssh_line(command, worker="0"))
       line += lines
       if code == 0:
         break
       self._check_alive()
-      if attempt + 1 == tries:
+      broken = 1 if lines else broken + 1  # In a row: a run may take days.
+      if broken == tries:
         raise PodError(
           f"the connection to worker 0 of {self.pod.tpu} broke {tries} times; "
           "the run may go on: --steps=stream,collect looks again"
@@ -269,17 +280,15 @@ class Launcher:
       UserError: for a path that is no plain word.
     """
     plain("workdir", remote)
+    paths.refuse_address(remote)
     plain("collect", local)
     if not self._dry_run:
       with output_files.writing(f"--collect={local}"):
         paths.named(local).mkdir(parents=True, exist_ok=True)
     # ssh starts in the home folder, a run in the code's.
-    if not remote.startswith("/"):
+    if not remote.startswith(("/", "~")):
       remote = f"tsd_jax/src/{remote}"
-    self._gcloud(
-      *("tpu-vm", "scp", "--recurse", f"{self.pod.tpu}:{remote}", local),
-      "--worker=0",
-    )
+    self._scp("--recurse", f"{self.pod.tpu}:{remote}", local, "--worker=0")
 
   def interrupt(self) -> None:
     """Asks the run on every worker to save and stop."""
@@ -330,6 +339,13 @@ class Launcher:
   def _ssh(self, command: str, *flags: str) -> None:
     try:
       self._run(self._ssh_line(command, "all", *flags))
+    except PodError:
+      self._check_alive()
+      raise
+
+  def _scp(self, *arguments: str) -> None:
+    try:
+      self._gcloud("tpu-vm", "scp", *arguments)
     except PodError:
       self._check_alive()
       raise

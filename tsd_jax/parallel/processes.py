@@ -4,15 +4,21 @@ Every process runs the same code on the same numbers; arrays span them all. The
 first one, the leader, writes what is not an array.
 """
 
+import contextlib
 import os
-from typing import Any
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from tsd_jax.base.errors import UserError
+from tsd_jax.base.errors import UserError, show
+
+_T = TypeVar("_T")
 
 
 def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
@@ -73,6 +79,50 @@ def any_says(flag: bool) -> bool:
   if alone():
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def by_the_leader(act: Callable[[], _T]) -> _T | None:
+  """What the leader does alone; where it cannot, no process goes on.
+
+  Args:
+    act: without sends between processes; all must ask.
+
+  Returns:
+    What it returns; None in the other processes.
+
+  Raises:
+    UserError: the leader's own, and one in every other process.
+  """
+  found, error = None, None
+  if leads():
+    try:
+      found = act()
+    except UserError as own:
+      error = own
+  if any_says(error is not None):
+    raise error or UserError("the first process cannot go on: its log says why")
+  return found
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+  """Ends a process that fails among others, without a word to them.
+
+  At its usual end JAX waits minutes for processes that wait for this one, and
+  then aborts all. So they learn of it by its silence (`heartbeat_seconds`).
+  """
+  try:
+    yield
+  except Exception as error:
+    if alone():
+      raise
+    if isinstance(error, UserError):
+      show(error)
+    else:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(getattr(error, "exit_code", 1))
 
 
 def local_copy(tree: Any, everywhere: jax.sharding.Sharding) -> Any:

@@ -99,7 +99,8 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     devices: all there are; those of this machine or pod by default.
 
   Raises:
-    UserError: if there are fewer devices.
+    UserError: if there are fewer devices, a process would have none of them, or
+      they lie in another number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   if config.size > len(devices):
@@ -108,9 +109,22 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
       f"config.mesh ({shape}) exceeds the {len(devices)} "
       f"{devices[0].platform} devices here"
     )
-  devices = devices[: config.size]
+  there, devices = devices, devices[: config.size]
+  if _processes(there) != _processes(devices):
+    raise UserError(
+      f"config.mesh has {config.size} devices, and the processes that train "
+      f"together have {len(there)}: use all of them, for instance "
+      f"--config.mesh.fsdp={len(there)}"
+    )
   shape = tuple(getattr(config, axis) for axis in AXES)
-  if len({getattr(d, "slice_index", 0) for d in devices}) > 1:
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if slices > 1 and config.slice != slices:
+    raise UserError(
+      f"config.mesh.slice={config.slice} must be the {slices} slices that the "
+      f"devices lie in: use --config.mesh.slice={slices}, and divide the rest "
+      "of the mesh by it"
+    )
+  if slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
       (1, *shape[1:]), (config.slice, 1, 1, 1), devices
     )
@@ -119,6 +133,11 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
       shape, devices, allow_split_physical_axes=True
     )
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _processes(devices) -> set[int]:
+  """Those whose devices they are."""
+  return {device.process_index for device in devices}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -242,6 +242,7 @@ def compile_iteration(config: Experiment, mesh, effort: str) -> Compiled:
 # What `with_prompts` changes.
 BATCH = (
   "rollout.prompts",
+  "rollout.trained_prompts",
   "rollout.baseline_prompts",
   "loss.distilled_prompts",
   "search.trees",
@@ -282,6 +283,7 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
   """The run with fewer prompts, and champions and trees in proportion."""
   step = config.mesh.batch_size * config.optimizer.minibatches
   share = prompts / config.rollout.prompts
+  trained = config.rollout.trained_prompts
 
   def part(count):
     return max(step, int(count * share) // step * step)
@@ -294,6 +296,7 @@ def with_prompts(config: Experiment, prompts: int) -> Experiment:
     rollout=dataclasses.replace(
       config.rollout,
       prompts=prompts,
+      trained_prompts=trained and min(part(trained), prompts),
       baseline_prompts=part(config.rollout.baseline_prompts),
     ),
     loss=dataclasses.replace(
@@ -344,12 +347,19 @@ def plan(
   Raises:
     UserError: for a mesh of another size, and what `devices` raises.
   """
+  kind, _, shape = topology.partition(":")
+  if kind not in roofline.CHIPS:  # The compiler knows more.
+    raise UserError(
+      f"--topology={topology}: of {kind} no peaks are known; kinds: "
+      f"{', '.join(roofline.CHIPS)}"
+    )
   there = devices(topology, slices)
   if config.mesh.size != len(there):
     raise UserError(
       f"config.mesh has {config.mesh.size} devices, {slices} x {topology} has "
       f"{len(there)}: set config.mesh.slice, data, fsdp and tensor to it, for "
-      f"instance --config.mesh.fsdp={len(there)}"
+      f"instance --config.mesh.slice={slices} "
+      f"--config.mesh.fsdp={len(there) // slices}"
     )
   mesh = sharding.make_mesh(config.mesh, there)
   compiled = compile_iteration(config, mesh, effort)
@@ -361,11 +371,11 @@ def plan(
     "bytes_per_device": compiled.bytes_per_device,
     "collectives": {},
     "compile_seconds": round(compiled.seconds, 1),
+    "evaluation_bytes": evaluation_bytes(config, there),
   }
   if compiled.program is None or not compiled.fits:
     result["largest"] = largest(config, compiled, mesh, effort)
     return result
-  kind, _, shape = topology.partition(":")
   # A chip may show as two devices.
   share = len(there) / slices / math.prod(map(int, shape.split("x")))
   peaks = dataclasses.asdict(roofline.CHIPS[kind])
@@ -378,11 +388,31 @@ def plan(
   return result
 
 
+def evaluation_bytes(config: Experiment, devices) -> int:
+  """What a device holds besides while a run on several hosts is evaluated.
+
+  The leading process measures by itself, on a whole model; the copy that it
+  needs is made on all devices (`processes.local_copy`).
+  """
+  if len({device.process_index for device in devices}) == 1:
+    return 0
+  _, params = transformer.abstract(config.shape)
+  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
+
+
 def table(result: dict[str, Any]) -> str:
   """The plan as lines of text."""
   lines = ["memory of a device"]
   for part, size in result["bytes_per_device"].items():
     lines.append(f"  {part:<14} {size / 2**20:>12,.1f} MiB")
+  if more := result["evaluation_bytes"]:
+    parts = result["bytes_per_device"]
+    held = parts["total"] - parts["temporary"] + more
+    fits = "fits" if held <= parts["limit"] else "does not fit"
+    lines.append(
+      "evaluating on several hosts, each device holds the whole model besides: "
+      f"{more / 2**20:,.1f} MiB, which {fits}"
+    )
   if not result["fits"]:
     parts, best = result["bytes_per_device"], result["largest"]
     over = (parts["total"] - parts["limit"]) / 2**20

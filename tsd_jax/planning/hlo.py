@@ -176,7 +176,9 @@ class Program:
         size = shape_bytes(found["type"])
         groups = replica_groups(found["rest"])
         if found["op"].endswith("-start") and kind != "all-reduce":
-          size = shape_bytes(found["type"].strip("()").rpartition(" ")[2])
+          # (operand, result), and words of a TPU's own.
+          kept = re.sub(r", u32\[\](\{[^}]*\})?", "", found["type"])
+          size = shape_bytes(kept.strip("()").rpartition(" ")[2])
         if computation.startswith("all-reduce-scatter"):
           # A sum of which a TPU's device keeps its part: two instructions.
           kind = "reduce-scatter"

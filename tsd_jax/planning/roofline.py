@@ -33,9 +33,10 @@ class Chip:
 
 # https://docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x.
 CHIPS = {
-  "v4": Chip(275e12, 1200e9, 300e9),
+  # v4's links are half as fast as v5p's, of which it has as many.
+  "v4": Chip(275e12, 1200e9, 600e9),
   "v5e": Chip(197e12, 819e9, 400e9),
-  "v5p": Chip(459e12, 2765e9, 600e9),
+  "v5p": Chip(459e12, 2765e9, 1200e9),
   "v6e": Chip(918e12, 1638e9, 800e9),
   "tpu7x": Chip(2307e12, 7380e9, 1200e9),
 }
@@ -43,13 +44,16 @@ CHIPS = {
 
 def trips(config: Experiment) -> dict[str, tuple[int, ...]]:
   """Longest runs of the loops whose end depends on the numbers."""
-  length = config.make_task().response_length
+  task = config.make_task()
+  length = task.response_length
   simulations = config.search.num_simulations
   if config.search.slot_reuse:
     own = config.learner_config().prompts // config.mesh.shards
     simulations = -(-own * simulations // config.search.rows(own))
-  return {  # The inner loop of a search is that of its leaves' rollouts.
-    "searching": (simulations, length),
+  # The inner loop of a search is that of its leaves' rollouts, or of a step.
+  inner = length if config.search.rolls_out else config.search.move_tokens(task)
+  return {
+    "searching": (simulations, inner),
     "sampling": (length,),
   }
 
@@ -77,14 +81,19 @@ def counts(config: Experiment) -> dict[str, dict[str, int]]:
     phases["update"]["tokens"] += o.epochs * learner.reference_tokens(task)
     phases["update"]["reads"] += o.epochs * o.minibatches
   if learner.searches:
-    leaf = T if s.leaf in ("rollout", "mix") else 0
-    Q = learner.prompts
+    leaf = T if s.rolls_out else 0
+    # A simulation runs the step that it tries, and, where a node's steps are
+    # drawn with it, those; they are drawn side by side.
+    step = s.move_tokens(task)
+    drawn = step if s.step_tokens > 1 and not s.lazy else 0
+    A, Q = s.num_candidates, learner.prompts
     # A part's own prompts, some trees at a time.
     rounds = max(1, Q // config.mesh.shards // s.trees)
     phases["searching"] = dict(
       tokens=learner.prompt_tokens(task, Q, learner.search_calls)
-      + Q * s.num_simulations * (1 + leaf),
-      reads=rounds * (1 + s.num_simulations * (1 + leaf)),
+      + Q * s.num_simulations * (step + leaf)
+      + Q * (s.num_simulations + 1) * A * drawn,
+      reads=rounds * (1 + s.num_simulations * (step + leaf + drawn) + drawn),
     )
   return phases
 

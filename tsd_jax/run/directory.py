@@ -185,11 +185,18 @@ def sole_writer(workdir: pathlib.Path):
   with _lock_file(workdir) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       raise UserError(
         f"another process trains in {workdir}: wait for it, or use another "
         "--workdir"
       ) from None
+    except OSError as error:  # Lustre without -o flock, some mounts of buckets.
+      logging.warning(
+        "the file system of %s knows no locks (%s): nothing keeps another "
+        "process from training there too",
+        workdir,
+        error.strerror,
+      )
     yield
 
 

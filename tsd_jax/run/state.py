@@ -64,9 +64,12 @@ class RunState:
     self._live: Live | None = None
     self._tracking = tracking.NONE
     with contextlib.ExitStack() as claimed:
-      if processes.leads():
+
+      def claim() -> None:
         claimed.enter_context(directory.sole_writer(folder))
         directory.prepare(config, folder, digests)
+
+      processes.by_the_leader(claim)
       self._checkpointer = Checkpointer(folder)
       claimed.callback(self._checkpointer.close)
       self._claimed = claimed.pop_all()
@@ -126,19 +129,22 @@ class RunState:
     if restored is not None:
       logging.warning("resuming %s at iteration %d", self.folder, self.step)
       self._tell_of_schedule(restored[1]["iterations"])
-    if processes.leads():
-      for mark in (directory.SAMPLES, directory.BROKEN):
-        with output_files.writing(self.folder / mark):
-          (self.folder / mark).unlink(missing_ok=True)
-      rows = self.folder / directory.METRICS
-      # Without a checkpoint even the start's row is written again.
-      step = self.step if restored is not None else -1
-      newest = directory.newest_step(rows)
-      kept = directory.keep_rows(rows, step)
-      self.outcome.see(kept)
-      self._log = directory.RowLog(rows)
-      self._show(kept, newest)
+    # Without a checkpoint even the start's row is written again.
+    step = self.step if restored is not None else -1
+    processes.by_the_leader(lambda: self._open_rows(step))
     return state
+
+  def _open_rows(self, step: int) -> None:
+    """Keeps the rows up to a step, and opens their file."""
+    for mark in (directory.SAMPLES, directory.BROKEN):
+      with output_files.writing(self.folder / mark):
+        (self.folder / mark).unlink(missing_ok=True)
+    rows = self.folder / directory.METRICS
+    newest = directory.newest_step(rows)
+    kept = directory.keep_rows(rows, step)
+    self.outcome.see(kept)
+    self._log = directory.RowLog(rows)
+    self._show(kept, newest)
 
   def _show(self, kept: list[dict[str, Any]], newest: int) -> None:
     """Opens what is shown of the run while it goes on."""
