@@ -151,6 +151,7 @@ def test_a_start_is_told_what_to_expect():
     assert "beyond" not in text and "far more" not in text
   assert "beyond what was measured" in expected.expectation(0.8)
   assert "or far more" in expected.expectation(0.006)
+  assert expected.RARE > expected.WEAKEST
   for nothing in (0.0, 1.0):
     assert "no line says" in expected.expectation(nothing)
   assert "expect tsd" in weak and "too close to tell" in strong
