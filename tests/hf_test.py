@@ -133,6 +133,22 @@ def test_what_cannot_be_written_is_one_line(exported, tmp_path, place):
   assert not list(tmp_path.glob("*.partial"))
 
 
+def test_who_may_read_a_model_is_what_the_system_says(tmp_path):
+  """Its tensors as its config, though the library keeps them to itself."""
+  folder = export(tmp_path / "out", LLAMA, make(LLAMA)[1])
+  modes = {f.name: f.stat().st_mode for f in folder.iterdir()}
+  assert set(modes.values()) == {modes["config.json"]}, modes
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", "q8_0", None])
+def test_another_precision_is_refused_before_anything_is_written(
+  tmp_path, dtype
+):
+  with pytest.raises(UserError, match="must be one of float32, bfloat16, flo"):
+    export(tmp_path / "out", LLAMA, make(LLAMA)[1], dtype=dtype)
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_disk_that_gets_full_leaves_no_part_of_a_model(tmp_path):
   def full(arrays, file, metadata):
     pathlib.Path(file).write_bytes(b"half")

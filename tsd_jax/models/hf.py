@@ -12,7 +12,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -325,9 +325,11 @@ def save(
     max_file_bytes: larger models are split over several files.
 
   Raises:
-    UserError: if the folder holds something or cannot be written, or a
-      parameter is not finite in this precision.
+    UserError: if the folder holds something or cannot be written, for another
+      dtype, or if a parameter is not finite in this precision.
   """
+  if dtype not in get_args(Dtype):
+    raise UserError(f"{dtype=} must be one of {', '.join(get_args(Dtype))}")
   folder = _new_folder(folder)
   ends, files = tokenizer.end_ids, dict(tokenizer.huggingface_files())
   tokens = {

@@ -116,8 +116,11 @@ def save_tensors(
   Raises:
     OSError: it cannot be written.
   """
+  file.touch()
+  mode = file.stat().st_mode  # The library's own file is its owner's alone.
   try:
     save_file(arrays, str(file), metadata=metadata)
+    file.chmod(mode)
   except SafetensorError as error:  # It knows no OSError.
     raise OSError(str(error)) from error
 

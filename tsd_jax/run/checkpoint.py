@@ -96,7 +96,7 @@ class Checkpointer:
         time.sleep(pause * 2 ** (attempt - 1))
       self.save(step, arrays, record)
       self._settle()
-      if not self._behind:
+      if not processes.any_says(self._behind):  # All write, or all try again.
         return
     last = self.steps()[:1] or "none"
     raise UserError(
