@@ -100,9 +100,9 @@ def expectation(success: float) -> str:
       )
   if success < RARE:
     lines.append(
-      "  or far more, by what a tree finds (--mode=search@64): one that solved "
-      "0.63 of its prompts took a start of 0.006 to 0.39, one that solved 0.13 a "
-      "start of 0.005 to 0.01; samplers had 0.02 at most"
+      "  or far more, by what trees find (--mode=search@64): some that solved "
+      "0.63 of their prompts took a start of 0.006 to 0.39, some that solved "
+      "0.13 a start of 0.005 to 0.01; samplers had 0.02 at most"
     )
   if success > STRONGEST:
     lines.append(f"  beyond what was measured: starts up to {STRONGEST:g}")
