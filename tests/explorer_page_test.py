@@ -202,6 +202,36 @@ def test_keys_move_about(show):
   assert page.evaluate("document.activeElement.id") == "query"
 
 
+def test_keys_of_the_browser_stay_its_own(show):
+  page = show([SMALL])
+  page.evaluate("document.activeElement.blur()")
+  page.keyboard.press("Control+p")
+  assert seen(page, "#play").inner_text() == "▶ Replay"
+  page.click("#back")
+  step = page.input_value("#step")
+  page.keyboard.press(",")  # The focus is on a button.
+  assert int(page.input_value("#step")) == int(step) - 1
+
+
+def test_what_is_paid_may_be_less_than_nothing(show):
+  """The best below is none that nobody was paid; tiny chances are numbers."""
+  tree = {
+    **SMALL,
+    "champion": 2,
+    "nodes": [
+      node(0, None, [], 0.0, [1], visits=3),
+      node(1, 0, ["␣a"], -750.0, [2], visits=2),
+      node(2, 1, ["␣b"], -1.0, answer=("a b", -1.0, -751.0)),
+    ],
+    "simulations": [{"node": n, "outcome": -1.0} for n in (1, 2)],
+  }
+  page = show([tree])
+  for n in (0, 1, 2):
+    item(page, n).click()
+    assert facts(page)["best reward below"] in ("-1", "-1.00", "−1.00")
+    assert "NaN" not in seen(page, "#details").inner_text()
+
+
 def test_the_search_finds_text_across_tokens(show):
   page = show([SMALL])
   page.click("#collapse")
@@ -377,5 +407,8 @@ def test_a_notebook_s_frame_is_explored_as_well(show, tmp_path):
   frame = page.frame_locator("iframe")
   frame.locator("#t0n1").click()
   assert "Node 1" in frame.locator("#details").inner_text()
+  # A link would lead to the notebook's own address.
+  frame.locator("#details tr a").first.click()
+  frame.locator("#details h2", has_text="Node 3").wait_for()
   assert page.url == file.as_uri()
   assert seen(page, "img, script").count() == 0

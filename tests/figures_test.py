@@ -53,6 +53,23 @@ def test_files_are_whole_pictures_and_their_numbers(tmp_path):
   assert (folder / "accuracy.svg").read_bytes() == before
 
 
+def test_every_run_is_named_and_seen():
+  """Whatever its name begins with, and if it has one evaluation."""
+  names = ["_tsd", "ppo"]
+  plot = drawing.Plot(
+    "accuracy", "t", "iterations",
+    "reward of a tree's best answer, less the greedy one's",
+    [drawing.Line(n, np.array([5.0]), np.array([0.5])) for n in names],
+  )  # fmt: skip
+  drawn = figures._drawn(plot)
+  (axes,) = drawn.axes
+  legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+  assert legend == names
+  assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+  assert max(map(len, axes.get_ylabel().split("\n"))) <= figures._COLUMN
+  assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="file/figures cannot be written"):

@@ -42,7 +42,10 @@ def test_the_command(tmp_path):
   assert str(tmp_path) not in output.read_text()
   # All of them started from the file that knows both tasks.
   config = load.read_config(folder / "grpo_5" / "0")
-  assert config.init == str(folder / "start_8.safetensors")
+  (start_file,) = folder.glob("start_*.safetensors")
+  assert config.init == str(start_file)
+  # Of other tasks, or taught in another way, it would be another file.
+  assert len(start_file.stem) == len("start_") + 8
   assert (config.algorithm, config.loss.kl_weight) == ("grpo", 5.0)
   # Read on the examples that the command draws, the second task's too.
   maze = small_maze.get_config()

@@ -41,6 +41,7 @@ def test_the_command(tmp_path):
   assert done.returncode == 0, done.stderr
   content = json.loads(output.read_text())
   assert f"after {config.iterations} iterations" in content["about"]
+  assert "--workdirs=DIR/tsd,DIR/ppo " in content["command"]
   found = {(r["model"], r["mode"]): r for r in content["rows"]}
   asked = ["greedy", "mean@16", "vote@2", "best@2", "search@16"]
   models = ("base", "tsd", "ppo")

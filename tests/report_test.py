@@ -89,7 +89,7 @@ def test_a_sample_that_nobody_knows_to_be_right_is_neither(tmp_path):
     sample["after"] = [{"text": text, "reward": 0.5, "correct": correct}]
     (folder / "samples.json").write_text(json.dumps([sample]))
     (kind,) = re.findall(
-      rf'<td class="answer (\w*)">{text}  \(0\.50\)</td>',
+      rf'<td class="answer (\w*)"><bdi>{text}</bdi>  \(0\.50\)</td>',
       write(tmp_path, folder),
     )
     assert kind == {True: "ok", False: "no", None: ""}[correct]
@@ -100,7 +100,7 @@ def test_a_page_shows_the_run_and_escapes_what_a_model_wrote(tmp_path):
   folder = write_run(tmp_path / "a", [0.1, 0.2, 0.4], text=evil)
   page = write(tmp_path, folder)
   html.parser.HTMLParser().feed(page)
-  assert '<td class="answer no">2 - 1  (0.25)</td>' in page
+  assert '<td class="answer no"><bdi>2 - 1</bdi>  (0.25)</td>' in page
   assert evil not in page and "&lt;script&gt;" in page
   curve = curves_lib.read_curve(folder, "mean@16")
   summary = curves_lib.summary({"tsd": curve}, "mean@16")

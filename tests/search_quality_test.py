@@ -369,9 +369,15 @@ def test_a_value_is_taught_once_and_its_tokens_are_told(tmp_path):
   only = "--only=best_first_value"
   _, (row,) = measure(tmp_path, only, "--value_steps=2")
   assert row["value_tokens"] == 2 * 256 * 13 * 4
-  # It is there: other steps teach nothing again.
-  _, rows = measure(tmp_path, only, "--value_steps=3")
-  assert rows == [row]
+  _, rows = measure(tmp_path, only, "--value_steps=2")
+  assert rows == [row]  # It is there.
+  # The file would say that it was made by this command.
+  done = command(
+    only, "--value_steps=3", f"--workdir={tmp_path}", "--tasks=countdown4",
+    "--policies=weak",
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert "was taught in 2 steps, not --value_steps=3" in done.stderr
 
 
 @pytest.mark.slow

@@ -59,6 +59,8 @@ ASKED = [
   ("Share it.", "How much?", "0.5 miles"),
   ("Share it.", "Who?", "Tom"),
   ("It starts early.", "When?", "9:30 am"),
+  ("Ana is older.", "How old are they?", "17 years; 12 years"),
+  ("Tom has 3 apples.", "How many?", "3 apples"),  # As before.
 ]
 
 

@@ -200,7 +200,7 @@ def main(overrides):
     for method, entry in METHODS.items()
   }
   rows = seeds.rows(examiner, base, methods, folder, row)
-  command = "python -m experiments.benchmarks.abstention --workdir=DIR"
+  command = config_lib.command("experiments.benchmarks.abstention")
   about = (
     "Test problems; greedy, and 64 samples at the temperature that scores best "
     f"on tuning problems; {_SEEDS.value} seeds; 95 % intervals over seeds and "

@@ -16,6 +16,7 @@ Command (a finished run is not run again; half an hour on one core):
     --output=experiments/results/forgetting.json
 """
 
+import hashlib
 import pathlib
 import sys
 
@@ -127,7 +128,10 @@ def main(overrides):
       f"--second={_SECOND.value} must have the model of {_CONFIG.value} and "
       "another task"
     )
-  file = (folder / f"start_{_TEACH.value}.safetensors").absolute()
+  # Of two tasks, and of how they were taught: another one is another start.
+  made_of = (first.init, first.task, second.task, _TEACH.value, _BATCH.value)
+  digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+  file = (folder / f"start_{digest}.safetensors").absolute()
   base = config_lib.override(first, {"init": str(file)})
   runs_of = {  # All of them are checked before the first one runs.
     (method, weight): [

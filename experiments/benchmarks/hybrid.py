@@ -120,9 +120,10 @@ def taught(folder: pathlib.Path, seed: int, iterations: int) -> pathlib.Path:
   from tsd_jax.models import weights
   from tsd_jax.run import load, train
 
-  file = folder / f"taught_{seed}.safetensors"
+  file = folder / f"taught_{seed}_{iterations}.safetensors"
   if not file.exists():
-    base, place = countdown_balanced.get_config(), folder / "taught" / str(seed)
+    base = countdown_balanced.get_config()
+    place = folder / "taught" / f"{seed}_{iterations}"
     config = dataclasses.replace(
       base,
       seed=seed,
@@ -162,10 +163,7 @@ def main(overrides):
     said = [warnings(directory.read_rows(place)) for place in places]
     found |= {name: [s[name] for s in said] for name in said[0]}
     print(found, flush=True)
-  command = (
-    "python -m experiments.benchmarks.hybrid --workdir=DIR "
-    f"--iterations={length} --longer={_LONGER.value} --seeds={_SEEDS.value}"
-  )
+  command = config_lib.command("experiments.benchmarks.hybrid")
   about = (
     f"Test problems, {_SAMPLES} samples each; {_SEEDS.value} seeds; 95 % "
     "intervals over seeds and families of problems, of one seed over families. "

@@ -11,6 +11,8 @@ Command (a minute a model): python -m experiments.benchmarks.modes
   --output=experiments/results/modes.json
 """
 
+import os
+
 from absl import flags
 
 from tsd_jax.base import config as config_lib
@@ -90,8 +92,11 @@ def main(overrides):
     for run in opened
   )
   about = f"{task.name}, {len(prompts)} test problems; {students}."
+  above = os.path.commonpath(
+    [os.path.dirname(os.path.abspath(folder)) for folder in folders]
+  )
   command = "python -m experiments.benchmarks.modes --workdirs=" + ",".join(
-    f"DIR/{run.config.algorithm}" for run in opened
+    f"DIR/{os.path.relpath(folder, above)}" for folder in folders
   )
   command += f" --simulations={','.join(_SIMULATIONS.value)}"
   content = {"about": about} | table.origin(command) | {"rows": rows}

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from tsd_jax.base.output_files import write_whole
+
 
 def origin(command: str) -> dict[str, Any]:
   """What made a file of results: the command, the versions, the device."""
@@ -21,7 +23,9 @@ def origin(command: str) -> dict[str, Any]:
 def write(file: str | None, content: dict[str, Any]) -> None:
   """Writes results where a file was asked for."""
   if file:
-    pathlib.Path(file).write_text(json.dumps(content, indent=1) + "\n")
+    path = pathlib.Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 class Table:

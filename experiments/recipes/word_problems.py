@@ -88,7 +88,8 @@ def problems_file() -> pathlib.Path:
 def lines(problems: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
   """The problems as lines of a text task.
 
-  Problems about the same things, whatever their numbers, are a family.
+  Problems about the same things, whatever their numbers, are a family. Those
+  with several answers ("17; 12") are left out, and what was asked before.
 
   Args:
     problems: of ASDiv: `passage`, `question`, `answer`.
@@ -99,12 +100,14 @@ def lines(problems: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
       {"role": "user", "content": question},
       {"role": "assistant", "content": answer},
     ]
+  seen = set()
   for problem in problems:
     answer = _WHOLE.match(problem["answer"].strip())
-    if answer is None:
-      continue
     passage = " ".join(problem["passage"].split())
     asked = f"{passage} {' '.join(problem['question'].split())}"
+    if answer is None or ";" in problem["answer"] or asked in seen:
+      continue
+    seen.add(asked)
     yield {
       "messages": [*opening, {"role": "user", "content": asked}],
       "family": re.sub(r"\d+", "#", passage.lower()),

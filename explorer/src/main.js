@@ -49,8 +49,8 @@ function follow(node, pane, move) {
 }
 
 // Links to nodes: #node=12, or #tree=1&node=12.
-function followHash({ focus = true } = {}) {
-  const wanted = new URLSearchParams(location.hash.slice(1));
+function followHash({ focus = true, hash = location.hash } = {}) {
+  const wanted = new URLSearchParams(hash.slice(1));
   const pane = panes[Number(wanted.get("tree") ?? 0)];
   const node = pane?.tree.nodes.get(Number(wanted.get("node") ?? NaN));
   if (!node) return false;
@@ -208,7 +208,16 @@ function listen() {
     setStep(Number(event.target.value));
   });
   document.addEventListener("keydown", (event) => {
-    if (event.target === document.body && shortcut(event.key)) event.preventDefault();
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // The browser's.
+    if (event.target.closest("input, [role=tree]")) return; // They have their own.
+    if (shortcut(event.key)) event.preventDefault();
+  });
+  // In a notebook's frame a link would lead to the notebook's own address.
+  find("details").addEventListener("click", (event) => {
+    const to = event.target.closest("a")?.getAttribute("href");
+    if (!to || location.protocol !== "about:") return;
+    event.preventDefault();
+    followHash({ hash: to });
   });
   window.addEventListener("hashchange", () => followHash());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>

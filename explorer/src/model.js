@@ -103,7 +103,7 @@ function sumUp(tree, node, last) {
     if (!child.now.made) continue;
     now.below += 1 + child.now.below;
     now.solved += child.now.solved;
-    if (child.now.best !== null) now.best = Math.max(now.best ?? 0, child.now.best);
+    if (child.now.best !== null) now.best = Math.max(now.best ?? -Infinity, child.now.best);
   }
 }
 
@@ -125,7 +125,8 @@ function before(a, b) {
 
 // The probability of success below a node, given that one is there.
 export function success(node) {
-  return node.now.solved / Math.exp(node.total);
+  const here = Math.exp(node.total);
+  return here ? node.now.solved / here : 0; // 0: too small for a number.
 }
 
 // Nodes at whose own step a text comes to its end, or whose answer goes on so.

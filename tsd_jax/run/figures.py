@@ -3,11 +3,13 @@
 import csv
 import io
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import figure as mpl_figure
+from matplotlib import ticker
 
 from tsd_jax.base.output_files import whole, write_whole, writing
 from tsd_jax.run.drawing import LIGHT, Bars, Figure, Plot
@@ -19,6 +21,8 @@ _STYLE: Any = {
   "svg.hashsalt": "tsd_jax",
   "font.size": 8,
 }
+
+_COLUMN = 36  # Letters of an axis' name on a line.
 
 
 def write(folder: str | pathlib.Path, figures: Sequence[Figure]) -> None:
@@ -85,10 +89,13 @@ def _drawn(figure: Figure) -> mpl_figure.Figure:
   else:
     _draw_lines(axes, figure)
   axes.set_xlabel(figure.x_label)
-  longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
+  # matplotlib's own choice leaves out names that begin with "_".
+  bars = isinstance(figure, Bars)
+  handles = axes.containers if bars else axes.lines[: len(figure.lines)]
+  named = list(figure.parts) if bars else [line.name for line in figure.lines]
   drawn.legend(
-    loc="outside lower center", frameon=False, fontsize=7,
-    ncols=max(1, min(3, 58 // (longest + 6))),
+    handles, named, loc="outside lower center", frameon=False, fontsize=7,
+    ncols=max(1, min(3, 58 // (max(map(len, named), default=0) + 6))),
   )  # fmt: skip
   return drawn
 
@@ -97,8 +104,8 @@ def _draw_lines(axes, plot: Plot) -> None:
   for line in plot.lines:
     colour = LIGHT[line.colour % len(LIGHT)]
     axes.plot(
-      line.x, line.y, line.stroke, color=colour, label=line.name,
-      lw=1.4,
+      line.x, line.y, line.stroke, color=colour, lw=1.4,
+      marker="o" if len(line.x) == 1 else None,
     )  # fmt: skip
     if line.low is not None and line.high is not None:
       axes.fill_between(
@@ -117,7 +124,11 @@ def _draw_lines(axes, plot: Plot) -> None:
       mark.name, (mark.x, 1), xycoords=("data", "axes fraction"),
       xytext=(2, -8), textcoords="offset points", fontsize=7, color="#222",
     )  # fmt: skip
-  axes.set_ylabel(plot.y_label)
+  axes.set_ylabel(textwrap.fill(plot.y_label, _COLUMN))
+  if all(float(x).is_integer() for line in plot.lines for x in line.x):
+    axes.xaxis.set_major_locator(
+      ticker.MaxNLocator("auto", integer=True, min_n_ticks=1)
+    )
   axes.grid(alpha=0.25)
   if plot.from_zero:
     axes.set_ylim(bottom=0)
@@ -125,9 +136,9 @@ def _draw_lines(axes, plot: Plot) -> None:
 
 def _draw_bars(axes, bars: Bars) -> None:
   left = [0.0] * len(bars.rows)
-  for i, (part, widths) in enumerate(bars.parts.items()):
+  for i, widths in enumerate(bars.parts.values()):
     axes.barh(
-      range(len(bars.rows)), widths, left=left, height=0.6, label=part,
+      range(len(bars.rows)), widths, left=left, height=0.6,
       color=LIGHT[i % len(LIGHT)],
     )  # fmt: skip
     left = [a + b for a, b in zip(left, widths, strict=True)]

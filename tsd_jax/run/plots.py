@@ -7,6 +7,7 @@ import numpy as np
 
 from tsd_jax.base import outside_files
 from tsd_jax.base.ledger import BACKWARD_COST
+from tsd_jax.run import drawing
 from tsd_jax.run.curves import Curve
 from tsd_jax.run.drawing import Bars, Level, Line, Mark, Plot
 
@@ -264,6 +265,8 @@ def _lines(group: _Metrics, logs: Mapping[str, Log]) -> list[Line]:
         [run] * (len(logs) > 1 or len(group.names) < 2)
         + [name] * (len(group.names) > 1)
       )
+      if len(group.names) == 1:
+        stroke = past_colours(i)
       if len(x):
         lines.append(Line(said, x, y, colour=i, stroke=stroke))
   return lines
@@ -339,9 +342,14 @@ def _accuracy_lines(
     if np.isfinite(c.stderr).all() and np.any(c.stderr):
       low = np.clip(c.accuracy - c.stderr, 0.0, 1.0)
       high = np.clip(c.accuracy + c.stderr, 0.0, 1.0)
-    stroke = ("-", "--", ":")[min(i // 8, 2)]  # Past the last colour.
-    lines.append(Line(name, x_of(c, name), c.accuracy, low, high, i, stroke))
+    x = x_of(c, name)
+    lines.append(Line(name, x, c.accuracy, low, high, i, past_colours(i)))
   return lines
+
+
+def past_colours(place: int) -> str:
+  """The stroke of a run by its place, another one once colours go round."""
+  return ("-", "--", ":")[min(place // len(drawing.LIGHT), 2)]
 
 
 _SAME_START = 0.02

@@ -249,8 +249,9 @@ def document(title: str, parts: Sequence[str], *, refresh: int = 0) -> str:
 def answer_cell(answer: Mapping[str, Any]) -> str:
   """A cell of a table: a response, its reward, and whether it is right."""
   kind = {True: "ok", False: "no", None: ""}[answer["correct"]]
-  text = html.escape(f"{answer['text']}  ({answer['reward']:.2f})")
-  return f'<td class="answer {kind}">{text}</td>'
+  # Apart: a text that runs from right to left would turn its reward round.
+  text = f"<bdi>{html.escape(answer['text'])}</bdi>"
+  return f'<td class="answer {kind}">{text}  ({answer["reward"]:.2f})</td>'
 
 
 def table(head: Sequence[str], rows: Sequence[str]) -> str:
