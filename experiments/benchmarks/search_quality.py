@@ -148,10 +148,11 @@ def with_value(config, graphdef, params, file: pathlib.Path):
     relabelled_value.save(file, params, config, steps, batch)
   _, shapes = transformer.abstract(config.model)
   params, metadata = weights.load(file, shapes)
-  if int(metadata["steps"]) != steps:
+  taught, _, _ = metadata["steps"].partition(" ")
+  if int(taught) != steps:
     raise config_lib.UserError(
-      f"{file} was taught in {metadata['steps']} steps, not --value_steps="
-      f"{steps}: use another --workdir"
+      f"{file} was taught in {taught} steps, not --value_steps={steps}: use "
+      "another --workdir"
     )
   return params, int(metadata["forwards"])
 
