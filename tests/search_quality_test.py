@@ -328,12 +328,11 @@ def test_unknown_searches_are_refused(tmp_path):
   assert "--only=magic is unknown: use best_of_n" in done.stderr
 
 
-def measure(folder, *arguments):
-  """What a small measurement prints, and its rows."""
-  output = folder / "quality.json"
-  done = command(
+def small(folder, *arguments):
+  """The command on four prompts."""
+  return command(
     f"--workdir={folder}",
-    f"--output={output}",
+    f"--output={folder / 'quality.json'}",
     "--tasks=countdown3",
     "--policies=weak",
     "--prompts=4",
@@ -341,8 +340,13 @@ def measure(folder, *arguments):
     "--repeats=1",
     *arguments,
   )
+
+
+def measure(folder, *arguments):
+  """What a small measurement prints, and its rows."""
+  done = small(folder, *arguments)
   assert done.returncode == 0, done.stderr
-  return done, json.loads(output.read_text())["rows"]
+  return done, json.loads((folder / "quality.json").read_text())["rows"]
 
 
 @pytest.mark.slow
@@ -372,10 +376,7 @@ def test_a_value_is_taught_once_and_its_tokens_are_told(tmp_path):
   _, rows = measure(tmp_path, only, "--value_steps=2")
   assert rows == [row]  # It is there.
   # The file would say that it was made by this command.
-  done = command(
-    only, "--value_steps=3", f"--workdir={tmp_path}", "--tasks=countdown4",
-    "--policies=weak",
-  )  # fmt: skip
+  done = small(tmp_path, only, "--value_steps=3")
   assert done.returncode == 2
   assert "was taught in 2 steps, not --value_steps=3" in done.stderr
 
