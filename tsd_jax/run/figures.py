@@ -22,7 +22,7 @@ _STYLE: Any = {
   "font.size": 8,
 }
 
-_COLUMN = 36  # Letters of an axis' name on a line.
+_COLUMN = 32  # Letters of an axis' name on a line.
 
 
 def write(folder: str | pathlib.Path, figures: Sequence[Figure]) -> None:
