@@ -121,6 +121,12 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
   return ()
 
 
+def result_of(pair: str) -> str:
+  """The type of a send's result: (operand, result), and a TPU's own words."""
+  kept = re.sub(r", u32\[\](\{[^}]*\})?", "", pair)
+  return kept.strip("()").rpartition(" ")[2]
+
+
 class Program:
   """A compiled program's computations and what they call."""
 
@@ -176,9 +182,7 @@ class Program:
         size = shape_bytes(found["type"])
         groups = replica_groups(found["rest"])
         if found["op"].endswith("-start") and kind != "all-reduce":
-          # (operand, result), and words of a TPU's own.
-          kept = re.sub(r", u32\[\](\{[^}]*\})?", "", found["type"])
-          size = shape_bytes(kept.strip("()").rpartition(" ")[2])
+          size = shape_bytes(result_of(found["type"]))
         if computation.startswith("all-reduce-scatter"):
           # A sum of which a TPU's device keeps its part: two instructions.
           kind = "reduce-scatter"

@@ -91,7 +91,7 @@ def _drawn(figure: Figure) -> mpl_figure.Figure:
   axes.set_xlabel(figure.x_label)
   # matplotlib's own choice leaves out names that begin with "_".
   bars = isinstance(figure, Bars)
-  handles = axes.containers if bars else axes.lines[: len(figure.lines)]
+  handles: Any = axes.containers if bars else axes.lines[: len(figure.lines)]
   named = list(figure.parts) if bars else [line.name for line in figure.lines]
   drawn.legend(
     handles, named, loc="outside lower center", frameon=False, fontsize=7,
