@@ -142,7 +142,7 @@ def test_a_page_shows_what_the_audit_says(tmp_path):
   (folder / directory.AUDIT).write_text(json.dumps({"rejected": rejected}))
   page = write(tmp_path, folder)
   assert "<b>" not in page and "1 = &lt;2&gt;" in page
-  assert '<td class="answer no">&lt;b&gt;  (3.00)</td>' in page
+  assert '<td class="answer no"><bdi>&lt;b&gt;</bdi>  (3.00)</td>' in page
   assert page.count("it &lt;fell&gt;.") == 2  # Once for each rule.
   assert "Iteration 1: it" in page and "Iteration 2: it" in page
   drawn = figures(page)
