@@ -294,6 +294,19 @@ def test_champions_alone_fill_whole_minibatches_of_every_device(data):
   assert 0 <= one.distilled_prompts - config.distilled_prompts < whole
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_prompts_that_fill_an_update_fit_the_mesh(rows):
+  """Those of controls are worked out as well."""
+  one = configure()
+  tokens = one.update_tokens(TASK)
+  many = configure(mesh=sharding.MeshConfig(data=2, fsdp=2))
+  assert many.prompt_step == 4 * one.prompt_step
+  most = one.prompts_of(TASK, tokens, rows)
+  fewer = many.prompts_of(TASK, tokens, rows)
+  assert fewer % many.prompt_step == 0 and most % one.prompt_step == 0
+  assert 0 <= most - fewer < many.prompt_step
+
+
 def test_a_response_of_one_token_is_refused():
 
   class Short(Copy):

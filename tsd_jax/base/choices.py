@@ -20,7 +20,7 @@ def violations(config: Any, prefix: str = "") -> Iterator[str]:
   annotations = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
     value, name = getattr(config, field.name), prefix + field.name
-    known = choices(annotations[field.name])
+    known = _words(annotations[field.name])
     if known and not (isinstance(value, str) and value in known):
       yield f"{name}={value} must be one of {', '.join(known)}"
     for part in value if isinstance(value, tuple) else (value,):
@@ -28,7 +28,7 @@ def violations(config: Any, prefix: str = "") -> Iterator[str]:
         yield from violations(part, f"{name}.")
 
 
-def choices(annotation: Any) -> tuple[str, ...]:
+def _words(annotation: Any) -> tuple[str, ...]:
   """The words of a Literal; none where an annotation is anything else."""
   if typing.get_origin(annotation) is not Literal:
     return ()

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class UserError(Exception):
@@ -38,6 +38,18 @@ def refuse(violations: Iterable[str]) -> None:
   """
   if found := "; ".join(violations):
     raise ValueError(found)
+
+
+def not_weights(owner: str, numbers: Mapping[str, float]) -> Iterator[str]:
+  """What is wrong with fields that weigh: by NaN nothing is larger.
+
+  Args:
+    owner: the config that they are fields of, such as `loss`.
+    numbers: by the fields' names.
+  """
+  for name, number in numbers.items():
+    if not 0 <= number < math.inf:
+      yield f"{owner}.{name}={number} must not be negative, and be finite"
 
 
 def multiples(value: int, of: int) -> str:

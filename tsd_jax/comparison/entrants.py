@@ -222,4 +222,5 @@ def _filtered_prompts(
   left = spent - head - ours.optimizer.epochs * BACKWARD_COST * lessons
   judged = task.reward.judgements * ours.reward_tokens
   each = own + samples * (length + judged)
-  return max(C, round(left / each / calls) * calls)
+  step = ours.prompt_step
+  return max(C, round(left / each / step) * step)

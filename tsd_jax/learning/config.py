@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from tsd_jax.base.errors import multiples, refuse
+from tsd_jax.base.errors import multiples, not_weights, refuse
 from tsd_jax.base.types import PromptForm
 from tsd_jax.inference.prefill import prefill_tokens
 from tsd_jax.inference.rollout import Sampler
@@ -125,9 +125,7 @@ class LossConfig:
       "abstention_entropy": self.abstention_entropy,
       "abstention_patience": self.abstention_patience,
     }
-    for name, number in numbers.items():
-      if not 0 <= number < math.inf:
-        yield (f"loss.{name}={number} must not be negative, and be finite")
+    yield from not_weights("loss", numbers)
     for name in ("discount", "gae_lambda", "local_weight"):
       if not 0 <= getattr(self, name) <= 1:
         yield (f"loss.{name}={getattr(self, name)} must lie in [0, 1]")
@@ -336,26 +334,37 @@ class LearnerConfig:
     """Tokens that one epoch runs forward and backward."""
     total = 0
     if self.loss.trains_on_samples:
-      total += self.reference_tokens(task)
+      total += self.sample_tokens(task)
     if self.loss.distils:
       total += self._part_tokens(
         task, self.distilled_prompts, self.loss.champions
       )
     return total
 
-  def reference_tokens(self, task: Task) -> int:
-    """Tokens of an epoch's samples, which a reference model reads as well."""
+  def sample_tokens(self, task: Task) -> int:
+    """Tokens of an epoch's samples."""
     return self._part_tokens(task, self.trained_prompts, self.rollout.group)
+
+  def reference_tokens(self, task: Task) -> int:
+    """Tokens that the reference model reads in an update, if a term asks it."""
+    if not self.loss.reads_reference:
+      return 0
+    return self.optimizer.epochs * self.sample_tokens(task)
 
   def prompts_of(self, task: Task, tokens: int, rows: int) -> int:
     """How many prompts, of so many rows each, an epoch of some tokens reads.
 
-    A multiple of the minibatches, of which each runs the common head once.
+    A multiple of `prompt_step`; each minibatch runs the common head once.
     """
-    calls = self.optimizer.minibatches
     heads = self._part_tokens(task, 0, rows)
     prompt = self._part_tokens(task, 1, rows) - heads
-    return (tokens - heads) // prompt // calls * calls
+    step = self.prompt_step
+    return (tokens - heads) // prompt // step * step
+
+  @property
+  def prompt_step(self) -> int:
+    """Prompts that give each minibatch one of every part of the mesh."""
+    return self.optimizer.minibatches * self.mesh.batch_size
 
   def _part_tokens(self, task: Task, prompts: int, rows: int) -> int:
     calls = self.optimizer.minibatches

@@ -587,14 +587,11 @@ def count_tokens(program: Program, searched: Work, sampled: Work) -> Tokens:
   prefill = config.prompt_tokens(task, config.rollout.prompts)
   if config.searches:
     prefill += config.prompt_tokens(task, config.prompts, config.search_calls)
-  rescored = 0
-  if config.loss.reads_reference:
-    rescored = epochs * config.reference_tokens(task)
   return Tokens(
     prefill=jnp.int32(prefill),
     search=jnp.int32(searched.forwards),
     rollout=jnp.int32(sampled.forwards),
-    rescore=jnp.int32(rescored),
+    rescore=jnp.int32(config.reference_tokens(task)),
     update=jnp.int32(epochs * config.update_tokens(task)),
     scored=jnp.int32(
       task.reward.judgements * (searched.scored + sampled.scored)

@@ -153,8 +153,7 @@ def _expert_iteration(
 ) -> LearnerConfig:
   """All rows are champions; a sample a prompt shows where the policy stands."""
   most = ours.prompts_of(task, ours.update_tokens(task), ours.loss.champions)
-  whole = ours.optimizer.minibatches * ours.mesh.batch_size
-  most = max(most // whole, 1) * whole
+  most = max(most, ours.prompt_step)
   loss = dataclasses.replace(
     ours.loss,
     **_supervised(ours.loss),

@@ -337,15 +337,15 @@ class Launcher:
     )  # fmt: skip
 
   def _ssh(self, command: str, *flags: str) -> None:
-    try:
-      self._run(self._ssh_line(command, "all", *flags))
-    except PodError:
-      self._check_alive()
-      raise
+    self._reach(self._ssh_line(command, "all", *flags))
 
   def _scp(self, *arguments: str) -> None:
+    self._reach(self._line("tpu-vm", "scp", *arguments))
+
+  def _reach(self, line: list[str]) -> None:
+    """Runs a command that wants a worker; says if there is none any more."""
     try:
-      self._gcloud("tpu-vm", "scp", *arguments)
+      self._run(line)
     except PodError:
       self._check_alive()
       raise

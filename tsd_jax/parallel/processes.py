@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +17,6 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from tsd_jax.base.errors import UserError, show
-
-_T = TypeVar("_T")
 
 
 def initialize(heartbeat_seconds: int, join_seconds: int) -> None:
@@ -81,27 +79,23 @@ def any_says(flag: bool) -> bool:
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def by_the_leader(act: Callable[[], _T]) -> _T | None:
+def by_the_leader(act: Callable[[], None]) -> None:
   """What the leader does alone; where it cannot, no process goes on.
 
   Args:
     act: without sends between processes; all must ask.
 
-  Returns:
-    What it returns; None in the other processes.
-
   Raises:
     UserError: the leader's own, and one in every other process.
   """
-  found, error = None, None
+  error = None
   if leads():
     try:
-      found = act()
+      act()
     except UserError as own:
       error = own
   if any_says(error is not None):
     raise error or UserError("the first process cannot go on: its log says why")
-  return found
 
 
 @contextlib.contextmanager

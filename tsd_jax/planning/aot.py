@@ -396,8 +396,8 @@ def evaluation_bytes(config: Experiment, devices) -> int:
   """
   if len({device.process_index for device in devices}) == 1:
     return 0
-  _, params = transformer.abstract(config.shape)
-  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
+  itemsize = np.dtype(np.float32).itemsize
+  return transformer.count_parameters(config.shape) * itemsize
 
 
 def table(result: dict[str, Any]) -> str:

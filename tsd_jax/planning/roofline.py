@@ -78,7 +78,7 @@ def counts(config: Experiment) -> dict[str, dict[str, int]]:
     ),
   }
   if learner.loss.reads_reference:  # The reference reads an update's samples.
-    phases["update"]["tokens"] += o.epochs * learner.reference_tokens(task)
+    phases["update"]["tokens"] += learner.reference_tokens(task)
     phases["update"]["reads"] += o.epochs * o.minibatches
   if learner.searches:
     leaf = T if s.rolls_out else 0

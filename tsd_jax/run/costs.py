@@ -29,8 +29,7 @@ def iteration_tokens(run: Experiment, share: float = 1.0) -> float:
     scored += nodes + Q  # Roots hold an answer too.
   total += scored * task.reward.judgements * learner.reward_tokens
   epochs = run.optimizer.epochs
-  if learner.loss.reads_reference:
-    total += epochs * learner.reference_tokens(task)
+  total += learner.reference_tokens(task)
   return total + BACKWARD_COST * epochs * learner.update_tokens(task)
 
 

@@ -257,16 +257,15 @@ def _lines(group: _Metrics, logs: Mapping[str, Log]) -> list[Line]:
     rows = [row for row in log.rows if group.known(row)]
     if not group.shown(log) or not len(_points(rows, first)[0]):
       continue
+    strokes = _STROKES if len(group.names) > 1 else (past_colours(i),)
     for (metric, name), stroke in zip(
-      group.names.items(), _STROKES, strict=False
+      group.names.items(), strokes, strict=False
     ):
       x, y = _points(rows, metric)
       said = " · ".join(
         [run] * (len(logs) > 1 or len(group.names) < 2)
         + [name] * (len(group.names) > 1)
       )
-      if len(group.names) == 1:
-        stroke = past_colours(i)
       if len(x):
         lines.append(Line(said, x, y, colour=i, stroke=stroke))
   return lines

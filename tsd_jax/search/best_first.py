@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax.base.errors import refuse
 from tsd_jax.base.types import LOG_ZERO, UNVISITED, Array
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.kv_pool import Turn
@@ -74,7 +73,7 @@ class BestFirst(Rule):
         "search.rule.lazy=true knows no states of moves that are not drawn: "
         "set search.rule.lazy=false or search.rule.transpositions=false"
       )
-    refuse(need_weights(self, "beta", "epsilon"))
+    need_weights(self, "beta", "epsilon")
 
   @property
   def draws_lazily(self) -> bool:

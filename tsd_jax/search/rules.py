@@ -9,8 +9,7 @@ new rule is a subclass of `Rule` in one file.
 import abc
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax.base.errors import refuse
+from tsd_jax.base.errors import not_weights, refuse
 from tsd_jax.base.types import LOG_ZERO, Array
 from tsd_jax.parallel import sharding
 from tsd_jax.search.kv_pool import LoopFn, Turn
@@ -82,14 +81,14 @@ class Rule(abc.ABC):
     """The improved distribution over candidates of every node, BNA."""
 
 
-def need_weights(rule: Rule, *fields: str) -> Iterator[str]:
-  """What is wrong with fields of a rule that weigh: of NaN no key is larger."""
-  for field in fields:
-    if not 0 <= getattr(rule, field) < math.inf:
-      yield (
-        f"search.rule.{field}={getattr(rule, field)} must not be negative, and "
-        "be finite"
-      )
+def need_weights(rule: Rule, *fields: str) -> None:
+  """Refuses fields of a rule by which no key is larger than another.
+
+  Raises:
+    ValueError: one is negative, infinite or NaN.
+  """
+  numbers = {field: getattr(rule, field) for field in fields}
+  refuse(not_weights("search.rule", numbers))
 
 
 def stopping(budget: Budget, stop_when_solved: bool) -> LoopFn:
@@ -315,7 +314,7 @@ class PUCT(Rule):
 
   def __post_init__(self):
     """Refuses what orders no moves."""
-    refuse(need_weights(self, "c", "revisit_penalty"))
+    need_weights(self, "c", "revisit_penalty")
 
   def run(self, key, root, recurrent_fn, budget):
     """Searches with mctx's MuZero policy, without root noise."""
@@ -401,7 +400,7 @@ class Gumbel(Rule):
 
   def __post_init__(self):
     """Refuses what orders no moves."""
-    refuse(need_weights(self, "scale", "value_scale", "maxvisit_init"))
+    need_weights(self, "scale", "value_scale", "maxvisit_init")
 
   @property
   def _qtransform(self):
