@@ -41,6 +41,7 @@ def main(overrides):
   # Imported late: a bad flag is refused before JAX starts.
   from tsd_jax.base import compilation_cache, progress
   from tsd_jax.comparison import law
+  from tsd_jax.parallel.sharding import Layout
   from tsd_jax.rewards import callback
   from tsd_jax.run import directory, evaluation, load, reward_params
   from tsd_jax.run.experiment import initial_params
@@ -85,10 +86,11 @@ def main(overrides):
     run = load.open_run(folder)
     graphdef, params, step = run.graphdef, run.params, run.step
   write(file, measured)
+  layout = Layout.where_it_fits(saved.mesh)
   with progress.phase("evaluating"):
     results = evaluation.evaluate(
       graphdef,
-      params,
+      layout.place(params),
       task,
       problems,
       modes,
@@ -96,6 +98,7 @@ def main(overrides):
       temperature=temperature,
       search=saved.search,
       reward_params=reward_params.read(task.reward, pathlib.Path(folder)),
+      layout=layout,
     )
   print(f"iteration {step}, {split}, temperature {temperature:g}")
   print(evaluation.table(results))

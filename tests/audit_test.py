@@ -9,11 +9,14 @@ import pytest
 from absl import logging
 
 from experiments.benchmarks import hybrid
+from tests.noisy import add_noise
 from tests.report_test import figures, write, write_run
 from tests.small_game import PAD, get_config
 from tsd_jax.base.errors import UserError
+from tsd_jax.parallel import sharding
 from tsd_jax.rewards.reward import Reward, Score
 from tsd_jax.run import audit, directory, report, train
+from tsd_jax.run.experiment import initial_params
 from tsd_jax.run.hacking import Audit, Seen
 from tsd_jax.tasks.data import load_problems
 
@@ -110,6 +113,31 @@ def test_its_folder_goes_on_where_that_is_wanted(stopped):
   with pytest.raises(UserError, match=r"audit\.kl: saved null, now 0\.5"):
     directory.prepare(experiment(stop=False, kl=0.5), folder)
   directory.prepare(experiment(stop=True), folder)
+
+
+def test_a_mesh_is_audited_as_one_device():
+  config = experiment()
+  task, (graphdef, start) = config.make_task(), initial_params(config)
+  held_out = load_problems(config.task, "validation")[:6]
+  shape = sharding.MeshConfig(data=2, fsdp=2)
+  mesh = sharding.make_mesh(shape)
+
+  def measure(place, layout):
+    changed = add_noise(start, 0.1, seed=0)
+    return audit.measure(
+      graphdef, place(changed), place(start), task, held_out, config.audit,
+      config.search, step=1, seed=0, layout=layout,
+      reward_params=task.reward.load(),
+    )  # fmt: skip
+
+  one = measure(lambda params: params, sharding.HERE)
+  two = measure(
+    lambda params: sharding.place(params, mesh), sharding.Layout.of(mesh, shape)
+  )
+  assert two.rejected == one.rejected
+  rows = [{**found.row({}), "alarms": 0} for found in (one, two)]
+  assert rows[1] == pytest.approx(rows[0], rel=1e-5)
+  assert one.seen.kl and len(one.seen.champion_Q) == 6
 
 
 def test_runs_of_one_program_are_not_stopped_by_one(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -22,7 +23,8 @@ from tests.noisy import add_noise
 from tsd_jax.base import config as config_lib
 from tsd_jax.base.errors import UserError
 from tsd_jax.models import transformer
-from tsd_jax.run import evaluation, load, train
+from tsd_jax.parallel import sharding
+from tsd_jax.run import evaluation, load, samples, train
 from tsd_jax.tasks import data
 from tsd_jax.tasks.task import as_prompts
 
@@ -182,10 +184,11 @@ def test_unknown_modes_are_refused(modes):
     evaluation.parse_modes(modes)
 
 
-def run_evaluate(workdir, *flags):
+def run_evaluate(workdir, *flags, **variables):
   return subprocess.run(
     [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", *flags],
     cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    env=os.environ | variables,
   )  # fmt: skip
 
 
@@ -237,6 +240,39 @@ def test_bad_flags_are_one_line(workdir, flag, words):
   assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+  "axes", [{"data": 4}, {"fsdp": 2, "tensor": 2}, {"fsdp": 4, "serving": "2d"}]
+)
+def test_a_mesh_measures_as_one_device(workdir, axes):
+  """Six prompts, which four devices do not divide, and two do."""
+  run = load.open_run(workdir)
+  task, config = run.config.make_task(), sharding.MeshConfig(**axes)
+  mesh = sharding.make_mesh(config)
+  prompts = data.load_problems(run.config.task, "validation")[:6]
+
+  def measure(params, layout):
+    found = evaluation.evaluate_each(
+      run.graphdef, params, task, prompts, "greedy,mean@4,vote@4,search@6",
+      seed=1, search=run.config.search, layout=layout,
+    )  # fmt: skip
+    shown = samples.samples(
+      run.graphdef, params, params, task, prompts, task.tokenizer,
+      run.config.search, seed=1, layout=layout,
+    )  # fmt: skip
+    return found, shown
+
+  (one, one_each), shown = measure(run.params, sharding.HERE)
+  layout = sharding.Layout.of(mesh, config)
+  (got, each), also = measure(sharding.place(run.params, mesh), layout)
+  for mode, result in one.items():
+    assert result["accuracy"] == got[mode]["accuracy"], mode
+    np.testing.assert_array_equal(one_each[mode], each[mode])
+  assert [s["after"] for s in shown] == [s["after"] for s in also]
+  assert [s["tree"] for s in shown] == [s["tree"] for s in also]
+  # Every part has as many rows, and gives up when its own have ended.
+  assert got["search@6"]["tokens"] >= one["search@6"]["tokens"]
+
+
 @pytest.mark.parametrize("leaf, refused", [("value", True), ("none", False)])
 def test_a_search_by_a_value_that_was_never_trained_is_refused(leaf, refused):
   config = small_experiment.get_config()
@@ -256,6 +292,28 @@ def test_a_search_by_a_value_that_was_never_trained_is_refused(leaf, refused):
     return
   with pytest.raises(UserError, match="V_search .*never trained: leave the m"):
     measure(params, "greedy,search@2")
+
+
+def test_a_run_is_measured_on_its_mesh_where_there_are_as_many_devices(
+  workdir, tmp_path
+):
+  folder = tmp_path / "run"
+  shutil.copytree(workdir, folder)
+  saved = json.loads((folder / "config.json").read_text())
+  saved["mesh"] |= {"data": 2, "tensor": 2}
+  (folder / "config.json").write_text(json.dumps(saved))
+  found = {}
+  for devices in (4, 1):
+    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = "--mode=greedy,mean@2", "--split=validation"
+    done = run_evaluate(folder, *flags, XLA_FLAGS=count)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((folder / "eval.json").read_text())
+    found[devices] = {m: r["accuracy"] for m, r in measured.items()}
+  assert found[4] == found[1]
+  one = sharding.Layout.where_it_fits(sharding.MeshConfig(data=16))
+  four = sharding.Layout.where_it_fits(sharding.MeshConfig(data=2, tensor=2))
+  assert one.mesh is None and four.mesh.size == 4
 
 
 def test_a_tilde_is_the_home(tmp_path, monkeypatch):

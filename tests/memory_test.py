@@ -248,7 +248,7 @@ def test_samples_outside_of_a_run_are_refused_too():
   task = configure().make_task()
 
   def fits(samples, there=2**30):
-    memory.check_samples(MODEL, task, 8, samples, there)
+    memory.check_samples(MODEL, task, 8, samples, there=there)
 
   fits(16)
   with pytest.raises(UserError, match="9999999 samples of each of 8 ") as e:
@@ -268,7 +268,7 @@ def test_trees_outside_of_a_run_are_refused_too():
 
   def fits(simulations):
     search = config.search.exhaustive(simulations)
-    memory.check_trees(MODEL, task, search, 8, there)
+    memory.check_trees(MODEL, task, search, 8, there=there)
 
   fits(16)
   with pytest.raises(

@@ -12,6 +12,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.ledger import Ledger
 from tsd_jax.base.temperature import ALLOWED, is_allowed
 from tsd_jax.models import hf, weights
+from tsd_jax.parallel.sharding import HERE, Layout
 from tsd_jax.run import directory, evaluation, load, reward_params
 from tsd_jax.run import train as train_lib
 from tsd_jax.run.experiment import EvalConfig, Experiment, read_init
@@ -136,7 +137,8 @@ def evaluate(
   """Measures a model, or a run's, on held-out problems.
 
   Args:
-    model: a model, or a run, which knows its task and how it was evaluated.
+    model: a model, or a run, which knows its task and how it was evaluated, and
+      is measured on its mesh where there are as many devices.
     task: the problems and their reward; a run's own by default.
     modes: greedy, mean@K, pass@K, best@K, vote@K, search@N; several with
       commas (`tsd_jax/run/evaluation.py`). By default a run's own, else
@@ -179,9 +181,10 @@ def evaluate(
     raise UserError(f"{max_problems=} must be at least 1")
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
+  layout = Layout.where_it_fits(run.config.mesh) if run else HERE
   results = evaluation.evaluate(
     policy.graphdef,
-    policy.params,
+    layout.place(policy.params),
     made,
     data.load_problems(config, split)[slice(max_problems)],
     modes,
@@ -193,6 +196,7 @@ def evaluate(
       if run and task is None
       else made.reward.load()
     ),
+    layout=layout,
   )
   step = run.step if run else 0
   facts = dict(split=split, step=step, temperature=temperature, seed=seed)

@@ -66,20 +66,22 @@ class Program(NamedTuple):
   config: LearnerConfig
   mesh: jax.sharding.Mesh | None  # None leaves placement to the arguments.
 
+  @property
+  def layout(self) -> sharding.Layout:
+    """Where prompts are searched and answered."""
+    return sharding.Layout(self.mesh, self.config.mesh)
+
   def per_shard(self, fn):
     """`sharding.per_shard` on this mesh: a function of each device's prompts.
 
     Of (params, prompts, key) it gives results by prompt, which are joined,
     `Work`, which is summed, and metrics, which are averaged.
     """
-    return sharding.per_shard(fn, self.mesh, self.config.mesh.serving)
+    return self.layout.per_shard(fn)
 
   def served(self, params: Any, graphdef: Any) -> Any:
     """Parameters as search and rollouts read them."""
-    dtype = nnx.merge(graphdef, params).dtype
-    return sharding.serving_copy(
-      params, dtype, self.mesh, self.config.mesh.serving
-    )
+    return self.layout.served(params, nnx.merge(graphdef, params).dtype)
 
   def scorer(self, params: Any) -> Scorer:
     """The task's reward with its parameters."""
@@ -623,8 +625,7 @@ def make_train_loop(
     state donated; leaves of the prompts lead with I and Q, metrics with I, and
     contain `tokens`. The key is the run's own, the same in every call.
   """
-  if mesh is not None and mesh.size == 1:
-    mesh = None
+  mesh = sharding.Layout.of(mesh, config.mesh).mesh
   program = Program(graphdef, search_graphdef, task, config.static, mesh)
   return _train_loop(program, vmapped)
 

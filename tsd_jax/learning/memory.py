@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tsd_jax.base.errors import UserError, divisors
 from tsd_jax.learning.config import LearnerConfig
 from tsd_jax.models import lora, transformer
-from tsd_jax.parallel.sharding import ONE_DEVICE, MeshConfig
+from tsd_jax.parallel.sharding import HERE, Layout, MeshConfig
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task
 
@@ -248,28 +248,31 @@ def check_trees(
   task: Task,
   config: SearchConfig,
   trees: int,
+  layout: Layout = HERE,
   there: int | None = None,
 ) -> None:
-  """Refuses trees outside of a run that a device has no room for.
+  """Refuses trees, beside a model alone, that a device has no room for.
 
   Args:
     model: shape of the model.
     task: gives the lengths.
     config: the search.
     trees: how many grow at a time.
+    layout: the devices that share them.
     there: bytes of a device; `device_bytes` by default.
 
   Raises:
     UserError: they do not fit; names the most simulations that do.
   """
-  there = device_bytes(ONE_DEVICE) if there is None else there
-  held = _NUMBER * transformer.count_parameters(model)
+  there = device_bytes(layout.config) if there is None else there
+  own, tensor = layout.prompts_of(trees), layout.config.tensor
+  held = _served(model, layout.config)
 
   def need(simulations):
     smaller = dataclasses.replace(
-      config, num_simulations=simulations, trees=trees, slot_reuse=False
+      config, num_simulations=simulations, trees=own, slot_reuse=False
     )
-    return held + estimate_memory(model, task, smaller).total
+    return held + estimate_memory(model, task, smaller, tensor=tensor).total
 
   nodes = config.num_simulations
   said = f"num_simulations={nodes} for {trees} trees at a time needs"
@@ -281,28 +284,30 @@ def check_samples(
   task: Task,
   prompts: int,
   samples: int,
+  layout: Layout = HERE,
   there: int | None = None,
 ) -> None:
-  """Refuses samples outside of a run that a device has no room for.
+  """Refuses samples, beside a model alone, that a device has no room for.
 
   Args:
     model: shape of the model.
     task: gives the lengths.
     prompts: how many there are.
     samples: of each, all drawn at a time.
+    layout: the devices that share the prompts.
     there: bytes of a device; `device_bytes` by default.
 
   Raises:
     UserError: they do not fit; names the most samples that do.
   """
-  there = device_bytes(ONE_DEVICE) if there is None else there
-  part = _part(model, 1)
-  held = _NUMBER * transformer.count_parameters(model)
+  there = device_bytes(layout.config) if there is None else there
+  part, own = _part(model, layout.config.tensor), layout.prompts_of(prompts)
+  held = _served(model, layout.config)
   prompt = task.prompt_length * part.position  # Its rows read it in place.
   row = _sampled_row(part, task.response_length)
 
   def need(samples: int) -> int:
-    return held + prompts * (prompt + samples * row)
+    return held + own * (prompt + samples * row)
 
   said = f"{samples} samples of each of {prompts} prompts need"
   _check_count(said, samples, there, need, sign="@")
@@ -325,6 +330,12 @@ def _most(values: Sequence[int], there: int, need: Callable[[int], int]) -> int:
   """The largest value that fits; more of it never takes less. 0: none does."""
   count = bisect.bisect_right(values, there, key=need)
   return values[count - 1] if count else 0
+
+
+def _served(model: transformer.ModelConfig, mesh: MeshConfig) -> int:
+  """Bytes of a device's part of a model in float32."""
+  parts = mesh.tensor * (mesh.fsdp if mesh.serving == "2d" else 1)
+  return _NUMBER * transformer.count_parameters(model) // parts
 
 
 def _held(

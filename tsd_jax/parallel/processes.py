@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -117,19 +116,3 @@ def ending_at_once() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(getattr(error, "exit_code", 1))
-
-
-def local_copy(tree: Any, everywhere: jax.sharding.Sharding) -> Any:
-  """Whole arrays on this process's own device; all processes must call it.
-
-  Args:
-    tree: arrays that may be split over devices of other processes.
-    everywhere: the replicated sharding of their mesh.
-
-  Returns:
-    The arrays as this process may compute with them on its own.
-  """
-  if alone():
-    return tree
-  whole = jax.jit(lambda t: t, out_shardings=everywhere)(tree)
-  return jax.tree.map(lambda a: a.addressable_data(0), whole)

@@ -10,7 +10,7 @@ prompts. A parameter's axes are the last part of its name (`query_LDHE`).
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -338,6 +338,79 @@ def per_shard(
     axis_names=set(manual),
     check_vma=False,
   )
+
+
+class Layout(NamedTuple):
+  """Where functions of prompts run: each device has prompts of its own.
+
+  Hashable: a static argument of what is compiled for it.
+  """
+
+  mesh: Mesh | None = None  # None: wherever the arguments are.
+  config: MeshConfig = ONE_DEVICE
+
+  @classmethod
+  def of(cls, mesh: Mesh | None, config: MeshConfig) -> "Layout":
+    """That of a mesh; one of a single device leaves all to the arguments."""
+    return cls(None if mesh is None or mesh.size == 1 else mesh, config)
+
+  @classmethod
+  def where_it_fits(cls, config: MeshConfig) -> "Layout":
+    """That of a mesh that was trained on, where there are as many devices."""
+    fits = config.size <= len(jax.devices())
+    return cls.of(make_mesh(config), config) if fits else cls()
+
+  def place(self, params: Any) -> Any:
+    """Parameters where they are trained."""
+    return params if self.mesh is None else place(params, self.mesh)
+
+  def per_shard(self, fn: Callable) -> Callable:
+    """`per_shard` on this mesh."""
+    return per_shard(fn, self.mesh, self.config.serving)
+
+  def served(self, params: Any, dtype: Any) -> Any:
+    """`serving_copy` on this mesh."""
+    return serving_copy(params, dtype, self.mesh, self.config.serving)
+
+  def prompts_of(self, count: int) -> int:
+    """How many of so many prompts a part has, the last part's padding too."""
+    return -(-count // (1 if self.mesh is None else self.config.shards))
+
+  def map_prompts(
+    self, fn: Callable, params: Any, prompts: Any, key: Any = None
+  ) -> tuple[Any, Any]:
+    """Runs a function on prompts, however many there are.
+
+    Where the parts do not divide them, the last prompt is repeated.
+
+    Args:
+      fn: (params, prompt_BP, key) -> (arrays that lead with B, counts).
+      params: as they are served, and what else the function reads.
+      prompts: Q prompts; every leaf leads with Q.
+      key: random key, consumed.
+
+    Returns:
+      Arrays of all Q prompts, and counts summed over the parts: whole on every
+      device, so that each process can read them.
+    """
+    if self.mesh is None:
+      return fn(params, prompts, key)
+
+    def part(*args):
+      return *fn(*args), ()
+
+    count = len(jax.tree.leaves(prompts)[0])
+    rows = self.prompts_of(count) * self.config.shards
+    row_R = jnp.minimum(jnp.arange(rows), count - 1)
+    padded = jax.tree.map(lambda a: jnp.take(a, row_R, axis=0), prompts)
+    arrays, counts, _ = self.per_shard(part)(params, padded, key)
+    arrays = jax.tree.map(lambda a: a[:count], arrays)
+    return jax.lax.with_sharding_constraint(
+      (arrays, counts), replicated(self.mesh)
+    )
+
+
+HERE = Layout()
 
 
 def split_heads(x: Array, axis: int) -> Array:

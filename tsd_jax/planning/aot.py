@@ -371,7 +371,6 @@ def plan(
     "bytes_per_device": compiled.bytes_per_device,
     "collectives": {},
     "compile_seconds": round(compiled.seconds, 1),
-    "evaluation_bytes": evaluation_bytes(config, there),
   }
   if compiled.program is None or not compiled.fits:
     result["largest"] = largest(config, compiled, mesh, effort)
@@ -388,31 +387,11 @@ def plan(
   return result
 
 
-def evaluation_bytes(config: Experiment, devices) -> int:
-  """What a device holds besides while a run on several hosts is evaluated.
-
-  The leading process measures by itself, on a whole model; the copy that it
-  needs is made on all devices (`processes.local_copy`).
-  """
-  if len({device.process_index for device in devices}) == 1:
-    return 0
-  itemsize = np.dtype(np.float32).itemsize
-  return transformer.count_parameters(config.shape) * itemsize
-
-
 def table(result: dict[str, Any]) -> str:
   """The plan as lines of text."""
   lines = ["memory of a device"]
   for part, size in result["bytes_per_device"].items():
     lines.append(f"  {part:<14} {size / 2**20:>12,.1f} MiB")
-  if more := result["evaluation_bytes"]:
-    parts = result["bytes_per_device"]
-    held = parts["total"] - parts["temporary"] + more
-    fits = "fits" if held <= parts["limit"] else "does not fit"
-    lines.append(
-      "evaluating on several hosts, each device holds the whole model besides: "
-      f"{more / 2**20:,.1f} MiB, which {fits}"
-    )
   if not result["fits"]:
     parts, best = result["bytes_per_device"], result["largest"]
     over = (parts["total"] - parts["limit"]) / 2**20

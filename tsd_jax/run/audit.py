@@ -19,6 +19,7 @@ from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array, Prompts
 from tsd_jax.inference import scoring
 from tsd_jax.learning import losses, memory
+from tsd_jax.parallel.sharding import Layout
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import directory, evaluation
@@ -72,6 +73,7 @@ def measure(
   step: int,
   seed: int,
   reward_params: Any,
+  layout: Layout,
 ) -> Audited:
   """Has the second verifier judge a policy's held-out answers.
 
@@ -86,13 +88,14 @@ def measure(
     step: iterations made.
     seed: of sampling; the same draws at every evaluation.
     reward_params: of the reward and its auditor.
+    layout: the devices that share the problems; all their processes must call.
 
   Raises:
     UserError: a reward on the host cannot be computed.
   """
   prompts = jax.tree.map(jnp.asarray, prompts)
   key = jax.random.key(seed)
-  asked = _Asked(graphdef, params, task, prompts, key, reward_params)
+  asked = _Asked(graphdef, params, task, prompts, key, reward_params, layout)
   tokens_QGT, reward_QG = asked.samples(audit.samples)
   accepted_QG, apart, length = asked.judged(tokens_QGT)
   rejects_QG = accepted_QG < 0.5
@@ -134,6 +137,7 @@ class _Asked(NamedTuple):
   prompts: Prompts
   key: Array
   reward_params: Any
+  layout: Layout
 
   @property
   def _shape(self):
@@ -141,61 +145,87 @@ class _Asked(NamedTuple):
 
   def samples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Answers, and what they are paid; 0: one, greedily."""
-    memory.check_samples(self._shape, self.task, len(self.prompts), count or 1)
-    tokens_QGT, reward_QG, *_ = evaluation.draw(
-      *self[:-1], jnp.float32(1), self.reward_params, samples=count
+    memory.check_samples(
+      self._shape, self.task, len(self.prompts), count or 1, self.layout
     )
+    tokens_QGT, reward_QG, *_ = evaluation.draw(
+      *self[:5], jnp.float32(1), self.reward_params, samples=count,
+      layout=self.layout,
+    )  # fmt: skip
     return np.asarray(tokens_QGT), np.asarray(reward_QG)
 
   def judged(self, tokens_QGT) -> tuple[np.ndarray, float | None, float]:
     """Who is accepted, how far an ensemble is apart, tokens of an answer."""
-    accepted_QG, apart, length = _judge(
-      self.task, self.prompts, tokens_QGT, self.reward_params
+    tokens_QGT = np.asarray(tokens_QGT)
+    accepted_QG, apart_QG = jax.device_get(
+      _judge(
+        self.task, self.prompts, tokens_QGT, self.reward_params, self.layout
+      )
     )
-    apart = None if apart is None else float(apart)
-    return np.asarray(accepted_QG), apart, float(length)
+    apart = None if apart_QG is None else float(apart_QG.mean())
+    length = (tokens_QGT != self.task.pad_id).sum(axis=-1).mean()
+    return accepted_QG, apart, float(length)
 
   def champions(self, search: SearchConfig, greedy_Q: np.ndarray) -> np.ndarray:
     """Whether champions are accepted; a tree without an answer has none."""
-    memory.check_trees(self._shape, self.task, search, len(self.prompts))
-    champion_QT, *_ = evaluation.search_best(
-      *self[:-1], self.reward_params, config=search
+    memory.check_trees(
+      self._shape, self.task, search, len(self.prompts), self.layout
+    )
+    champion_QT, *_ = jax.device_get(
+      evaluation.search_best(*self[:6], config=search, layout=self.layout)
     )
     accepted_Q = self.judged(champion_QT[:, None])[0][:, 0]
-    none_Q = np.all(np.asarray(champion_QT) == self.task.pad_id, axis=1)
+    none_Q = np.all(champion_QT == self.task.pad_id, axis=1)
     return np.where(none_Q, greedy_Q, accepted_Q)
 
   def kl(self, start: Any, tokens_QGT: np.ndarray) -> float:
     """Estimate of the KL divergence from the start, nats a token."""
     now, then = (
-      _log_prob(self.graphdef, p, self.task, self.prompts, tokens_QGT)
+      _log_prob(
+        self.graphdef, p, self.task, self.prompts, tokens_QGT, self.layout
+      )
       for p in (self.params, start)
     )
     return float(now - then)
 
 
-@functools.partial(jax.jit, static_argnames=("task",))
-def _judge(task: Task, prompts: Prompts, tokens_QGT, reward_params):
-  """Who is accepted, how far an ensemble is apart, and a response's tokens."""
-  scorer = Scorer(task.reward, task.end_ids, reward_params)
-  accepted_QG = scorer.accepted(prompts, tokens_QGT)
-  assert accepted_QG is not None  # `Experiment.make_task` put an auditor there.
-  apart = None
-  if (part := task.reward.disagreement) is not None:
-    apart = jnp.mean(scorer(prompts, tokens_QGT).parts[part])
-  length = jnp.mean(jnp.sum(tokens_QGT != task.pad_id, axis=-1))
-  return accepted_QG, apart, length
+@functools.partial(jax.jit, static_argnames=("task", "layout"))
+def _judge(
+  task: Task, prompts: Prompts, tokens_QGT, reward_params, layout: Layout
+):
+  """Who is accepted, and how far an ensemble is apart on each; None without."""
+
+  def judging(reward_params, asked, _):
+    prompts, tokens_BGT = asked
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
+    accepted_BG = scorer.accepted(prompts, tokens_BGT)
+    assert accepted_BG is not None  # `Experiment.make_task` sees to it.
+    if (part := task.reward.disagreement) is None:
+      return (accepted_BG, None), ()
+    return (accepted_BG, scorer(prompts, tokens_BGT).parts[part]), ()
+
+  return layout.map_prompts(judging, reward_params, (prompts, tokens_QGT))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "task"))
-def _log_prob(graphdef, params, task: Task, prompts: Prompts, tokens_QGT):
+@functools.partial(jax.jit, static_argnames=("graphdef", "task", "layout"))
+def _log_prob(
+  graphdef, params, task: Task, prompts: Prompts, tokens_QGT, layout: Layout
+):
   """The mean log-probability of the tokens that a policy chose."""
-  model = nnx.merge(graphdef, params)
-  x_QGTD = scoring.hidden_states(model, prompts, tokens_QGT, prompt_form(task))
-  log_prob_QGT = scoring.read_log_probs(
-    model, scoring.log_prob_of, x_QGTD, tokens_QGT
-  )
-  use_QGT = chosen(task, prompts, tokens_QGT, tokens_QGT != task.pad_id)
+
+  def reading(params, asked, _):
+    prompts, tokens_BGT = asked
+    model, form = nnx.merge(graphdef, params), prompt_form(task)
+    x_BGTD = scoring.hidden_states(model, prompts, tokens_BGT, form)
+    log_prob_BGT = scoring.read_log_probs(
+      model, scoring.log_prob_of, x_BGTD, tokens_BGT
+    )
+    use_BGT = chosen(task, prompts, tokens_BGT, tokens_BGT != task.pad_id)
+    return (log_prob_BGT, use_BGT), ()
+
+  params = evaluation.served(layout, graphdef, params)
+  asked = prompts, tokens_QGT
+  (log_prob_QGT, use_QGT), _ = layout.map_prompts(reading, params, asked)
   return losses.masked_mean(log_prob_QGT, use_QGT)
 
 

@@ -33,6 +33,7 @@ from tsd_jax.learning import losses, memory
 from tsd_jax.models import weights
 from tsd_jax.models.phrases import Automaton
 from tsd_jax.models.tokenizer import is_end, one_end
+from tsd_jax.parallel.sharding import HERE, Layout
 from tsd_jax.rewards import callback
 from tsd_jax.rewards.reward import Score, Scorer
 from tsd_jax.search import champions as champions_lib
@@ -41,7 +42,9 @@ from tsd_jax.search.config import SearchConfig
 from tsd_jax.tasks.task import Task, chosen, prompt_form
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "task", "samples"))
+@functools.partial(
+  jax.jit, static_argnames=("graphdef", "task", "samples", "layout")
+)
 def draw(
   graphdef,
   params,
@@ -52,6 +55,7 @@ def draw(
   reward_params: Any = (),
   *,
   samples: int,
+  layout: Layout = HERE,
 ):
   """Samples responses and scores them.
 
@@ -64,30 +68,43 @@ def draw(
     temperature: of sampling; ignored where samples is 0.
     reward_params: the reward's parameters.
     samples: responses a prompt; 0 decodes one greedily.
+    layout: the devices that share the prompts.
 
   Returns:
     tokens_BGT, reward_BG, correct_BG, token forwards made. Without ground truth
     what is correct is how high the reward is, from 0 to 1.
   """
-  model = nnx.merge(graphdef, params)
-  B, P = prompts.tokens_BP.shape
-  group, form = max(samples, 1), prompt_form(task)
-  sampled = sampling.sample(
-    model,
-    prefill.repeat_rows(prefill.prefill(model, prompts, form), group),
-    sampling.row_keys(key, B, group) if samples else None,
-    length=task.response_length,
-    end_ids=task.end_ids,
-    pad_id=task.pad_id,
-    temperature=temperature if samples else 1.0,
-    observe=sampling.observer(task, prompts),
-  )
-  tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
-  scorer = Scorer(task.reward, task.end_ids, reward_params)
-  score = scorer(prompts, tokens_BGT)
-  correct_BG = truly_correct(scorer, prompts, tokens_BGT, score)
-  forwards = sampled.forwards + prefill.prefill_tokens(B, P, form)
-  return tokens_BGT, score.reward_X, correct_BG, forwards
+
+  def drawing(params, prompts, key):
+    params, temperature, reward_params = params
+    model = nnx.merge(graphdef, params)
+    B, P = prompts.tokens_BP.shape
+    group, form = max(samples, 1), prompt_form(task)
+    sampled = sampling.sample(
+      model,
+      prefill.repeat_rows(prefill.prefill(model, prompts, form), group),
+      sampling.row_keys(key, B, group) if samples else None,
+      length=task.response_length,
+      end_ids=task.end_ids,
+      pad_id=task.pad_id,
+      temperature=temperature if samples else 1.0,
+      observe=sampling.observer(task, prompts),
+    )
+    tokens_BGT = sampled.tokens_RT.reshape(B, group, -1)
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
+    score = scorer(prompts, tokens_BGT)
+    correct_BG = truly_correct(scorer, prompts, tokens_BGT, score)
+    forwards = sampled.forwards + prefill.prefill_tokens(B, P, form)
+    return (tokens_BGT, score.reward_X, correct_BG), forwards
+
+  params = served(layout, graphdef, params), temperature, reward_params
+  drawn, forwards = layout.map_prompts(drawing, params, prompts, key)
+  return *drawn, forwards
+
+
+def served(layout: Layout, graphdef: Any, params: Any) -> Any:
+  """Parameters as the devices of a layout read them."""
+  return layout.served(params, nnx.merge(graphdef, params).dtype)
 
 
 def truly_correct(
@@ -192,28 +209,38 @@ def vote(tokens_BGT: np.ndarray, end_ids: tuple[int, ...]) -> np.ndarray:
   return np.argmax(votes_BG * finished_BG, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "task", "config"))
+@functools.partial(
+  jax.jit, static_argnames=("graphdef", "task", "config", "layout")
+)
 def search_best(
-  graphdef, params, task: Task, prompts, key, reward_params=(), *, config
-):
+  graphdef, params, task: Task, prompts, key, reward_params=(), *, config,
+  layout: Layout = HERE,
+):  # fmt: skip
   """Searches once a prompt, for its champion, as training does.
 
   Returns:
     tokens_BT, reward_B, correct_B, token forwards made.
   """
-  model = nnx.merge(graphdef, params).without(task.reward.never)
-  scorer = Scorer(task.reward, task.end_ids, reward_params)
-  result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
-  best = champions_lib.champions(result.tree, 1)
-  B, P = prompts.tokens_BP.shape
-  forwards = result.forwards + prefill.prefill_tokens(B, P, prompt_form(task))
-  score = Score(scorer.from_unit(best.reward_BM), best.correct_BM)
-  if not task.reward.knows_correct:
-    score = score._replace(correct_X=None)
-  correct_BM = truly_correct(scorer, prompts, best.tokens_BMT, score)
-  correct_BM = best.valid_BM * correct_BM  # Bool, or how far.
-  champion = best.tokens_BMT, score.reward_X, correct_BM
-  return *(a[:, 0] for a in champion), forwards
+
+  def searching(params, prompts, key):
+    params, reward_params = params
+    model = nnx.merge(graphdef, params).without(task.reward.never)
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
+    result = search_lib.search(model, task, prompts, key, config, scorer=scorer)
+    best = champions_lib.champions(result.tree, 1)
+    B, P = prompts.tokens_BP.shape
+    forwards = result.forwards + prefill.prefill_tokens(B, P, prompt_form(task))
+    score = Score(scorer.from_unit(best.reward_BM), best.correct_BM)
+    if not task.reward.knows_correct:
+      score = score._replace(correct_X=None)
+    correct_BM = truly_correct(scorer, prompts, best.tokens_BMT, score)
+    correct_BM = best.valid_BM * correct_BM  # Bool, or how far.
+    champion = best.tokens_BMT, score.reward_X, correct_BM
+    return tuple(a[:, 0] for a in champion), forwards
+
+  params = served(layout, graphdef, params), reward_params
+  champion, forwards = layout.map_prompts(searching, params, prompts, key)
+  return *champion, forwards
 
 
 def evaluate(
@@ -227,6 +254,7 @@ def evaluate(
   temperature: float = 1.0,
   search: SearchConfig | None = None,
   reward_params: Any = (),
+  layout: Layout = HERE,
 ) -> dict[str, dict[str, Any]]:
   """Measures a model on a set of prompts: `evaluate_each` without the each.
 
@@ -240,7 +268,7 @@ def evaluate(
   """
   return evaluate_each(
     graphdef, params, task, prompts, modes, seed=seed, temperature=temperature,
-    search=search, reward_params=reward_params,
+    search=search, reward_params=reward_params, layout=layout,
   )[0]  # fmt: skip
 
 
@@ -255,6 +283,7 @@ def evaluate_each(
   temperature: float = 1.0,
   search: SearchConfig | None = None,
   reward_params: Any = (),
+  layout: Layout = HERE,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
   """Measures a model on a set of prompts, and on each of them.
 
@@ -268,6 +297,7 @@ def evaluate_each(
     temperature: of sampling.
     search: rule and leaves of search@N; the default search if None.
     reward_params: the reward's parameters.
+    layout: the devices that share the prompts; all their processes must call.
 
   Returns:
     What `evaluate` gives, and mode -> how far each prompt is solved, 0 to 1.
@@ -283,7 +313,7 @@ def evaluate_each(
   measure = _Measure(
     graphdef, params, task, jax.tree.map(jnp.asarray, prompts),
     key=jax.random.key(seed), temperature=temperature,
-    search=search, reward_params=reward_params,
+    search=search, reward_params=reward_params, layout=layout,
     # An estimate of pass@K is the better, the more samples it is made from.
     most=max((k for kind, k in parsed if kind in SAMPLED), default=0),
   )  # fmt: skip
@@ -325,6 +355,7 @@ class _Measure:
   temperature: float
   search: SearchConfig
   reward_params: Any
+  layout: Layout
   most: int  # Samples that pass@K is estimated from.
   _draws: dict[int, Any] = dataclasses.field(default_factory=dict)
 
@@ -369,22 +400,27 @@ class _Measure:
     return self._draws[samples]
 
   def _draw(self, samples: int):
-    memory.check_samples(self._shape, self.task, len(self.prompts), samples)
+    memory.check_samples(
+      self._shape, self.task, len(self.prompts), samples, self.layout
+    )
     return jax.device_get(
       draw(
         self.graphdef, self.params, self.task, self.prompts, self.key,
         jnp.float32(self.temperature), self.reward_params, samples=samples,
+        layout=self.layout,
       )
     )  # fmt: skip
 
   def _searched(self, simulations: int):
     # Every prompt gets its N simulations, whatever the others do.
     config = self.search.exhaustive(simulations)
-    memory.check_trees(self._shape, self.task, config, len(self.prompts))
+    memory.check_trees(
+      self._shape, self.task, config, len(self.prompts), self.layout
+    )
     _, reward_Q, correct_Q, tokens = jax.device_get(
       search_best(
         self.graphdef, self.params, self.task, self.prompts, self.key,
-        self.reward_params, config=config,
+        self.reward_params, config=config, layout=self.layout,
       )
     )  # fmt: skip
     # No champion says what is forbidden, and trees answer (`Reward.never`).

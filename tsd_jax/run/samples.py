@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tsd_jax.base.types import Prompts
+from tsd_jax.parallel.sharding import HERE, Layout
 from tsd_jax.rewards.reward import Scorer
 from tsd_jax.run import evaluation
 from tsd_jax.search import search as search_lib
@@ -28,6 +29,7 @@ def responses_to(
   seed: int,
   count: int,
   reward_params: Any = (),
+  layout: Layout = HERE,
 ) -> list[list[dict[str, Any]]]:
   """Samples `count` responses a prompt: text, reward and correct of each.
 
@@ -43,6 +45,7 @@ def responses_to(
       jnp.float32(1),
       reward_params,
       samples=count,
+      layout=layout,
     )
   )
   return [
@@ -70,6 +73,7 @@ def samples(
   seed: int,
   count: int = 4,
   reward_params: Any = (),
+  layout: Layout = HERE,
 ) -> list[dict[str, Any]]:
   """Samples responses to a few prompts and searches once for each.
 
@@ -84,6 +88,7 @@ def samples(
     seed: of sampling; the same draws before and after.
     count: responses a prompt.
     reward_params: the reward's parameters.
+    layout: the devices that share the prompts; all their processes must call.
 
   Returns:
     One record a prompt: prompt, before and after (lists of text, reward,
@@ -99,6 +104,7 @@ def samples(
       seed=seed,
       count=count,
       reward_params=reward_params,
+      layout=layout,
     )
     for p in (before, params)
   )
@@ -111,6 +117,7 @@ def samples(
     search,
     seed=seed,
     reward_params=reward_params,
+    layout=layout,
   )
   return [
     {
@@ -132,6 +139,7 @@ def trees(
   *,
   seed: int,
   reward_params: Any = (),
+  layout: Layout = HERE,
 ) -> mctx.Tree:
   """Searches once for each prompt.
 
@@ -143,21 +151,33 @@ def trees(
     search: how the trees are searched.
     seed: of what is drawn.
     reward_params: the reward's parameters.
+    layout: the devices that share the prompts.
 
   Returns:
     The trees, on the host.
   """
   key = jax.random.fold_in(jax.random.key(seed), 1)
-  tree = _grow(
-    graphdef, params, prompts, key, reward_params, task=task, search=search
-  )
-  return jax.device_get(tree)
+  return jax.device_get(
+    _grow(
+      graphdef, params, prompts, key, reward_params, task=task, search=search,
+      layout=layout,
+    )
+  )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "task", "search"))
-def _grow(graphdef, params, prompts, key, reward_params, *, task, search):
-  model = nnx.merge(graphdef, params).without(task.reward.never)
-  scorer = Scorer(task.reward, task.end_ids, reward_params)
-  return search_lib.search(
-    model, task, prompts, key, search, scorer=scorer
-  ).tree
+@functools.partial(
+  jax.jit, static_argnames=("graphdef", "task", "search", "layout")
+)
+def _grow(
+  graphdef, params, prompts, key, reward_params, *, task, search,
+  layout: Layout,
+):  # fmt: skip
+  def growing(params, prompts, key):
+    params, reward_params = params
+    model = nnx.merge(graphdef, params).without(task.reward.never)
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
+    found = search_lib.search(model, task, prompts, key, search, scorer=scorer)
+    return found.tree, ()
+
+  params = evaluation.served(layout, graphdef, params), reward_params
+  return layout.map_prompts(growing, params, prompts, key)[0]

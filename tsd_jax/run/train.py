@@ -81,6 +81,11 @@ class Shared(NamedTuple):
   mesh: jax.sharding.Mesh
   held_out: Prompts
 
+  @property
+  def layout(self) -> sharding.Layout:
+    """The devices that share the held-out problems."""
+    return sharding.Layout.of(self.mesh, self.config.mesh)
+
 
 @dataclasses.dataclass
 class VmappedRun:
@@ -448,7 +453,7 @@ class Group:
     params, fixed = self._pick((self._state.params, self._fixed), i)
     run = self._runs[i]
     with self._phase("evaluating"):
-      params = plain(self._shared, params, fixed)
+      params = merged_params(params, fixed.reference, self._shared.config)
       found, solved = measure_run(self._shared, run, params, fixed)
       if run.detector is not None:
         row |= audit_run(self._shared, run, params, fixed)
@@ -479,45 +484,37 @@ class Group:
 
 
 def measure_run(shared: Shared, run: RunState, params, fixed: FixedParams):
-  """Measures a run on held-out problems, in the leading process.
+  """Measures a run on held-out problems; all processes do.
 
   Args:
     shared: the run's program.
     run: the run.
-    params: its model (`plain`).
+    params: its whole model.
     fixed: what is not trained.
   """
-  reward = processes.local_copy(fixed.reward, sharding.replicated(shared.mesh))
-  if not processes.leads():
-    return {}, {}
   options, seed = run.config.eval, run.config.seed
   return evaluation.evaluate_each(
     shared.graphdef, params, shared.task, shared.held_out, options.modes,
     seed=seed, temperature=options.temperature, search=run.config.search,
-    reward_params=reward,
+    reward_params=fixed.reward, layout=shared.layout,
   )  # fmt: skip
 
 
 def audit_run(shared: Shared, run: RunState, params, fixed: FixedParams):
-  """Has a run's audit judge it, in the leading process; fields of a row.
+  """Has a run's audit judge it; fields of a row, in all processes.
 
   Args:
     shared: the run's program.
     run: the run.
-    params: its model (`plain`).
+    params: its whole model.
     fixed: what is not trained.
   """
-  start, reward = processes.local_copy(
-    tuple(fixed), sharding.replicated(shared.mesh)
-  )
-  if not processes.leads():
-    return {}
   assert run.config.audit is not None
   search = shared.config.search if shared.config.searches else None
   found = audit.measure(
-    shared.graphdef, params, start, shared.task, shared.held_out,
+    shared.graphdef, params, fixed.reference, shared.task, shared.held_out,
     run.config.audit, search, step=run.step, seed=run.config.seed,
-    reward_params=reward,
+    reward_params=fixed.reward, layout=shared.layout,
   )  # fmt: skip
   return {"audit": run.audited(found)}
 
@@ -530,31 +527,20 @@ def asked(shared: Shared, task: TaskConfig) -> problems.Asked:
   return texts, np.asarray(data.groups(task, shared.held_out))
 
 
-def plain(shared: Shared, params, fixed: FixedParams):
-  """A run's model as this process may compute with it on its own."""
-  merged = merged_params(params, fixed.reference, shared.config)
-  return processes.local_copy(merged, sharding.replicated(shared.mesh))
-
-
 def show(shared: Shared, ended: VmappedRun) -> None:
   """Writes samples.json and report.html of a run that has ended."""
   config = ended.run.config
-  # The others' arrays are needed for the copies; the rest is the leader's.
-  before, reward = processes.local_copy(
-    tuple(ended.fixed), sharding.replicated(shared.mesh)
-  )
-  params = plain(shared, ended.state.params, ended.fixed)
-  if not processes.leads():
-    return
+  before = ended.fixed.reference
   shown = samples.samples(
     shared.graphdef,
-    params,
+    merged_params(ended.state.params, before, shared.config),
     before,
     shared.task,
     shared.held_out[:SHOWN_PROMPTS],
     shared.task.tokenizer,
     config.search,
     seed=config.seed,
-    reward_params=reward,
+    reward_params=ended.fixed.reward,
+    layout=shared.layout,
   )
-  ended.run.finish(shown)
+  processes.by_the_leader(lambda: ended.run.finish(shown))
