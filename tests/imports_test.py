@@ -19,9 +19,9 @@ models: operations tokenizer symbols transformer flops families lora presets
   weights names assemble gguf_layout gguf hf pretrained special_tokens
   tokenizer_json chat_template text_worker text_limits text_tokenizer
   gguf_vocabulary gguf_export phrases
-rewards: reward around audited algebra abstention constrained noise terms
-  channel isolation purity worker pool callback verifiers.math
-  verifiers.python_tests
+rewards: reward around audited algebra abstention constrained guarded noise
+  terms channel isolation purity worker pool callback classifier
+  verifiers.math verifiers.python_tests
 tasks: task maze_problems maze countdown_problems countdown calculator
   text_lines pairs text_tool text data
 inference: vocabulary own_keys prefill sampling scoring generate rollout

@@ -117,10 +117,12 @@ def _check_reward(config: LearnerConfig, task: Task) -> None:
       f"search.leaf=progress, but {name} judges no steps: use "
       "search.leaf=none, or a reward with `progress`"
     )
-  if config.loss.aversion_weight > 0 and task.reward.forbidden is None:
+  closes = task.reward.forbidden is not None or task.reward.guards
+  if config.loss.aversion_weight > 0 and not closes:
     raise ValueError(
       f"loss.aversion_weight={config.loss.aversion_weight}, but {name} forbids "
-      "nothing: set loss.aversion_weight=0 or use a reward Constrained(...)"
+      "nothing: set loss.aversion_weight=0 or use a reward Constrained(...) or "
+      "Guarded(...)"
     )
 
 

@@ -56,8 +56,8 @@ class Combined(Reward):
       first that knows.
 
   Raises:
-    ValueError: a member is no reward, or abstains or forbids within what does
-      not, or knows no correct answers though it is asked for them.
+    ValueError: a member is no reward, or abstains, forbids or guards within
+      what does not, or knows no correct answers though it is asked for them.
   """
 
   correct_by: int | None = dataclasses.field(default=None, kw_only=True)
@@ -72,8 +72,8 @@ class Combined(Reward):
         raise ValueError(f"{name} holds {member!r}, which is no reward")
       # Which tokens abstain or are forbidden is the whole reward's to say:
       # within a sum nobody would ask.
-      for of in ("abstention", "forbidden"):
-        if getattr(member, of) is not None and getattr(self, of) is None:
+      for of in ("abstention", "forbidden", "guards"):
+        if getattr(member, of) and not getattr(self, of):
           raise ValueError(
             f"{name} holds {type(member).__name__}, whose {of} nobody would "
             f"hear: put it outermost, around {name}"

@@ -65,6 +65,20 @@ class Around(Reward):
     """Whether the other does."""
     return self.reward.judges_steps
 
+  @property
+  def guards(self) -> bool:
+    """Whether the other does."""
+    return self.reward.guards
+
+  def passes(self, params, prompts, tokens_BGT, mask_BGT):
+    """What the other lets pass."""
+    return self.reward.passes(params, prompts, tokens_BGT, mask_BGT)
+
+  def unguarded(self, params):
+    """This around what the other is without its guard."""
+    reward, own = self.reward.unguarded(params)
+    return dataclasses.replace(self, reward=reward), own
+
   def progress(self, params, prompts, tokens_BT, mask_BT):
     """The other's."""
     return self.reward.progress(params, prompts, tokens_BT, mask_BT)

@@ -39,6 +39,15 @@ class Audited(Around):
     """Those of what pays."""
     return self.reward.rules(params[0] if params else ())
 
+  def passes(self, params, prompts, tokens_BGT, mask_BGT):
+    """What the guard of what pays lets pass."""
+    return self.reward.passes(params[0], prompts, tokens_BGT, mask_BGT)
+
+  def unguarded(self, params):
+    """With what pays behind its guard."""
+    reward, own = self.reward.unguarded(params[0])
+    return dataclasses.replace(self, reward=reward), (own, params[1])
+
   def progress(self, params, prompts, tokens_BT, mask_BT):
     """That of what pays."""
     return self.reward.progress(params[0], prompts, tokens_BT, mask_BT)

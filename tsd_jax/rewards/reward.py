@@ -64,6 +64,8 @@ class Reward(abc.ABC):
     disagreement: name of the part that says how far the members of an ensemble
       are apart; None where there is no ensemble.
     judges_steps: whether `progress` judges unfinished responses.
+    guards: whether `passes` says where a response may not go on
+      (`guarded.Guarded`).
   """
 
   # Without annotations, so that a subclass may make fields of them.
@@ -76,6 +78,7 @@ class Reward(abc.ABC):
   forbidden = None
   disagreement = None
   judges_steps = False
+  guards = False
 
   @abc.abstractmethod
   def __call__(
@@ -112,6 +115,26 @@ class Reward(abc.ABC):
       ValueError: the reward judges no steps.
     """
     raise ValueError(f"{type(self).__name__} judges no steps")
+
+  def passes(
+    self, params: Any, prompts: Prompts, tokens_BGT: Array, mask_BGT: Array
+  ) -> Array:
+    """Which responses, finished or not, are let pass, bool BG.
+
+    Args:
+      params: what `load` returned.
+      prompts: B prompts.
+      tokens_BGT: int32, responses to each of them, or their beginnings.
+      mask_BGT: true where they have a token.
+
+    Raises:
+      ValueError: the reward guards nothing.
+    """
+    raise ValueError(f"{type(self).__name__} guards nothing")
+
+  def unguarded(self, params: Any) -> tuple["Reward", Any]:
+    """What pays where `passes` has been asked already, and its parameters."""
+    return self, params
 
   @property
   def never(self) -> tuple[int, ...]:
@@ -229,6 +252,31 @@ class Scorer:
     progress_B = self.reward.progress(self.params, prompts, tokens_BT, mask_BT)
     check_progress(self.reward, progress_B, length_B.shape)
     return jnp.clip(jnp.nan_to_num(progress_B), 0.0, 1.0)
+
+  def passes(
+    self, prompts: Prompts, tokens_BGT: Array, length_BG: Array | None = None
+  ) -> Array:
+    """Which responses are let pass, bool BG.
+
+    Args:
+      prompts: B prompts.
+      tokens_BGT: their responses.
+      length_BG: tokens of them, of beginnings; None: up to their ends.
+
+    Raises:
+      ValueError: the reward guards nothing.
+    """
+    if length_BG is None:
+      mask_BGT = response_mask(tokens_BGT, self.end_ids)
+    else:
+      mask_BGT = jnp.arange(tokens_BGT.shape[-1]) < length_BG[..., None]
+    return self.reward.passes(self.params, prompts, tokens_BGT, mask_BGT)
+
+  @property
+  def unguarded(self) -> "Scorer":
+    """The same for those who ask `passes` themselves."""
+    reward, params = self.reward.unguarded(self.params)
+    return dataclasses.replace(self, reward=reward, params=params)
 
   @property
   def rules(self) -> Automaton | None:

@@ -13,7 +13,8 @@ nobody knows what is right, accuracy is the reward from 0 to 1, and pass@K what
 the best of K samples is worth. Where the reward pays for "I don't know"
 (`rewards/abstention.py`), how often that is said is given as well: what is left
 of accuracy and that is confidently wrong. Where the reward forbids phrases
-(`rewards/constrained.py`), `violation` is how often one is said.
+(`rewards/constrained.py`), `violation` is how often one is said, and where a
+judge guards it (`rewards/guarded.py`), `refused` how often it lets none pass.
 """
 
 import dataclasses
@@ -158,7 +159,11 @@ def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
   return float(solved_by_k(correct_BN, k).mean())
 
 
-_SAID = ("abstains", "violation")  # Shares of responses, where they are given.
+_SAID = (
+  "abstains",
+  "violation",
+  "refused",
+)  # Shares of responses, where they are given.
 _violations = jax.jit(Automaton.said)
 SAMPLED = ("mean", "pass", "best", "vote")
 KINDS = (*SAMPLED, "search")
@@ -342,6 +347,17 @@ def _check_value(search: SearchConfig, params: Any) -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("task", "layout"))
+def _refused(task: Task, prompts, tokens_QGT, reward_params, layout: Layout):
+  """Which responses a guard does not let pass, QG."""
+
+  def judging(reward_params, asked, _):
+    scorer = Scorer(task.reward, task.end_ids, reward_params)
+    return ~scorer.passes(*asked), ()
+
+  return layout.map_prompts(judging, reward_params, (prompts, tokens_QGT))[0]
+
+
 @dataclasses.dataclass(eq=False)
 class _Measure:
   """Measures modes on one set of prompts; samples are drawn once."""
@@ -388,6 +404,12 @@ class _Measure:
       said["abstains"] = reward.abstention.said(tokens_QGT)
     if (rules := reward.rules(self.reward_params)) is not None:
       said["violation"] = np.asarray(_violations(rules, tokens_QGT))
+    if reward.guards:
+      said["refused"] = np.asarray(
+        _refused(
+          self.task, self.prompts, tokens_QGT, self.reward_params, self.layout
+        )
+      )
     return said
 
   @functools.cached_property

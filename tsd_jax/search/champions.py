@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import mctx
 
-from tsd_jax.base.types import Array
+from tsd_jax.base.types import UNVISITED, Array
 from tsd_jax.models.tokenizer import one_end
 
 
@@ -165,6 +165,24 @@ def path_nodes(tree: mctx.Tree, node_B: Array) -> tuple[Array, Array]:
   return node_BT[:, :T], mask_BT[:, :T]
 
 
+def closed_moves(tree: mctx.Tree) -> Array | None:
+  """Moves that say what may not be said, BNA; None where all may be said.
+
+  Those that a rule of phrases closed, and those that led to what a guard
+  refused.
+  """
+  nodes, closed_BNA = tree.embeddings, tree.embeddings.forbidden_A
+  if nodes.refused is None:
+    return closed_BNA
+  B, N, A = tree.children_index.shape
+  at_BX = jnp.maximum(tree.children_index, 0).reshape(B, N * A)
+  refused_BNA = jnp.take_along_axis(nodes.refused, at_BX, axis=1).reshape(
+    B, N, A
+  )
+  refused_BNA &= tree.children_index != UNVISITED
+  return refused_BNA if closed_BNA is None else closed_BNA | refused_BNA
+
+
 def path_targets(
   tree: mctx.Tree, improved_BNA: Array, node_B: Array, *, min_visits: int
 ) -> PathTargets:
@@ -182,9 +200,9 @@ def path_targets(
   node_BT, exists_BT = path_nodes(tree, node_B)
   rows = jnp.arange(node_B.shape[0])[:, None]
   nodes = tree.embeddings
-  forbidden_BTA = None
-  if nodes.forbidden_A is not None:
-    forbidden_BTA = nodes.forbidden_A[rows, node_BT] & exists_BT[..., None]
+  forbidden_BTA = closed_moves(tree)
+  if forbidden_BTA is not None:
+    forbidden_BTA = forbidden_BTA[rows, node_BT] & exists_BT[..., None]
   return PathTargets(
     candidate_BTA=nodes.candidate_A[rows, node_BT],
     weight_BTA=improved_BNA[rows, node_BT],

@@ -97,6 +97,8 @@ def _node(
 
 def _flags(arrays: Any, n: int) -> list[str]:
   """What else is true of a node; the page shows each as a badge."""
+  if arrays.refused is not None and arrays.refused[n]:
+    return ["pruned"]
   return ["cut_off"] * bool(arrays.cut_off[n] and not arrays.has_answer[n])
 
 

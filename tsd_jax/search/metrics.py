@@ -27,6 +27,8 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
       policy succeeds.
     search_forbidden: share of a node's moves that are closed because they say
       what the reward forbids; only where it forbids something.
+    search_refused: share of the nodes that a guard did not let pass; only where
+      there is one.
   """
   nodes = tree.embeddings
   B = nodes.reward.shape[0]
@@ -50,11 +52,13 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
   )
   p_BA = visits_BA / jnp.maximum(jnp.sum(visits_BA, axis=1, keepdims=True), 1)
   entropy_B = -jnp.sum(p_BA * jnp.log(jnp.maximum(p_BA, 1e-30)), axis=1)
-  forbidden = {}
+  closed = {}
   if nodes.forbidden_A is not None:
     share_BN = jnp.mean(nodes.forbidden_A.astype(jnp.float32), axis=-1)
-    forbidden["search_forbidden"] = fraction(share_BN)
-  return forbidden | {
+    closed["search_forbidden"] = fraction(share_BN)
+  if nodes.refused is not None:
+    closed["search_refused"] = fraction(nodes.refused)
+  return closed | {
     "search_depth": fraction(nodes.depth),
     "search_wasted": 1.0 - grown / jnp.maximum(B * simulations, 1),
     "search_answers": (answers - jnp.sum(repeated_BN)) / B,

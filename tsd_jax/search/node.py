@@ -36,9 +36,11 @@ class Node(struct.PyTreeNode):
   # have no prior. None: anything may be said.
   rules_state: Array | None
   forbidden_A: Array | None
+  # bool, a guard does not let the path pass; None: there is no guard.
+  refused: Array | None
   finished: Array  # bool, the path ends with the end token.
-  # bool, the path is full, says what it may not or can say nothing else, or was
-  # drawn before: no move leads on from here.
+  # bool, the path is full, says what it may not or can say nothing else, is
+  # refused, or was drawn before: no move leads on from here.
   cut_off: Array
   answer_tokens: Array  # int32 T, finished response found at this node.
   answer_log_prob: Array  # float32, of that response under the search model.
@@ -75,6 +77,7 @@ def empty(task: Task, B: int, A: int, U: int) -> Node:
     eos_action=jnp.full((B,), A),
     rules_state=None,
     forbidden_A=None,
+    refused=None,
     finished=no_B,
     cut_off=no_B,
     answer_tokens=jnp.full_like(none_BT, task.pad_id),

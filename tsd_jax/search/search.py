@@ -125,7 +125,11 @@ class Search:
     self.T = task.response_length
     # A move to length T is of no use where it could not end any more.
     self.room = self.T - 1 if config.ends_with_node else self.T
-    self.merges, self.rules = config.merges(task), scorer.rules
+    self.rules, self.guards = scorer.rules, scorer.reward.guards
+    # A guard is asked of every path, and reads what was said on the way: not
+    # all paths to one state pass.
+    self.merges = config.merges(task) and not self.guards
+    self.paying = scorer.unguarded
     self.loop = StoppableLoop()
     self.pool = KVPool(
       model,
@@ -174,6 +178,8 @@ class Search:
     node = node.replace(value_logit=value_logit_B)
     if self.rules is not None:
       node = node.replace(rules_state=self.rules.start(x_BD.shape[0]))
+    if self.guards:
+      node = node.replace(refused=node.cut_off)  # Nothing is said yet.
     if self.merges:
       state_key_B = transpositions.state_keys(
         self.task, growing.prompts.tokens_BP, node.path_tokens, node.depth
@@ -275,6 +281,14 @@ class Search:
         parent.rules_state, step_BU, jnp.where(over_B, 0, length_B)
       )
       cut_off_B |= rules_state_B == VIOLATED
+    refused_B = None
+    if self.guards:
+      assert parent.refused is not None
+      passes_B1 = self.scorer.passes(
+        growing.prompts, path_tokens[:, None], depth_B[:, None]
+      )
+      refused_B = jnp.where(over_B, parent.refused, ~passes_B1[:, 0])
+      cut_off_B |= refused_B
     node = parent.replace(
       path_tokens=path_tokens,
       path_actions=jnp.where(at_BT, action_B[:, None], parent.path_actions),
@@ -285,6 +299,7 @@ class Search:
       value_logit=self.value_logit(growing, path_tokens, depth_B, x_BD),
       state_key=state_key_B,
       rules_state=rules_state_B,
+      refused=refused_B,
       finished=finished_B,
       cut_off=cut_off_B,
     )
@@ -432,7 +447,13 @@ class Search:
     config, exists_B = self.config, answer.exists_B
     if self.rules is not None:  # Such a response is no answer.
       exists_B &= ~self.rules.said(answer.tokens_BT)
-    score = self.scorer.one(growing.prompts, answer.tokens_BT)
+    if node.refused is not None:
+      exists_B &= ~node.refused
+      if config.ends_with_node or config.rolls_out:  # It is more than the path.
+        exists_B &= self.scorer.passes(
+          growing.prompts, answer.tokens_BT[:, None]
+        )[:, 0]
+    score = self.paying.one(growing.prompts, answer.tokens_BT)
     reward_B = self.scorer.unit(score.reward_X)
     reward_B = jnp.where(exists_B, reward_B, 0.0)
     correct_B = jnp.zeros_like(exists_B)
