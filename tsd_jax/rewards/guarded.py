@@ -57,7 +57,10 @@ class Guarded(Around):
         f"that {type(self.reward).__name__} gives"
       )
 
-  guards = True
+  @property
+  def guards(self) -> bool:
+    """Whatever the reward does."""
+    return True
 
   @property
   def low(self) -> float:
