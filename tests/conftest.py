@@ -48,6 +48,7 @@ _PROMISED = {
   # Part of no extra.
   **dict.fromkeys(("reasoning_gym", "lm_eval", "xllamacpp", "datasets")),
   **dict.fromkeys(("wandb", "trackio", "mlflow")),
+  **dict.fromkeys(("profanity_check", "better_profanity", "vaderSentiment")),
 }
 
 
