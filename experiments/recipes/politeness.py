@@ -7,12 +7,14 @@ Worker processes import this module by its name; the first of the packages
 unpickles what it learned, which is one more reason for a process of its own.
 """
 
+from tsd_jax.base.errors import UserError
+
 try:
   import better_profanity
   import profanity_check
   from vaderSentiment import vaderSentiment
 except ImportError as error:
-  raise ImportError(
+  raise UserError(
     f"{error}: pip install alt-profanity-check better-profanity vaderSentiment"
   ) from error
 
