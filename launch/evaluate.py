@@ -79,18 +79,18 @@ def main(overrides):
   measured = directory.read_json(folder, name) if file.exists() else {}
   if not isinstance(measured, dict):
     raise config_lib.UserError(f"{file} is damaged: delete it")
+  layout = Layout.where_it_fits(saved.mesh)
   if _BASE.value:
     graphdef, params = initial_params(saved)
-    step = 0
+    params, step = layout.place(params), 0
   else:
-    run = load.open_run(folder)
+    run = load.open_run(folder, layout)
     graphdef, params, step = run.graphdef, run.params, run.step
   write(file, measured)
-  layout = Layout.where_it_fits(saved.mesh)
   with progress.phase("evaluating"):
     results = evaluation.evaluate(
       graphdef,
-      layout.place(params),
+      params,
       task,
       problems,
       modes,

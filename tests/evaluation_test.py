@@ -18,6 +18,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tsd_jax as tsd
 from tests import small_experiment
 from tests.noisy import add_noise
 from tsd_jax.base import config as config_lib
@@ -295,7 +296,7 @@ def test_a_search_by_a_value_that_was_never_trained_is_refused(leaf, refused):
 
 
 def test_a_run_is_measured_on_its_mesh_where_there_are_as_many_devices(
-  workdir, tmp_path
+  workdir, tmp_path, monkeypatch
 ):
   folder = tmp_path / "run"
   shutil.copytree(workdir, folder)
@@ -311,6 +312,24 @@ def test_a_run_is_measured_on_its_mesh_where_there_are_as_many_devices(
     measured = json.loads((folder / "eval.json").read_text())
     found[devices] = {m: r["accuracy"] for m, r in measured.items()}
   assert found[4] == found[1]
+
+  seen = []
+  monkeypatch.setattr(
+    evaluation,
+    "evaluate",
+    lambda *args, layout, **_: seen.append((args, layout)) or {},
+  )
+  run = tsd.load_run(folder)
+  tsd.evaluate(run)
+  tsd.evaluate(run, run.config.task)
+  (args, layout), (_, elsewhere) = seen
+  assert layout.mesh.size == 4 and elsewhere.mesh is None
+  assert all(len(a.sharding.device_set) == 4 for a in jax.tree.leaves(args[1]))
+  opened = load.open_run(folder, layout)
+  for a, b in zip(*map(jax.tree.leaves, (args[1], opened.params)), strict=True):
+    assert len(b.sharding.device_set) == 4
+    np.testing.assert_array_equal(a, b)
+
   one = sharding.Layout.where_it_fits(sharding.MeshConfig(data=16))
   four = sharding.Layout.where_it_fits(sharding.MeshConfig(data=2, tensor=2))
   assert one.mesh is None and four.mesh.size == 4

@@ -190,6 +190,9 @@ def test_an_answer_that_is_refused_is_none_and_its_path_goes_on():
     for n in made:
       ends_with_zero = path(nodes, row, n)[-1:] == (0,)
       assert nodes.has_answer[row, n] != ends_with_zero
+      closed_A = champions_lib.closed_moves(tree)[row, n]
+      closed = nodes.candidate_A[row, n][closed_A].tolist()
+      assert closed == [EOS] * ends_with_zero
 
 
 def score(reward, tokens):
@@ -289,6 +292,80 @@ def test_a_page_marks_what_is_refused():
   }
 
 
+def test_the_bar_of_a_champion_is_the_greedy_answer_even_if_refused():
+  """Against greedy decoding: what is refused is worth the least."""
+  task = bound(Guarded(TaskReward(), Pairs()))
+  rows = np.array(list(itertools.product(range(3), repeat=2)), np.int32)
+  tree = searched(task, rows, rule="best_first", num_simulations=20).tree
+  _, reward_Q1, *_ = evaluation.draw(
+    *nnx.split(small_model()), task, as_prompts(task, rows), jax.random.key(0),
+    jnp.float32(1), task.reward.load(), samples=0,
+  )  # fmt: skip
+  bar_Q = champions_lib.greedy_reward(tree)
+  refused = np.asarray(reward_Q1)[:, 0] == 0.0
+  assert refused.any()
+  np.testing.assert_allclose(bar_Q[refused], 0.0)
+
+
+ASKED = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Listening(Classifier):
+  """Keeps what it is asked, and says that all is well."""
+
+  def load(self):
+    return ()
+
+  def _workers(self):
+    class Workers:
+      def grade(self, requests):
+        ASKED.extend(response for _, response, _ in requests)
+        return np.ones(len(requests), np.float32)
+
+    return Workers()
+
+
+def test_a_judge_reads_what_is_said_and_no_padding():
+  ASKED.clear()
+  task, expected = (
+    bound(Guarded(TaskReward(), Listening(finds_0_1_or_2_2))),
+    set(),
+  )
+  # Of two candidates many nodes have no end to offer.
+  for candidates in (2, 5):
+    tree = searched(
+      task, rule="best_first", num_simulations=12, num_candidates=candidates
+    ).tree
+    nodes = tree.embeddings
+    for row, n in np.argwhere(tree.node_visits > 0):
+      expected.add(path(nodes, row, n))
+      if nodes.has_answer[row, n]:
+        answer = nodes.answer_tokens[row, n].tolist()
+        expected.add(tuple(answer[: answer.index(EOS)]))
+  jax.effects_barrier()
+  said = {tuple(map(int, text.split())) for text in ASKED}
+  # Nothing is asked of the empty path; an empty answer may be one.
+  assert said | {()} == expected | {()} and len(said) > 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Reward):
+  """NaN for what holds a 0."""
+
+  knows_correct = False
+
+  def __call__(self, params, prompts, tokens_BGT, mask_BGT):
+    bad_BG = jnp.any((tokens_BGT == 0) & mask_BGT, axis=-1)
+    return Score(jnp.where(bad_BG, jnp.nan, 1.0))
+
+
+def test_a_judge_that_knows_no_number_lets_nothing_pass():
+  found = score(Guarded(TaskReward(), Broken()), ALL)
+  np.testing.assert_array_equal(found.parts["refused"], [0 in x for x in ALL])
+  assert all(np.isfinite(x).all() for x in found.parts.values())
+
+
 def raises(prompt, response, example):
   raise RuntimeError("broken")
 
@@ -305,6 +382,12 @@ def test_guards_that_make_no_sense_are_refused():
     Guarded(TaskReward(), Pairs(), threshold=1.5)
   with pytest.raises(ValueError, match="judge=3 is no reward"):
     Guarded(TaskReward(), 3)
+  with pytest.raises(ValueError, match="whose judge nobody would hear"):
+    Guarded(Guarded(TaskReward(), Pairs()), Pairs())
+  verified = bound(Guarded(Pairs(), TaskReward(), threshold=0.5)).reward
+  assert verified.judge == Small().reward
+  with pytest.raises(ValueError, match="threshold=1.5 must be"):
+    bound(Guarded(Pairs(), TaskReward(), threshold=1.5))
   own = Copy().reward
   with pytest.raises(ValueError, match="worth=0.5 must be finite and at most"):
     Guarded(own, Pairs(), worth=0.5)

@@ -139,7 +139,10 @@ class Reader:
     self._read = 0
     if not self._pipe.poll(_START_SECONDS):
       raise RuntimeError("the reading process does not start")
-    self._pipe.recv()
+    try:
+      self._pipe.recv()
+    except EOFError as error:
+      raise RuntimeError("the reading process ended at its start") from error
 
   def close(self) -> None:
     """Ends the process."""

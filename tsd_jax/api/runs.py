@@ -137,8 +137,8 @@ def evaluate(
   """Measures a model, or a run's, on held-out problems.
 
   Args:
-    model: a model, or a run, which knows its task and how it was evaluated, and
-      is measured on its mesh where there are as many devices.
+    model: a model, or a run, which knows its task and how it was evaluated. On
+      its own task it is measured on its mesh, where there are as many devices.
     task: the problems and their reward; a run's own by default.
     modes: greedy, mean@K, pass@K, best@K, vote@K, search@N; several with
       commas (`tsd_jax/run/evaluation.py`). By default a run's own, else
@@ -181,7 +181,9 @@ def evaluate(
     raise UserError(f"{max_problems=} must be at least 1")
   modes = own.modes if modes is None else modes
   search = search or (run.config.search if run else SearchConfig())
-  layout = Layout.where_it_fits(run.config.mesh) if run else HERE
+  layout = HERE
+  if run is not None and task is None:
+    layout = Layout.where_it_fits(run.config.mesh)
   results = evaluation.evaluate(
     policy.graphdef,
     layout.place(policy.params),

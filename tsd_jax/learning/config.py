@@ -54,7 +54,8 @@ class LossConfig:
   # KL to the improved move distributions, which are of temperature 1.
   soft_weight: float = 0.0
   soft_min_visits: int = 2
-  # Unlikelihood of the moves that the tree may not make (`reward.forbidden`).
+  # Unlikelihood of the moves that the tree may not make (`reward.forbidden`),
+  # or that led to what a guard refused (`reward.guards`).
   aversion_weight: float = 0.0
   value_weight: float = 0.0  # V_pi.
   # V_search; None: 0.1 where the search values leaves by it, 0 elsewhere.

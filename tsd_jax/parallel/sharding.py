@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+)
 
 from tsd_jax.base.errors import UserError
 from tsd_jax.base.types import Array
@@ -357,12 +363,26 @@ class Layout(NamedTuple):
   @classmethod
   def where_it_fits(cls, config: MeshConfig) -> "Layout":
     """That of a mesh that was trained on, where there are as many devices."""
-    fits = config.size <= len(jax.devices())
-    return cls.of(make_mesh(config), config) if fits else cls()
+    if config.size == 1 or config.size > len(jax.devices()):
+      return cls()
+    return cls.of(make_mesh(config), config)
 
   def place(self, params: Any) -> Any:
     """Parameters where they are trained."""
     return params if self.mesh is None else place(params, self.mesh)
+
+  def placed(self, shapes: Any) -> Any:
+    """Shapes of a state with their places: where it is trained."""
+    if self.mesh is None:
+      places = SingleDeviceSharding(jax.devices()[0])
+      places = jax.tree.map(lambda _: places, shapes)
+    else:
+      places = of_params(shapes, self.mesh)
+    return jax.tree.map(
+      lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+      shapes,
+      places,
+    )
 
   def per_shard(self, fn: Callable) -> Callable:
     """`per_shard` on this mesh."""

@@ -18,8 +18,8 @@ class Classifier(Reward):
   """What a function on the host says of the text of a response so far.
 
   It is called in processes of its own (`docs/graders.md`), once for each text
-  of a call of the program; one that fails says `low`. Under a mesh it needs all
-  axes for prompts.
+  of a call of the program; one that fails says `low`. Where nothing is shown it
+  is not asked, and `high` is said. Under a mesh it needs all axes for prompts.
 
   Attributes:
     function: of prompt, response and None, like a text task's reward: a number
@@ -86,12 +86,17 @@ class Classifier(Reward):
     assert self.tokenizer is not None  # `load` saw to it.
     decode, ends = self.tokenizer.decode, self.tokenizer.end_ids
     requests: dict[tuple[str, str], int] = {}
-    of_row = []
+    of_row = []  # Request of a row; -1 for none.
     for length, prompt_P, seen_T in zip(
       length_Q.tolist(), prompt_QP, seen_QT, strict=True
     ):
-      said, _ = before_end(seen_T[seen_T >= 0], ends)
+      shown_T = seen_T[seen_T >= 0]
+      if not len(shown_T):
+        of_row.append(-1)
+        continue
+      said, _ = before_end(shown_T, ends)
       text = decode(prompt_P[:length]), decode(said, skip_special=False)
       of_row.append(requests.setdefault(text, len(requests)))
     asked = [(prompt, response, None) for prompt, response in requests]
-    return self._workers().grade(asked)[of_row]
+    said_N = self._workers().grade(asked) if asked else np.zeros(0, np.float32)
+    return np.append(said_N, np.float32(self.high))[of_row]

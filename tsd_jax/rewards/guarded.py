@@ -43,8 +43,15 @@ class Guarded(Around):
     super().__post_init__()
     if not isinstance(self.judge, Reward):
       raise ValueError(f"Guarded.judge={self.judge!r} is no reward")
-    check_range(self.judge)
+    if self.reward.guards or self.judge.guards:
+      raise ValueError(
+        "Guarded holds a Guarded, whose judge nobody would hear: join the "
+        "judges in one reward, such as a Product"
+      )
     name, low, high = type(self.judge).__name__, self.judge.low, self.judge.high
+    if math.isnan(low) or math.isnan(high):
+      return  # Of `TaskReward()`: known once it is bound.
+    check_range(self.judge)
     if not low < self.threshold <= high:
       raise ValueError(
         f"Guarded.threshold={self.threshold} must be above {low}, the least "
@@ -76,7 +83,7 @@ class Guarded(Around):
     return self.reward.rules(params[0] if params else ())
 
   def progress(self, params, prompts, tokens_BT, mask_BT):
-    """The reward's; what is refused is cut off before anybody asks."""
+    """The reward's."""
     return self.reward.progress(params[0], prompts, tokens_BT, mask_BT)
 
   def misreads(self, tokenizer) -> str | None:
@@ -84,9 +91,9 @@ class Guarded(Around):
     return super().misreads(tokenizer) or self.judge.misreads(tokenizer)
 
   def flops(self, prompt_length: int, response_length: int) -> float:
-    """Of both; a search asks the judge of a path, and of the answer there."""
+    """Of both."""
     lengths = prompt_length, response_length
-    return self.reward.flops(*lengths) + 2 * self.judge.flops(*lengths)
+    return self.reward.flops(*lengths) + self.judge.flops(*lengths)
 
   def unguarded(self, params) -> tuple[Reward, tuple]:
     """The reward."""
@@ -97,9 +104,12 @@ class Guarded(Around):
     return ~self._judged(params, prompts, tokens_BGT, mask_BGT)[0]
 
   def _judged(self, params, prompts, tokens_BGT, mask_BGT):
-    """What is refused, NaN too, and what the judge says, BG."""
+    """What is refused, and what the judge says, BG; for NaN the least."""
     score = within_range(self.judge, params[1], prompts, tokens_BGT, mask_BGT)
-    return ~(score.reward_X >= self.threshold), score.reward_X
+    judge_BG = jnp.where(
+      jnp.isnan(score.reward_X), self.judge.low, score.reward_X
+    )
+    return judge_BG < self.threshold, judge_BG
 
   def __call__(self, params, prompts, tokens_BGT, mask_BGT) -> Score:
     """Scores by the reward what passes."""

@@ -379,10 +379,9 @@ class _Measure:
     """How far each prompt is solved, rewards, tokens, and who says what."""
     if kind == "search":
       return self._searched(k)
-    tokens_QGT, reward_QG, correct_QG, tokens = self._drawn(
+    tokens_QGT, reward_QG, correct_QG, tokens, said = self._drawn(
       self.most if kind == "pass" else k
     )
-    said = self._said(tokens_QGT)
     rows_Q = np.arange(len(self.prompts))
     match kind:
       case "pass":
@@ -418,7 +417,8 @@ class _Measure:
 
   def _drawn(self, samples: int):
     if samples not in self._draws:
-      self._draws[samples] = self._draw(samples)
+      drawn = self._draw(samples)
+      self._draws[samples] = *drawn, self._said(drawn[0])
     return self._draws[samples]
 
   def _draw(self, samples: int):

@@ -12,6 +12,7 @@ from tsd_jax.base.ledger import Ledger
 from tsd_jax.learning import iteration
 from tsd_jax.learning.update import merged_params
 from tsd_jax.models import pretrained, transformer
+from tsd_jax.parallel.sharding import HERE, Layout
 from tsd_jax.run import directory, reward_params
 from tsd_jax.run.checkpoint import Checkpointer
 from tsd_jax.run.experiment import Experiment, find_init, initial_params
@@ -42,11 +43,12 @@ def read_config(workdir: str | pathlib.Path) -> Experiment:
     raise ConfigError(f"{file}: {error}") from error
 
 
-def open_run(workdir: str | pathlib.Path) -> Run:
+def open_run(workdir: str | pathlib.Path, layout: Layout = HERE) -> Run:
   """Reads a run's newest whole checkpoint; changes nothing on disk.
 
   Args:
     workdir: the run's folder; the run may still be going on.
+    layout: the devices that its arrays are split over.
 
   Raises:
     UserError: if there is no run, or no whole checkpoint yet.
@@ -56,16 +58,20 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   learner_config = config.learner_config()
   if learner_config.lora.rank:  # A checkpoint holds adapters alone.
     graphdef, params = initial_params(config)
+    params = layout.place(params)
   else:
-    graphdef, params = transformer.create(config.shape, config.seed)
+    graphdef, params = transformer.abstract(config.shape)
   search_params = None
   if config.search_model is not None:  # Its own parameters are not needed.
-    _, search_params = transformer.create(config.search_model, config.seed)
-  state = iteration.init_state(
-    learner_config, params, search_params=search_params
-  )
+    _, search_params = transformer.abstract(config.search_model)
+  state = jax.eval_shape(
+    lambda params, search_params: iteration.init_state(
+      learner_config, params, search_params=search_params
+    ),
+    params, search_params,
+  )  # fmt: skip
   try:
-    restored = checkpointer.restore(state._asdict())
+    restored = checkpointer.restore(layout.placed(state)._asdict())
   finally:
     checkpointer.close()
   if restored is None:

@@ -156,6 +156,7 @@ def train_vmapped(
     runs = []
     for c, folder in zip(configs, workdirs, strict=True):
       graphdef, params = initial_params(c)
+      params = sharding.place(params, mesh)
       search_graphdef, search_params = search_model(c)
       prompts = data.PromptIterator(
         splits["train"], batch_size=learner_config.prompts, seed=c.seed

@@ -8,6 +8,7 @@ import mctx
 
 from tsd_jax.base.types import UNVISITED, Array
 from tsd_jax.models.tokenizer import one_end
+from tsd_jax.search.best_first import eos_actions
 
 
 class Champions(NamedTuple):
@@ -124,6 +125,8 @@ def greedy_reward(tree: mctx.Tree) -> Array:
   endless_B = jnp.any(greedy_BN & (nodes.depth >= T - 1), axis=1)
   reward_B = jnp.max(jnp.where(ended_BN, nodes.reward, 0.0), axis=1)
   known_B = jnp.any(ended_BN, axis=1) | endless_B
+  if nodes.refused is not None:  # It is refused, and worth the least.
+    known_B |= jnp.any(greedy_BN & nodes.refused, axis=1)
   return jnp.where(known_B, reward_B, likeliest_reward(tree))
 
 
@@ -169,7 +172,7 @@ def closed_moves(tree: mctx.Tree) -> Array | None:
   """Moves that say what may not be said, BNA; None where all may be said.
 
   Those that a rule of phrases closed, and those that led to what a guard
-  refused.
+  refused, ends of responses among them.
   """
   nodes, closed_BNA = tree.embeddings, tree.embeddings.forbidden_A
   if nodes.refused is None:
@@ -180,6 +183,7 @@ def closed_moves(tree: mctx.Tree) -> Array | None:
     B, N, A
   )
   refused_BNA &= tree.children_index != UNVISITED
+  refused_BNA |= eos_actions(nodes) & nodes.end_refused[..., None]
   return refused_BNA if closed_BNA is None else closed_BNA | refused_BNA
 
 

@@ -27,8 +27,8 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
       policy succeeds.
     search_forbidden: share of a node's moves that are closed because they say
       what the reward forbids; only where it forbids something.
-    search_refused: share of the nodes that a guard did not let pass; only where
-      there is one.
+    search_refused: share of the nodes that a guard did not let pass, or whose
+      answer; only where there is one.
   """
   nodes = tree.embeddings
   B = nodes.reward.shape[0]
@@ -57,7 +57,7 @@ def search_metrics(tree: mctx.Tree, simulations: Array) -> dict[str, Array]:
     share_BN = jnp.mean(nodes.forbidden_A.astype(jnp.float32), axis=-1)
     closed["search_forbidden"] = fraction(share_BN)
   if nodes.refused is not None:
-    closed["search_refused"] = fraction(nodes.refused)
+    closed["search_refused"] = fraction(nodes.refused | nodes.end_refused)
   return closed | {
     "search_depth": fraction(nodes.depth),
     "search_wasted": 1.0 - grown / jnp.maximum(B * simulations, 1),

@@ -36,8 +36,10 @@ class Node(struct.PyTreeNode):
   # have no prior. None: anything may be said.
   rules_state: Array | None
   forbidden_A: Array | None
-  # bool, a guard does not let the path pass; None: there is no guard.
+  # bool, a guard does not let the path pass, or the answer that ends with the
+  # node; None: there is no guard.
   refused: Array | None
+  end_refused: Array | None
   finished: Array  # bool, the path ends with the end token.
   # bool, the path is full, says what it may not or can say nothing else, is
   # refused, or was drawn before: no move leads on from here.
@@ -78,6 +80,7 @@ def empty(task: Task, B: int, A: int, U: int) -> Node:
     rules_state=None,
     forbidden_A=None,
     refused=None,
+    end_refused=None,
     finished=no_B,
     cut_off=no_B,
     answer_tokens=jnp.full_like(none_BT, task.pad_id),

@@ -288,7 +288,8 @@ def value_or_node_mean(
   Args:
     tree: unbatched tree.
     node_index: scalar index.
-    revisit_penalty: subtracted from moves that lead to a finished node.
+    revisit_penalty: subtracted from moves that lead to a finished node, or to
+      one that is refused.
 
   Returns:
     Q-values, shape A.
@@ -296,11 +297,14 @@ def value_or_node_mean(
   q_A = tree.qvalues(node_index)
   visited_A = tree.children_visits[node_index] > 0
   child_A = tree.children_index[node_index]
-  finished_A = visited_A & tree.embeddings.finished[child_A]
+  over_N = tree.embeddings.finished
+  if tree.embeddings.refused is not None:
+    over_N |= tree.embeddings.refused
+  over_A = visited_A & over_N[child_A]
   q_A = jnp.where(visited_A, q_A, tree.node_values[node_index])
   merged_A = tree.embeddings.prior_A[node_index] <= LOG_ZERO
   q_A = jnp.where(merged_A, LOG_ZERO, q_A)
-  return q_A - revisit_penalty * finished_A
+  return q_A - revisit_penalty * over_A
 
 
 @dataclasses.dataclass(frozen=True)

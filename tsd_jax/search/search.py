@@ -24,7 +24,7 @@ from tsd_jax.models.phrases import VIOLATED
 from tsd_jax.models.tokenizer import is_end
 from tsd_jax.models.transformer import Transformer
 from tsd_jax.parallel import sharding
-from tsd_jax.rewards.reward import Scorer
+from tsd_jax.rewards.reward import Scorer, response_mask
 from tsd_jax.search import moves, transpositions
 from tsd_jax.search.config import SearchConfig
 from tsd_jax.search.kv_pool import KVPool
@@ -126,10 +126,7 @@ class Search:
     # A move to length T is of no use where it could not end any more.
     self.room = self.T - 1 if config.ends_with_node else self.T
     self.rules, self.guards = scorer.rules, scorer.reward.guards
-    # A guard is asked of every path, and reads what was said on the way: not
-    # all paths to one state pass.
-    self.merges = config.merges(task) and not self.guards
-    self.paying = scorer.unguarded
+    self.merges, self.paying = config.merges(task), scorer.unguarded
     self.loop = StoppableLoop()
     self.pool = KVPool(
       model,
@@ -164,8 +161,14 @@ class Search:
       tree=jax.lax.stop_gradient(tree),
       simulations=rows / B,
       forwards=forwards,
-      scored=rows + B,
+      # Of paths a guard is asked as well.
+      scored=rows * (1 + (self.guards and self.answers_apart)) + B,
     )
+
+  @property
+  def answers_apart(self) -> bool:
+    """Whether a node's answer is more than its path."""
+    return self.config.ends_with_node or self.config.rolls_out
 
   def root(self) -> tuple[mctx.RootFnOutput, Array | int]:
     """The roots with their moves, and the token forwards that they took."""
@@ -179,7 +182,8 @@ class Search:
     if self.rules is not None:
       node = node.replace(rules_state=self.rules.start(x_BD.shape[0]))
     if self.guards:
-      node = node.replace(refused=node.cut_off)  # Nothing is said yet.
+      nothing_B = node.cut_off  # Nothing is said yet.
+      node = node.replace(refused=nothing_B, end_refused=nothing_B)
     if self.merges:
       state_key_B = transpositions.state_keys(
         self.task, growing.prompts.tokens_BP, node.path_tokens, node.depth
@@ -284,10 +288,9 @@ class Search:
     refused_B = None
     if self.guards:
       assert parent.refused is not None
-      passes_B1 = self.scorer.passes(
-        growing.prompts, path_tokens[:, None], depth_B[:, None]
-      )
-      refused_B = jnp.where(over_B, parent.refused, ~passes_B1[:, 0])
+      new_B = jnp.where(over_B, 0, depth_B)  # Of others it was asked before.
+      passes_B = self.passes(growing, path_tokens, new_B)
+      refused_B = jnp.where(over_B, parent.refused, ~passes_B)
       cut_off_B |= refused_B
     node = parent.replace(
       path_tokens=path_tokens,
@@ -387,6 +390,12 @@ class Search:
       run_last=run_last,
     )
 
+  def passes(self, growing: Growing, tokens_BT: Array, length_B: Array):
+    """Which responses, of so many tokens, a guard lets pass, B."""
+    return self.scorer.passes(
+      growing.prompts, tokens_BT[:, None], length_B[:, None]
+    )[:, 0]
+
   def end(self, node: Node) -> tuple[Node, Answer]:
     """A node with its end-of-response move, and the answer that it holds."""
     rows = jnp.arange(node.depth.shape[0])
@@ -449,10 +458,13 @@ class Search:
       exists_B &= ~self.rules.said(answer.tokens_BT)
     if node.refused is not None:
       exists_B &= ~node.refused
-      if config.ends_with_node or config.rolls_out:  # It is more than the path.
-        exists_B &= self.scorer.passes(
-          growing.prompts, answer.tokens_BT[:, None]
-        )[:, 0]
+      if self.answers_apart:
+        mask_BT = response_mask(answer.tokens_BT, self.task.end_ids)
+        length_B = jnp.where(exists_B, jnp.sum(mask_BT, axis=1), 0)
+        refused_B = ~self.passes(growing, answer.tokens_BT, length_B)
+        if config.ends_with_node:
+          node = node.replace(end_refused=refused_B & exists_B)
+        exists_B &= ~refused_B
     score = self.paying.one(growing.prompts, answer.tokens_BT)
     reward_B = self.scorer.unit(score.reward_X)
     reward_B = jnp.where(exists_B, reward_B, 0.0)
