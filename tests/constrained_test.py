@@ -206,7 +206,7 @@ def test_a_whole_tree_holds_what_may_be_said_and_nothing_else():
   assert int(result.scored) == made + len(SMALL_PROMPTS)
 
 
-@pytest.mark.parametrize(
+kinds_of_search = pytest.mark.parametrize(
   "settings",
   [
     dict(rule="puct", leaf="rollout"),
@@ -216,6 +216,9 @@ def test_a_whole_tree_holds_what_may_be_said_and_nothing_else():
   ],
   ids=lambda s: "-".join(map(str, s.values())),
 )
+
+
+@kinds_of_search
 def test_no_search_goes_below_what_may_not_be_said(settings):
   """Nodes, rollouts and drawn steps: no answer says it, nothing leads on."""
   result = searched(num_simulations=24, **settings)

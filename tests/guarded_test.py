@@ -16,6 +16,7 @@ from tests.constrained_test import (
   Small,
   best_allowed,
   best_answers,
+  kinds_of_search,
   small_model,
   small_violates,
 )
@@ -145,16 +146,7 @@ def test_a_whole_tree_ends_where_it_is_refused(judge):
   assert int(result.forwards) == made
 
 
-@pytest.mark.parametrize(
-  "settings",
-  [
-    dict(rule="puct", leaf="rollout"),
-    dict(rule="gumbel", leaf="rollout"),
-    dict(rule="best_first", step_tokens=2),
-    dict(rule="best_first", step_tokens=2, lazy=True),
-  ],
-  ids=lambda s: "-".join(map(str, s.values())),
-)
+@kinds_of_search
 def test_no_search_goes_below_what_is_refused(settings):
   task = bound(Guarded(TaskReward(), Pairs(), worth=-3.0))
   tree = searched(task, num_simulations=40, **settings).tree

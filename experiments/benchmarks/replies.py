@@ -22,6 +22,7 @@ experiments/smollm2_safety.py):
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -71,12 +72,9 @@ class Examiner:
 
     from tsd_jax.run import evaluation
     from tsd_jax.tasks import data
-    from tsd_jax.tasks.task import rewarded
 
     config = self._asked[kind]
-    made = config.make()
-    # By its own reward, without the guard: that is judged here.
-    task = rewarded(made, made.reward)
+    task = config.make()  # Without the guard: that is judged here.
     prompts = data.load_problems(config, "test")[: self._problems]
     tokens_PNT, reward_PN, *_ = jax.device_get(
       evaluation.draw(
@@ -94,7 +92,7 @@ class Examiner:
     return shares | {
       "brief": brief_PN.mean(1),
       "length": length_PN.mean(1),
-      "nats": self._nats(model[0], task, prompts, tokens_PNT),
+      "nats": self._nats(task, prompts, tokens_PNT),
       "brief, filtered": filtered(brief_PN & ~said_PN, said_PN),
       **{
         f"{name}, filtered": filtered(x_PN & ~said_PN, said_PN)
@@ -118,8 +116,16 @@ class Examiner:
       for name, judge in self._judges.items()
     }  # fmt: skip
 
-  def _nats(self, graphdef, task, prompts, tokens_PNT) -> np.ndarray:
+  def _nats(self, task, prompts, tokens_PNT) -> np.ndarray:
     """Minus the start's mean log-probability of a reply's tokens, P."""
+    found_PNT = np.asarray(self._log_prob(task, prompts, tokens_PNT))
+    real_PNT = tokens_PNT != task.pad_id
+    total_P = (found_PNT * real_PNT).sum((1, 2))
+    return -total_P / real_PNT.sum((1, 2))
+
+  @functools.cached_property
+  def _log_prob(self):
+    """The start's log-probability of each token; read and compiled once."""
     import jax
     from flax import nnx
 
@@ -127,10 +133,10 @@ class Examiner:
     from tsd_jax.run.experiment import initial_params
     from tsd_jax.tasks.task import prompt_form
 
-    _, start = initial_params(self._config)
+    graphdef, start = initial_params(self._config)
 
-    @jax.jit
-    def log_prob(params, prompts, tokens_PNT):
+    @functools.partial(jax.jit, static_argnums=1)
+    def log_prob(params, task, prompts, tokens_PNT):
       model = nnx.merge(graphdef, params)
       x_PNTD = scoring.hidden_states(
         model, prompts, tokens_PNT, prompt_form(task)
@@ -139,10 +145,7 @@ class Examiner:
         model, scoring.log_prob_of, x_PNTD, tokens_PNT
       )
 
-    found_PNT = np.asarray(log_prob(start, prompts, tokens_PNT))
-    real_PNT = tokens_PNT != task.pad_id
-    total_P = (found_PNT * real_PNT).sum((1, 2))
-    return -total_P / real_PNT.sum((1, 2))
+    return functools.partial(log_prob, start)
 
 
 def settings(base, method: str, seed: int, iterations: int):

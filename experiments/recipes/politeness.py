@@ -3,8 +3,8 @@
 `pip install alt-profanity-check better-profanity vaderSentiment`. Three kinds:
 a linear classifier of words and pieces of words, a list of words, and a list of
 words with feelings. A policy that is trained on one is held against the others.
-Worker processes import this module by its name; the first of the packages
-unpickles what it learned, which is one more reason for a process of its own.
+The trainer imports this module to name a function, worker processes to call it;
+the first of the packages unpickles what it learned whenever it is imported.
 """
 
 from tsd_jax.base.errors import UserError

@@ -81,7 +81,7 @@ class Program(NamedTuple):
 
   def served(self, params: Any, graphdef: Any) -> Any:
     """Parameters as search and rollouts read them."""
-    return self.layout.served(params, nnx.merge(graphdef, params).dtype)
+    return self.layout.served(graphdef, params)
 
   def scorer(self, params: Any) -> Scorer:
     """The task's reward with its parameters."""

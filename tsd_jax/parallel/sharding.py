@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import (
   AxisType,
@@ -388,8 +389,9 @@ class Layout(NamedTuple):
     """`per_shard` on this mesh."""
     return per_shard(fn, self.mesh, self.config.serving)
 
-  def served(self, params: Any, dtype: Any) -> Any:
-    """`serving_copy` on this mesh."""
+  def served(self, graphdef: Any, params: Any) -> Any:
+    """A model's parameters as this mesh's devices read them."""
+    dtype = nnx.merge(graphdef, params).dtype
     return serving_copy(params, dtype, self.mesh, self.config.serving)
 
   def prompts_of(self, count: int) -> int:

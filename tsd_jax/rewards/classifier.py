@@ -85,18 +85,17 @@ class Classifier(Reward):
     """What the function says; of those that say the same it is asked once."""
     assert self.tokenizer is not None  # `load` saw to it.
     decode, ends = self.tokenizer.decode, self.tokenizer.end_ids
-    requests: dict[tuple[str, str], int] = {}
-    of_row = []  # Request of a row; -1 for none.
-    for length, prompt_P, seen_T in zip(
-      length_Q.tolist(), prompt_QP, seen_QT, strict=True
-    ):
+
+    def spelled(length: int, prompt_P: np.ndarray, seen_T: np.ndarray):
       shown_T = seen_T[seen_T >= 0]
       if not len(shown_T):
-        of_row.append(-1)
-        continue
+        return None
       said, _ = before_end(shown_T, ends)
-      text = decode(prompt_P[:length]), decode(said, skip_special=False)
-      of_row.append(requests.setdefault(text, len(requests)))
-    asked = [(prompt, response, None) for prompt, response in requests]
-    said_N = self._workers().grade(asked) if asked else np.zeros(0, np.float32)
-    return np.append(said_N, np.float32(self.high))[of_row]
+      return decode(prompt_P[:length]), decode(said, skip_special=False)
+
+    return pool.grade_distinct(
+      self._workers(),
+      list(map(spelled, length_Q.tolist(), prompt_QP, seen_QT)),
+      lambda texts: (*texts, None),
+      otherwise=self.high,
+    )

@@ -1,7 +1,6 @@
 """What no response may say, and what it costs to say it."""
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 
@@ -10,7 +9,7 @@ from tsd_jax.models import phrases
 from tsd_jax.models.phrases import Automaton, Phrases
 from tsd_jax.models.tokenizer import Tokenizer
 from tsd_jax.rewards.algebra import Combined
-from tsd_jax.rewards.reward import Abstained, Reward, Score
+from tsd_jax.rewards.reward import Abstained, Reward, Score, check_worth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +40,7 @@ class Constrained(Combined):
   def __post_init__(self):
     """Refuses a violation that pays."""
     super().__post_init__()
-    worth, least = self.worth, self.reward.low
-    if worth is not None and not (math.isfinite(worth) and not worth > least):
-      raise ValueError(
-        f"Constrained.worth={worth} must be finite and at most {least}, the "
-        f"least that {type(self.reward).__name__} gives"
-      )
+    check_worth(self, self.worth, of=self.reward)
 
   def bind(self, own: Reward, tokenizer: Tokenizer | None = None) -> Reward:
     """The task's own reward, and its tokenizer, in their places."""

@@ -6,7 +6,13 @@ import math
 import jax.numpy as jnp
 
 from tsd_jax.rewards.around import Around
-from tsd_jax.rewards.reward import Reward, Score, check_range, within_range
+from tsd_jax.rewards.reward import (
+  Reward,
+  Score,
+  check_range,
+  check_worth,
+  within_range,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +63,7 @@ class Guarded(Around):
         f"Guarded.threshold={self.threshold} must be above {low}, the least "
         f"that {name} gives, and at most {high}, the most"
       )
-    worth, least = self.worth, self.reward.low
-    if worth is not None and not (math.isfinite(worth) and not worth > least):
-      raise ValueError(
-        f"Guarded.worth={worth} must be finite and at most {least}, the least "
-        f"that {type(self.reward).__name__} gives"
-      )
+    check_worth(self, self.worth, of=self.reward)
 
   @property
   def guards(self) -> bool:

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -302,6 +302,26 @@ def shared(
   pool = Pool(name, config, returns)
   _SHARED.append(pool)
   return pool
+
+
+def grade_distinct(
+  workers: Pool,
+  keys: Sequence[Hashable | None],
+  request: Callable[[Any], Request],
+  otherwise: float,
+) -> np.ndarray:
+  """Rewards, float32, of which those with the same key are asked for once.
+
+  Args:
+    workers: what grades.
+    keys: what rows are about; None: nothing is asked.
+    request: of a key.
+    otherwise: the reward where nothing is asked.
+  """
+  distinct = dict.fromkeys(key for key in keys if key is not None)
+  graded = workers.grade([request(key) for key in distinct])
+  reward_of = dict(zip(distinct, graded, strict=True))
+  return np.array([reward_of.get(key, otherwise) for key in keys], np.float32)
 
 
 _SHARED: list[Pool] = []

@@ -254,22 +254,20 @@ class Scorer:
     return jnp.clip(jnp.nan_to_num(progress_B), 0.0, 1.0)
 
   def passes(
-    self, prompts: Prompts, tokens_BGT: Array, length_BG: Array | None = None
+    self, prompts: Prompts, tokens_BGT: Array, mask_BGT: Array | None = None
   ) -> Array:
     """Which responses are let pass, bool BG.
 
     Args:
       prompts: B prompts.
       tokens_BGT: their responses.
-      length_BG: tokens of them, of beginnings; None: up to their ends.
+      mask_BGT: tokens of beginnings; None: up to the responses' ends.
 
     Raises:
       ValueError: the reward guards nothing.
     """
-    if length_BG is None:
+    if mask_BGT is None:
       mask_BGT = response_mask(tokens_BGT, self.end_ids)
-    else:
-      mask_BGT = jnp.arange(tokens_BGT.shape[-1]) < length_BG[..., None]
     return self.reward.passes(self.params, prompts, tokens_BGT, mask_BGT)
 
   @property
@@ -334,6 +332,25 @@ def check_range(reward: Reward) -> None:
     raise ValueError(
       f"reward {type(reward).__name__} has low={low} and high={high}: both "
       "must be finite, and low below high"
+    )
+
+
+def check_worth(owner: Reward, worth: float | None, of: Reward) -> None:
+  """Refuses a worth of what may not be that is above anything else's.
+
+  Args:
+    owner: the reward that has such a worth.
+    worth: None is the least there is.
+    of: what all other responses are worth.
+
+  Raises:
+    ValueError: naming the owner, the worth and what it may be at most.
+  """
+  # Where `of.low` is not known yet, nothing is above it.
+  if worth is not None and not (math.isfinite(worth) and not worth > of.low):
+    raise ValueError(
+      f"{type(owner).__name__}.worth={worth} must be finite and at most "
+      f"{of.low}, the least that {type(of).__name__} gives"
     )
 
 

@@ -223,7 +223,7 @@ def _log_prob(
     use_BGT = chosen(task, prompts, tokens_BGT, tokens_BGT != task.pad_id)
     return (log_prob_BGT, use_BGT), ()
 
-  params = evaluation.served(layout, graphdef, params)
+  params = layout.served(graphdef, params)
   asked = prompts, tokens_QGT
   (log_prob_QGT, use_QGT), _ = layout.map_prompts(reading, params, asked)
   return losses.masked_mean(log_prob_QGT, use_QGT)

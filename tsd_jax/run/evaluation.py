@@ -98,14 +98,9 @@ def draw(
     forwards = sampled.forwards + prefill.prefill_tokens(B, P, form)
     return (tokens_BGT, score.reward_X, correct_BG), forwards
 
-  params = served(layout, graphdef, params), temperature, reward_params
+  params = layout.served(graphdef, params), temperature, reward_params
   drawn, forwards = layout.map_prompts(drawing, params, prompts, key)
   return *drawn, forwards
-
-
-def served(layout: Layout, graphdef: Any, params: Any) -> Any:
-  """Parameters as the devices of a layout read them."""
-  return layout.served(params, nnx.merge(graphdef, params).dtype)
 
 
 def truly_correct(
@@ -159,11 +154,8 @@ def pass_at_k(correct_BN: np.ndarray, k: int) -> float:
   return float(solved_by_k(correct_BN, k).mean())
 
 
-_SAID = (
-  "abstains",
-  "violation",
-  "refused",
-)  # Shares of responses, where they are given.
+# Shares of responses, where they are given.
+_SAID = ("abstains", "violation", "refused")
 _violations = jax.jit(Automaton.said)
 SAMPLED = ("mean", "pass", "best", "vote")
 KINDS = (*SAMPLED, "search")
@@ -243,7 +235,7 @@ def search_best(
     champion = best.tokens_BMT, score.reward_X, correct_BM
     return tuple(a[:, 0] for a in champion), forwards
 
-  params = served(layout, graphdef, params), reward_params
+  params = layout.served(graphdef, params), reward_params
   champion, forwards = layout.map_prompts(searching, params, prompts, key)
   return *champion, forwards
 

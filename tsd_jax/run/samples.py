@@ -179,5 +179,5 @@ def _grow(
     found = search_lib.search(model, task, prompts, key, search, scorer=scorer)
     return found.tree, ()
 
-  params = evaluation.served(layout, graphdef, params), reward_params
+  params = layout.served(graphdef, params), reward_params
   return layout.map_prompts(growing, params, prompts, key)[0]

@@ -288,8 +288,9 @@ class Search:
     refused_B = None
     if self.guards:
       assert parent.refused is not None
-      new_B = jnp.where(over_B, 0, depth_B)  # Of others it was asked before.
-      passes_B = self.passes(growing, path_tokens, new_B)
+      shown_BT = jnp.arange(self.T) < depth_B[:, None]
+      shown_BT &= ~over_B[:, None]  # Of others it was asked before.
+      passes_B = self.passes(growing, path_tokens, shown_BT)
       refused_B = jnp.where(over_B, parent.refused, ~passes_B)
       cut_off_B |= refused_B
     node = parent.replace(
@@ -390,10 +391,12 @@ class Search:
       run_last=run_last,
     )
 
-  def passes(self, growing: Growing, tokens_BT: Array, length_B: Array):
-    """Which responses, of so many tokens, a guard lets pass, B."""
+  def passes(
+    self, growing: Growing, tokens_BT: Array, shown_BT: Array
+  ) -> Array:
+    """Which responses a guard lets pass that is shown some of the tokens, B."""
     return self.scorer.passes(
-      growing.prompts, tokens_BT[:, None], length_B[:, None]
+      growing.prompts, tokens_BT[:, None], shown_BT[:, None]
     )[:, 0]
 
   def end(self, node: Node) -> tuple[Node, Answer]:
@@ -459,9 +462,9 @@ class Search:
     if node.refused is not None:
       exists_B &= ~node.refused
       if self.answers_apart:
-        mask_BT = response_mask(answer.tokens_BT, self.task.end_ids)
-        length_B = jnp.where(exists_B, jnp.sum(mask_BT, axis=1), 0)
-        refused_B = ~self.passes(growing, answer.tokens_BT, length_B)
+        shown_BT = response_mask(answer.tokens_BT, self.task.end_ids)
+        shown_BT &= exists_B[:, None]
+        refused_B = ~self.passes(growing, answer.tokens_BT, shown_BT)
         if config.ends_with_node:
           node = node.replace(end_refused=refused_B & exists_B)
         exists_B &= ~refused_B

@@ -367,23 +367,21 @@ class Text(TokenizerIds):
 
   def grade(self, example_Q: np.ndarray, response_QT: np.ndarray) -> np.ndarray:
     """Rewards of responses; those that say the same are graded once."""
-    requests: dict[tuple[int, str], int] = {}
-    request_of_row = {}
-    for row, (example, response_T) in enumerate(
-      zip(example_Q.tolist(), response_QT, strict=True)
-    ):
-      text = self._text(response_T)
-      if text is not None:
-        request = requests.setdefault((example, text), len(requests))
-        request_of_row[row] = request
-    lines = self.config.lines
-    graded = self.workers().grade(
-      [(lines[i].prompt, text, lines[i].example) for i, text in requests]
+    lines, texts = self.config.lines, map(self._text, response_QT)
+
+    def request(key: tuple[int, str]) -> pool.Request:
+      line, text = lines[key[0]], key[1]
+      return line.prompt, text, line.example
+
+    return pool.grade_distinct(
+      self.workers(),
+      [
+        None if text is None else (example, text)
+        for example, text in zip(example_Q.tolist(), texts, strict=True)
+      ],
+      request,
+      otherwise=self.config.low,
     )
-    reward_Q = np.full(len(response_QT), self.config.low, np.float32)
-    for row, request in request_of_row.items():
-      reward_Q[row] = graded[request]
-    return reward_Q
 
   def describe(
     self,
